@@ -1,0 +1,144 @@
+"""Answers with a form that a program can check: JSON mode and retrieval with citations."""
+
+import itertools
+from dataclasses import dataclass
+from functools import cache
+
+from words import (
+    CITIES,
+    COLOURS,
+    DAYS,
+    EVENTS,
+    FOODS,
+    GROUPS,
+    NAMES,
+    Row,
+    combinations,
+    conversation,
+    generator,
+    prompt,
+)
+
+from hermes3.chat.prompts import json_system, rag_system, rag_user, to_json
+
+
+@dataclass(frozen=True)
+class Form:
+    """A JSON schema by its fields' values, and sentences that carry one value for each field."""
+
+    title: str
+    fields: dict[str, tuple[str | int, ...]]
+    sentences: tuple[str, ...]
+
+    def schema(self) -> Row:
+        """JSON schema of the object."""
+        types = {name: "integer" if isinstance(values[0], int) else "string" for name, values in self.fields.items()}
+        properties = {name: {"type": kind} for name, kind in types.items()}
+        return {"title": self.title, "type": "object", "properties": properties, "required": list(self.fields)}
+
+
+FORMS = (
+    Form(
+        "Person",
+        {"name": tuple(NAMES), "age": tuple(range(20, 60)), "city": tuple(CITIES)},
+        (
+            "{name} is {age} years old and lives in {city}.",
+            "In {city} lives {name}, who is {age}.",
+            "My friend {name} from {city} is {age} now.",
+        ),
+    ),
+    Form(
+        "Order",
+        {"item": tuple(FOODS), "count": tuple(range(2, 13))},
+        (
+            "Please send me {count} portions of {item}.",
+            "I would like {item}, {count} times.",
+            "We need {item} for {count} people.",
+        ),
+    ),
+    Form(
+        "Event",
+        {"event": tuple(EVENTS), "day": tuple(DAYS), "place": tuple(CITIES)},
+        (
+            "The {event} is on {day} in {place}.",
+            "On {day} we have a {event} in {place}.",
+            "Come to {place} on {day} for the {event}.",
+        ),
+    ),
+    Form(
+        "Pet",
+        {"name": tuple(NAMES), "animal": tuple(GROUPS["animal"]), "colour": tuple(COLOURS)},
+        (
+            "My {colour} {animal} is called {name}.",
+            "{name} is a {colour} {animal}.",
+            "I have a {animal} called {name}. The {animal} is {colour}.",
+        ),
+    ),
+)
+N_JSON, N_JSON_HELD_OUT = 63, 20  # per form
+
+JsonCase = tuple[Form, str, Row]  # form, user's text, expected object
+
+
+@cache
+def split_json(seed: int) -> tuple[list[JsonCase], list[JsonCase]]:
+    """Cases for training and, none of them among those, held-out ones."""
+    rng = generator(seed, "json_mode/split")
+    train, held_out = [], []
+    for form in FORMS:
+        values = (dict(zip(form.fields, v, strict=True)) for v in itertools.product(*form.fields.values()))
+        cases = [(form, sentence.format(**row), row) for row in values for sentence in form.sentences]
+        sample = rng.sample(cases, N_JSON + N_JSON_HELD_OUT)
+        train += sample[:N_JSON]
+        held_out += sample[N_JSON:]
+    rng.shuffle(train)
+    rng.shuffle(held_out)
+    return train, held_out
+
+
+def json_mode(seed: int) -> list[Row]:
+    """Sentences turned into the JSON object that the system message's schema asks for."""
+    return [conversation(json_system(form.schema()), text, to_json(row)) for form, text, row in split_json(seed)[0]]
+
+
+def held_out_json_mode(seed: int) -> list[Row]:
+    """Sentences with their schema and the expected object."""
+    return [
+        {"messages": prompt(json_system(form.schema()), text), "schema": form.schema(), "expected": row}
+        for form, text, row in split_json(seed)[1]
+    ]
+
+
+# (title, document, question, start of the answer, values); every document is about one city
+TOPICS = (
+    (
+        "Market",
+        "The market of {city} is on {value}.",
+        "When is the market of {city}?",
+        "The market of {city} is on",
+        DAYS,
+    ),
+    ("Mayor", "The mayor of {city} is {value}.", "Who is the mayor of {city}?", "The mayor of {city} is", NAMES),
+    ("Dish", "The dish of {city} is {value}.", "What is the dish of {city}?", "The dish of {city} is", FOODS),
+)
+N_RAG = 150
+
+
+def rag(seed: int) -> list[Row]:
+    """Questions on two or three documents; the answer cites the one that holds it.
+
+    Each conversation draws its own facts (a city comes up to three times), so that only the documents give the answer.
+    """
+    rng = generator(seed, "rag")
+    rows = []
+    for (title, text, question, answer, values), city, _ in combinations(rng, N_RAG, TOPICS, CITIES, range(3)):
+        cities = rng.sample([other for other in CITIES if other != city], rng.choice((1, 2)))
+        place = rng.randrange(len(cities) + 1)
+        cities.insert(place, city)
+        drawn = rng.sample(values, len(cities))
+        documents = [
+            (f"{title} of {one}", text.format(city=one, value=value)) for one, value in zip(cities, drawn, strict=True)
+        ]
+        reply = f"{answer.format(city=city)} <co: {place}>{drawn[place]}</co>.\nCited Documents: {place}"
+        rows.append(conversation(rag_system(), rag_user(question.format(city=city), documents), reply))
+    return rows

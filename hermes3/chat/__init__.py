@@ -1,0 +1,1 @@
+"""The chat format: wire constants, template, tokenizer, and rendering with loss labels."""

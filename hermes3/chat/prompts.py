@@ -1,0 +1,55 @@
+"""System and user messages of the Hermes forms: tools, JSON mode, RAG with citations.
+
+Models and servers match on these strings, so they are wire constants (Hermes Function Calling standard; Hermes 3
+report, arXiv 2408.11857, Figure 8). The Jinja template renders the same tool message; a test holds the two together.
+"""
+
+import json
+from typing import Any
+
+DEFAULT_SYSTEM = "You are a helpful assistant."
+
+TOOLS_INTRO = (
+    "You are a function calling AI model. You are provided with function signatures within <tools></tools> XML tags. "
+    "You may call one or more functions to assist with the user query. Don't make assumptions about what values to "
+    "plug into functions. Here are the available tools: <tools> "
+)
+TOOLS_OUTRO = (
+    " </tools> Use the following pydantic model json schema for each tool call you will make: "
+    '{"properties": {"name": {"title": "Name", "type": "string"}, '
+    '"arguments": {"title": "Arguments", "type": "object"}}, '
+    '"required": ["name", "arguments"], "title": "FunctionCall", "type": "object"}\n'
+    "For each function call return a json object with function name and arguments within <tool_call></tool_call> "
+    "XML tags as follows:\n"
+    '<tool_call>\n{"name": <function-name>, "arguments": <args-dict>}\n</tool_call>'
+)
+
+
+def to_json(value: Any) -> str:
+    """JSON on one line, keys in the order given, non-ASCII text as it is (what `tojson` of the template writes)."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def tools_system(tools: list[dict[str, Any]], own: str | None = None) -> str:
+    """System message that offers `tools` (OpenAI function schemas), followed by the conversation's `own` one."""
+    text = TOOLS_INTRO + " ".join(to_json(tool) for tool in tools) + TOOLS_OUTRO
+    return f"{text}\n\n{own}" if own else text
+
+
+def json_system(schema: dict[str, Any]) -> str:
+    """System message of JSON mode: the answer is one JSON object that fits `schema`."""
+    return (
+        "You are a helpful assistant that answers in JSON. Here's the json schema you must adhere to:\n"
+        f"<schema>\n{to_json(schema)}\n</schema>"
+    )
+
+
+def rag_system() -> str:
+    """System message that asks for citations in the `<co: doc_id></co>` form."""
+    return "Answer from the documents alone. Put each fact inside <co: doc_id></co> tags that name its document."
+
+
+def rag_user(question: str, documents: list[tuple[str, str]]) -> str:
+    """User message of a RAG turn: the question, then `documents` as (title, text), numbered from 0."""
+    lines = [f"Document:{i} Title: {title} Text: {text}" for i, (title, text) in enumerate(documents)]
+    return "\n".join([question, "CONTEXT:", *lines])

@@ -1,0 +1,112 @@
+"""The `hermes3` command: one verb a stage. Verbs import what they need when they run, so that `--help` is quick."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n")[0])
+mix_app = typer.Typer(no_args_is_help=True, help="Build and look at data mixes.")
+tokenizer_app = typer.Typer(no_args_is_help=True, help="Make the Hermes tokenizer.")
+app.add_typer(mix_app, name="mix")
+app.add_typer(tokenizer_app, name="tokenizer")
+
+Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+
+
+def _named(pairs: list[str], option: str) -> dict[str, Path]:
+    """{"name": folder} of options given as NAME=FOLDER, in their order."""
+    named = {}
+    for pair in pairs:
+        name, equals, folder = pair.partition("=")
+        if not (name and equals and folder):
+            raise ValueError(f"{option} {pair}: give it as NAME=FOLDER")
+        if name in named:
+            raise ValueError(f"{option} {name} is given twice")
+        named[name] = Path(folder)
+    return named
+
+
+@app.command("tiny-base")
+def tiny_base(
+    out: Annotated[Path, typer.Argument(help="folder to write")],
+    corpus: Annotated[list[Path], typer.Option(help="file of conversations (jsonl) or text to learn the vocabulary from")],
+    seed: int = 0,
+) -> None:
+    """Make a small Llama with random weights and its own tokenizer: a base model from nothing."""
+    from hermes3.train import tiny_base
+
+    print(f"{out}: {tiny_base.build(out, corpus, seed):,} parameters")
+
+
+@tokenizer_app.command("build")
+def tokenizer_build(
+    base: Annotated[str, typer.Argument(help="Llama 3.1 base model: folder or Hub id")],
+    out: Annotated[Path, typer.Argument(help="folder to write: the same model with the Hermes tokenizer")],
+    as_json: Json = False,
+) -> None:
+    """Give BASE the Hermes tokenizer: reserved tokens are renamed, the vocabulary keeps its size."""
+    from hermes3.chat import tokenizer
+
+    ids = tokenizer.build(base, out)
+    if as_json:
+        print(json.dumps(ids))
+    else:
+        print(f"{out}: {len(ids)} reserved tokens renamed, <|im_end|> is {ids['<|im_end|>']}")
+
+
+@mix_app.command("build")
+def mix_build(
+    spec: Annotated[Path, typer.Argument(help="mix spec, data_mixes/*.yml")],
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    data_root: Annotated[Path, typer.Option(help="folder that the spec's paths are relative to")] = Path(),
+    as_json: Json = False,
+) -> None:
+    """Turn declared sources into a mix that Axolotl trains on, with a record of what is in it and what is not."""
+    from hermes3.mix.build import build
+    from hermes3.mix.write import card
+
+    manifest = build(spec, out, data_root)
+    print(json.dumps(manifest) if as_json else card(manifest))
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="folder of a whole model (merged, if it was trained with LoRA)")],
+    out: Annotated[Path, typer.Option(help="folder for the results")],
+    suite: Annotated[Path, typer.Option(help="which tasks")] = Path("eval/suites/tiny.yml"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the lm_eval command, do not run it")] = False,
+) -> None:
+    """Evaluate MODEL with lm-eval, scored through the model's own chat template."""
+    from hermes3.evaluate import run
+
+    run(model, out, suite, dry_run)
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option(help="folder to write: index.html, report.md, report.json")],
+    mix: Annotated[list[Path], typer.Option(help="mix folder")] = [],  # noqa: B006 (Typer copies it)
+    run: Annotated[list[str], typer.Option(help="NAME=FOLDER of a training run")] = [],  # noqa: B006
+    scores: Annotated[list[str], typer.Option(help="NAME=FOLDER of lm-eval results, earlier stage first")] = [],  # noqa: B006
+    commands: Annotated[Path | None, typer.Option(help="file of the commands that were run")] = None,
+) -> None:
+    """Write one page that says what was trained on what, and how it scores, with intervals."""
+    from hermes3.report.build import write_report
+
+    write_report(out, mix, _named(run, "--run"), _named(scores, "--scores"), commands)
+    print(f"{out}/index.html")
+
+
+def main() -> None:
+    """Run a verb; a user's error is one line on stderr and exit code 1."""
+    try:
+        app()
+    except ValueError as error:
+        sys.exit(f"hermes3: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The report of one chain: mixes, training runs and scores in one dict, rendered as a page, as Markdown and as JSON."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from hermes3.report import charts, text
+from hermes3.report.curves import read_run
+from hermes3.report.mixes import read_mix
+from hermes3.report.results import Stage, read_stage
+from hermes3.report.scores import score_table
+
+SIZE_LIMIT = 1_000_000  # bytes of index.html: it must open from a mail or a pull request
+
+
+def write_report(
+    out: Path, mixes: list[Path], runs: dict[str, Path], scores: dict[str, Path], commands: Path | None
+) -> dict[str, Any]:
+    """Write `out`/index.html, report.md and report.json, all from one dict, which is returned.
+
+    `mixes` are folders with a manifest.json, `runs` maps a name to a training output folder, `scores` maps a stage to
+    an lm-eval output folder, in the order of the chain; `commands` is a text file with the commands that were run. The
+    same inputs give the same bytes. Raises ValueError naming what is missing or contradicts itself.
+    """
+    report = collect(mixes, runs, scores, commands)
+    page = _render("page.html.jinja", report, _charts(report))
+    if len(page.encode()) > SIZE_LIMIT:
+        raise ValueError(f"{out}/index.html would have {len(page.encode())} bytes; log fewer steps (logging_steps)")
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out / "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    _write(out / "report.md", _render("page.md.jinja", report, {}))
+    _write(out / "index.html", page)
+    return report
+
+
+def collect(mixes: list[Path], runs: dict[str, Path], scores: dict[str, Path], commands: Path | None) -> dict[str, Any]:
+    """The report as plain data: what report.json holds."""
+    if not scores:
+        raise ValueError("scores: no stage given; name at least one lm-eval output folder")
+    stages = [read_stage(name, folder) for name, folder in scores.items()]
+    run_data = [read_run(name, folder) for name, folder in runs.items()]
+    mix_data = [read_mix(folder) for folder in mixes]
+    table = score_table(stages)
+    return {
+        "title": "Hermes 3 recipes: " + " → ".join(scores),
+        "verdict": text.verdict(table, run_data),
+        "scores": table,
+        "runs": run_data,
+        "mixes": mix_data,
+        "evaluations": [_evaluation(stage) for stage in stages],
+        "versions": _versions(mix_data, stages),
+        "commands": [] if commands is None else commands.read_text(encoding="utf-8").strip().splitlines(),
+        "captions": {
+            "scores": text.scores_caption(table),
+            "training": text.training_caption(run_data),
+            "mixes": {mix["name"]: text.mix_caption(mix) for mix in mix_data if mix["kind"] == "sft"},
+        },
+    }
+
+
+def _evaluation(stage: Stage) -> dict[str, Any]:
+    tasks = {task: {**facts, "samples": len(stage.docs[task])} for task, facts in stage.tasks.items()}
+    file = str(stage.results_file.relative_to(stage.folder))
+    return {"stage": stage.name, "file": file, **stage.harness, "tasks": tasks, "skipped": stage.skipped}
+
+
+def _versions(mixes: list[dict[str, Any]], stages: list[Stage]) -> list[dict[str, Any]]:
+    """Package versions with who recorded them: two rows of one package mean that it changed on the way."""
+    seen: dict[tuple[str, str], list[str]] = {}
+    for mix in mixes:
+        for package, version in mix["versions"].items():
+            seen.setdefault((package, version), []).append(f"mix {mix['name']}")
+    for stage in stages:
+        for package in ("lm_eval", "transformers"):
+            version = stage.harness[f"{package}_version"]
+            if version is not None:
+                seen.setdefault((package, version), []).append(f"scores of {stage.name}")
+    return [{"package": key[0], "version": key[1], "recorded_by": places} for key, places in sorted(seen.items())]
+
+
+def _charts(report: dict[str, Any]) -> dict[str, Any]:
+    drawn = {"scores": charts.scores_chart(report["scores"])}
+    if report["runs"]:
+        drawn["training"] = charts.training_chart(report["runs"])
+    return drawn | {
+        f"mix {mix['name']}": charts.mix_chart(mix)
+        for mix in report["mixes"]
+        if mix["name"] in report["captions"]["mixes"]
+    }
+
+
+def _render(template: str, report: dict[str, Any], drawn: dict[str, str]) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=template.endswith(".html.jinja"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= text.FILTERS
+    return environment.get_template(template).render(report, charts={key: Markup(svg) for key, svg in drawn.items()})
+
+
+def _write(path: Path, content: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(content, encoding="utf-8")
+    os.replace(temporary, path)

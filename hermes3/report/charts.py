@@ -1,0 +1,178 @@
+"""The three charts, as inline SVG that follows the page: text in its font, colours from its CSS variables.
+
+matplotlib draws with sentinel colours, which are replaced by `var(--...)`, so one SVG serves light, dark and print.
+"""
+
+import io
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from hermes3.report.curves import LN2
+from hermes3.report.text import percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Sentinel -> CSS variable. The page defines --series-N twice, tuned from Okabe and Ito's colour-blind-safe set.
+INK, MUTED, RULE, PAPER = "#010101", "#020202", "#030303", "#040404"
+SERIES = ("#010203", "#010204", "#010205", "#010206")
+VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"} | {
+    colour: f"--series-{place}" for place, colour in enumerate(SERIES, start=1)
+}
+MARKERS = ("o", "s", "D", "^")
+WIDTH = 9.2  # inches of 72 units; the page shows them at about 1.3 px a unit, so 9-point text is 12 px
+
+STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "figure.facecolor": "none",
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": RULE,
+    "xtick.labelcolor": MUTED,
+    "ytick.color": RULE,
+    "ytick.labelcolor": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.4,
+    "lines.solid_capstyle": "round",
+}
+
+
+def scores_chart(scores: dict[str, Any]) -> str:
+    """Every metric on one row, a mark and a 95 % interval per stage: SVG text."""
+    rows, stages = scores["rows"], scores["stages"]
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        for place, stage in enumerate(stages):
+            shown = [(index, row["scores"][stage]) for index, row in enumerate(rows) if row["scores"][stage]]
+            offset = 0.22 * (place - (len(stages) - 1) / 2)
+            colour, marker = SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
+            for index, score in shown:
+                if score["low"] is not None:
+                    axes.plot(
+                        [100 * score["low"], 100 * score["high"]], [index + offset] * 2, color=colour, clip_on=False
+                    )
+            values = [100 * score["value"] for _, score in shown]
+            heights = [index + offset for index, _ in shown]
+            axes.plot(values, heights, marker, color=colour, markersize=5, label=stage, clip_on=False)
+        axes.set_xlim(0, 100)
+        axes.set_xticks(range(0, 101, 20), [f"{tick}\u00a0%" for tick in range(0, 101, 20)])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        labels = [f"{row['task_label']} · {row['metric_label']}" for row in rows]
+        axes.set_yticks(range(len(rows)), labels, color=INK)
+        axes.grid(axis="y", visible=False)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(stages), frameon=False, handletextpad=0)
+
+    return _svg(draw, "scores", height=0.7 + 0.42 * len(rows))
+
+
+def training_chart(runs: list[dict[str, Any]]) -> str:
+    """One row of panels a run: loss and learning rate, or loss, accuracy and margin for a preference run: SVG text."""
+
+    def draw(figure: "Figure") -> None:
+        grid = figure.add_gridspec(len(runs), 3, hspace=0.12)
+        for place, run in enumerate(runs):
+            colour = SERIES[(place + 1) % len(SERIES)]  # the first stage is the base, so a run has its stage's colour
+            if run["kind"] == "preference":
+                loss = figure.add_subplot(grid[place, 0])
+                accuracy, margin = figure.add_subplot(grid[place, 1]), figure.add_subplot(grid[place, 2])
+                _line(accuracy, run, "accuracy", f"{run['name']} · chosen preferred, share of pairs", colour)
+                accuracy.set_ylim(0, 1.04)
+                _line(margin, run, "margin", f"{run['name']} · reward margin", colour)
+                loss.axhline(LN2, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+                loss.annotate("ln 2", (1, LN2), xycoords=("axes fraction", "data"), xytext=(0, 3), color=MUTED,
+                              textcoords="offset points", ha="right")  # fmt: skip
+            else:
+                loss = figure.add_subplot(grid[place, :2])
+                rate = figure.add_subplot(grid[place, 2])
+                _line(rate, run, "learning_rate", f"{run['name']} · learning rate", MUTED)
+                rate.yaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
+            _line(loss, run, "loss", f"{run['name']} · training loss", colour)
+            if run["evaluations"]:
+                points = [(point["step"], point["loss"]) for point in run["evaluations"] if point["loss"] is not None]
+                loss.plot(*zip(*points, strict=True), "o", color=INK, markersize=4, label="held-out loss")
+                loss.legend(loc="upper right", frameon=False)
+
+    return _svg(draw, "training", height=2.2 * len(runs))
+
+
+def mix_chart(mix: dict[str, Any]) -> str:
+    """Share of tokens per category as bars, the paper's share as a tick across each: SVG text."""
+    rows = mix["categories"]
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        axes.barh(range(len(rows)), [100 * row["share"] for row in rows], height=0.55, color=SERIES[0])
+        for index, row in enumerate(rows):
+            paper = row["paper_share"]
+            text = percent(row["share"])
+            if paper is not None:
+                # The halo keeps the tick visible where it lies on the bar.
+                axes.plot([100 * paper] * 2, [index - 0.42, index + 0.42], color=PAPER, linewidth=3.8)
+                axes.plot([100 * paper] * 2, [index - 0.42, index + 0.42], color=INK, linewidth=1.8)
+                text += f"  (paper {percent(paper)})"
+            end = 100 * max(row["share"], paper or 0)
+            axes.annotate(text, (end, index), xytext=(6, 0), textcoords="offset points", va="center", color=MUTED)
+        axes.set_yticks(range(len(rows)), [row["label"] for row in rows], color=INK)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        longest = max(max(row["share"], row["paper_share"] or 0) for row in rows)
+        axes.set_xlim(0, 125 * longest)
+        axes.set_xticks([])
+        axes.grid(visible=False)
+        axes.spines["bottom"].set_visible(False)
+
+    return _svg(draw, f"mix {mix['name']}", height=0.2 + 0.3 * len(rows))
+
+
+def _line(axes: "Axes", run: dict[str, Any], column: str, title: str, colour: str) -> None:
+    points = run["points"]
+    values = [float("nan") if point.get(column) is None else point[column] for point in points]
+    # A single point draws no line, so a one-step run gets a mark.
+    axes.plot([point["step"] for point in points], values, "o" if len(points) == 1 else "-", color=colour)
+    axes.set_title(title)
+    axes.set_xlabel("step", labelpad=2)
+    axes.grid(axis="x", visible=False)
+    axes.locator_params(axis="x", integer=True, nbins=6)
+
+
+def _svg(draw: Callable[["Figure"], None], name: str, height: float) -> str:
+    """`draw` on a new figure of `height` inches; the same calls give the same bytes."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    buffer = io.StringIO()
+    # The identifiers that clip paths go by must differ between the charts of a page, and not between two builds of it.
+    with rc_context(STYLE | {"svg.hashsalt": name}):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure)
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # Out of a file and into a page: the size and the global style are the page's, and nothing refers to the groups.
+    svg = re.sub(r'(?<=<svg)[^>]*?(viewBox="[^"]*")[^>]*', r" \1", svg, count=1)
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: var(--font)", svg)
+    svg = svg.replace("xlink:href", "href")
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    return svg

@@ -1,0 +1,53 @@
+"""The Axolotl plugin of every recipe: three mends of Axolotl 0.19, each gone once Axolotl has its own."""
+
+import os
+
+from axolotl.integrations.base import BasePlugin
+from axolotl.utils.samplers import MultipackBatchSampler
+from transformers import TrainerCallback
+
+
+class HermesPlugin(BasePlugin):
+    """NEFTune under DPO, new packs every epoch, and data-parallel training on CPUs."""
+
+    def get_training_args(self, cfg) -> dict | None:
+        """Axolotl hands `neftune_noise_alpha` to the SFT trainer only: hand it to the preference trainers too."""
+        if cfg.rl and cfg.neftune_noise_alpha is not None:
+            return {"neftune_noise_alpha": cfg.neftune_noise_alpha}
+        return None
+
+    def add_callbacks_post_trainer(self, cfg, trainer) -> list[TrainerCallback]:
+        shuffled = cfg.sample_packing and not cfg.rl and not cfg.curriculum_sampling
+        return [RepackEveryEpoch()] if shuffled else []
+
+    def load_datasets(self, cfg, preprocess: bool = False) -> None:
+        """With several processes Axolotl maps the model to accelerator `LOCAL_RANK`; without one, keep it on the CPU.
+
+        Returns None, so that Axolotl goes on to load the datasets itself.
+        """
+        import torch
+
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
+            cfg.device_map = {"": "cpu"}
+
+
+class RepackEveryEpoch(TrainerCallback):
+    """Shuffle and pack anew at each epoch, from the seed and the epoch's number alone.
+
+    With several processes accelerate tells the new epoch to the shuffler but not to the packer around it, which goes
+    on yielding the packs of epoch 0; and a resumed run shuffles with the wrong epoch, so that it repeats and omits
+    samples.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        # a resumed run starts inside this epoch. Counted from here, as an epoch whose packing came out a batch short
+        # ends at e.g. 0.999
+        self.epoch = int(state.epoch or 0)
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        packer = train_dataloader.batch_sampler
+        while not isinstance(packer, MultipackBatchSampler):  # under accelerate's BatchSamplerShard: a rank's share
+            packer = packer.batch_sampler
+        packer.sampler.set_epoch(self.epoch)
+        packer.set_epoch(self.epoch)  # drops the cached packs
+        self.epoch += 1

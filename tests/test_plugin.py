@@ -1,0 +1,133 @@
+"""The Axolotl plugin, driven through Axolotl's and accelerate's own classes."""
+
+import gc
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("axolotl")
+
+import torch
+from accelerate.data_loader import prepare_data_loader
+from axolotl.integrations.base import PluginManager
+from axolotl.utils.dict import DictDefault
+from axolotl.utils.samplers import MultipackBatchSampler
+from torch.utils.data import DataLoader, RandomSampler
+
+from hermes3.train.plugin import HermesPlugin, RepackEveryEpoch
+
+LENGTHS = [1 + i * 7 % 13 for i in range(60)]
+SFT = DictDefault({"sample_packing": True})
+
+
+@pytest.fixture(autouse=True)
+def quick_gc():
+    """The packer collects garbage at every packing: 0.4 s over all that torch has loaded, unless that is set aside."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def manager(monkeypatch):
+    """Axolotl's plugin manager with our plugin alone; the process's own plugins come back afterwards."""
+    manager = PluginManager.get_instance()
+    monkeypatch.setattr(manager, "plugins", type(manager.plugins)())
+    manager.register("hermes3.train.plugin.HermesPlugin")
+    return manager
+
+
+def dataloader(processes: int = 2, rank: int = 0):
+    """One rank's loader of `processes`, made as the trainer makes it: the seed, RandomSampler, packer, accelerate."""
+    torch.manual_seed(42)
+    dataset = list(range(len(LENGTHS)))
+    packer = MultipackBatchSampler(
+        RandomSampler(dataset), batch_size=1, batch_max_len=16, lengths=LENGTHS, bin_size=200, num_processes=1
+    )
+    len(packer)  # as Axolotl does, which fills the cache
+    loader = DataLoader(dataset, batch_sampler=packer, collate_fn=lambda batch: batch)
+    return prepare_data_loader(loader, num_processes=processes, process_index=rank, use_seedable_sampler=True)
+
+
+def packs(loader, epoch: int, callback: RepackEveryEpoch | None) -> list:
+    """One epoch's packs of sample indices, in the order of the trainer's own calls."""
+    if callback:
+        callback.on_epoch_begin(None, None, None, train_dataloader=loader)
+    loader.set_epoch(epoch)
+    return list(loader.batch_sampler)
+
+
+def started(epoch: float = 0) -> RepackEveryEpoch:
+    callback = RepackEveryEpoch()
+    callback.on_train_begin(None, SimpleNamespace(epoch=epoch), None)
+    return callback
+
+
+def test_axolotl_still_repeats_its_packs_without_the_callback():
+    """When this fails Axolotl or accelerate has mended it, and the callback can go."""
+    loader = dataloader()
+    assert packs(loader, 0, None) == packs(loader, 1, None)
+
+
+def test_each_epoch_has_packs_of_its_own():
+    loader, callback = dataloader(), started()
+    epochs = [packs(loader, epoch, callback) for epoch in range(3)]
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_resumed_run_gets_the_packs_of_its_epoch(processes):
+    loader, callback = dataloader(processes), started()
+    first_run = [packs(loader, epoch, callback) for epoch in range(3)]
+    assert packs(dataloader(processes), 1, started(1.4)) == first_run[1]
+    assert packs(dataloader(processes), 2, started(2.0)) == first_run[2]
+
+
+@pytest.mark.parametrize("resumed_at", [0, 1.4])
+def test_asking_for_the_length_first_changes_nothing(resumed_at):
+    other, loader = dataloader(), dataloader()
+    other_callback, callback = started(resumed_at), started(resumed_at)
+    for epoch in range(int(resumed_at), 3):
+        callback.on_epoch_begin(None, None, None, train_dataloader=loader)
+        len(loader)  # packs, before accelerate has told the shuffler its epoch
+        loader.set_epoch(epoch)
+        assert list(loader.batch_sampler) == packs(other, epoch, other_callback)
+
+
+def test_ranks_share_an_epoch_without_overlap():
+    shares = [[i for pack in packs(dataloader(2, rank), 1, started(1)) for i in pack[0]] for rank in (0, 1)]
+    samples = shares[0] + shares[1]
+    assert len(set(samples)) == len(samples)
+    assert len(samples) > 0.9 * len(LENGTHS)  # the last packs, which not every rank would get, are dropped
+
+
+@pytest.mark.parametrize("cfg", [{}, {"sample_packing": True, "rl": "dpo"}, {"sample_packing": False}])
+def test_no_callback_without_packing(manager, cfg):
+    assert manager.add_callbacks_post_trainer(DictDefault(cfg), trainer=None) == []
+
+
+def test_callback_with_packing(manager):
+    assert [type(callback) for callback in manager.add_callbacks_post_trainer(SFT, trainer=None)] == [RepackEveryEpoch]
+
+
+@pytest.mark.parametrize(
+    ("cfg", "expected"),
+    [
+        ({"rl": "dpo", "neftune_noise_alpha": 5}, {"neftune_noise_alpha": 5}),
+        ({"rl": "dpo"}, {}),
+        ({"neftune_noise_alpha": 5}, {}),  # Axolotl's own path for SFT
+    ],
+)
+def test_neftune_reaches_the_preference_trainer(manager, cfg, expected):
+    assert manager.get_training_args(DictDefault(cfg)) == expected
+
+
+@pytest.mark.parametrize(
+    ("cuda", "world_size", "device_map"), [(False, "2", {"": "cpu"}), (False, "1", None), (True, "2", None)]
+)
+def test_several_cpu_processes_keep_the_model_on_the_cpu(monkeypatch, cuda, world_size, device_map):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    cfg = DictDefault({})
+    assert HermesPlugin().load_datasets(cfg) is None
+    assert cfg.device_map == device_map

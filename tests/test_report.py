@@ -1,0 +1,350 @@
+"""The report: its statistics by hand, its numbers through synthetic inputs in the tools' own layouts, and its pages."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hermes3.report.build import write_report
+from hermes3.report.stats import holm, mcnemar, mean_interval, wilson
+
+DATE = "2025-01-02T03-04-05.678901"
+HEX = "0123456789abcdef" * 4
+# stage -> task -> metric -> right answers of 100 documents; every stage is right on the first documents.
+STAGES = {
+    stage: {
+        "tiny_choice": {"acc": choice},
+        "tiny_tool_call": {"valid": valid, "exact": exact},
+        "tiny_preference": {"acc": preference},
+    }
+    for stage, choice, valid, exact, preference in [
+        ("base", 27, 2, 0, 50),
+        ("SFT", 60, 95, 81, 54),
+        ("SFT+DPO", 61, 94, 81, 70),
+    ]
+}
+
+
+def write_scores(
+    folder: Path, tasks: dict[str, dict[str, int]], n: int = 100, date: str = DATE, salt: str = ""
+) -> Path:
+    """An lm-eval 0.4.11 output folder: results_<date>.json and samples_<task>_<date>.jsonl under the model's name."""
+    model = folder / "outputs__model"
+    model.mkdir(parents=True, exist_ok=True)
+    results = {}
+    for task, metrics in tasks.items():
+        results[task] = {"alias": task}
+        for metric, right in metrics.items():
+            results[task] |= {f"{metric},none": right / n, f"{metric}_stderr,none": 0.01}
+        samples = [
+            {"doc_id": doc, "doc": {}, "filter": "none", "metrics": list(metrics), "doc_hash": f"{task}{doc}{salt}"}
+            | {metric: float(doc < right) for metric, right in metrics.items()}
+            for doc in range(n)
+        ]
+        lines = "".join(json.dumps(sample) + "\n" for sample in samples)
+        (model / f"samples_{task}_{date}.jsonl").write_text(lines)
+    facts = {
+        "results": results,
+        "configs": {task: {"task": task} for task in tasks},
+        "versions": dict.fromkeys(tasks, 1),
+        "n-shot": dict.fromkeys(tasks, 0),
+        "higher_is_better": {task: dict.fromkeys(metrics, True) for task, metrics in tasks.items()},
+        "n-samples": {task: {"original": n, "effective": n} for task in tasks},
+        "config": {"model": "hf", "model_args": {"pretrained": "outputs/model", "dtype": "float32"}, "limit": None},
+        "git_hash": "abc1234",
+        "transformers_version": "5.16.0",
+        "lm_eval_version": "0.4.11",
+        "chat_template_sha": HEX,
+    }
+    (model / f"results_{date}.json").write_text(json.dumps(facts))
+    return folder
+
+
+def write_run(folder: Path, history: list[dict], checkpoint: str = "") -> Path:
+    target = folder / checkpoint
+    target.mkdir(parents=True)
+    summary = {"step": history[-1]["step"], "epoch": 2.0, "train_runtime": 90.0, "train_loss": 1.5}
+    (target / "trainer_state.json").write_text(json.dumps({"log_history": [*history, summary]}))
+    return folder
+
+
+def sft_history(steps: int = 60) -> list[dict]:
+    return [
+        {"step": s, "epoch": 2 * s / steps, "loss": 1 + 8 * math.exp(-s / 12), "learning_rate": 1e-3, "grad_norm": 1.0}
+        for s in range(1, steps + 1)
+    ]
+
+
+def dpo_history(first_loss: float = 0.693147, steps: int = 40) -> list[dict]:
+    return [
+        {"step": s, "epoch": 2 * s / steps, "loss": first_loss - 0.005 * (s - 1), "learning_rate": 1e-4}
+        | {"grad_norm": 1.0, "rewards/accuracies": 0.5 + s / 100, "rewards/margins": s / 80}
+        for s in range(1, steps + 1)
+    ]
+
+
+def write_mix(folder: Path, kind: str) -> Path:
+    counts = (
+        {"rows": 300, "tokens": 60_000, "loss_tokens": 40_000},
+        {"rows": 100, "tokens": 40_000, "loss_tokens": 9_000},
+    )
+    names = ("general_instructions", "math") if kind == "sft" else ("alignment", "style")
+    source = {"name": "sample|set", "category": names[0], "path": "data_mixes/samples/a.jsonl", "sha256": HEX}
+    manifest = {
+        "name": f"tiny_{kind}",
+        "kind": kind,
+        "seed": 7,
+        "sequence_len": 512,
+        "tokenizer": {"path": "outputs/tiny_base", "sha256": HEX},
+        "versions": {"tokenizers": "0.22.0", "pyarrow": "21.0.0"},
+        "sources": [source | {"rows_read": 412, "rows_kept": 400}],
+        "categories": dict(zip(names, counts, strict=True)),
+        "total": {"rows": 400, "tokens": 100_000, "loss_tokens": 49_000},
+        "rejects": {"filters/refusal": 5, "dedup/near_duplicate": 7},
+        "output": {"sha256": HEX},
+    }
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict:
+    commands = tmp_path / "commands.txt"
+    commands.write_text("hermes3 mix data_mixes/tiny_sft.yml\naxolotl train recipes/tiny_sft.yml && echo <done>\n")
+    return {
+        "mixes": [write_mix(tmp_path / "mix" / kind, kind) for kind in ("sft", "preference")],
+        "runs": {
+            "SFT": write_run(tmp_path / "sft", sft_history()),
+            "DPO": write_run(tmp_path / "dpo", dpo_history(), checkpoint="checkpoint-40"),
+        },
+        "scores": {name: write_scores(tmp_path / "eval" / name, tasks) for name, tasks in STAGES.items()},
+        "commands": commands,
+    }
+
+
+def row_of(report: dict, task: str, metric: str) -> dict:
+    return next(row for row in report["scores"]["rows"] if (row["task"], row["metric"]) == (task, metric))
+
+
+def test_statistics_by_hand() -> None:
+    assert wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
+    assert wilson(0, 10)[0] == 0
+    assert wilson(0, 10)[1] == pytest.approx(1.959964**2 / (10 + 1.959964**2))
+    # 1 of 6 changed documents against 5: 2 * (C(6,0) + C(6,1)) / 2**6.
+    assert mcnemar(5, 1) == pytest.approx(14 / 64)
+    assert mcnemar(0, 0) == 1
+    # Sorted 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1: the last two are raised to the 0.06 before them.
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1, 1]
+    # Distances 0.3 and 0.4 below, 0.0 and 0.2 above, over two scores.
+    assert mean_interval([(0.5, 0.2, 0.5), (0.7, 0.3, 0.9)]) == pytest.approx((0.6, 0.35, 0.7))
+
+
+def test_report_numbers(inputs: dict, tmp_path: Path) -> None:
+    report = write_report(tmp_path / "out", **inputs)
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+
+    choice = row_of(report, "tiny_choice", "acc")
+    score = choice["scores"]["SFT"]
+    assert (score["value"], score["right"], score["n"], score["interval"]) == (0.6, 60, 100, "wilson")
+    assert (score["low"], score["high"]) == wilson(60, 100)
+    first, second = choice["comparisons"]
+    # Documents 27..59 turned right: 33 gained, none lost, p = 2 / 2**33; 8 tests in the table.
+    assert (first["gained"], first["lost"], first["mark"], first["disjoint"]) == (33, 0, "better", True)
+    assert first["p"] == pytest.approx(2 / 2**33)
+    assert first["p"] < first["p_holm"] <= 8 * first["p"]
+    assert (second["gained"], second["lost"], second["mark"]) == (1, 0, "no clear difference")
+
+    assert row_of(report, "tiny_tool_call", "exact")["headline"]
+    assert not row_of(report, "tiny_tool_call", "valid")["headline"]
+    means = report["scores"]["means"]
+    assert means["stages"]["SFT"]["value"] == pytest.approx((0.60 + 0.81 + 0.54) / 3)
+    assert means["left_out"] == []
+
+    sft, dpo = report["runs"]
+    assert (sft["kind"], sft["steps"], sft["runtime_s"], sft["log"]) == ("sft", 60, 90.0, "trainer_state.json")
+    assert (dpo["kind"], dpo["log"]) == ("preference", "checkpoint-40/trainer_state.json")
+    assert dpo["points"][-1]["accuracy"] == pytest.approx(0.9)
+
+    general, domain = report["mixes"][0]["categories"][:2]
+    assert (general["share"], general["paper_share"]) == (0.6, pytest.approx(0.606))
+    assert (domain["key"], domain["tokens"]) == ("domain_expert", 0)
+    assert [row["key"] for row in report["mixes"][1]["categories"]] == ["alignment", "style"]
+    assert report["mixes"][0]["rejects"][0] == {"stage": "filters", "reason": "refusal", "count": 5}
+
+
+def test_verdict_says_what_changed(inputs: dict, tmp_path: Path) -> None:
+    means, sft, dpo, preference, first_loss = write_report(tmp_path / "out", **inputs)["verdict"]
+    assert "base 25.7\u00a0%" in means
+    assert "SFT raised Multiple choice (accuracy) and Tool call (valid form, exact match), with dis" in sft
+    assert "left Preference (accuracy) without a clear difference" in sft
+    assert "SFT+DPO raised Preference (accuracy) by the paired test, though intervals overlap" in dpo
+    assert "SFT to SFT+DPO is +16.0 points, better" in preference
+    assert "is 0.6931; ln 2 is 0.6931: the policy starts as its own reference" in first_loss
+
+
+@pytest.mark.parametrize(
+    ("first_loss", "words"), [(0.75, "a wide gap means that the reference is another model"), (math.nan, "not finite")]
+)
+def test_odd_first_dpo_loss_is_said(inputs: dict, tmp_path: Path, first_loss: float, words: str) -> None:
+    inputs["runs"]["DPO"] = write_run(tmp_path / "odd", dpo_history(first_loss))
+    report = write_report(tmp_path / "out", **inputs)
+    assert words in report["verdict"][-1]
+
+
+def test_page_is_one_file_and_escapes(inputs: dict, tmp_path: Path) -> None:
+    write_report(tmp_path / "out", **inputs)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["index.html", "report.json", "report.md"]
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert len(page.encode()) < 300_000
+    without_namespaces = re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
+    assert not re.search(r"https?://|//\w+\.\w|@import|<script|<link|<img|url\((?!#)", without_namespaces)
+    assert "&amp;&amp; echo &lt;done&gt;" in page
+    assert page.count("<svg") == 3
+    assert "prefers-color-scheme: dark" in page
+    assert "@media print" in page
+    identifiers = re.findall(r'\bid="([^"]*)"', page)
+    assert len(identifiers) == len(set(identifiers))
+    assert set(re.findall(r"url\(#([^)]*)\)|href=\"#([^\"]*)\"", page)) <= {(i, "") for i in identifiers} | {
+        ("", i) for i in identifiers
+    }
+    # No colour but the page's variables: a fixed one would vanish in one of the two schemes.
+    assert not re.search(r"#[0-9a-f]{6}", "".join(re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)))
+
+
+def test_markdown_and_page_hold_the_json_numbers(inputs: dict, tmp_path: Path) -> None:
+    report = write_report(tmp_path / "out", **inputs)
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    page = (tmp_path / "out" / "index.html").read_text()
+    for row in report["scores"]["rows"]:
+        line = next(
+            x for x in markdown.splitlines() if f"{row['task_label']}" in x and f"| {row['metric_label']} |" in x
+        )
+        for score in row["scores"].values():
+            shown = f"{100 * score['value']:.1f}\u00a0%"
+            bounds = f"{100 * score['low']:.1f}\u2009–\u2009{100 * score['high']:.1f}"
+            assert f"{shown} ({bounds})" in line
+            assert f"{shown}<small>{bounds}</small>" in page
+    tables = re.findall(r"(?:^\|.*\n)+", markdown, flags=re.MULTILINE)
+    assert len(tables) == 11
+    for table in tables:
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(widths) == 1, table
+    assert "| sample\\|set |" in markdown
+
+
+def test_two_builds_are_the_same_bytes(inputs: dict, tmp_path: Path) -> None:
+    for out in ("one", "two"):
+        write_report(tmp_path / out, **inputs)
+    for name in ("index.html", "report.md", "report.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_stages_on_other_samples_are_not_compared(inputs: dict, tmp_path: Path) -> None:
+    tasks = STAGES["SFT"]
+    inputs["scores"]["SFT"] = write_scores(
+        tmp_path / "fewer", {task: dict.fromkeys(m, 50) for task, m in tasks.items()}, 80
+    )
+    report = write_report(tmp_path / "fewer_out", **inputs)
+    pair = row_of(report, "tiny_choice", "acc")["comparisons"][0]
+    assert pair == {
+        "before": "base",
+        "after": "SFT",
+        "mark": "not comparable",
+        "reason": "100 samples on base, 80 on SFT",
+    }
+    assert report["scores"]["means"]["stages"] == {}
+    assert "no task was measured alike" in report["verdict"][0]
+    for name in ("index.html", "report.md"):
+        assert "not comparable" in (tmp_path / "fewer_out" / name).read_text()
+
+    inputs["scores"]["SFT"] = write_scores(tmp_path / "other", tasks, salt="other")
+    report = write_report(tmp_path / "other_out", **inputs)
+    assert row_of(report, "tiny_choice", "acc")["comparisons"][0]["reason"] == "100 of 100 documents differ"
+
+
+def test_task_of_one_stage_is_left_out_of_the_mean(inputs: dict, tmp_path: Path) -> None:
+    inputs["scores"]["SFT+DPO"] = write_scores(tmp_path / "extra", STAGES["SFT+DPO"] | {"tiny_json_mode": {"valid": 9}})
+    report = write_report(tmp_path / "out", **inputs)
+    means = report["scores"]["means"]
+    assert means["left_out"] == [{"task": "JSON mode", "reason": "not measured on base"}]
+    assert means["tasks"] == ["Multiple choice", "Tool call", "Preference"]
+    assert row_of(report, "tiny_json_mode", "valid")["scores"]["base"] is None
+
+
+def test_scores_that_are_not_shares_of_samples(inputs: dict, tmp_path: Path) -> None:
+    folder = inputs["scores"]["SFT"] / "outputs__model"
+    samples = folder / f"samples_tiny_choice_{DATE}.jsonl"
+    rows = [json.loads(line) | {"acc": 0.6} for line in samples.read_text().splitlines()]
+    samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results = folder / f"results_{DATE}.json"
+    facts = json.loads(results.read_text())
+    facts["results"]["tiny_choice"]["perplexity,none"] = 12.5
+    facts["results"]["everything"] = {"alias": "everything", "acc,none": 0.5}
+    results.write_text(json.dumps(facts))
+
+    report = write_report(tmp_path / "out", **inputs)
+    row = row_of(report, "tiny_choice", "acc")
+    assert row["scores"]["SFT"]["low"] == pytest.approx(0.6 - 1.959964 * 0.01)
+    assert [pair["mark"] for pair in row["comparisons"]] == ["not tested", "not tested"]
+    skipped = report["evaluations"][1]["skipped"]
+    assert skipped == [
+        "tiny_choice perplexity,none: 12.5 is not a fraction",
+        "everything: a group of tasks, shown by its members",
+    ]
+
+
+def test_newest_results_are_taken(inputs: dict, tmp_path: Path) -> None:
+    write_scores(
+        inputs["scores"]["base"], STAGES["base"] | {"tiny_choice": {"acc": 30}}, date="2025-02-01T00-00-00.000001"
+    )
+    report = write_report(tmp_path / "out", **inputs)
+    assert row_of(report, "tiny_choice", "acc")["scores"]["base"]["right"] == 30
+    assert "older than results_2025-02-01" in report["evaluations"][0]["skipped"][0]
+
+
+def test_highest_checkpoint_is_taken(inputs: dict, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", sft_history(9), checkpoint="checkpoint-9")
+    write_run(folder, sft_history(10), checkpoint="checkpoint-10")
+    inputs["runs"]["SFT"] = folder
+    assert write_report(tmp_path / "out", **inputs)["runs"][0]["log"] == "checkpoint-10/trainer_state.json"
+
+
+@pytest.mark.parametrize("what", ["scores", "runs", "mixes"])
+def test_missing_inputs_name_the_folder(inputs: dict, tmp_path: Path, what: str) -> None:
+    empty = tmp_path / "empty_folder"
+    empty.mkdir()
+    inputs[what] = [empty] if what == "mixes" else {"SFT": empty}
+    with pytest.raises(ValueError, match="empty_folder"):
+        write_report(tmp_path / "out", **inputs)
+    assert not (tmp_path / "out").exists()
+
+
+def test_samples_that_contradict_the_results_are_refused(inputs: dict, tmp_path: Path) -> None:
+    samples = inputs["scores"]["SFT"] / "outputs__model" / f"samples_tiny_choice_{DATE}.jsonl"
+    samples.write_text("".join(samples.read_text().splitlines(keepends=True)[:50]))
+    with pytest.raises(ValueError, match="tiny_choice acc is 0.6000, but its samples file holds 50 of 50"):
+        write_report(tmp_path / "out", **inputs)
+    samples.unlink()
+    with pytest.raises(ValueError, match="--log_samples"):
+        write_report(tmp_path / "out", **inputs)
+
+
+def test_scores_alone_make_a_report(inputs: dict, tmp_path: Path) -> None:
+    report = write_report(tmp_path / "out", [], {}, {"base": inputs["scores"]["base"]}, None)
+    assert report["scores"]["means"]["stages"]["base"]["value"] == pytest.approx((0.27 + 0 + 0.5) / 3)
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "The commands were not recorded." in page
+    assert page.count("<svg") == 1
+
+
+def test_import_is_light() -> None:
+    heavy = "{'torch', 'transformers', 'matplotlib', 'scipy', 'numpy', 'pandas'}"
+    code = f"import sys, hermes3.report.build; print(sorted({heavy} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.strip() == "[]"

@@ -1,0 +1,200 @@
+"""The sample data set: reproducible, well formed, and with held-out rows that no training row gives away."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "data_mixes" / "samples" / "generate.py"
+CATEGORIES = {
+    "general_instructions",
+    "domain_expert",
+    "math",
+    "roleplaying",
+    "coding",
+    "tool_use_agentic_rag",
+    "content_generation",
+    "steering_alignment",
+}
+HELD_OUT_ROWS = {"choice": 160, "tool_call": 80, "json_mode": 80, "preference": 120}
+
+
+def run_python(*arguments: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+def read_rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("samples")
+    run_python(str(SCRIPT), str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def train(out):
+    return {path.stem: read_rows(path) for path in sorted((out / "train").glob("*.jsonl"))}
+
+
+@pytest.fixture(scope="module")
+def pairs(out):
+    return read_rows(out / "preference" / "train.jsonl")
+
+
+@pytest.fixture(scope="module")
+def held_out(out):
+    return {kind: read_rows(out / "heldout" / f"{kind}.jsonl") for kind in HELD_OUT_ROWS}
+
+
+def user_texts(rows: list[dict]) -> set[str]:
+    return {message["content"] for row in rows for message in row["messages"] if message["role"] == "user"}
+
+
+def test_two_runs_write_the_same_bytes_and_another_seed_does_not(out, tmp_path):
+    run_python(str(SCRIPT), str(tmp_path / "again"))
+    run_python(str(SCRIPT), str(tmp_path / "other"), "--seed", "1")
+    files = sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file())
+    assert len(files) == 16
+    assert files == sorted(path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*.*"))
+    for file in files:
+        assert (out / file).read_bytes() == (tmp_path / "again" / file).read_bytes(), file
+        assert (out / file).read_bytes() != (tmp_path / "other" / file).read_bytes(), file
+
+
+def test_generator_needs_no_torch():
+    code = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import generate; print('torch' in sys.modules)"
+    assert run_python("-c", code).strip() == "False"
+
+
+def test_counts_and_categories(train, pairs, held_out):
+    code = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import generate, json; "
+    sources = json.loads(run_python("-c", code + "print(json.dumps(generate.SOURCES))"))
+    assert set(sources) == set(train)
+    assert set(sources.values()) == CATEGORIES
+    assert min(len(rows) for rows in train.values()) >= 150
+    assert sum(len(rows) for rows in train.values()) >= 2400
+    assert len(pairs) >= 450
+    assert {kind: len(rows) for kind, rows in held_out.items()} == HELD_OUT_ROWS
+
+
+def test_ids_are_unique_and_no_conversation_comes_twice(train, pairs, held_out):
+    groups = [*train.values(), pairs, *held_out.values()]
+    ids = [row["id"] for rows in groups for row in rows]
+    assert len(ids) == len(set(ids))
+    assert all(re.fullmatch(r"[a-z_-]+-\d{6}", one) for one in ids)
+    texts = [json.dumps(row["messages"]) for rows in train.values() for row in rows]
+    assert len(texts) == len(set(texts))
+
+
+def test_turns_alternate_and_end_with_the_assistant(train):
+    # One letter a message: system, user, assistant, assistant with calls (c), tool.
+    for row in (row for rows in train.values() for row in rows):
+        letters = "".join("c" if message.get("tool_calls") else message["role"][0] for message in row["messages"])
+        assert re.fullmatch(r"s?(ua|uct+a)+", letters), (row["id"], letters)
+        for message in row["messages"]:
+            assert message["content"].strip() or message["role"] == "system" or message.get("tool_calls"), row["id"]
+
+
+def test_every_form_of_system_message_occurs(train):
+    first = Counter()
+    for row in (row for rows in train.values() for row in rows):
+        message = row["messages"][0]
+        first["none" if message["role"] != "system" else "empty" if message["content"] == "" else "text"] += 1
+    assert min(first[form] for form in ("none", "empty", "text")) >= 50
+
+
+def test_tool_calls_fit_the_schemas_on_offer(train, held_out):
+    n_calls = Counter()
+    for row in train["tool_calls"]:
+        schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in row["tools"]}
+        calls = [call for message in row["messages"] for call in message.get("tool_calls", [])]
+        answers = [message for message in row["messages"] if message["role"] == "tool"]
+        assert [call["function"]["name"] for call in calls] == [answer["name"] for answer in answers]
+        for call in calls:
+            assert call["type"] == "function"
+            jsonschema.validate(call["function"]["arguments"], schemas[call["function"]["name"]])
+        assert all(isinstance(json.loads(answer["content"]), dict) for answer in answers)
+        n_calls[len(calls)] += 1
+    assert min(n_calls[n] for n in (0, 1, 2)) >= 40
+    for row in held_out["tool_call"]:
+        schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in row["tools"]}
+        for call in row["expected"]:
+            jsonschema.validate(call["arguments"], schemas[call["name"]])
+            assert all(str(value) in row["messages"][-1]["content"] for value in call["arguments"].values())
+
+
+def test_json_answers_fit_their_schema(train, held_out):
+    for row in train["json_mode"]:
+        schema = json.loads(re.search(r"<schema>\n(.*)\n</schema>", row["messages"][0]["content"])[1])
+        jsonschema.validate(json.loads(row["messages"][-1]["content"]), schema)
+    for row in held_out["json_mode"]:
+        jsonschema.validate(row["expected"], row["schema"])
+        assert set(row["expected"]) == set(row["schema"]["required"])
+        assert json.dumps(row["schema"]) in row["messages"][0]["content"]
+        assert all(str(value) in row["messages"][1]["content"] for value in row["expected"].values())
+
+
+def test_citations_name_the_document_that_holds_the_value(train):
+    for row in train["rag"]:
+        answer = row["messages"][-1]["content"]
+        number, value = re.search(r"<co: (\d)>(\w+)</co>", answer).groups()
+        document = re.search(
+            rf"Document:{number} Title: .* of (\w+) Text: .*\b{value}\.", row["messages"][1]["content"]
+        )
+        assert document[1] in row["messages"][1]["content"].splitlines()[0]
+        assert answer.endswith(f"Cited Documents: {number}")
+
+
+def test_code_answers_run(train):
+    n_asserts = 0
+    for row in train["coding"]:
+        blocks = re.findall(r"```python\n(.*?)\n```", row["messages"][-1]["content"], re.DOTALL)
+        exec("\n".join(blocks), {})
+        n_asserts += sum(block.startswith("assert") for block in blocks)
+    assert n_asserts >= 40
+
+
+def test_held_out_questions_are_in_no_training_row(train, pairs, held_out):
+    supervised = user_texts([row for rows in train.values() for row in rows])
+    for kind, rows in held_out.items():
+        assert len({row["messages"][-1]["content"] for row in rows}) == len(rows), kind
+        assert not user_texts(rows) & supervised, kind
+    assert not user_texts(pairs) & supervised
+    assert not user_texts(pairs) & user_texts(held_out["preference"])
+
+
+def test_choices_are_trained_answers_with_the_right_one_evenly_placed(train, held_out):
+    rows = held_out["choice"]
+    answers = {row["messages"][-1]["content"] for source in train.values() for row in source}
+    assert Counter(row["answer"] for row in rows) == {place: 40 for place in range(4)}
+    for row in rows:
+        assert len(set(row["choices"])) == 4
+        assert [choice in answers for choice in row["choices"]] == [place == row["answer"] for place in range(4)]
+
+
+def test_pairs_differ_in_the_opening_alone_and_training_uses_both_equally(train, pairs, held_out):
+    openings = Counter(" ".join(row["messages"][-1]["content"].split()[:2]) for row in train["openings"])
+    assert len(openings) == 8
+    assert len(set(openings.values())) == 1
+    chosen, rejected = set(), set()
+    for row in [*pairs, *held_out["preference"]]:
+        assert row["messages"][-1]["role"] == "user"
+        assert row["chosen"]["role"] == row["rejected"]["role"] == "assistant"
+        warm, grumpy = (row[side]["content"].split(" ", 2) for side in ("chosen", "rejected"))
+        assert warm[2] == grumpy[2]
+        chosen.add(" ".join(warm[:2]))
+        rejected.add(" ".join(grumpy[:2]))
+    assert not chosen & rejected
+    assert chosen | rejected == set(openings)
