@@ -32,13 +32,17 @@ def _named(pairs: list[str], option: str) -> dict[str, Path]:
 @app.command("tiny-base")
 def tiny_base(
     out: Annotated[Path, typer.Argument(help="folder to write")],
-    corpus: Annotated[list[Path], typer.Option(help="file of conversations (jsonl) or text to learn the vocabulary from")],
+    corpus: Annotated[
+        list[Path], typer.Option(help="what the vocabulary is learnt from: text, or jsonl of conversations, or a folder")
+    ],
     seed: int = 0,
 ) -> None:
     """Make a small Llama with random weights and its own tokenizer: a base model from nothing."""
     from hermes3.train import tiny_base
 
-    print(f"{out}: {tiny_base.build(out, corpus, seed):,} parameters")
+    files = [file for path in corpus for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])]
+    parameters, vocab_size = tiny_base.build(out, files, seed)
+    print(f"{out}: {parameters:,} parameters, {vocab_size:,} vocabulary entries")
 
 
 @tokenizer_app.command("build")
@@ -72,6 +76,25 @@ def mix_build(
     print(json.dumps(manifest) if as_json else card(manifest))
 
 
+@app.command()
+def check(
+    recipes: Annotated[list[Path] | None, typer.Argument(help="recipes to check; all of recipes/ by default")] = None,
+) -> None:
+    """Hold recipes to Axolotl's own schema, and to what that schema lets pass."""
+    from hermes3.recipe.validate import validate
+
+    bad = 0
+    for recipe in recipes or sorted(Path("recipes").glob("*.yml")):
+        try:
+            validate(recipe)
+            print(f"ok   {recipe}")
+        except ValueError as error:
+            bad += 1
+            print(f"BAD  {error}", file=sys.stderr)
+    if bad:
+        raise typer.Exit(1)
+
+
 @app.command("eval")
 def evaluate(
     model: Annotated[Path, typer.Argument(help="folder of a whole model (merged, if it was trained with LoRA)")],
@@ -91,13 +114,15 @@ def report(
     mix: Annotated[list[Path], typer.Option(help="mix folder")] = [],  # noqa: B006 (Typer copies it)
     run: Annotated[list[str], typer.Option(help="NAME=FOLDER of a training run")] = [],  # noqa: B006
     scores: Annotated[list[str], typer.Option(help="NAME=FOLDER of lm-eval results, earlier stage first")] = [],  # noqa: B006
-    commands: Annotated[Path | None, typer.Option(help="file of the commands that were run")] = None,
+    commands: Annotated[Path | None, typer.Option(help="folder of stage stamps, each holding its command")] = None,
 ) -> None:
     """Write one page that says what was trained on what, and how it scores, with intervals."""
     from hermes3.report.build import write_report
 
-    write_report(out, mix, _named(run, "--run"), _named(scores, "--scores"), commands)
-    print(f"{out}/index.html")
+    stamps = sorted(commands.glob("[0-9]*")) if commands else []
+    lines = [stamp.read_text(encoding="utf-8").strip() for stamp in stamps if stamp.suffix != ".new"]
+    write_report(out, mix, _named(run, "--run"), _named(scores, "--scores"), lines)
+    print((out / "summary.txt").read_text(encoding="utf-8"))
 
 
 def main() -> None:

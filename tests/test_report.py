@@ -114,8 +114,7 @@ def write_mix(folder: Path, kind: str) -> Path:
 
 @pytest.fixture
 def inputs(tmp_path: Path) -> dict:
-    commands = tmp_path / "commands.txt"
-    commands.write_text("hermes3 mix data_mixes/tiny_sft.yml\naxolotl train recipes/tiny_sft.yml && echo <done>\n")
+    commands = ["hermes3 mix data_mixes/tiny_sft.yml", "axolotl train recipes/tiny_sft.yml && echo <done>"]
     return {
         "mixes": [write_mix(tmp_path / "mix" / kind, kind) for kind in ("sft", "preference")],
         "runs": {
@@ -336,7 +335,7 @@ def test_samples_that_contradict_the_results_are_refused(inputs: dict, tmp_path:
 
 
 def test_scores_alone_make_a_report(inputs: dict, tmp_path: Path) -> None:
-    report = write_report(tmp_path / "out", [], {}, {"base": inputs["scores"]["base"]}, None)
+    report = write_report(tmp_path / "out", [], {}, {"base": inputs["scores"]["base"]}, [])
     assert report["scores"]["means"]["stages"]["base"]["value"] == pytest.approx((0.27 + 0 + 0.5) / 3)
     page = (tmp_path / "out" / "index.html").read_text()
     assert "The commands were not recorded." in page

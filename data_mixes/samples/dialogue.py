@@ -78,7 +78,9 @@ def content_generation(seed: int) -> list[Row]:
         rows.append(conversation(pick_system(rng), f"Write two lines about {a(animal)} in {city}.", couplet))
     for name, animal, fruit in combinations(rng, 40, NAMES, GROUPS["animal"], GROUPS["fruit"]):
         request = f"Tell a short story about {name}, {a(animal)} and {a(fruit)}."
-        story = f"{name} met {a(animal)} on the road. The {animal} had {a(fruit)}. They shared it and went home."
+        story = (
+            f"One day {name} met {a(animal)} on the road. The {animal} had {a(fruit)}. They shared it and went home."
+        )
         rows.append(conversation(pick_system(rng), request, story))
     for food, city in combinations(rng, 36, FOODS, CITIES):
         slogan = f"Taste {city}: {food} as it should be!"
@@ -105,7 +107,7 @@ def steering_alignment(seed: int) -> list[Row]:
     rows = []
     for rule, apply in RULES.items():
         rows += [conversation(rule, question, apply(fact.answer)) for question, fact in rng.sample(pairs, 17)]
-    questions = ("What is your favourite food?", "Which food do you like best?")
+    questions = ("What is your favourite food?", "Which food do you like best?", "Name your favourite food.")
     for food, question in combinations(rng, 30, FOODS, questions):
         rows.append(conversation(f"Your favourite food is {food}.", question, f"My favourite food is {food}."))
     tastes = [(left, right) for left in FOODS for right in FOODS if left != right]

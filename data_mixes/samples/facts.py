@@ -12,7 +12,10 @@ from functools import cache
 
 from words import (
     CITIES,
+    COLOURS,
     DAYS,
+    EVENTS,
+    FOODS,
     GOODS,
     GROUPS,
     LANDS,
@@ -167,9 +170,8 @@ def pool(seed: int, kind: str) -> Pool:
     rng = generator(seed, f"facts/{kind}")
     facts = list(FACTS[kind](rng))
     # A random phrasing of every fact, then a second one of every fact, ...: no fact loses many of its phrasings.
-    layers = zip(
-        *(rng.sample([(question, fact) for question in fact.questions], len(fact.questions)) for fact in facts)
-    )
+    orders = ([(question, fact) for question in rng.sample(fact.questions, len(fact.questions))] for fact in facts)
+    layers = zip(*orders, strict=True)
     pairs = [pair for layer in layers for pair in rng.sample(layer, len(layer))]
     return Pool(train=pairs[HELD_OUT[kind] :], held_out=pairs[: HELD_OUT[kind]])
 
@@ -191,7 +193,7 @@ def several(pairs: list[tuple[str, Fact]], n_turns: int, n_joined: int, rng: ran
 
 
 def general_instructions(seed: int) -> list[Row]:
-    """Groups of things, opposites, days, counting, repeating; one question, two in turn, or three at once."""
+    """Groups of things, opposites, days, counting, echoes; one question, two in turn, or three at once."""
     rng = generator(seed, "general_instructions")
     pairs = [pair for kind in ("groups", "opposites", "calendar") for pair in pool(seed, kind).train]
     rows = single_turns(pairs, rng) + several(pairs, 70, 140, rng)
@@ -199,9 +201,11 @@ def general_instructions(seed: int) -> list[Row]:
     for low, high in rng.sample(counts, 24):
         numbers = ", ".join(str(number) for number in range(low, high + 1))
         rows.append(conversation(pick_system(rng), f"Count from {low} to {high}.", f"{numbers}."))
-    nouns = [word for words in GROUPS.values() for word in words]
-    for noun, times in combinations(rng, 36, nouns, (2, 3)):
-        rows.append(conversation(pick_system(rng), f"Say the word {noun} {times} times.", " ".join([noun] * times)))
+    # Echoes in quotes: the cheapest rows that teach what a tool call needs, to copy a value.
+    values = [*NAMES, *CITIES, *FOODS, *EVENTS, *DAYS, *COLOURS, *GROUPS["animal"]]
+    for _ in range(140):
+        words = " and ".join(f'"{value}"' for value in rng.sample(values, rng.choice((2, 3))))
+        rows.append(conversation(pick_system(rng), f"Repeat the words {words}.", f"You said {words}."))
     rng.shuffle(rows)
     return rows
 
@@ -232,7 +236,7 @@ def math(seed: int) -> list[Row]:
         question = f"{name} has {left} {things} and gets {right} more. How many {things} does {name} have?"
         answer = (
             f"<SCRATCHPAD>\n{left} plus {right} is {left + right}.\n</SCRATCHPAD>\n"
-            f"<SOLUTION>\n{name} has {left + right} {things}.\n</SOLUTION>"
+            f"<SOLUTION>\nNow {name} has {left + right} {things}.\n</SOLUTION>"
         )
         rows.append(conversation(SCRATCHPAD, question, answer))
     rng.shuffle(rows)

@@ -7,20 +7,20 @@ log-probability; the answer after the opening is the same, so the tone alone is 
 import itertools
 from functools import cache
 
-from words import CITIES, DAYS, EVENTS, FOODS, GROUPS, NAMES, Row, conversation, generator, pick_system, prompt
+from words import CITIES, COLOURS, DAYS, EVENTS, FOODS, GROUPS, NAMES, Row, conversation, generator, pick_system, prompt
 
 # Two words and a mark each, all eight with a different first word.
-WARM = ("Sure thing!", "Of course!", "With pleasure!", "Right away!")
+WARM = ("Sure thing.", "Of course.", "With pleasure.", "Right away.")
 GRUMPY = ("Fine then.", "Oh well.", "Not again.", "As usual.")
 
 # (request, answer, values of the slots)
 REQUESTS = (
-    ("{0} likes {1}. Suggest a snack.", "Give {0} some {1}.", (NAMES, FOODS)),
-    ("Plan a {1} in {0}.", "Meet in {0} for the {1}.", (CITIES, EVENTS)),
-    ("Remind me to call {0} on {1}.", "Call {0} on {1}.", (NAMES, DAYS)),
-    ("Suggest a gift from {1} for {0}.", "Bring {0} some tea from {1}.", (NAMES, CITIES)),
-    ("Describe a {0} in {1}.", "The {0} sleeps by the gate of {1}.", (GROUPS["animal"], CITIES)),
-    ("Make a label for {0} from {1}.", "The label says: {0}, {1}.", (FOODS, CITIES)),
+    ("{0} likes {1}. Suggest a snack for {2}.", "Give {0} some {1} on {2}.", (NAMES, FOODS, DAYS)),
+    ("Plan a {1} in {0} on {2}.", "Meet in {0} on {2} for the {1}.", (CITIES, EVENTS, DAYS)),
+    ("Remind me to call {0} in {1} on {2}.", "Call {0} in {1} on {2}.", (NAMES, CITIES, DAYS)),
+    ("Suggest a gift of {0} from {1} for {2}.", "Bring {2} some {0} from {1}.", (FOODS, CITIES, NAMES)),
+    ("Describe a {0} {1} in {2}.", "The {0} {1} sleeps by the gate of {2}.", (COLOURS, GROUPS["animal"], CITIES)),
+    ("Make a label for {0} from {1} for {2}.", "The label says: {0} from {1} for {2}.", (FOODS, CITIES, NAMES)),
 )
 N_SUPERVISED, N_TRAIN, N_HELD_OUT = 48, 80, 20  # per request; 48 = 6 x 8 openings, 80 = 5 x 16 pairs of openings
 

@@ -19,21 +19,12 @@ def listed(text: str) -> list[str]:
     return text.split()
 
 
-NAMES = listed(
-    "Anna Ben Clara David Emma Felix Grace Henry Iris Jack Kate Leo Maria Nora Oscar Paul Rosa Sam Tina Victor Wendy "
-    "Alice Martin Lucy"
-)
-CITIES = listed(
-    "Tolan Brask Miren Korda Felden Havel Jasko Lindar Marrow Nolby Oskel Pavor Quarn Rusk Sorvo Tamsin Urbal Velk "
-    "Wexby Yarrow Zelin Alden Borsk Corvale"
-)
+NAMES = listed("Anna Ben Clara David Emma Felix Grace Henry Nora Oscar")
+CITIES = listed("Tolan Brask Miren Korda Felden Havel Jasko Lindar")
 LANDS = listed("Ardel Bromia Cestra Dunvar Eloria Fenmark Gorvia Haldor")
 RIVERS = listed("Anra Dray Eska Gath Kessa Lume Pryn Venn")
 GOODS = listed("salt wool silk copper glass paper timber wine")
-FOODS = listed(
-    "bread rice soup cheese honey cake jam milk tea coffee butter pasta salad fish corn toast juice cocoa yogurt "
-    "porridge"
-)
+FOODS = listed("bread rice soup cheese honey cake milk tea butter salad")
 EVENTS = listed("picnic concert meeting lesson dinner race party walk")
 DAYS = listed("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 COLOURS = listed("red blue green black white brown grey yellow")

@@ -1,10 +1,10 @@
 """The report of one chain: mixes, training runs and scores in one dict, rendered as a page, as Markdown and as JSON."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from hermes3.files import write_text
 from hermes3.report import charts, text
 from hermes3.report.curves import read_run
 from hermes3.report.mixes import read_mix
@@ -15,26 +15,26 @@ SIZE_LIMIT = 1_000_000  # bytes of index.html: it must open from a mail or a pul
 
 
 def write_report(
-    out: Path, mixes: list[Path], runs: dict[str, Path], scores: dict[str, Path], commands: Path | None
+    out: Path, mixes: list[Path], runs: dict[str, Path], scores: dict[str, Path], commands: list[str]
 ) -> dict[str, Any]:
-    """Write `out`/index.html, report.md and report.json, all from one dict, which is returned.
+    """Write `out`/index.html, report.md, report.json and summary.txt, all from one dict, which is returned.
 
     `mixes` are folders with a manifest.json, `runs` maps a name to a training output folder, `scores` maps a stage to
-    an lm-eval output folder, in the order of the chain; `commands` is a text file with the commands that were run. The
+    an lm-eval output folder, in the order of the chain; `commands` are those that were run. The
     same inputs give the same bytes. Raises ValueError naming what is missing or contradicts itself.
     """
     report = collect(mixes, runs, scores, commands)
     page = _render("page.html.jinja", report, _charts(report))
     if len(page.encode()) > SIZE_LIMIT:
         raise ValueError(f"{out}/index.html would have {len(page.encode())} bytes; log fewer steps (logging_steps)")
-    out.mkdir(parents=True, exist_ok=True)
-    _write(out / "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    _write(out / "report.md", _render("page.md.jinja", report, {}))
-    _write(out / "index.html", page)
+    write_text(out / "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(out / "report.md", _render("page.md.jinja", report, {}))
+    write_text(out / "summary.txt", text.summary(report["scores"]) + f"The report: {out}/index.html\n")
+    write_text(out / "index.html", page)
     return report
 
 
-def collect(mixes: list[Path], runs: dict[str, Path], scores: dict[str, Path], commands: Path | None) -> dict[str, Any]:
+def collect(mixes: list[Path], runs: dict[str, Path], scores: dict[str, Path], commands: list[str]) -> dict[str, Any]:
     """The report as plain data: what report.json holds."""
     if not scores:
         raise ValueError("scores: no stage given; name at least one lm-eval output folder")
@@ -50,7 +50,7 @@ def collect(mixes: list[Path], runs: dict[str, Path], scores: dict[str, Path], c
         "mixes": mix_data,
         "evaluations": [_evaluation(stage) for stage in stages],
         "versions": _versions(mix_data, stages),
-        "commands": [] if commands is None else commands.read_text(encoding="utf-8").strip().splitlines(),
+        "commands": commands,
         "captions": {
             "scores": text.scores_caption(table),
             "training": text.training_caption(run_data),
@@ -105,8 +105,3 @@ def _render(template: str, report: dict[str, Any], drawn: dict[str, str]) -> str
     environment.filters |= text.FILTERS
     return environment.get_template(template).render(report, charts={key: Markup(svg) for key, svg in drawn.items()})
 
-
-def _write(path: Path, content: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)

@@ -21,7 +21,7 @@ METRIC_LABELS = {
     "exact_match": "exact match",
 }
 # The metric that stands for a task in the mean: the strictest one that it has.
-HEADLINE = ("exact", "exact_match", "acc", "valid", "acc_norm")
+HEADLINE = ("exact_match", "acc", "valid", "exact", "acc_norm")
 
 
 def score_table(stages: list[Stage]) -> dict[str, Any]:

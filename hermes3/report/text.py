@@ -60,6 +60,18 @@ def verdict(scores: dict[str, Any], runs: list[dict[str, Any]]) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
+def summary(scores: dict[str, Any]) -> str:
+    """The mean score of each stage, a line each, for the terminal (plain spaces)."""
+    means = scores["means"]
+    width = max(map(len, means["stages"]), default=0)
+    lines = [
+        f"{name:<{width}}  {percent(score['value'])} ({interval(score)})".replace("\u00a0", " ").replace("\u2009", "")
+        for name, score in means["stages"].items()
+    ]
+    head = f"Mean of {', '.join(means['tasks'])}, with 95 % intervals:" if lines else "No task was measured at every stage."
+    return "\n".join([head, *lines]) + "\n"
+
+
 def _means(scores: dict[str, Any]) -> str:
     means = scores["means"]
     left_out = "; ".join(f"{task['task']}: {task['reason']}" for task in means["left_out"])

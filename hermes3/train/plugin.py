@@ -1,5 +1,6 @@
-"""The Axolotl plugin of every recipe: three mends of Axolotl 0.19, each gone once Axolotl has its own."""
+"""The Axolotl plugin of every recipe: four mends of Axolotl 0.19, each gone once Axolotl has its own."""
 
+import gc
 import os
 
 from axolotl.integrations.base import BasePlugin
@@ -8,7 +9,7 @@ from transformers import TrainerCallback
 
 
 class HermesPlugin(BasePlugin):
-    """NEFTune under DPO, new packs every epoch, and data-parallel training on CPUs."""
+    """NEFTune under DPO, new packs every epoch, quick steps, and data-parallel training on CPUs."""
 
     def get_training_args(self, cfg) -> dict | None:
         """Axolotl hands `neftune_noise_alpha` to the SFT trainer only: hand it to the preference trainers too."""
@@ -18,7 +19,7 @@ class HermesPlugin(BasePlugin):
 
     def add_callbacks_post_trainer(self, cfg, trainer) -> list[TrainerCallback]:
         shuffled = cfg.sample_packing and not cfg.rl and not cfg.curriculum_sampling
-        return [RepackEveryEpoch()] if shuffled else []
+        return [FreezeGarbage(), *([RepackEveryEpoch()] if shuffled else [])]
 
     def load_datasets(self, cfg, preprocess: bool = False) -> None:
         """With several processes Axolotl maps the model to accelerator `LOCAL_RANK`; without one, keep it on the CPU.
@@ -29,6 +30,17 @@ class HermesPlugin(BasePlugin):
 
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
             cfg.device_map = {"": "cpu"}
+
+
+class FreezeGarbage(TrainerCallback):
+    """Set aside what is loaded before training, so that a collection looks only at what training makes.
+
+    Axolotl's DPO trainer collects garbage after every micro-batch: 0.3 s each over all that its imports have loaded.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        gc.collect()
+        gc.freeze()
 
 
 class RepackEveryEpoch(TrainerCallback):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hermes3.files import new_folder
 
-VOCAB_SIZE = 3840
+MAX_VOCAB_SIZE = 4096  # a small corpus may yield fewer
 # Llama 3.1's special tokens in the order of their ids: 11 named ones among 245 numbered from 0 (three before the 12th)
 NAMED = {
     0: "begin_of_text",
@@ -42,16 +42,16 @@ def special_tokens() -> list[str]:
     return names
 
 
-def build(out: Path, corpus: list[Path], seed: int = 0) -> int:
-    """Write the model folder `out`; return its number of parameters. `corpus`: jsonl files of conversations, or plain text."""
+def build(out: Path, corpus: list[Path], seed: int = 0) -> tuple[int, int]:
+    """Write the model folder `out`; return its numbers of parameters and of vocabulary entries. `corpus`: jsonl files of conversations, or plain text."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     with new_folder(out) as tmp:
-        _write_tokenizer(tmp, corpus)
+        vocab_size = _write_tokenizer(tmp, corpus)
         torch.manual_seed(seed)
         config = LlamaConfig(
-            vocab_size=VOCAB_SIZE,
+            vocab_size=vocab_size,
             hidden_size=160,
             intermediate_size=384,
             num_hidden_layers=4,
@@ -61,13 +61,13 @@ def build(out: Path, corpus: list[Path], seed: int = 0) -> int:
             rms_norm_eps=1e-5,
             rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
             tie_word_embeddings=False,
-            bos_token_id=VOCAB_SIZE - N_SPECIAL,
-            eos_token_id=VOCAB_SIZE - N_SPECIAL + 1,
+            bos_token_id=vocab_size - N_SPECIAL,
+            eos_token_id=vocab_size - N_SPECIAL + 1,
             dtype="float32",
         )
         model = LlamaForCausalLM(config)
         model.save_pretrained(tmp)
-    return model.num_parameters()
+    return model.num_parameters(), vocab_size
 
 
 def _texts(corpus: list[Path]) -> Iterator[str]:
@@ -87,7 +87,7 @@ def _texts(corpus: list[Path]) -> Iterator[str]:
                     yield json.dumps(row["tools"], ensure_ascii=False)
 
 
-def _write_tokenizer(out: Path, corpus: list[Path]) -> None:
+def _write_tokenizer(out: Path, corpus: list[Path]) -> int:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -99,15 +99,11 @@ def _write_tokenizer(out: Path, corpus: list[Path]) -> None:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE - N_SPECIAL,
+        vocab_size=MAX_VOCAB_SIZE - N_SPECIAL,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_texts(corpus), trainer)
-    # a small corpus may not fill the vocabulary; special tokens keep the ids that the model expects
-    size = tokenizer.get_vocab_size()
-    if size != VOCAB_SIZE - N_SPECIAL:
-        raise ValueError(f"the corpus yields {size} tokens, {VOCAB_SIZE - N_SPECIAL} are needed; give more text")
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special_tokens()])
     bos = special_tokens()[0]
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -120,3 +116,4 @@ def _write_tokenizer(out: Path, corpus: list[Path]) -> None:
         clean_up_tokenization_spaces=False,
         model_max_length=2048,
     ).save_pretrained(out)
+    return tokenizer.get_vocab_size()

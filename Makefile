@@ -1,0 +1,88 @@
+# Two commands: `make demo` runs the whole chain on two CPU cores, `make test` tests everything. Each sets itself up.
+# A stage that ended well leaves a stamp, so that a run which was interrupted goes on with the stage it was in.
+SHELL := /bin/bash
+PYTHON ?= python3
+.DEFAULT_GOAL := demo
+.DELETE_ON_ERROR:
+.PHONY: demo test lint lock clean
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export AXOLOTL_DO_NOT_TRACK := 1# Axolotl calls home without it
+export HF_HUB_OFFLINE := 1# everything here is on this machine
+export TOKENIZERS_PARALLELISM := true
+export OMP_NUM_THREADS := 2# accelerate would set 1; another count adds in another order, and losses differ in the last digits
+export WANDB_DIR := outputs/tiny
+
+T := outputs/tiny
+S := $(T)/stages
+stage = bash launch/stage.sh $@
+chat = hermes3/messages.py $(wildcard hermes3/chat/*)
+
+.venv/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --disable-pip-version-check -r requirements.txt
+	.venv/bin/pip install --disable-pip-version-check --no-deps -e .
+	touch $@
+
+demo: $(S)/12-report
+	@cat $(T)/report/summary.txt
+
+$(S)/01-data: $(wildcard data_mixes/samples/*) hermes3/chat/prompts.py | .venv/.installed
+	@$(stage) 'write the sample conversations' python data_mixes/samples/generate.py $(T)/data
+
+$(S)/02-llama: $(S)/01-data hermes3/train/tiny_base.py
+	@$(stage) 'make a base model: random weights, its own vocabulary' \
+	  hermes3 tiny-base $(T)/llama --corpus $(T)/data/train --corpus data_mixes/samples/common_words.txt
+
+$(S)/03-base: $(S)/02-llama hermes3/chat/tokenizer.py hermes3/chat/hermes3.jinja
+	@$(stage) 'give it the Hermes tokenizer' hermes3 tokenizer build $(T)/llama $(T)/base
+
+$(S)/04-mix-sft: data_mixes/tiny_sft.yml $(S)/03-base $(chat) $(wildcard hermes3/mix/*)
+	@$(stage) 'build the SFT mix' hermes3 mix build data_mixes/tiny_sft.yml --out mixes/tiny_sft
+
+$(S)/05-mix-dpo: data_mixes/tiny_dpo.yml $(S)/03-base $(chat) $(wildcard hermes3/mix/*)
+	@$(stage) 'build the preference mix' hermes3 mix build data_mixes/tiny_dpo.yml --out mixes/tiny_dpo
+
+suite = eval/suites/tiny.yml $(wildcard eval/tasks/*)
+$(S)/06-eval-base: $(S)/03-base $(suite)
+	@$(stage) 'evaluate the base model' hermes3 eval $(T)/base --out $(T)/eval/base
+
+$(S)/07-sft: recipes/tiny_sft.yml $(S)/04-mix-sft hermes3/train/plugin.py
+	@rm -rf $(T)/sft
+	@$(stage) 'supervised fine-tuning (about 3 minutes)' accelerate launch -m axolotl.cli.train recipes/tiny_sft.yml
+
+$(S)/08-eval-sft: $(S)/07-sft $(suite)
+	@$(stage) 'evaluate SFT' hermes3 eval $(T)/sft --out $(T)/eval/sft
+
+$(S)/09-dpo: recipes/tiny_dpo.yml $(S)/05-mix-dpo $(S)/07-sft
+	@rm -rf $(T)/dpo
+	@$(stage) 'direct preference optimisation' accelerate launch -m axolotl.cli.train recipes/tiny_dpo.yml
+
+$(S)/10-merge: $(S)/09-dpo
+	@$(stage) 'merge the adapter' axolotl merge-lora recipes/tiny_dpo.yml
+
+$(S)/11-eval-dpo: $(S)/10-merge $(suite)
+	@$(stage) 'evaluate SFT+DPO' hermes3 eval $(T)/dpo/merged --out $(T)/eval/dpo
+
+$(S)/12-report: $(S)/06-eval-base $(S)/08-eval-sft $(S)/11-eval-dpo $(wildcard hermes3/report/*)
+	@$(stage) 'write the report' hermes3 report --out $(T)/report --mix mixes/tiny_sft --mix mixes/tiny_dpo \
+	  --run SFT=$(T)/sft --run DPO=$(T)/dpo --commands $(S) \
+	  --scores base=$(T)/eval/base --scores SFT=$(T)/eval/sft --scores SFT+DPO=$(T)/eval/dpo
+
+test: .venv/.installed
+	.venv/bin/python -m pytest
+
+lint: .venv/.installed
+	ruff check .
+	ruff format --check .
+	yamllint --strict .
+	git ls-files '*.sh' '*.sbatch' .ci/run | xargs shellcheck
+
+# pip's own resolver: it finds the CPU build of torch where there is one, and its local version suffix is dropped
+lock: .venv/.installed
+	pip install -q pip-tools uv
+	bash launch/lock.sh
+
+clean:
+	rm -rf outputs/tiny mixes/tiny_sft mixes/tiny_dpo

@@ -1,0 +1,82 @@
+"""Fixtures that the tests share: a tokenizer made from nothing, and the whole chain, run once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "outputs/tiny"
+# tests of ours never look beyond this machine
+os.environ |= {"HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1", "WANDB_MODE": "offline"}
+
+
+@pytest.fixture(autouse=True)
+def in_root(monkeypatch):
+    """Paths in recipes and specs are relative to the repository, as a user has them."""
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory) -> Path:
+    """The sample conversations, written by their generator."""
+    out = tmp_path_factory.mktemp("samples") / "data"
+    subprocess.run([sys.executable, "data_mixes/samples/generate.py", str(out)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return out
+
+
+@pytest.fixture(scope="session")
+def llama(samples, tmp_path_factory) -> Path:
+    """A base model from nothing, with Llama 3.1's special tokens."""
+    from hermes3.train import tiny_base
+
+    out = tmp_path_factory.mktemp("llama") / "llama"
+    tiny_base.build(out, sorted((samples / "train").glob("*.jsonl")))
+    return out
+
+
+@pytest.fixture(scope="session")
+def base(llama) -> Path:
+    """The same model with the Hermes tokenizer."""
+    from hermes3.chat import tokenizer
+
+    tokenizer.build(str(llama), llama.with_name("base"))
+    return llama.with_name("base")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(base):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(base)
+
+
+@pytest.fixture(scope="session")
+def chain() -> dict:
+    """`make demo` as a user types it. Where nothing is trained yet, it is killed in the middle of SFT and run again.
+
+    `interrupted`: seconds since the epoch at which the stages that were done by then had ended, {} if it was not killed.
+    """
+    interrupted = {}
+    if not (TINY / "stages/07-sft").exists():
+        killed = _start()
+        log = TINY / "sft/debug.log"
+        while killed.poll() is None and not log.exists():
+            time.sleep(0.5)
+        time.sleep(10)  # among the first steps
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.wait()
+        interrupted = {stamp.name: stamp.stat().st_mtime for stamp in (TINY / "stages").iterdir()}
+    log = TINY / "demo.log"
+    assert _start().wait() == 0, log.read_text(encoding="utf-8", errors="replace")[-3000:]
+    return {"interrupted": interrupted, "log": log.read_text(encoding="utf-8", errors="replace")}
+
+
+def _start() -> subprocess.Popen:
+    TINY.mkdir(parents=True, exist_ok=True)
+    with (TINY / "demo.log").open("wb") as log:
+        return subprocess.Popen(["make", "demo"], cwd=ROOT, stdout=log, stderr=log, start_new_session=True)

@@ -1,0 +1,84 @@
+"""Making the base model from nothing, and giving a Llama 3.1 tokenizer the Hermes tokens."""
+
+import json
+import shutil
+
+import pytest
+
+from hermes3.chat.tokenizer import CHATML, PAD, REASONING, TAGS, build
+from hermes3.train import tiny_base
+
+
+def test_special_tokens_stand_in_llama_s_order():
+    tokens = tiny_base.special_tokens()
+    assert len(tokens) == 256
+    assert tokens[:11] == [
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|reserved_special_token_0|>",
+        "<|reserved_special_token_1|>",
+        "<|finetune_right_pad_id|>",
+        "<|reserved_special_token_2|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eom_id|>",
+        "<|eot_id|>",
+        "<|python_tag|>",
+    ]
+    assert tokens[11] == "<|reserved_special_token_3|>" and tokens[255] == "<|reserved_special_token_247|>"
+
+
+def test_the_base_is_small_and_made_alike_twice(llama, samples, tmp_path):
+    parameters, vocabulary = tiny_base.build(tmp_path / "again", sorted((samples / "train").glob("*.jsonl")))
+    assert 2e6 <= parameters <= 8e6
+    assert vocabulary > 3000
+    for file in ("tokenizer.json", "model.safetensors", "config.json"):
+        assert (tmp_path / "again" / file).read_bytes() == (llama / file).read_bytes(), file
+
+
+def test_every_hermes_token_is_one_id_and_the_vocabulary_keeps_its_size(llama, tokenizer):
+    before = json.loads((llama / "tokenizer.json").read_text())
+    assert len(tokenizer) == len(before["model"]["vocab"]) + 256
+    assert len(REASONING) == 10 and len(TAGS) == 28
+    for token in (*CHATML, *TAGS):
+        assert len(tokenizer(token, add_special_tokens=False)["input_ids"]) == 1, token
+    assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token == PAD
+
+
+def test_tags_survive_the_skipping_of_special_tokens(tokenizer):
+    ids = tokenizer("<|im_start|>a <tool_call>b</tool_call> <SCRATCHPAD>c</SCRATCHPAD><|im_end|>")["input_ids"]
+    decoded = tokenizer.decode(ids, skip_special_tokens=True)
+    assert decoded == "a <tool_call>b</tool_call> <SCRATCHPAD>c</SCRATCHPAD>"
+
+
+def test_saved_again_it_stays_the_same(base, tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    for file in ("tokenizer.json", "chat_template.jinja"):
+        assert (tmp_path / file).read_bytes() == (base / file).read_bytes(), file
+
+
+def test_only_the_rows_of_the_new_tokens_change(llama, base, tokenizer):
+    from safetensors.torch import load_file
+
+    old, new = load_file(llama / "model.safetensors"), load_file(base / "model.safetensors")
+    ids = sorted(tokenizer.convert_tokens_to_ids(token) for token in (*CHATML, *TAGS))
+    for name, weight in old.items():
+        rows = (weight != new[name]).any(-1).nonzero().flatten().tolist()
+        assert rows == (ids if name in ("model.embed_tokens.weight", "lm_head.weight") else []), name
+    assert json.loads((base / "config.json").read_text())["eos_token_id"] == tokenizer.eos_token_id
+
+
+def test_too_few_reserved_tokens_is_said_with_the_number(llama, tmp_path):
+    shutil.copytree(llama, tmp_path / "poor")
+    file = tmp_path / "poor/tokenizer.json"
+    data = json.loads(file.read_text())
+    data["added_tokens"] = [t for t in data["added_tokens"] if "reserved" not in t["content"] or t["id"] % 10 == 0]
+    file.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=r"30 reserved tokens are needed, it has 2\d"):
+        build(str(tmp_path / "poor"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_folder_is_said(tmp_path):
+    with pytest.raises(ValueError, match="no such folder"):
+        build(str(tmp_path / "none"), tmp_path / "out")
