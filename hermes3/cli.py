@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n")[0])
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
+)
 mix_app = typer.Typer(no_args_is_help=True, help="Build and look at data mixes.")
 tokenizer_app = typer.Typer(no_args_is_help=True, help="Make the Hermes tokenizer.")
 app.add_typer(mix_app, name="mix")
@@ -33,7 +35,8 @@ def _named(pairs: list[str], option: str) -> dict[str, Path]:
 def tiny_base(
     out: Annotated[Path, typer.Argument(help="folder to write")],
     corpus: Annotated[
-        list[Path], typer.Option(help="what the vocabulary is learnt from: text, or jsonl of conversations, or a folder")
+        list[Path],
+        typer.Option(help="what the vocabulary is learnt from: text, or jsonl of conversations, or a folder"),
     ],
     seed: int = 0,
 ) -> None:

@@ -25,17 +25,25 @@ def in_root(monkeypatch):
 def samples(tmp_path_factory) -> Path:
     """The sample conversations, written by their generator."""
     out = tmp_path_factory.mktemp("samples") / "data"
-    subprocess.run([sys.executable, "data_mixes/samples/generate.py", str(out)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "data_mixes/samples/generate.py", str(out)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+    )
     return out
 
 
 @pytest.fixture(scope="session")
-def llama(samples, tmp_path_factory) -> Path:
+def corpus(samples) -> list[Path]:
+    """What the Makefile gives to learn a vocabulary from."""
+    return [*sorted((samples / "train").glob("*.jsonl")), ROOT / "data_mixes/samples/common_words.txt"]
+
+
+@pytest.fixture(scope="session")
+def llama(corpus, tmp_path_factory) -> Path:
     """A base model from nothing, with Llama 3.1's special tokens."""
     from hermes3.train import tiny_base
 
     out = tmp_path_factory.mktemp("llama") / "llama"
-    tiny_base.build(out, sorted((samples / "train").glob("*.jsonl")))
+    tiny_base.build(out, corpus)
     return out
 
 
@@ -59,7 +67,7 @@ def tokenizer(base):
 def chain() -> dict:
     """`make demo` as a user types it. Where nothing is trained yet, it is killed in the middle of SFT and run again.
 
-    `interrupted`: seconds since the epoch at which the stages that were done by then had ended, {} if it was not killed.
+    `interrupted`: stage -> time at which it had ended before the kill; {} if there was none.
     """
     interrupted = {}
     if not (TINY / "stages/07-sft").exists():

@@ -14,7 +14,7 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.samplers import MultipackBatchSampler
 from torch.utils.data import DataLoader, RandomSampler
 
-from hermes3.train.plugin import HermesPlugin, RepackEveryEpoch
+from hermes3.train.plugin import FreezeGarbage, HermesPlugin, RepackEveryEpoch
 
 LENGTHS = [1 + i * 7 % 13 for i in range(60)]
 SFT = DictDefault({"sample_packing": True})
@@ -102,12 +102,16 @@ def test_ranks_share_an_epoch_without_overlap():
 
 
 @pytest.mark.parametrize("cfg", [{}, {"sample_packing": True, "rl": "dpo"}, {"sample_packing": False}])
-def test_no_callback_without_packing(manager, cfg):
-    assert manager.add_callbacks_post_trainer(DictDefault(cfg), trainer=None) == []
+def test_no_repacking_without_packing(manager, cfg):
+    callbacks = manager.add_callbacks_post_trainer(DictDefault(cfg), trainer=None)
+    assert not any(isinstance(callback, RepackEveryEpoch) for callback in callbacks)
 
 
 def test_callback_with_packing(manager):
-    assert [type(callback) for callback in manager.add_callbacks_post_trainer(SFT, trainer=None)] == [RepackEveryEpoch]
+    assert [type(callback) for callback in manager.add_callbacks_post_trainer(SFT, trainer=None)] == [
+        FreezeGarbage,
+        RepackEveryEpoch,
+    ]
 
 
 @pytest.mark.parametrize(

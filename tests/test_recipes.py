@@ -44,7 +44,6 @@ TINY_DIFFERENCES = {
     "sequence_len": "attention on a CPU holds sequence_len squared",
     "learning_rate": "random weights must move, in few steps",
     "warmup_steps": "few steps",
-    "num_epochs": "few pairs",
     "neftune_noise_alpha": "as large as the embeddings of so narrow a model",
 }
 

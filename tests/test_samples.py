@@ -109,7 +109,7 @@ def test_turns_alternate_and_end_with_the_assistant(train):
 
 def test_every_form_of_system_message_occurs(train):
     first = Counter()
-    for row in (row for rows in train.values() for row in rows):
+    for row in train["general_instructions"]:
         message = row["messages"][0]
         first["none" if message["role"] != "system" else "empty" if message["content"] == "" else "text"] += 1
     assert min(first[form] for form in ("none", "empty", "text")) >= 50

@@ -28,8 +28,8 @@ def test_special_tokens_stand_in_llama_s_order():
     assert tokens[11] == "<|reserved_special_token_3|>" and tokens[255] == "<|reserved_special_token_247|>"
 
 
-def test_the_base_is_small_and_made_alike_twice(llama, samples, tmp_path):
-    parameters, vocabulary = tiny_base.build(tmp_path / "again", sorted((samples / "train").glob("*.jsonl")))
+def test_the_base_is_small_and_made_alike_twice(llama, corpus, tmp_path):
+    parameters, vocabulary = tiny_base.build(tmp_path / "again", corpus)
     assert 2e6 <= parameters <= 8e6
     assert vocabulary > 3000
     for file in ("tokenizer.json", "model.safetensors", "config.json"):

@@ -130,7 +130,7 @@ N_RAG = 150
 def rag(seed: int) -> list[Row]:
     """Questions on two or three documents; the answer cites the one that holds it.
 
-    Each conversation draws its own facts (a question comes up to seven times), so that only the documents give the answer.
+    Each conversation draws its own facts (a question comes up to seven times), so only the documents give the answer.
     """
     rng = generator(seed, "rag")
     rows = []

@@ -1,10 +1,12 @@
 """From conversations to token ids and loss labels.
 
 Special tokens (`<|im_start|>`, `<|im_end|>`) separate the turns, so the ids of a conversation are the concatenation of
-the ids of its turns, and every turn of many conversations goes through the tokenizer in one batch. Loss is borne by what
-the assistant says, its tool calls and the closing `<|im_end|>`; everything else is masked (paper, section 4.1).
+the ids of its turns, and every turn of many conversations goes through the tokenizer in one batch. Loss is borne by
+what the assistant says, its tool calls and the closing `<|im_end|>`; everything else is masked. (The paper trains on
+responses and tool calls; whether the closing token bears loss it does not say: without it a model never stops.)
 """
 
+import copy
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -97,8 +99,9 @@ class Renderer:
         missing = [t for t in ("<|im_start|>", "<|im_end|>") if t not in tokenizer.get_added_vocab()]
         if missing:
             raise ValueError(f"{tokenizer.name_or_path}: no token {missing[0]}; make it with `hermes3 tokenizer build`")
-        self.backend = tokenizer.backend_tokenizer
-        # text typed by a person never becomes a control token; tags such as <tool_call> are ordinary added tokens
+        # a copy: transformers resets this flag of its own at each call. With it, text typed by a person never becomes
+        # a control token; tags such as <tool_call> are ordinary added tokens and are still found
+        self.backend = copy.deepcopy(tokenizer.backend_tokenizer)
         self.backend.encode_special_tokens = True
         vocabulary = tokenizer.get_added_vocab()
         self.bos = tokenizer.bos_token_id

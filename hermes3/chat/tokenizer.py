@@ -11,8 +11,18 @@ from pathlib import Path
 
 from hermes3.files import new_folder
 
+# The ten reasoning tags that the paper names
 REASONING = (
-    "SCRATCHPAD REASONING INNER_MONOLOGUE PLAN EXECUTION REFLECTION THINKING SOLUTION EXPLANATION UNIT_TEST".split()
+    "SCRATCHPAD",
+    "REASONING",
+    "INNER_MONOLOGUE",
+    "PLAN",
+    "EXECUTION",
+    "REFLECTION",
+    "THINKING",
+    "SOLUTION",
+    "EXPLANATION",
+    "UNIT_TEST",
 )
 CHATML = ("<|im_start|>", "<|im_end|>")
 TAGS = tuple(

@@ -1,4 +1,7 @@
-"""From the shapes that data comes in to conversations (`hermes3.messages`). One function a shape; `BadRow` if it fails."""
+"""From the shapes that data comes in to conversations (`hermes3.messages`), one function a shape.
+
+Each raises `BadRow` for a row that is not of its shape.
+"""
 
 import json
 from collections.abc import Callable

@@ -52,7 +52,7 @@ def _sft(batch: list[Row], renderer: "Renderer") -> None:
 
 
 def _preference(batch: list[Row], renderer: "Renderer") -> None:
-    """Text, for Axolotl's pass-through: its own chat strategy for DPO drops tool calls. TRL's tokenizer adds the BOS."""
+    """Text, for Axolotl's pass-through (its own chat strategy for DPO drops tool calls). TRL's tokenizer adds BOS."""
     from hermes3.chat.render import assistant_text, prompt_text
 
     sides = [([*row["messages"], row[side]], row["tools"]) for row in batch for side in ("chosen", "rejected")]

@@ -33,7 +33,9 @@ def mix(
     _parquet(out / "train", [_train_columns(row) for row in rows], _train_schema(spec.kind))
     _parquet(out / "rows", [_row_columns(row) for row in rows], None)
     rejects = sorted(rejects, key=lambda r: (r["source"], r["id"], r["stage"]))
-    _parquet(out / "rejects", rejects, pa.schema([(k, pa.string()) for k in ("id", "source", "stage", "reason", "detail")]))
+    _parquet(
+        out / "rejects", rejects, pa.schema([(k, pa.string()) for k in ("id", "source", "stage", "reason", "detail")])
+    )
     written = {str(p.relative_to(out)): sha256(p) for p in sorted(out.rglob("*.parquet"))}
     manifest = {
         "name": spec.name,
@@ -89,7 +91,9 @@ def card(manifest: dict[str, Any]) -> str:
         bears = part["loss_tokens"] / part["tokens"] if part["tokens"] else 0
         lines.append(f"| {CATEGORIES[name]} | {part['rows']:,} | {part['tokens']:,} | {share:.1%} | {bears:.0%} |")
     lines += ["", "| source | licence | read | kept |", "|---|---|---:|---:|"]
-    lines += [f"| {s['name']} | {s['licence']} | {s['rows_read']:,} | {s['rows_kept']:,} |" for s in manifest["sources"]]
+    lines += [
+        f"| {s['name']} | {s['licence']} | {s['rows_read']:,} | {s['rows_kept']:,} |" for s in manifest["sources"]
+    ]
     lines += ["", "| left out | rows |", "|---|---:|"]
     lines += [f"| {reason} | {n:,} |" for reason, n in manifest["rejects"].items()] or ["| nothing | 0 |"]
     lines += [f"\n{CATEGORIES[name]}: {text}" for name, text in manifest["shortfalls"].items()]

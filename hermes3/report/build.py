@@ -104,4 +104,3 @@ def _render(template: str, report: dict[str, Any], drawn: dict[str, str]) -> str
     )
     environment.filters |= text.FILTERS
     return environment.get_template(template).render(report, charts={key: Markup(svg) for key, svg in drawn.items()})
-

@@ -30,7 +30,6 @@ def read_run(name: str, folder: Path) -> dict[str, Any]:
     if not points:
         raise ValueError(f"{path}: log_history of run {name!r} has no loss; set logging_steps and train again")
     evaluations = [_row(entry, {"step": "step", "loss": "eval_loss"}) for entry in history if "eval_loss" in entry]
-    summary = next((entry for entry in reversed(history) if "train_runtime" in entry), {})
     return {
         "name": name,
         "folder": str(folder),
@@ -41,8 +40,6 @@ def read_run(name: str, folder: Path) -> dict[str, Any]:
         "first_step": points[0]["step"],
         "first_loss": points[0]["loss"],
         "last_loss": points[-1]["loss"],
-        "mean_loss": summary.get("train_loss"),
-        "runtime_s": summary.get("train_runtime"),
         "not_finite": sum(point["loss"] is None for point in points),
         "points": points,
         "evaluations": evaluations,

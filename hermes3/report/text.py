@@ -38,12 +38,7 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-def minutes(seconds: float | None) -> str:
-    """90 -> `1.5 min`."""
-    return "–" if seconds is None else f"{seconds / 60:.1f}\u00a0min"
-
-
-FILTERS = {f.__name__: f for f in (percent, interval, signed, p_value, count, number, minutes)}
+FILTERS = {f.__name__: f for f in (percent, interval, signed, p_value, count, number)}
 
 
 def verdict(scores: dict[str, Any], runs: list[dict[str, Any]]) -> list[str]:
@@ -68,7 +63,11 @@ def summary(scores: dict[str, Any]) -> str:
         f"{name:<{width}}  {percent(score['value'])} ({interval(score)})".replace("\u00a0", " ").replace("\u2009", "")
         for name, score in means["stages"].items()
     ]
-    head = f"Mean of {', '.join(means['tasks'])}, with 95 % intervals:" if lines else "No task was measured at every stage."
+    head = (
+        f"Mean of {', '.join(means['tasks'])}, with 95 % intervals:"
+        if lines
+        else "No task was measured at every stage."
+    )
     return "\n".join([head, *lines]) + "\n"
 
 
@@ -170,8 +169,7 @@ def scores_caption(scores: dict[str, Any]) -> str:
 def training_caption(runs: list[dict[str, Any]]) -> str:
     """One line under the training curves: where each run's loss began and ended."""
     return " ".join(
-        f"{run['name']}: loss {number(run['first_loss'])} to {number(run['last_loss'])} "
-        f"in {count(run['steps'])} steps ({minutes(run['runtime_s'])})."
+        f"{run['name']}: loss {number(run['first_loss'])} to {number(run['last_loss'])} in {count(run['steps'])} steps."
         for run in runs
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from hermes3.files import new_folder
 
 MAX_VOCAB_SIZE = 4096  # a small corpus may yield fewer
-# Llama 3.1's special tokens in the order of their ids: 11 named ones among 245 numbered from 0 (three before the 12th)
+# Llama 3.1's special tokens by their place; the 248 others are numbered reserved ones
 NAMED = {
     0: "begin_of_text",
     1: "end_of_text",
@@ -43,7 +43,10 @@ def special_tokens() -> list[str]:
 
 
 def build(out: Path, corpus: list[Path], seed: int = 0) -> tuple[int, int]:
-    """Write the model folder `out`; return its numbers of parameters and of vocabulary entries. `corpus`: jsonl files of conversations, or plain text."""
+    """Write the model folder `out`; return its numbers of parameters and of vocabulary entries.
+
+    `corpus`: files of conversations (jsonl) or plain text.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

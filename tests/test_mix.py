@@ -1,0 +1,204 @@
+"""Mixes: specs, adapters, filters, budgets, and what is written."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from hermes3.messages import BadRow
+from hermes3.mix.adapters import ADAPTERS
+from hermes3.mix.build import build
+from hermes3.mix.spec import load
+
+ROWS = [
+    {
+        "id": f"row-{i}",
+        "messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"It is {i}."}],
+    }
+    for i in range(40)
+]
+
+
+@pytest.fixture
+def write(tmp_path, base):
+    """write(rows, **changes) -> path of a spec over those rows."""
+
+    def _write(rows, kind="sft", adapter="messages", tokens=None, sequence_len=64, **changes):
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+        source = {"name": "rows", "path": "rows.jsonl", "adapter": adapter, "licence": "our own"}
+        category = {"sources": [source]} | ({"tokens": tokens} if tokens else {})
+        spec = {"name": "t", "kind": kind, "tokenizer": str(base), "sequence_len": sequence_len, "seed": 1}
+        spec |= {"categories": {"math": category}} | changes
+        (tmp_path / "spec.yml").write_text(yaml.safe_dump(spec))
+        return tmp_path / "spec.yml"
+
+    return _write
+
+
+def reasons(folder) -> dict[str, str]:
+    return {row["id"]: row["reason"] for row in pq.read_table(folder / "rejects").to_pylist()}
+
+
+def test_the_training_files_hold_exactly_three_columns(write, tmp_path, tokenizer):
+    manifest = build(write(ROWS), tmp_path / "mix", tmp_path, quiet=True)
+    train = pq.read_table(tmp_path / "mix/train")
+    assert train.column_names == ["input_ids", "attention_mask", "labels"]
+    rows = pq.read_table(tmp_path / "mix/rows").to_pylist()
+    assert sum(row["n_tokens"] for row in rows) == manifest["total"]["tokens"] == sum(map(len, train["input_ids"]))
+    trained = sum(label.as_py() != -100 for labels in train["labels"] for label in labels)
+    assert trained == manifest["total"]["loss_tokens"]
+    first = tokenizer.apply_chat_template(json.loads(rows[0]["messages"]), return_dict=True)["input_ids"]
+    assert train["input_ids"][0].as_py() == first
+    assert (tmp_path / "mix/card.md").read_text().startswith("# t\n")
+
+
+def test_preferences_are_text_that_trl_tokenises_to_our_ids(write, tmp_path, tokenizer):
+    from trl.trainer.dpo_trainer import _tokenize
+
+    row = {"messages": ROWS[0]["messages"][:1], "chosen": {"content": "Yes."}, "rejected": "No!"}
+    build(write([row], kind="preference", adapter="preference"), tmp_path / "mix", tmp_path, quiet=True)
+    said = pq.read_table(tmp_path / "mix/train").to_pylist()[0]
+    assert set(said) == {"prompt", "chosen", "rejected"}
+    ids = _tokenize(tokenizer, said["prompt"] + said["chosen"])["input_ids"]
+    messages = [*row["messages"], {"role": "assistant", "content": "Yes."}]
+    ours = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+    assert ids == ours[: len(ids)] and ids[-1] == tokenizer.eos_token_id and ids.count(tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("budget", [200, 300])
+def test_a_budget_is_met_within_one_conversation(budget, write, tmp_path):
+    manifest = build(write(ROWS, tokens=budget), tmp_path / "mix", tmp_path, quiet=True)
+    longest = max(row["n_tokens"] for row in pq.read_table(tmp_path / "mix/rows").to_pylist())
+    assert abs(manifest["total"]["tokens"] - budget) <= longest
+    assert manifest["rejects"] == {"budget/over_budget": len(ROWS) - manifest["total"]["rows"]}
+    assert manifest["shortfalls"] == {}
+
+
+def test_a_shortfall_is_said(write, tmp_path):
+    manifest = build(write(ROWS, tokens=10**6), tmp_path / "mix", tmp_path, quiet=True)
+    assert "of 1,000,000 tokens available" in manifest["shortfalls"]["math"]
+
+
+def test_what_is_left_out_is_listed_with_its_reason(write, tmp_path):
+    long = {"id": "long", "messages": [ROWS[0]["messages"][0], {"role": "assistant", "content": "word " * 200}]}
+    mute = {"id": "mute", "messages": [ROWS[0]["messages"][0], {**ROWS[0]["messages"][1], "train": False}]}
+    rows = [*ROWS, {**ROWS[3], "id": "twin"}, long, mute, {"id": "shape", "text": "x"}, "{broken"]
+    manifest = build(write(rows), tmp_path / "mix", tmp_path, quiet=True)
+    assert reasons(tmp_path / "mix") == {
+        "twin": "exact_duplicate",
+        "long": "over_sequence_len",
+        "mute": "no_loss_tokens",
+        "shape": "wrong_shape",
+        "rows-0000045": "not_json",
+    }
+    assert manifest["sources"][0]["rows_read"] == 45 and manifest["sources"][0]["rows_kept"] == 40
+
+
+def test_a_control_token_in_a_preference_is_left_out(write, tmp_path):
+    typed = {"id": "typed", "messages": [{"role": "user", "content": "<|im_end|>"}], "chosen": "a", "rejected": "b"}
+    good = {"id": "good", "messages": [{"role": "user", "content": "x"}], "chosen": "a", "rejected": "b"}
+    build(write([typed, good], kind="preference", adapter="preference"), tmp_path / "mix", tmp_path, quiet=True)
+    assert reasons(tmp_path / "mix") == {"typed": "control_token_in_text"}
+
+
+def test_a_rebuild_replaces_the_folder_and_what_axolotl_prepared_in_it(write, tmp_path):
+    build(write(ROWS), tmp_path / "mix", tmp_path, quiet=True)
+    (tmp_path / "mix/prepared").mkdir()
+    build(write(ROWS[:5]), tmp_path / "mix", tmp_path, quiet=True)
+    assert not (tmp_path / "mix/prepared").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_seed_draws_another_order(write, tmp_path):
+    one = build(write(ROWS), tmp_path / "one", tmp_path, quiet=True)
+    two = build(write(ROWS, seed=2), tmp_path / "two", tmp_path, quiet=True)
+    assert one["total"] == two["total"] and one["output"]["sha256"] != two["output"]["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"colour": 1}, "colour: Extra inputs are not permitted"),
+        ({"sequence_len": 0}, "sequence_len: Input should be greater than 0"),
+        ({"categories": {"maths": {"sources": []}}}, "categories.maths"),
+        ({"kind": "preference"}, "adapter messages does not fit kind preference"),
+        ({"tokenizer": "nowhere"}, "tokenizer: no nowhere/tokenizer.json"),
+    ],
+)
+def test_a_bad_spec_stops_the_build_with_its_key(changes, message, write, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        build(write(ROWS, **changes), tmp_path / "mix", tmp_path, quiet=True)
+    assert not (tmp_path / "mix").exists()
+
+
+def test_a_missing_file_names_the_source_and_the_option(write, tmp_path):
+    with pytest.raises(ValueError, match="source rows: no file .*rows.jsonl; mind --data-root"):
+        build(write(ROWS), tmp_path / "mix", tmp_path / "elsewhere", quiet=True)
+
+
+def test_every_shipped_spec_loads(in_root):
+    from conftest import ROOT
+
+    specs = sorted((ROOT / "data_mixes").glob("*.yml"))
+    assert len(specs) >= 3
+    for path in specs:
+        assert load(path).name == path.stem
+
+
+SAID = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "row", "messages"),
+    [
+        ("messages", {"messages": SAID}, SAID),
+        ("sharegpt", {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, SAID),
+        ("instruction", {"instruction": "q", "input": "", "response": "a"}, SAID),
+        (
+            "instruction",
+            {"instruction": "q", "input": "i", "output": "a"},
+            [{"role": "user", "content": "q\n\ni"}, SAID[1]],
+        ),
+        ("question_answer", {"question": "q", "answer": "a"}, SAID),
+    ],
+)
+def test_adapters(adapter, row, messages):
+    assert ADAPTERS[adapter](row) == {"messages": messages, "tools": []}
+
+
+def test_sharegpt_tool_calls():
+    row = {
+        "conversations": [
+            {"from": "human", "value": "q"},
+            {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
+            {"from": "observation", "value": '{"y": 2}'},
+            {"from": "gpt", "value": "a"},
+        ],
+        "tools": '[{"name": "f", "parameters": {}}]',
+    }
+    got = ADAPTERS["sharegpt"](row)
+    assert got["tools"] == [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    assert got["messages"][1]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"x": 1}}
+    assert got["messages"][2] == {"role": "tool", "name": "f", "content": '{"y": 2}'}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "row", "reason"),
+    [
+        ("sharegpt", {"conversations": [{"from": "alien", "value": "q"}]}, "unknown_role"),
+        ("sharegpt", {"conversations": [{"from": "human", "value": None}]}, "content_not_text"),
+        ("sharegpt", {"conversations": [{"from": "observation", "value": "x"}]}, "response_without_call"),
+        ("sharegpt", {"conversations": [{"from": "function_call", "value": "x"}]}, "tool_call_not_json"),
+        ("sharegpt", {"conversations": [], "tools": "x"}, "tools_not_json"),
+        ("instruction", {"output": "a"}, "wrong_shape"),
+        ("question_answer", ["q"], "wrong_shape"),
+        ("preference", {"messages": SAID[:1], "chosen": "a", "rejected": "a"}, "no_preference"),
+        ("preference", {"messages": SAID[:1], "chosen": "a", "rejected": 3}, "content_not_text"),
+    ],
+)
+def test_a_row_of_the_wrong_shape_is_refused(adapter, row, reason):
+    with pytest.raises(BadRow) as caught:
+        ADAPTERS[adapter](row)
+    assert caught.value.reason == reason
