@@ -44,6 +44,8 @@ def tiny_base(
     from hermes3.train import tiny_base
 
     files = [file for path in corpus for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])]
+    if missing := [file for file in files if not file.is_file()]:
+        raise ValueError(f"{missing[0]}: no such file")
     parameters, vocab_size = tiny_base.build(out, files, seed)
     print(f"{out}: {parameters:,} parameters, {vocab_size:,} vocabulary entries")
 

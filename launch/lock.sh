@@ -8,7 +8,7 @@ trap 'rm -f "$new"' EXIT
 pip-compile -q "${plain[@]}" --allow-unsafe --no-emit-find-links --no-emit-index-url --no-emit-trusted-host \
   requirements.in -o "$new"
 {
-  echo '# The exact lock of requirements.in: `make lock` writes it. A CPU build of torch and a CUDA build share this version;'
+  echo '# The exact lock of requirements.in, written by "make lock". A CPU and a CUDA build of torch share this version;'
   echo '# the CUDA build brings its own exactly pinned nvidia packages.'
   sed -E 's/^(torch==[^+]*)\+cpu/\1/' "$new"
 } >requirements.txt
@@ -17,6 +17,6 @@ pip-compile -q "${plain[@]}" --allow-unsafe --no-emit-find-links --no-emit-index
 uv pip compile -q "${plain[@]}" --prerelease disallow --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
   requirements-eval.in -o "$new"
 {
-  echo '# The exact lock of requirements-eval.in: `make lock` writes it.'
+  echo '# The exact lock of requirements-eval.in, written by "make lock".'
   cat "$new"
 } >requirements-eval.txt

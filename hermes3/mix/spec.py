@@ -55,6 +55,8 @@ class Spec(Strict):
 
 def load(path: Path) -> Spec:
     """Read a spec. `ValueError` names the file, the key and what is wrong."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

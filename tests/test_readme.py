@@ -1,0 +1,93 @@
+"""Every command of the README: run here, run by the chain, or held to the parser of the program that it calls."""
+
+import re
+import shlex
+import subprocess
+
+import click
+import pytest
+import typer
+import yaml
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.strip().splitlines()]
+
+
+def test_the_two_commands_come_first():
+    assert COMMANDS[:2] == ["make demo", "make test"]
+    targets = (ROOT / "Makefile").read_text()
+    assert re.search(r"^demo:", targets, re.MULTILINE) and re.search(r"^test:", targets, re.MULTILINE)
+
+
+def parse_hermes3(words: list[str]) -> None:
+    """Let the command line's own parser read a command, without running it; unknown verbs and options raise."""
+    from hermes3.cli import app
+
+    command, context, words = typer.main.get_command(app), None, list(words)
+    while isinstance(command, click.Group):
+        context = command.make_context(command.name, words, parent=context, resilient_parsing=False)
+        _, command, words = command.resolve_command(context, context._protected_args + context.args)
+    command.make_context(command.name, words, parent=context)
+
+
+def parse_accelerate(words: list[str]) -> str:
+    """The recipe of an `accelerate launch -m axolotl.cli.train RECIPE`, read by accelerate's own parser."""
+    from accelerate.commands.launch import launch_command_parser
+
+    arguments = launch_command_parser().parse_args(words[2:])
+    assert arguments.module and arguments.training_script == "axolotl.cli.train"
+    return arguments.training_script_args[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_what_its_program_takes(command, monkeypatch):
+    words = shlex.split(command)
+    program = words[0].removeprefix(".venv/bin/")
+    if program == "hermes3":
+        parse_hermes3(words[1:])
+    elif program == "accelerate":
+        assert (ROOT / parse_accelerate(words)).is_file()
+    elif program == "axolotl":
+        from axolotl.cli.main import cli
+
+        assert words[1] in cli.commands and (ROOT / words[2]).is_file()
+    elif program == "srun":
+        script = words[-1].replace("$((8 * SLURM_NNODES))", "128")
+        for name, value in {"SLURM_NNODES": "16", "SLURM_NODEID": "3", "MASTER_ADDR": "n1"}.items():
+            script = script.replace(f"${name}", value)
+        assert (ROOT / parse_accelerate(shlex.split(script))).is_file()
+    elif program == "pip":
+        named = [ROOT / word for word in words if word.endswith(".txt")]
+        assert all(path.is_file() for path in named)
+    else:
+        assert program in ("make", "export"), f"no check for {command}"
+
+
+def test_hermes3_check_accepts_every_recipe():
+    ran = subprocess.run([ROOT / ".venv/bin/hermes3", "check"], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("ok ") == len(list((ROOT / "recipes").glob("*.yml"))) >= 8
+
+
+def test_the_table_of_recipes_is_what_the_recipes_say():
+    from hermes3.recipe.paper import run_of
+
+    row = r"^\| `(recipes/\d\w+\.yml)` \| (\d+) H100 \| (\d+) .*? \| (\S+) \| (.*?) \|$"
+    rows = re.findall(row, README, re.MULTILINE)
+    assert len(rows) == 6
+    for path, gpus, batch, rate, hours in rows:
+        recipe, run = yaml.safe_load((ROOT / path).read_text()), run_of(ROOT / path)
+        assert run.gpus == int(gpus)
+        assert recipe["micro_batch_size"] * recipe["gradient_accumulation_steps"] * run.gpus == int(batch)
+        assert recipe["learning_rate"] == float(rate)
+        if run.gpu_hours:
+            assert hours == f"{run.gpu_hours / run.gpus:.1f} ({run.gpu_hours:,})"
+
+
+def test_every_file_that_the_docs_name_is_there():
+    place = r"\b(?:recipes|data_mixes|deepspeed_configs|eval|launch|docs|hermes3)/[\w./-]+\w"
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    named = {path for page in pages for path in re.findall(place, page.read_text())} - {"recipes/mine.yml"}
+    assert len(named) > 10
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
