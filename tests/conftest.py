@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "outputs/tiny"
 # tests of ours never look beyond this machine
-os.environ |= {"HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1", "WANDB_MODE": "offline"}
+os.environ |= {"HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1", "WANDB_MODE": "offline", "OMP_NUM_THREADS": "2"}
 
 
 @pytest.fixture(autouse=True)

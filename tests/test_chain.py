@@ -92,6 +92,21 @@ def test_sft_run_again_has_equal_losses(tmp_path):
     assert again == first[:6]
 
 
+def test_dpo_run_again_has_equal_losses(tmp_path):
+    # the plugin seeds the adapter's first weights; the first step moves nothing, the third shows them
+    train(
+        "recipes/tiny_dpo.yml",
+        "--max_steps=4",
+        f"--output_dir={tmp_path}/dpo",
+        f"--dataset_prepared_path={tmp_path}/prepared",
+        "--use_wandb=false",
+    )
+    again = [entry["loss"] for entry in history(tmp_path / "dpo") if "loss" in entry]
+    first = [entry["loss"] for entry in history(TINY / "dpo") if "loss" in entry]
+    assert len(again) == 4
+    assert again == first[:4]
+
+
 def test_first_dpo_loss_is_ln_2():
     first = history(TINY / "dpo")[0]
     assert first["step"] == 1

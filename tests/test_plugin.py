@@ -135,3 +135,12 @@ def test_several_cpu_processes_keep_the_model_on_the_cpu(monkeypatch, cuda, worl
     cfg = DictDefault({})
     assert HermesPlugin().load_datasets(cfg) is None
     assert cfg.device_map == device_map
+
+
+def test_the_adapter_is_drawn_from_the_seed(manager):
+    def drawn():
+        torch.rand(3)  # whatever was drawn before
+        manager.pre_lora_load(DictDefault({"seed": 42}), model=None)
+        return torch.rand(4).tolist()
+
+    assert drawn() == drawn()

@@ -1,21 +1,26 @@
-"""The Axolotl plugin of every recipe: four mends of Axolotl 0.19, each gone once Axolotl has its own."""
+"""The Axolotl plugin of every recipe: five mends of Axolotl 0.19, each gone once Axolotl has its own."""
 
 import gc
 import os
 
 from axolotl.integrations.base import BasePlugin
 from axolotl.utils.samplers import MultipackBatchSampler
-from transformers import TrainerCallback
+from transformers import TrainerCallback, set_seed
 
 
 class HermesPlugin(BasePlugin):
-    """NEFTune under DPO, new packs every epoch, quick steps, and data-parallel training on CPUs."""
+    """NEFTune under DPO, seeded adapters, new packs every epoch, quick steps, and data-parallel training on CPUs."""
 
     def get_training_args(self, cfg) -> dict | None:
         """Axolotl hands `neftune_noise_alpha` to the SFT trainer only: hand it to the preference trainers too."""
         if cfg.rl and cfg.neftune_noise_alpha is not None:
             return {"neftune_noise_alpha": cfg.neftune_noise_alpha}
         return None
+
+    def pre_lora_load(self, cfg, model) -> None:
+        """Axolotl draws the adapter's weights before anything has been seeded: two runs would start from two adapters."""
+        if cfg.seed is not None:
+            set_seed(cfg.seed)
 
     def add_callbacks_post_trainer(self, cfg, trainer) -> list[TrainerCallback]:
         shuffled = cfg.sample_packing and not cfg.rl and not cfg.curriculum_sampling
