@@ -18,7 +18,7 @@ class HermesPlugin(BasePlugin):
         return None
 
     def pre_lora_load(self, cfg, model) -> None:
-        """Axolotl draws the adapter's weights before anything has been seeded: two runs would start from two adapters."""
+        """Axolotl draws the adapter's weights before anything is seeded: two runs would start from two adapters."""
         if cfg.seed is not None:
             set_seed(cfg.seed)
 
