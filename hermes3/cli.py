@@ -11,9 +11,11 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
 )
 mix_app = typer.Typer(no_args_is_help=True, help="Build and look at data mixes.")
+chat_app = typer.Typer(no_args_is_help=True, help="Look at conversations as a model sees them.")
 tokenizer_app = typer.Typer(no_args_is_help=True, help="Make the Hermes tokenizer.")
 app.add_typer(mix_app, name="mix")
 app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(chat_app, name="chat")
 
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 
@@ -64,6 +66,36 @@ def tokenizer_build(
         print(json.dumps(ids))
     else:
         print(f"{out}: {len(ids)} reserved tokens renamed, <|im_end|> is {ids['<|im_end|>']}")
+
+
+@chat_app.command("show")
+def chat_show(
+    file: Annotated[Path, typer.Argument(help="jsonl or json file of rows")],
+    row: Annotated[int, typer.Option(help="which row, from 1")] = 1,
+    adapter: Annotated[str, typer.Option(help="the rows' shape, as in a mix spec")] = "messages",
+    tokenizer: Annotated[Path, typer.Option(help="folder with a Hermes tokenizer")] = Path("outputs/tiny/base"),
+    html: Annotated[Path | None, typer.Option(help="write a page there instead")] = None,
+) -> None:
+    """Print a conversation with its special tokens; green bears loss, bold is a single id."""
+    from transformers import AutoTokenizer
+
+    from hermes3.chat import show
+    from hermes3.chat.render import Renderer
+    from hermes3.files import write_text
+    from hermes3.mix.build import read_row
+
+    one = read_row(file, row, adapter)
+    if not (tokenizer / "tokenizer.json").is_file():
+        raise ValueError(f"--tokenizer: no {tokenizer}/tokenizer.json; run `hermes3 tokenizer build` first")
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    tokens = Renderer(loaded).render([(one["messages"], one["tools"])])[0]
+    if html:
+        write_text(html, show.as_html(tokens, loaded, f"{file.name}, row {row}"))
+        print(html)
+    else:
+        from rich.console import Console
+
+        Console(soft_wrap=True).print(show.as_text(tokens, loaded))
 
 
 @mix_app.command("build")

@@ -1,6 +1,9 @@
 """Template, tokenizer and renderer: what a model sees is the same in all three, and loss falls where it should."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -135,6 +138,45 @@ def test_text_without_calls_has_none():
     assert parse_tool_calls("hello") == []
 
 
-def test_the_template_refuses_a_second_system_message(tokenizer):
-    with pytest.raises(Exception, match="role 'system' has no place here"):
-        tokenizer.apply_chat_template([USER, {"role": "system", "content": "x"}], tokenize=False)
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([USER, {"role": "system", "content": "x"}], "role 'system' has no place here"),
+        ([{"role": "narrator", "content": "x"}], "role 'narrator' has no place here"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "content of a user message is not text"),
+        ([{"role": "user"}], "content of a user message is not text"),
+        ([USER, CALL, {"role": "tool", "content": "x"}], "a tool message has no name"),
+    ],
+)
+def test_the_template_refuses_what_it_cannot_say(messages, message, tokenizer):
+    with pytest.raises(Exception, match=message):
+        tokenizer.apply_chat_template(messages, tokenize=False)
+
+
+def test_a_call_without_content_needs_none(tokenizer):
+    bare = {key: CALL[key] for key in ("role", "tool_calls")}
+    for call in (bare | {"content": None}, CALL):
+        text = tokenizer.apply_chat_template([USER, call], tools=TOOLS, tokenize=False)
+        assert "<|im_start|>assistant\n<tool_call>\n" in text
+
+
+def test_show_marks_what_bears_loss(tokenizer, renderer):
+    from hermes3.chat.show import as_html, as_text, spans
+
+    tokens = renderer.render([CASES["tools"]])[0]
+    assert "".join(span.text for span in spans(tokens, tokenizer)) == tokenizer.decode(tokens.input_ids)
+    trained = "".join(span.text for span in spans(tokens, tokenizer) if span.trained)
+    assert trained.startswith("<tool_call>") and trained.endswith("It is grey.<|im_end|>")
+    assert {"<tool_call>", "<|im_end|>"} <= {span.text for span in spans(tokens, tokenizer) if span.special}
+    assert as_text(tokens, tokenizer).plain == tokenizer.decode(tokens.input_ids)
+    page = as_html(tokens, tokenizer, "a <title>")
+    assert "<mark><b>&lt;tool_call&gt;</b></mark>" in page and "<title>a &lt;title&gt;</title>" in page
+
+
+def test_show_from_the_command_line(base, samples, tmp_path):
+    call = [Path(sys.executable).with_name("hermes3"), "chat", "show", samples / "train/rag.jsonl"]
+    call += ["--row", "2", "--tokenizer", base]
+    shown = subprocess.run(call, capture_output=True, text=True, check=True)
+    assert shown.stdout.startswith("<|begin_of_text|><|im_start|>system\n")
+    subprocess.run([*call, "--html", tmp_path / "x.html"], capture_output=True, check=True)
+    assert "bear loss" in (tmp_path / "x.html").read_text()

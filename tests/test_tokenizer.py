@@ -1,9 +1,11 @@
 """Making the base model from nothing, and giving a Llama 3.1 tokenizer the Hermes tokens."""
 
 import json
+import re
 import shutil
 
 import pytest
+from conftest import ROOT
 
 from hermes3.chat.tokenizer import CHATML, PAD, REASONING, TAGS, build
 from hermes3.train import tiny_base
@@ -82,3 +84,14 @@ def test_too_few_reserved_tokens_is_said_with_the_number(llama, tmp_path):
 def test_a_missing_folder_is_said(tmp_path):
     with pytest.raises(ValueError, match="no such folder"):
         build(str(tmp_path / "none"), tmp_path / "out")
+
+
+def test_the_table_of_ids_in_the_docs_is_what_is_built(tokenizer):
+    page = (ROOT / "docs/chat_format.md").read_text().replace("\\|", "|")  # a table's own sign is escaped in Markdown
+    rows = re.findall(r"^\| (\d+) \| `(\S+)` \| (yes|no) \|", page, re.MULTILINE)
+    # Llama 3.1's first special token is 128000; ours stand at the same distance from the first of this vocabulary
+    first = tokenizer.convert_tokens_to_ids("<|begin_of_text|>")
+    expected = {token: tokenizer.convert_tokens_to_ids(token) - first + 128000 for token in (*CHATML, *TAGS)}
+    shown = {token: int(token_id) for token_id, token, _ in rows}
+    assert {token: shown[token] for token in expected} == expected
+    assert {token for _, token, special in rows if special == "yes"} == {*CHATML, PAD, "<|begin_of_text|>"}

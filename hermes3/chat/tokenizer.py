@@ -111,7 +111,7 @@ def _write_model(source: Path, out: Path, rows: list[int], seed: int) -> None:
 
 
 def _rewrite_rows(shard: Path, target: Path, names: set[str], rows: list[int], seed: int) -> None:
-    """Reserved rows were never trained: near zero, and alike. Give each the mean row plus a little noise of its own.
+    """Reserved rows were never trained. Give each the mean row plus a little noise of its own.
 
     The mean starts a new token as an average word (Hewitt 2021, "Initializing new word embeddings for pretrained
     language models"); a tenth of the rows' own deviation tells the new tokens apart.

@@ -83,6 +83,20 @@ def _raw_rows(file: Path) -> Iterator[tuple[int, Any]]:
                 yield number, error
 
 
+def read_row(file: Path, number: int, adapter: str) -> Row:
+    """The conversation in row `number` (from 1) of `file`. `ValueError` when there is no such file, row or adapter."""
+    if adapter not in ADAPTERS:
+        raise ValueError(f"adapter {adapter}: not one of {', '.join(ADAPTERS)}")
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file")
+    raw = next((raw for at, raw in _raw_rows(file) if at == number), None)
+    if raw is None:
+        raise ValueError(f"{file}: no row {number}")
+    if isinstance(raw, json.JSONDecodeError):
+        raise ValueError(f"{file}:{number}: {raw}")
+    return ADAPTERS[adapter](raw)
+
+
 def _hash(row: Row) -> str:
     """Hash of what a row says, whatever its source."""
     said = {key: row.get(key) for key in ("messages", "tools", "chosen", "rejected")}

@@ -6,17 +6,8 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-# Table 1 of the Hermes 3 report, in its order
-CATEGORIES = {
-    "general_instructions": "General Instructions",
-    "domain_expert": "Domain Expert",
-    "math": "Math",
-    "roleplaying": "Roleplaying",
-    "coding": "Coding",
-    "tool_use_agentic_rag": "Tool Use, Agentic, and RAG",
-    "content_generation": "Content Generation",
-    "steering_alignment": "Steering and Alignment",
-}
+from hermes3.mix.categories import CATEGORIES
+
 Adapter = Literal["messages", "sharegpt", "instruction", "question_answer", "preference"]
 
 

@@ -15,7 +15,8 @@ import hermes3
 from hermes3.chat.prompts import to_json
 from hermes3.files import sha256
 from hermes3.mix.adapters import Row
-from hermes3.mix.spec import CATEGORIES, Spec
+from hermes3.mix.categories import NAMES
+from hermes3.mix.spec import Spec
 
 ROWS_A_FILE = 50_000
 
@@ -89,14 +90,14 @@ def card(manifest: dict[str, Any]) -> str:
     for name, part in manifest["categories"].items():
         share = part["tokens"] / total["tokens"]
         bears = part["loss_tokens"] / part["tokens"] if part["tokens"] else 0
-        lines.append(f"| {CATEGORIES[name]} | {part['rows']:,} | {part['tokens']:,} | {share:.1%} | {bears:.0%} |")
+        lines.append(f"| {NAMES[name]} | {part['rows']:,} | {part['tokens']:,} | {share:.1%} | {bears:.0%} |")
     lines += ["", "| source | licence | read | kept |", "|---|---|---:|---:|"]
     lines += [
         f"| {s['name']} | {s['licence']} | {s['rows_read']:,} | {s['rows_kept']:,} |" for s in manifest["sources"]
     ]
     lines += ["", "| left out | rows |", "|---|---:|"]
     lines += [f"| {reason} | {n:,} |" for reason, n in manifest["rejects"].items()] or ["| nothing | 0 |"]
-    lines += [f"\n{CATEGORIES[name]}: {text}" for name, text in manifest["shortfalls"].items()]
+    lines += [f"\n{NAMES[name]}: {text}" for name, text in manifest["shortfalls"].items()]
     return "\n".join(lines) + "\n"
 
 

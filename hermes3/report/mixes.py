@@ -4,17 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-# Hermes 3 report (arXiv 2408.11857), Table 1: percent of the SFT mix's tokens. The printed rows sum to 100.5.
-CATEGORIES = {
-    "general_instructions": ("General Instructions", 60.6),
-    "domain_expert": ("Domain Expert", 12.8),
-    "math": ("Math", 6.7),
-    "roleplaying": ("Roleplaying", 6.1),
-    "coding": ("Coding", 4.5),
-    "tool_use_agentic_rag": ("Tool Use, Agentic, and RAG", 4.3),
-    "content_generation": ("Content Generation", 3.0),
-    "steering_alignment": ("Steering and Alignment", 2.5),
-}
+from hermes3.mix.categories import CATEGORIES
 
 
 def read_mix(folder: Path) -> dict[str, Any]:
