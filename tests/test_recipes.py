@@ -157,6 +157,7 @@ def test_deepspeed_config_is_used_explained_and_known_to_deepspeed(path):
         ("8b_sft", {"plugins": ["hermes3.train.plugins.HermesPlugin"]}, "plugins: .* cannot be imported"),
         ("8b_sft", {"seed": None}, "seed is missing"),
         ("8b_sft", {"attn_implementation": None}, "attn_implementation is missing"),
+        ("8b_sft", {"attn_implementation": "xformers"}, "not known to keep packed samples apart; .* flash_attention_2"),
         ("8b_sft", {"deepspeed": "deepspeed_configs/zero4.json"}, "deepspeed: no file"),
         ("8b_sft", {"num_epochs": "four"}, "num_epochs"),
         ("8b_dpo", {"sample_packing": True}, "sample_packing"),  # Axolotl's own refusal
@@ -167,6 +168,10 @@ def test_faults_are_refused_with_file_and_key(edited, name, changes, message):
     with pytest.raises(ValueError, match=message) as error:
         validate(path)
     assert str(path) in str(error.value)
+
+
+def test_the_plugin_s_own_key_is_known(edited):
+    assert validate(edited("8b_sft", token_weighted_loss=True))["token_weighted_loss"] is True
 
 
 def test_validating_leaves_the_plugins_of_the_process_alone():

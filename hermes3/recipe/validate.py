@@ -20,6 +20,9 @@ REQUIRED = {
     "dataloader_num_workers": "each rank would start as many workers as the job has ranks",
 }
 
+# Attention that tests/test_packing.py proves to keep packed samples apart; the first needs a GPU to be proven
+ISOLATING = ("flash_attention_2", "sdpa", "eager")
+
 
 def read(path: Path) -> dict[str, Any]:
     """The recipe as written. `ValueError` when it is not a YAML mapping."""
@@ -45,6 +48,11 @@ def validate(path: Path) -> dict[str, Any]:
     for key, consequence in REQUIRED.items():
         if recipe.get(key) is None:
             raise ValueError(f"{path}: {key} is missing; {consequence}")
+    if recipe.get("sample_packing") and recipe["attn_implementation"] not in ISOLATING:
+        raise ValueError(
+            f"{path}: attn_implementation: {recipe['attn_implementation']} is not known to keep packed samples apart; "
+            f"with sample_packing use one of {', '.join(ISOLATING)}"
+        )
     deepspeed = recipe.get("deepspeed")
     if isinstance(deepspeed, str) and not Path(deepspeed).is_file():
         raise ValueError(f"{path}: deepspeed: no file {deepspeed} (relative to the working directory)")

@@ -7,9 +7,19 @@ from axolotl.integrations.base import BasePlugin
 from axolotl.utils.samplers import MultipackBatchSampler
 from transformers import TrainerCallback, set_seed
 
+from hermes3.train.loss import weigh_tokens
+
 
 class HermesPlugin(BasePlugin):
     """NEFTune under DPO, seeded adapters, new packs every epoch, quick steps, and data-parallel training on CPUs."""
+
+    def get_input_args(self) -> str:
+        """The keys that this adds to a recipe: `token_weighted_loss`."""
+        return "hermes3.train.loss.LossArgs"
+
+    def post_trainer_create(self, cfg, trainer) -> None:
+        if cfg.token_weighted_loss:
+            weigh_tokens(trainer)
 
     def get_training_args(self, cfg) -> dict | None:
         """Axolotl hands `neftune_noise_alpha` to the SFT trainer only: hand it to the preference trainers too."""

@@ -1,0 +1,332 @@
+"""Packed samples do not see each other, shown on the steps of Axolotl's own trainer; and how it averages the loss.
+
+The recipe, Axolotl's data loading, packer, collator and trainer are the demo's; only the mix is a handful of samples.
+What each sample gives alone comes from a plain transformers model without padding, mask or position ids.
+"""
+
+import gc
+import json
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import yaml
+
+pytest.importorskip("axolotl")
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from axolotl.cli.config import load_cfg
+from axolotl.common.datasets import load_datasets
+from axolotl.integrations.base import PluginManager
+from axolotl.train import setup_model_and_trainer
+from axolotl.utils.samplers import MultipackBatchSampler
+from torch.nn.functional import cross_entropy
+from torch.utils.data import RandomSampler
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
+
+from hermes3.chat.render import IGNORE, Renderer
+from hermes3.mix.build import build
+from hermes3.recipe.validate import read
+
+ROOT = Path(__file__).parents[1]
+SEQUENCE_LEN = 384
+ROUNDING = 1e-5  # float32, on logits of order 1 and relative to the largest gradient
+LEAK = 1e-2
+
+
+@dataclass
+class Forward:
+    """One micro-batch as it reached the model, and what came out. Shapes [1, tokens] and [1, tokens, vocabulary]."""
+
+    inputs: dict[str, torch.Tensor]
+    logits: torch.Tensor
+    training: bool
+
+    def parts(self) -> list[slice]:
+        """Where each sample of the pack stands; the padding, a document of its own, is left out."""
+        starts = self.starts()
+        parts = [slice(*bounds) for bounds in zip(starts, [*starts[1:], SEQUENCE_LEN], strict=True)]
+        return [part for part in parts if len(self.inputs["input_ids"][0, part].unique()) > 1]
+
+    def starts(self) -> list[int]:
+        return (self.inputs["position_ids"][0] == 0).nonzero().flatten().tolist()
+
+
+@dataclass
+class Alone:
+    """One sample by itself: its logits, its number of trained tokens, and their loss with its gradients, both sums."""
+
+    logits: torch.Tensor
+    n_loss: int
+    loss: float
+    gradients: dict[str, torch.Tensor]
+
+
+@dataclass
+class Run:
+    """An evaluation and one step of two micro-batches, both from the base model's weights."""
+
+    trainer: Trainer
+    forwards: list[Forward]
+    gradients: list[dict[str, torch.Tensor]]  # after each micro-batch of the step, summed
+    loss: float  # as logged
+
+    @property
+    def training(self) -> list[Forward]:
+        return [forward for forward in self.forwards if forward.training]
+
+
+class KeepGradients(TrainerCallback):
+    def __init__(self):
+        self.kept = []
+
+    def on_substep_end(self, args, state, control, model=None, **kwargs):
+        self.kept.append({name: p.grad.cpu().clone() for name, p in model.named_parameters()})
+
+    on_pre_optimizer_step = on_substep_end
+
+
+@contextmanager
+def recorded(model):
+    forwards: list[Forward] = []
+
+    def record(module, args, kwargs, out):
+        inputs = {key: value.clone() for key, value in kwargs.items() if torch.is_tensor(value)}
+        forwards.append(Forward(inputs, out.logits.detach().float().cpu(), module.training))
+
+    handle = model.register_forward_hook(record, with_kwargs=True)
+    yield forwards
+    handle.remove()
+
+
+@pytest.fixture(scope="module")
+def mix(samples, tokenizer, tmp_path_factory) -> Path:
+    """Twelve short conversations of the sample data, in the columns of a mix."""
+    rows = [json.loads(line) for file in sorted((samples / "train").glob("*.jsonl")) for line in file.open()]
+    every = Renderer(tokenizer).render([(row["messages"], row.get("tools")) for row in rows[:: len(rows) // 40]])
+    short = sorted((one for one in every if len(one.input_ids) < 200), key=lambda one: one.n_loss)[::3]
+    columns = [{"input_ids": t.input_ids, "attention_mask": [1] * len(t.input_ids), "labels": t.labels} for t in short]
+    out = tmp_path_factory.mktemp("packing")
+    (out / "train").mkdir()
+    pq.write_table(pa.Table.from_pylist(columns), out / "train/part-00000.parquet")
+    return out
+
+
+@pytest.fixture(scope="module")
+def train(base, mix):
+    """The demo's recipe for one step, as `axolotl train` sets it up. `attention` None: the key is left out."""
+
+    def train(attention: str | None, token_weighted: bool = False, **changes) -> Run:
+        out = mix / f"{attention}-{token_weighted}"
+        recipe = {key: value for key, value in read(ROOT / "recipes/tiny_sft.yml").items() if "wandb" not in key}
+        recipe |= {"base_model": str(base), "output_dir": str(out), "dataset_prepared_path": str(out / "prepared")}
+        recipe["datasets"][0]["path"] = str(mix / "train")
+        recipe["test_datasets"] = [recipe["datasets"][0] | {"split": "train"}]
+        recipe |= {"sequence_len": SEQUENCE_LEN, "attn_implementation": attention, "gradient_accumulation_steps": 2}
+        recipe |= {"max_steps": 1, "logging_steps": 1, "save_strategy": "no", "eval_strategy": "no"}
+        recipe |= {"max_grad_norm": 1e9, **changes}  # the gradients as they are, not clipped
+        recipe |= {"token_weighted_loss": True} if token_weighted else {}
+        (mix / "recipe.yml").write_text(yaml.safe_dump(recipe))
+        cfg = load_cfg(str(mix / "recipe.yml"))
+        trainer = setup_model_and_trainer(cfg, load_datasets(cfg=cfg))[0]
+        trainer.add_callback(gradients := KeepGradients())
+        with recorded(trainer.model) as forwards:
+            trainer.evaluate()
+            trainer.train()
+        loss = next(line["loss"] for line in trainer.state.log_history if "loss" in line)
+        return Run(trainer, forwards, gradients.kept, loss)
+
+    # what Axolotl sets for the whole process: plugins, variables, a copy of what is printed
+    manager = PluginManager.get_instance()
+    plugins, manager.plugins = manager.plugins, type(manager.plugins)()
+    with mock.patch.dict(os.environ), mock.patch("axolotl.cli.config.prepare_debug_log"):
+        yield train
+    manager.plugins = plugins
+    gc.unfreeze()  # what our plugin froze
+
+
+@pytest.fixture(scope="module")
+def alone(base, mix) -> dict[tuple[int, ...], Alone]:
+    model = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
+    found = {}
+    for row in pq.read_table(mix / "train").to_pylist():
+        labels = torch.tensor(row["labels"])
+        logits = model(torch.tensor([row["input_ids"]])).logits[0]
+        loss = cross_entropy(logits[:-1], labels[1:], ignore_index=IGNORE, reduction="sum")
+        model.zero_grad()
+        loss.backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+        n_loss = int((labels[1:] != IGNORE).sum())
+        found[tuple(row["input_ids"])] = Alone(logits.detach(), n_loss, loss.item(), gradients)
+    return found
+
+
+@pytest.fixture(scope="module")
+def sdpa(train) -> Run:
+    return train("sdpa")
+
+
+@pytest.fixture(scope="module")
+def eager(train) -> Run:
+    return train("eager")
+
+
+@pytest.fixture(params=["sdpa", "eager"])
+def run(request) -> Run:
+    return request.getfixturevalue(request.param)
+
+
+def samples_of(forward: Forward, alone: dict) -> list[Alone]:
+    return [alone[tuple(forward.inputs["input_ids"][0, part].tolist())] for part in forward.parts()]
+
+
+def differences(forward: Forward, alone: dict) -> list[float]:
+    """max |logit in the pack - logit alone| of each sample of the pack."""
+    pairs = zip(forward.parts(), samples_of(forward, alone), strict=True)
+    return [(forward.logits[0, part] - one.logits).abs().max().item() for part, one in pairs]
+
+
+def weighted(samples: list[Alone], weights: list[float]) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients: the samples' sums, each times its weight, summed."""
+    loss = sum(w * one.loss for w, one in zip(weights, samples, strict=True))
+    names = samples[0].gradients
+    return loss, {n: sum(w * one.gradients[n] for w, one in zip(weights, samples, strict=True)) for n in names}
+
+
+def gap(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The largest difference of any parameter's gradients, relative to the largest gradient."""
+    largest = max(g.abs().max() for g in other.values())
+    return max((one[name] - other[name]).abs().max() / largest for name in other).item()
+
+
+def test_logits_in_a_pack_are_those_of_each_sample_alone(run, alone):
+    assert [len(forward.parts()) > 2 for forward in run.forwards] == [True] * len(run.forwards)
+    assert len(run.training) == 2 < len(run.forwards)  # the others are of evaluation
+    for forward in run.forwards:
+        assert max(differences(forward, alone)) < ROUNDING
+
+
+def test_without_an_attention_implementation_samples_leak(train, alone):
+    """The same check fails where Axolotl hands the packs' mask to the model, which reads every number in it as 1."""
+    for forward in train(None).training:
+        assert forward.inputs["attention_mask"].max() > 1
+        first, *others = differences(forward, alone)
+        assert first < ROUNDING  # nothing stands before it
+        assert min(others) > LEAK
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_changing_a_sample_leaves_its_neighbours_as_they_are(run, training):
+    neighbours_unmoved(run, training)
+
+
+def neighbours_unmoved(run: Run, training: bool):
+    """Bit for bit. Every token of the pack's second sample but its first is changed."""
+    forward = next(forward for forward in run.forwards if forward.training == training)
+    changed = {key: value.clone() for key, value in forward.inputs.items()}
+    second = forward.parts()[1]
+    changed["input_ids"][0, second.start + 1 : second.stop] += 1
+    with recorded(run.trainer.model) as seen:
+        for inputs in (dict(forward.inputs), changed):
+            if training:
+                run.trainer.training_step(run.trainer.model, inputs)
+            else:
+                run.trainer.model.eval()
+                run.trainer.prediction_step(run.trainer.model, inputs, prediction_loss_only=True)
+    before, after = (one.logits[0] for one in seen)
+    assert not torch.equal(before[second], after[second])
+    assert torch.equal(before[: second.start], after[: second.start])
+    assert torch.equal(before[second.stop :], after[second.stop :])
+
+
+def test_gradients_of_a_pack_are_its_samples_weighed_by_their_tokens(run, alone):
+    samples = samples_of(run.training[0], alone)
+    mean = 1 / sum(one.n_loss for one in samples)
+    _, expected = weighted(samples, [mean] * len(samples))
+    pack = {name: 2 * g for name, g in run.gradients[0].items()}  # the trainer halves it: two micro-batches a step
+    assert gap(pack, expected) < ROUNDING
+
+
+def test_no_sample_s_first_token_is_learnt_from_the_sample_before(sdpa):
+    """Axolotl shifts labels across the borders of samples: that first tokens bear no loss is what keeps them apart."""
+    pack = sdpa.training[0].inputs
+    borders = sdpa.training[0].starts()
+    assert (pack["labels"][0, borders] == IGNORE).all()
+    labelled = pack["labels"].clone()
+    labelled[0, borders] = pack["input_ids"][0, borders]
+    with torch.no_grad():
+        as_packed, across = [
+            sdpa.trainer.compute_loss(sdpa.trainer.model, pack | {"labels": x}) for x in (pack["labels"], labelled)
+        ]
+    assert as_packed != across
+
+
+def micro_batches(run: Run, alone: dict) -> tuple[list[Alone], list[float], list[float]]:
+    """The samples of the step, with the weight of each one's tokens: by micro-batch, and the same for every token."""
+    packs = [samples_of(forward, alone) for forward in run.training]
+    counts = [sum(one.n_loss for one in pack) for pack in packs]
+    assert counts[0] != counts[1]
+    by_micro_batch = [1 / (2 * n) for pack, n in zip(packs, counts, strict=True) for _ in pack]
+    return sum(packs, []), by_micro_batch, [1 / sum(counts)] * len(by_micro_batch)
+
+
+def test_a_step_s_loss_is_the_mean_of_its_micro_batches_means(sdpa, alone):
+    samples, by_micro_batch, by_token = micro_batches(sdpa, alone)
+    loss, gradients = weighted(samples, by_micro_batch)
+    assert sdpa.loss == pytest.approx(loss, rel=1e-6)
+    assert gap(sdpa.gradients[-1], gradients) < ROUNDING
+    assert gap(sdpa.gradients[-1], weighted(samples, by_token)[1]) > LEAK
+
+
+def test_weighing_tokens_makes_it_the_mean_over_the_step_s_tokens(train, alone):
+    run = train("sdpa", token_weighted=True)
+    samples, by_micro_batch, by_token = micro_batches(run, alone)
+    loss, gradients = weighted(samples, by_token)
+    assert run.loss == pytest.approx(loss, rel=1e-6)
+    assert gap(run.gradients[-1], gradients) < ROUNDING
+    assert gap(run.gradients[-1], weighted(samples, by_micro_batch)[1]) > LEAK
+
+
+def test_packs_of_real_rows_differ_in_loss_tokens(base, tmp_path):
+    """How much the mean of means differs from the token-weighted mean on real rows: docs/chat_format.md says it."""
+    data = ROOT.parent / "shared/data"
+    if not data.is_dir():
+        pytest.skip(f"no {data}: the public files that data_mixes/open_small.yml declares are not on this machine")
+    spec = yaml.safe_load((ROOT / "data_mixes/open_small.yml").read_text()) | {"tokenizer": str(base)}
+    (tmp_path / "open_small.yml").write_text(yaml.safe_dump(spec))
+    build(tmp_path / "open_small.yml", tmp_path / "mix", data_root=data, quiet=True)
+    lengths, n_loss = (pq.read_table(tmp_path / "mix/rows")[name].to_numpy() for name in ("n_tokens", "n_loss_tokens"))
+    torch.manual_seed(42)
+    packer = MultipackBatchSampler(
+        RandomSampler(range(len(lengths))),
+        batch_size=1,
+        batch_max_len=8192,
+        lengths=lengths,
+        group_size=100_000,
+        bin_size=200,
+        num_processes=1,
+    )
+    a_pack = torch.tensor([n_loss[batch[0]].sum() for batch in packer]).float()
+    low, high = a_pack.quantile(torch.tensor([0.05, 0.95])).tolist()
+    print(
+        f"{len(a_pack)} packs: {a_pack.mean():.0f} +- {a_pack.std():.0f} loss-bearing tokens, 90 % in {low:.0f}-{high:.0f}"
+    )
+    assert 1.05 < high / low < 1.5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or find_spec("flash_attn") is None, reason="needs CUDA and flash-attn"
+)
+def test_flash_attention_keeps_samples_apart(train, alone):
+    run = train("flash_attention_2", bf16=True)
+    for forward in run.forwards:
+        assert max(differences(forward, alone)) < 0.05  # bfloat16: 8 bits, through four layers
+    for training in (True, False):
+        neighbours_unmoved(run, training)
