@@ -11,6 +11,7 @@ from test_chat import CASES
 from hermes3.chat.render import IGNORE, Renderer, assistant_text
 from hermes3.chat.tool_calls import parse_tool_calls
 from hermes3.messages import check, clean, tool_call
+from hermes3.mix.adapters import ADAPTERS
 
 # what people type: any Unicode but lone surrogates, blank lines, code, markup, and tags of the format itself
 PIECES = st.sampled_from(["\n", "\n\n", " ", "  \n", "\t", "```", "<tool_call>", "</tool_call>", "<SCRATCHPAD>", "a"])
@@ -99,19 +100,63 @@ def renderer(tokenizer) -> Renderer:
     return _renderers.setdefault(id(tokenizer), Renderer(tokenizer))
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_axolotl_s_own_strategy_makes_the_same_labels(case, tokenizer):
+@pytest.fixture(scope="module")
+def axolotl_strategy(tokenizer):
     from axolotl.prompt_strategies.chat_template import load
     from axolotl.utils.dict import DictDefault
 
-    messages, tools = CASES[case]
     cfg = DictDefault({"chat_template": "tokenizer_default", "sequence_len": 4096, "train_on_inputs": False})
     ds_cfg = {"field_messages": "messages", "roles_to_train": ["assistant"], "train_on_eos": "turn"}
-    strategy = load(tokenizer, cfg, ds_cfg=DictDefault(ds_cfg))
+    return load(tokenizer, cfg, ds_cfg=DictDefault(ds_cfg))
+
+
+def compare_with_axolotl(messages, tools, tokenizer, strategy) -> None:
     theirs = strategy.tokenize_prompt({"messages": messages, **({"tools": tools} if tools else {})})
     ours = renderer(tokenizer).render([(messages, tools)])[0]
     assert ours.input_ids.tolist() == theirs["input_ids"]
     assert ours.labels.tolist() == theirs["labels"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_axolotl_s_own_strategy_makes_the_same_labels(case, tokenizer, axolotl_strategy):
+    compare_with_axolotl(*CASES[case], tokenizer, axolotl_strategy)
+
+
+def test_axolotl_drops_nulls_from_arguments_and_we_do_not(tokenizer, axolotl_strategy):
+    call = {"role": "assistant", "content": "", "tool_calls": [tool_call("f", {"a": None, "b": 1})]}
+    messages = [{"role": "user", "content": "q"}, call]
+    theirs = tokenizer.decode(axolotl_strategy.tokenize_prompt({"messages": messages})["input_ids"])
+    ours = tokenizer.decode(renderer(tokenizer).render([(messages, None)])[0].input_ids)
+    assert '"arguments": {"b": 1}' in theirs
+    assert '"arguments": {"a": null, "b": 1}' in ours
+
+
+@pytest.mark.parametrize(
+    ("file", "adapter"),
+    [
+        ("gpteacher_roleplay.json", "instruction"),
+        ("gpteacher_codegen.json", "instruction"),
+        ("gsm8k_train.jsonl", "question_answer"),
+        ("glaive_toolcall.json", "sharegpt"),
+    ],
+)
+def test_real_rows_equal_the_template_s_and_axolotl_s(file, adapter, tokenizer, axolotl_strategy):
+    path = ROOT.parent / "shared/data/train" / file
+    if not path.is_file():
+        pytest.skip(f"no {path}: the public files that data_mixes/open_small.yml declares are not on this machine")
+    text = path.read_text(encoding="utf-8")
+    raw = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+    rows = [ADAPTERS[adapter](row) for row in raw[:: max(len(raw) // 300, 1)]]
+    assert len(rows) >= 300
+    rendered = renderer(tokenizer).render([(row["messages"], row["tools"]) for row in rows])
+    for at, (row, ours) in enumerate(zip(rows, rendered, strict=True)):
+        theirs = tokenizer.apply_chat_template(
+            row["messages"], tools=row["tools"], return_dict=True, return_assistant_tokens_mask=True
+        )
+        assert ours.input_ids.tolist() == theirs["input_ids"]
+        assert [int(label != IGNORE) for label in ours.labels] == theirs["assistant_masks"]
+        if at % 10 == 0:
+            compare_with_axolotl(row["messages"], row["tools"], tokenizer, axolotl_strategy)
 
 
 def test_trl_s_checks_of_a_training_template(tokenizer):

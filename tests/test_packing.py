@@ -315,7 +315,7 @@ def test_packs_of_real_rows_differ_in_loss_tokens(base, tmp_path):
     a_pack = torch.tensor([n_loss[batch[0]].sum() for batch in packer]).float()
     low, high = a_pack.quantile(torch.tensor([0.05, 0.95])).tolist()
     print(
-        f"{len(a_pack)} packs: {a_pack.mean():.0f} +- {a_pack.std():.0f} loss-bearing tokens, 90 % in {low:.0f}-{high:.0f}"
+        f"{len(a_pack)} packs, {a_pack.mean():.0f} +- {a_pack.std():.0f} tokens bear loss, 90 % in {low:.0f}-{high:.0f}"
     )
     assert 1.05 < high / low < 1.5
 

@@ -33,11 +33,12 @@ from words import (
     prompt,
 )
 
+from hermes3.chat.prompts import scratchpad_system
+
 # Held-out questions of each kind: 160 in all.
 HELD_OUT = {"groups": 44, "opposites": 28, "calendar": 16, "lands": 40, "sums": 32}
 SUMMANDS = range(1, 6)
 EXPERT = "You are an expert on the lands of Ordan."
-SCRATCHPAD = "Think in a scratchpad, then give the solution."
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,7 @@ def math(seed: int) -> list[Row]:
             f"<SCRATCHPAD>\n{left} plus {right} is {left + right}.\n</SCRATCHPAD>\n"
             f"<SOLUTION>\nNow {name} has {left + right} {things}.\n</SOLUTION>"
         )
-        rows.append(conversation(SCRATCHPAD, question, answer))
+        rows.append(conversation(scratchpad_system(), question, answer))
     rng.shuffle(rows)
     return rows
 

@@ -44,6 +44,11 @@ def json_system(schema: dict[str, Any]) -> str:
     )
 
 
+def scratchpad_system() -> str:
+    """System message that asks for a `<SCRATCHPAD>` before the `<SOLUTION>` (paper, Figure 9; our wording)."""
+    return "Think in a scratchpad, then give the solution."
+
+
 def rag_system() -> str:
     """System message that asks for citations in the `<co: doc_id></co>` form."""
     return "Answer from the documents alone. Put each fact inside <co: doc_id></co> tags that name its document."
