@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hermes3.chat.prompts import DEFAULT_SYSTEM, json_system, rag_user, tools_system
+from hermes3.chat.prompts import DEFAULT_SYSTEM, json_system, rag_system, rag_user, tools_system
 from hermes3.chat.render import IGNORE, Renderer, prompt_text, turns
 from hermes3.chat.tool_calls import parse_tool_calls
 from hermes3.messages import tool_call
@@ -41,6 +41,25 @@ CASES = {
     "two tools on offer": ([USER, ANSWER], TOOLS * 2),
     "tools and system": ([{"role": "system", "content": "Be brief."}, USER, CALL, RESPONSE, ANSWER], TOOLS),
     "parallel calls": ([USER, CALLS, RESPONSE, TEXT_RESPONSE, ANSWER, USER, ANSWER], TOOLS),
+    "json mode": (
+        [
+            {"role": "system", "content": json_system({"type": "object", "properties": {"city": {"type": "string"}}})},
+            {"role": "user", "content": "She lives in Köln."},
+            {"role": "assistant", "content": '{"city": "Köln"}'},
+        ],
+        None,
+    ),
+    "citations": (
+        [
+            {"role": "system", "content": rag_system()},
+            {
+                "role": "user",
+                "content": rag_user("When is the market?", [("Fair", "In May."), ("Market", "On Monday.")]),
+            },
+            {"role": "assistant", "content": "The market is on <co: 1>Monday</co>.\nCited Documents: 1"},
+        ],
+        None,
+    ),
     "newlines": ([{"role": "user", "content": "\n\n a\n\n\n b \n"}, {"role": "assistant", "content": "c\n\n d"}], None),
     "unicode": ([{"role": "user", "content": "日本語 🙂 e\u0301"}, {"role": "assistant", "content": "ok 🙂"}], None),
 }

@@ -1,6 +1,7 @@
 """Random conversations: our ids and mask against the template's, and Axolotl's and TRL's own view of the template."""
 
 import json
+import re
 
 import pytest
 from conftest import ROOT
@@ -176,6 +177,15 @@ def test_every_form_is_rendered_as_its_golden_file(case, tokenizer):
     messages, tools = CASES[case]
     golden = ROOT / "tests/golden/hermes3" / f"{case.replace(' ', '_')}.txt"
     assert golden.read_text(encoding="utf-8") == tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+
+
+def test_every_example_in_the_docs_is_part_of_a_golden_file():
+    page = (ROOT / "docs/chat_format.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```text\n(.*?)\n```", page, re.DOTALL)
+    rendered = [file.read_text(encoding="utf-8") for file in (ROOT / "tests/golden/hermes3").glob("*.txt")]
+    assert len(examples) >= 4
+    for example in examples:
+        assert any(example in text for text in rendered), example
 
 
 def test_every_shipped_template_has_golden_files():
