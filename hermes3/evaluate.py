@@ -22,6 +22,8 @@ class Suite(BaseModel):
     num_fewshot: int
     batch_size: int
     max_length: int
+    device: str
+    dtype: str
     seed: int
 
 
@@ -38,9 +40,9 @@ def load(path: Path) -> Suite:
 
 def command(model: Path, out: Path, suite: Suite) -> list[str]:
     """The `lm_eval` call that evaluates `model` on `suite`."""
-    arguments = f"pretrained={model},dtype=float32,max_length={suite.max_length}"
+    arguments = f"pretrained={model},dtype={suite.dtype},max_length={suite.max_length}"
     return [
-        *("lm_eval", "run", "--model", "hf", "--model_args", arguments, "--device", "cpu"),
+        *("lm_eval", "run", "--model", "hf", "--model_args", arguments, "--device", suite.device),
         *("--include_path", str(TASKS), "--tasks", ",".join(suite.tasks), "--num_fewshot", str(suite.num_fewshot)),
         *("--apply_chat_template", "--batch_size", str(suite.batch_size), "--seed", str(suite.seed)),
         *("--output_path", str(out), "--log_samples"),

@@ -77,34 +77,20 @@ def test_sft_trained_on_packed_sequences():
     assert 4 * tokens / 1024 <= steps < 4 * tokens / 1024 * 1.05
 
 
-def test_sft_run_again_has_equal_losses(tmp_path):
-    # the warmup's learning rates do not depend on the number of steps, so 60 of them are those of the whole run
+@pytest.mark.parametrize(("phase", "steps", "logged"), [("sft", 60, 6), ("dpo", 4, 4)])
+def test_training_run_again_has_equal_losses(phase, steps, logged, tmp_path):
+    # both runs stay in the warmup, whose learning rates do not depend on the number of steps: they are the whole run's
     train(
-        "recipes/tiny_sft.yml",
-        "--max_steps=60",
-        f"--output_dir={tmp_path}/sft",
+        f"recipes/tiny_{phase}.yml",
+        f"--max_steps={steps}",
+        f"--output_dir={tmp_path}/{phase}",
         f"--dataset_prepared_path={tmp_path}/prepared",
         "--use_wandb=false",
     )
-    again = [entry["loss"] for entry in history(tmp_path / "sft") if "loss" in entry]
-    first = [entry["loss"] for entry in history(TINY / "sft") if "loss" in entry]
-    assert len(again) == 6
-    assert again == first[:6]
-
-
-def test_dpo_run_again_has_equal_losses(tmp_path):
-    # the plugin seeds the adapter's first weights; the first step moves nothing, the third shows them
-    train(
-        "recipes/tiny_dpo.yml",
-        "--max_steps=4",
-        f"--output_dir={tmp_path}/dpo",
-        f"--dataset_prepared_path={tmp_path}/prepared",
-        "--use_wandb=false",
-    )
-    again = [entry["loss"] for entry in history(tmp_path / "dpo") if "loss" in entry]
-    first = [entry["loss"] for entry in history(TINY / "dpo") if "loss" in entry]
-    assert len(again) == 4
-    assert again == first[:4]
+    again = [entry["loss"] for entry in history(tmp_path / phase) if "loss" in entry]
+    first = [entry["loss"] for entry in history(TINY / phase) if "loss" in entry]
+    assert len(again) == logged
+    assert again == first[:logged]
 
 
 def test_first_dpo_loss_is_ln_2():
