@@ -87,9 +87,8 @@ def test_a_model_without_template_is_refused(llama):
 
 
 def test_a_failed_run_is_an_error(base, tmp_path):
-    (tmp_path / "suite.yml").write_text(
-        "{name: x, tasks: [no_such_task], num_fewshot: 0, batch_size: 1, max_length: 64, device: cpu, dtype: float32, seed: 1}"
-    )
+    suite = (ROOT / "eval/suites/tiny.yml").read_text().replace("tiny_choice", "no_such_task")
+    (tmp_path / "suite.yml").write_text(suite)
     ran = subprocess.run(
         [sys.executable, "-m", "hermes3.cli", "eval", base, "--out", tmp_path / "o", "--suite", tmp_path / "suite.yml"],
         capture_output=True,
