@@ -13,14 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
-import pytest
-import yaml
-
-pytest.importorskip("axolotl")
-
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
+import yaml
 from axolotl.cli.config import load_cfg
 from axolotl.common.datasets import load_datasets
 from axolotl.integrations.base import PluginManager

@@ -4,9 +4,6 @@ import gc
 from types import SimpleNamespace
 
 import pytest
-
-pytest.importorskip("axolotl")
-
 import torch
 from accelerate.data_loader import prepare_data_loader
 from axolotl.integrations.base import PluginManager
