@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
+from hermes3.mix import cli as mix_cli
+
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
 )
-mix_app = typer.Typer(no_args_is_help=True, help="Build and look at data mixes.")
 chat_app = typer.Typer(no_args_is_help=True, help="Look at conversations as a model sees them.")
 tokenizer_app = typer.Typer(no_args_is_help=True, help="Make the Hermes tokenizer.")
-app.add_typer(mix_app, name="mix")
+app.add_typer(mix_cli.app, name="mix")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(chat_app, name="chat")
 
@@ -82,13 +83,11 @@ def chat_show(
     from hermes3.chat import show
     from hermes3.chat.render import Renderer
     from hermes3.files import write_text
-    from hermes3.mix.build import read_row
+    from hermes3.mix.rows import read_row
 
     one = read_row(file, row, adapter)
-    if not (tokenizer / "tokenizer.json").is_file():
-        raise ValueError(f"--tokenizer: no {tokenizer}/tokenizer.json; run `hermes3 tokenizer build` first")
+    tokens = Renderer(tokenizer).render([(one["messages"], one["tools"])])[0]
     loaded = AutoTokenizer.from_pretrained(tokenizer)
-    tokens = Renderer(loaded).render([(one["messages"], one["tools"])])[0]
     if html:
         write_text(html, show.as_html(tokens, loaded, f"{file.name}, row {row}"))
         print(html)
@@ -96,21 +95,6 @@ def chat_show(
         from rich.console import Console
 
         Console(soft_wrap=True).print(show.as_text(tokens, loaded))
-
-
-@mix_app.command("build")
-def mix_build(
-    spec: Annotated[Path, typer.Argument(help="mix spec, data_mixes/*.yml")],
-    out: Annotated[Path, typer.Option(help="folder to write")],
-    data_root: Annotated[Path, typer.Option(help="folder that the spec's paths are relative to")] = Path(),
-    as_json: Json = False,
-) -> None:
-    """Turn declared sources into a mix that Axolotl trains on, with a record of what is in it and what is not."""
-    from hermes3.mix.build import build
-    from hermes3.mix.write import card
-
-    manifest = build(spec, out, data_root)
-    print(json.dumps(manifest) if as_json else card(manifest))
 
 
 @app.command()

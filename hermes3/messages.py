@@ -6,6 +6,7 @@ an optional system message, then user, assistant and tool messages; an assistant
 """
 
 import json
+import math
 from typing import Any
 
 Message = dict[str, Any]
@@ -20,15 +21,46 @@ class BadRow(ValueError):
         self.reason, self.detail = reason, detail
 
 
-def tool_call(name: str, arguments: dict[str, Any] | str) -> Message:
-    """One entry of `tool_calls`; `arguments` may come as the JSON text of an object."""
+def is_text(value: Any) -> bool:
+    """Whether `value` is text that UTF-8 can hold: a JSON escape may leave half a surrogate pair."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_json(value: Any, levels: int = 100) -> bool:
+    """Whether every JSON parser reads `value` back: no NaN, no integer beyond 64 bits, at most `levels` levels deep."""
+    match value:
+        case str():
+            return is_text(value)
+        case bool() | None:
+            return True
+        case int():
+            return -(2**63) <= value < 2**64
+        case float():
+            return math.isfinite(value)
+        case list():
+            return levels > 0 and all(is_json(item, levels - 1) for item in value)
+        case dict():
+            return levels > 0 and all(is_text(key) and is_json(item, levels - 1) for key, item in value.items())
+    return False
+
+
+def tool_call(name: Any, arguments: Any) -> Message:
+    """One entry of `tool_calls`; `arguments` are an object, or its JSON text."""
+    if not is_text(name):
+        raise BadRow("tool_call_not_json", "a call has no name")
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise BadRow("tool_call_not_json", f"arguments of {name}: {error}") from None
-    if not isinstance(name, str) or not isinstance(arguments, dict):
-        raise BadRow("tool_call_not_json", "a call needs a name and an object of arguments")
+    if not isinstance(arguments, dict) or not is_json(arguments):
+        raise BadRow("tool_call_not_json", f"arguments of {name} are not a JSON object")
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
@@ -40,20 +72,25 @@ def clean(message: Message) -> Message:
     """
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
-        raise BadRow("unknown_role", f"role {role!r} is none of {', '.join(ROLES)}")
-    calls = message.get("tool_calls") or []
+        said = repr(role)[:40] if isinstance(role, str) else type(role).__name__
+        raise BadRow("unknown_role", f"role {said} is none of {', '.join(ROLES)}")
+    calls = (message.get("tool_calls") or []) if role == "assistant" else []
     if content is None and calls:
         content = ""
-    if not isinstance(content, str):
-        raise BadRow("content_not_text", f"{role} content is {type(content).__name__}")
+    if not is_text(content):
+        raise BadRow("content_not_text", f"{role} content is {type(content).__name__}, or not Unicode")
     if role == "assistant":
         content = content.strip()
     out: Message = {"role": role, "content": content}
     if calls:
+        if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+            raise BadRow("tool_call_not_json", "tool_calls are not a list of objects")
         functions = [call.get("function", call) for call in calls]
+        if not all(isinstance(function, dict) for function in functions):
+            raise BadRow("tool_call_not_json", "a call's function is not an object")
         out["tool_calls"] = [tool_call(f.get("name"), f.get("arguments")) for f in functions]
     if role == "tool":
-        if not isinstance(message.get("name"), str):
+        if not is_text(message.get("name")):
             raise BadRow("tool_response_unnamed", "a tool message carries the name of the tool that answers")
         out["name"] = message["name"]
     if message.get("train") is False:
@@ -100,5 +137,5 @@ def _check_response(message: Message, open_calls: int) -> None:
     if (text[:1], text[-1:]) in (("{", "}"), ("[", "]")):
         try:
             json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise BadRow("tool_response_not_json", str(error)) from None

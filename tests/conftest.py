@@ -64,6 +64,26 @@ def tokenizer(base):
 
 
 @pytest.fixture(scope="session")
+def hermes_llama(tmp_path_factory) -> Path:
+    """The Hermes tokenizer over Llama 3.1's true vocabulary, without a model."""
+    from bench.llama_tokenizer import make
+
+    return make(tmp_path_factory.mktemp("hermes_llama"))
+
+
+def real_rows() -> list[dict]:
+    """The conversations of the real files beside the repository."""
+    from hermes3.mix import sources, spec
+    from hermes3.mix.adapters import ADAPTERS
+
+    rows, root = [], ROOT.parent / "shared/data"
+    for _, source in spec.load(ROOT / "data_mixes/open_small.yml").sources():
+        for chunk in sources.chunks(source, sources.files_of(source, root, None, Path("open_small.yml"))):
+            rows += [ADAPTERS[source.adapter](sources.parse(line)) for line in chunk.lines]
+    return rows
+
+
+@pytest.fixture(scope="session")
 def chain() -> dict:
     """`make demo` as a user types it. Where nothing is trained yet, it is killed in the middle of SFT and run again.
 

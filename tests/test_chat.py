@@ -67,7 +67,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def renderer(tokenizer):
-    return Renderer(tokenizer)
+    return Renderer(Path(tokenizer.name_or_path))
 
 
 @pytest.mark.parametrize("case", CASES)

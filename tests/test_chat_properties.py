@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -98,7 +99,7 @@ _renderers = {}
 
 
 def renderer(tokenizer) -> Renderer:
-    return _renderers.setdefault(id(tokenizer), Renderer(tokenizer))
+    return _renderers.setdefault(id(tokenizer), Renderer(Path(tokenizer.name_or_path)))
 
 
 @pytest.fixture(scope="module")

@@ -106,7 +106,8 @@ def recorded(model):
 def mix(samples, tokenizer, tmp_path_factory) -> Path:
     """Twelve short conversations of the sample data, in the columns of a mix."""
     rows = [json.loads(line) for file in sorted((samples / "train").glob("*.jsonl")) for line in file.open()]
-    every = Renderer(tokenizer).render([(row["messages"], row.get("tools")) for row in rows[:: len(rows) // 40]])
+    renderer = Renderer(Path(tokenizer.name_or_path))
+    every = renderer.render([(row["messages"], row.get("tools")) for row in rows[:: len(rows) // 40]])
     short = sorted((one for one in every if len(one.input_ids) < 200), key=lambda one: one.n_loss)[::3]
     columns = [{"input_ids": t.input_ids, "attention_mask": [1] * len(t.input_ids), "labels": t.labels} for t in short]
     out = tmp_path_factory.mktemp("packing")

@@ -92,7 +92,7 @@ def write_mix(folder: Path, kind: str) -> Path:
         {"rows": 100, "tokens": 40_000, "loss_tokens": 9_000},
     )
     names = ("general_instructions", "math") if kind == "sft" else ("alignment", "style")
-    source = {"name": "sample|set", "category": names[0], "path": "data_mixes/samples/a.jsonl", "sha256": HEX}
+    source = {"name": "sample|set", "category": names[0], "path": "data_mixes/samples/a.jsonl", "files": {"a": HEX}}
     manifest = {
         "name": f"tiny_{kind}",
         "kind": kind,

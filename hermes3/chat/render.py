@@ -6,21 +6,20 @@ what the assistant says, its tool calls and the closing `<|im_end|>`; everything
 responses and tool calls; whether the closing token bears loss it does not say: without it a model never stops.)
 """
 
-import copy
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from hermes3.chat.encode import Encoder
 from hermes3.chat.prompts import DEFAULT_SYSTEM, to_json, tools_system
 from hermes3.messages import Message
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
 IGNORE = -100  # label of a token that bears no loss (PyTorch's cross entropy)
+Conversation = tuple[list[Message], list[Message] | None]  # messages, tools
 
 
 class Turn(NamedTuple):
@@ -46,6 +45,14 @@ class Tokens:
         """Tokens of the last message, its `<|im_end|>` included: what DPO compares."""
         masked = np.flatnonzero(self.labels[:-1] == IGNORE)
         return len(self.labels) - 2 - int(masked[-1])
+
+
+class Batch(NamedTuple):
+    """Conversations one after another: conversation i is `offsets[i]` to `offsets[i + 1]`."""
+
+    input_ids: np.ndarray  # int32[n_tokens]
+    loss: np.ndarray  # bool[n_tokens], whether the token bears loss
+    offsets: np.ndarray  # int64[n_conversations + 1]
 
 
 def assistant_text(message: Message) -> str:
@@ -93,36 +100,46 @@ def prompt_text(messages: list[Message], tools: list[Message] | None = None) -> 
 
 
 class Renderer:
-    """Renders conversations with a Hermes tokenizer (`hermes3 tokenizer build`)."""
+    """Renders conversations with the Hermes tokenizer of a folder (`hermes3 tokenizer build`). It can be pickled."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
-        missing = [t for t in ("<|im_start|>", "<|im_end|>") if t not in tokenizer.get_added_vocab()]
-        if missing:
-            raise ValueError(f"{tokenizer.name_or_path}: no token {missing[0]}; make it with `hermes3 tokenizer build`")
-        # a copy: transformers resets this flag of its own at each call. With it, text typed by a person never becomes
-        # a control token; tags such as <tool_call> are ordinary added tokens and are still found
-        self.backend = copy.deepcopy(tokenizer.backend_tokenizer)
-        self.backend.encode_special_tokens = True
-        vocabulary = tokenizer.get_added_vocab()
-        self.bos = tokenizer.bos_token_id
-        self.start, self.end = vocabulary["<|im_start|>"], vocabulary["<|im_end|>"]
-        self.newline = self._encode(["\n"])[0]
-        self.header_len = len(self._encode(["assistant\n"])[0])
+    def __init__(self, folder: Path):
+        if not (folder / "tokenizer.json").is_file():
+            raise ValueError(f"no {folder}/tokenizer.json; make it with `hermes3 tokenizer build`")
+        self.encode = Encoder.load(folder)
+        ids = self.encode.ids
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        if missing := [t for t in ("<|im_start|>", "<|im_end|>", config["bos_token"]) if t not in ids]:
+            raise ValueError(f"{folder}: no token {missing[0]}; make the folder with `hermes3 tokenizer build`")
+        self.bos, self.start, self.end = ids[config["bos_token"]], ids["<|im_start|>"], ids["<|im_end|>"]
+        self.newline = self.encode(["\n"])[0]
+        self.header_len = len(self.encode(["assistant\n"])[0])
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def render(self, conversations: list[tuple[list[Message], list[Message] | None]]) -> list[Tokens]:
+    def render(self, conversations: list[Conversation]) -> list[Tokens]:
         """Ids and labels of each (messages, tools)."""
-        all_turns = [list(turns(messages, tools)) for messages, tools in conversations]
-        ids = iter(self._encode([f"{turn.role}\n{turn.text}" for one in all_turns for turn in one]))
-        return [self._join([(turn, next(ids)) for turn in one]) for one in all_turns]
+        batch = self.batch(conversations)
+        labels = np.where(batch.loss, batch.input_ids, IGNORE).astype(np.int32)
+        bounds = zip(batch.offsets[:-1], batch.offsets[1:], strict=True)
+        return [Tokens(batch.input_ids[a:b], labels[a:b]) for a, b in bounds]
 
-    def _join(self, pieces: list[tuple[Turn, list[int]]]) -> Tokens:
-        input_ids, labels = [self.bos], [IGNORE]
-        for turn, ids in pieces:
-            masked = self.header_len if turn.trained else len(ids)
-            input_ids += [self.start, *ids, self.end, *self.newline]
-            labels += [IGNORE] * (1 + masked) + ids[masked:]
-            labels += [self.end if turn.trained else IGNORE, *[IGNORE] * len(self.newline)]
-        return Tokens(np.array(input_ids, np.int32), np.array(labels, np.int32))
+    def batch(self, conversations: list[Conversation]) -> Batch:
+        """Ids of all (messages, tools): BOS, then for each turn its start, header and text, end and line break."""
+        every = [list(turns(messages, tools)) for messages, tools in conversations]
+        n_turns = np.fromiter(map(len, every), np.int64, len(every))
+        trained = np.array([turn.trained for one in every for turn in one], bool)
+        ids, lengths = self.encode([f"{turn.role}\n{turn.text}" for one in every for turn in one])
+
+        size = 2 + lengths + len(self.newline)  # of a turn
+        n_bos = np.repeat(np.arange(1, len(every) + 1), n_turns)  # those up to the turn
+        start = np.cumsum(size) - size + n_bos
+        end = start + 1 + lengths
+        offsets = np.append(0, np.cumsum(size))[np.append(0, np.cumsum(n_turns))] + np.arange(len(every) + 1)
+
+        input_ids, loss = np.full(offsets[-1], self.bos, np.int32), np.zeros(offsets[-1], bool)
+        within = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # place of an id in its turn
+        body = np.repeat(start + 1, lengths) + within
+        input_ids[body], input_ids[start], input_ids[end] = ids, self.start, self.end
+        for place, token in enumerate(self.newline, 1):
+            input_ids[end + place] = token
+        loss[body] = np.repeat(trained, lengths) & (within >= self.header_len)
+        loss[end] = trained
+        return Batch(input_ids, loss, offsets)

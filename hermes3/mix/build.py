@@ -1,141 +1,173 @@
-"""Building a mix: read, adapt, deduplicate, tokenise, fill the budgets, write.
+"""Building a mix: read, then every row by itself (in worker processes, cached), then choose among all, then write.
 
 Output folder (replaced whole, so that data which Axolotl prepared from an older mix inside it cannot survive):
     train/*.parquet     what trains: input_ids, attention_mask, labels; or prompt, chosen, rejected (preference)
     rows/*.parquet      the same rows in the same order, for people: id, source, category, messages, counts, hash
     rejects/*.parquet   every row that was left out: id, source, stage, reason, detail
     manifest.json       the spec, hashes of all that went in and came out, counts, versions
-    card.md             the mix at a glance
+    card.md, card.html  the mix at a glance
+    prepared            where Axolotl keeps what it prepares: a link that carries the output's hash
 """
 
 import hashlib
-import json
+import os
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
 from rich.progress import Progress
 
-from hermes3.chat.prompts import to_json
-from hermes3.files import new_folder
-from hermes3.messages import BadRow
+from hermes3.chat.render import Renderer
+from hermes3.files import new_folder, sha256
+from hermes3.mix import card_page, choose, lock, manifest, shard, sources, write
 from hermes3.mix import spec as specs
-from hermes3.mix import write
-from hermes3.mix.adapters import ADAPTERS, Row
-from hermes3.mix.tokens import reject, tokenise
+from hermes3.mix import workers as crew
+from hermes3.mix.adapters import SHAPE, Row
+from hermes3.mix.categories import NAMES
+from hermes3.mix.columns import REJECTS, SHORT
+from hermes3.mix.decontaminate import Index
+
+SMALL = 20_000_000  # bytes of input below which starting worker processes costs more than they save
+EXAMPLES = 3  # bad rows that an error shows
 
 
-def build(path: Path, out: Path, data_root: Path = Path(), quiet: bool = False) -> dict[str, Any]:
-    """Build the mix that `path` declares into the folder `out`; return its manifest. `ValueError` on bad input."""
-    spec = specs.load(path)
-    files = {source.name: data_root / source.path for _, source in spec.sources()}
-    for source, file in files.items():
-        if not file.is_file():
-            raise ValueError(f"{path}: source {source}: no file {file}; mind --data-root (now {data_root.absolute()})")
-    if not (spec.tokenizer / "tokenizer.json").is_file():
-        raise ValueError(f"{path}: tokenizer: no {spec.tokenizer}/tokenizer.json; run `hermes3 tokenizer build` first")
-
-    rejects: list[Row] = []
-    counts: dict[str, int] = {}
-    with Progress(disable=quiet) as progress:
-        rows = []
-        for category, source in progress.track(spec.sources(), description="read"):
-            read = list(_read(files[source.name], category, source, rejects))
-            counts[source.name] = len(read) + sum(r["source"] == source.name for r in rejects)
-            rows += read
-        rows = _deduplicate(rows, rejects)
-        rows = tokenise(rows, spec, rejects, progress)
-    rows, shortfalls = _fill_budgets(rows, spec, rejects)
-    if not rows:
-        raise ValueError(f"{path}: no row is left; see why: {_reasons(rejects)}")
-    with new_folder(out) as tmp:
-        return write.mix(tmp, spec, files, rows, rejects, counts, shortfalls)
+class Built(NamedTuple):
+    manifest: dict[str, Any]
+    wall: dict[str, float]  # seconds of each phase
+    work: dict[str, float]  # seconds of all workers together in each stage of the phase "rows"
 
 
-def _read(file: Path, category: str, source: specs.Source, rejects: list[Row]) -> Iterator[Row]:
-    adapt = ADAPTERS[source.adapter]
-    for number, raw in _raw_rows(file):
-        row_id = str(raw.get("id", "")) if isinstance(raw, dict) else ""
-        origin = {"id": row_id or f"{source.name}-{number:07d}", "source": source.name}
-        try:
-            if isinstance(raw, json.JSONDecodeError):
-                raise BadRow("not_json", f"{file.name}:{number}: {raw}")
-            row = adapt(raw)
-        except BadRow as bad:
-            rejects.append(reject(origin, "adapt", bad.reason, bad.detail))
-            continue
-        yield {**row, **origin, "category": category, "hash": _hash(row)}
+def build(
+    path: Path,
+    out: Path,
+    data_root: Path = Path(),
+    workers: int | None = None,
+    cache: Path | None = None,
+    quiet: bool = False,
+) -> Built:
+    """Build the mix that `path` declares into the folder `out`; finished shards stay in `cache`, by default beside it.
 
-
-def _raw_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """(line or index from 1, row) of a jsonl file or of a json file that holds a list."""
-    if file.suffix == ".json":
-        rows = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(rows, list):
-            raise ValueError(f"{file}: a .json source holds a list of rows")
-        yield from enumerate(rows, 1)
-        return
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                yield number, error
-
-
-def read_row(file: Path, number: int, adapter: str) -> Row:
-    """The conversation in row `number` (from 1) of `file`. `ValueError` when there is no such file, row or adapter."""
-    if adapter not in ADAPTERS:
-        raise ValueError(f"adapter {adapter}: not one of {', '.join(ADAPTERS)}")
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file")
-    raw = next((raw for at, raw in _raw_rows(file) if at == number), None)
-    if raw is None:
-        raise ValueError(f"{file}: no row {number}")
-    if isinstance(raw, json.JSONDecodeError):
-        raise ValueError(f"{file}:{number}: {raw}")
-    return ADAPTERS[adapter](raw)
-
-
-def _hash(row: Row) -> str:
-    """Hash of what a row says, whatever its source."""
-    said = {key: row.get(key) for key in ("messages", "tools", "chosen", "rejected")}
-    return hashlib.sha256(to_json(said).encode()).hexdigest()
-
-
-def _deduplicate(rows: list[Row], rejects: list[Row]) -> list[Row]:
-    """Keep the first of rows that say the same."""
-    first: dict[str, Row] = {}
-    for row in rows:
-        kept = first.setdefault(row["hash"], row)
-        if kept is not row:
-            rejects.append(reject(row, "dedup", "exact_duplicate", f"of {kept['id']} in {kept['source']}"))
-    return list(first.values())
-
-
-def _fill_budgets(rows: list[Row], spec: specs.Spec, rejects: list[Row]) -> tuple[list[Row], dict[str, str]]:
-    """Rows in an order drawn by hash and seed, each category up to its budget, to within one conversation.
-
-    The order depends on seed and content alone: not on the number of workers, nor on a library's random stream.
+    `ValueError` on bad input, before any work where the spec alone shows it.
     """
-    rows = sorted(rows, key=lambda row: hashlib.sha256(f"{spec.seed}:{row['hash']}".encode()).digest())
-    used = dict.fromkeys(spec.categories, 0)
-    kept = []
-    for row in rows:
-        budget = spec.categories[row["category"]].tokens
-        if budget is not None and used[row["category"]] + row["n_tokens"] / 2 > budget:
-            rejects.append(reject(row, "budget", "over_budget", f"{row['category']} has its {budget} tokens"))
-            continue
-        used[row["category"]] += row["n_tokens"]
-        kept.append(row)
-    longest = max((row["n_tokens"] for row in kept), default=0)
-    shortfalls = {
-        name: f"{used[name]:,} of {category.tokens:,} tokens available; add a source or lower the budget"
-        for name, category in spec.categories.items()
-        if category.tokens is not None and used[name] + longest < category.tokens
-    }
-    return kept, shortfalls
+    clock = shard.Clock()
+    spec = specs.load(path)
+    pinned = lock.read(path)
+    files = {source.name: sources.files_of(source, data_root, pinned, path) for _, source in spec.sources()}
+    try:
+        renderer = Renderer(spec.tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{path}: tokenizer: {error}") from None
+    if not quiet and (loose := lock.unpinned(spec, pinned)):
+        print(f"{path}: not pinned, so not reproducible: {', '.join(loose)}; run `hermes3 mix lock`", file=sys.stderr)
+    clock.lap("start")
+    index = Index(spec.decontaminate, data_root) if spec.decontaminate else None
+    clock.lap("read evaluation sets")
+    stages = shard.Stages(spec, renderer, index, _base_key(spec, index), {s.name: (c, s) for c, s in spec.sources()})
+
+    cache = (cache or out.parent / ".cache") / spec.name
+    cache.mkdir(parents=True, exist_ok=True)
+    size = sum(sources.estimate(each) for each in files.values())
+    workers = workers or (len(os.sched_getaffinity(0)) if size > SMALL else 1)
+    with Progress(disable=quiet, transient=True) as progress, crew.pool(workers, stages) as pool:
+        shards = crew.make_all(stages, files, cache, pool, workers, progress)
+        clock.lap("rows")
+        _refuse_bad_sources(path, spec, shards)
+        rows = pa.concat_tables(write.open_shard(file) for file in shards.files)
+        short = rows.drop_columns([c for c in rows.column_names if c not in SHORT])
+        choice = choose.choose(short, spec)
+        clock.lap("deduplicate, fill budgets")
+        rejects = pa.concat_tables([REJECTS.empty_table(), *shards.rejects(), *_left_out(rows, choice)])
+        rejects = rejects.sort_by([(name, "ascending") for name in REJECTS.names])
+        if not len(choice.rows):
+            why = sorted({f"{r['stage']}/{r['reason']}" for r in rejects.select(["stage", "reason"]).to_pylist()})
+            raise ValueError(f"{path}: no row is left; see why: {', '.join(why) or 'the sources are empty'}")
+        with new_folder(out) as tmp:
+            _write(tmp, shards, rows, choice, pool, progress)
+            write.rejects(tmp, rejects)
+            clock.lap("write")
+            made = manifest.make(tmp, spec, files, pinned, index, short, choice, rejects, shards.counts)
+            clock.lap("manifest")
+            card_page.write_card(tmp, made)
+            clock.lap("card")
+            prepared = f"prepared-{made['output']['sha256'][:12]}"
+            (tmp / prepared).mkdir()
+            (tmp / "prepared").symlink_to(prepared)
+    keep = {name for file in shards.files for name in (file.name, file.with_suffix(".rejects.arrow").name)}
+    for stale in cache.iterdir():  # of an older spec or of a build that was killed
+        if stale.name not in keep:
+            stale.unlink()
+    return Built(made, clock.seconds, dict(shards.seconds))
 
 
-def _reasons(rejects: list[Row]) -> str:
-    return ", ".join(sorted({f"{r['stage']}/{r['reason']}" for r in rejects})) or "the sources are empty"
+def summary(out: Path, built: Built) -> str:
+    """The mix in a few lines, for the terminal."""
+    made = built.manifest
+    total = made["total"]
+    lines = [f"{'category':<28}{'rows':>10}{'tokens':>14}{'share':>8}{'budget':>14}"]
+    for name, part in made["categories"].items():
+        budget = f"{part['budget']:,}" if part["budget"] else "all"
+        share = part["tokens"] / total["tokens"]
+        lines.append(f"{NAMES[name]:<28}{part['rows']:>10,}{part['tokens']:>14,}{share:>8.1%}{budget:>14}")
+    lines.append(f"{'total':<28}{total['rows']:>10,}{total['tokens']:>14,}")
+    lines.append(f"{total['loss_tokens'] / total['tokens']:.1%} of the tokens bear loss (the paper: 69 %)")
+    lines += [f"left out: {n:,} {why}" for why, n in made["rejects"].items()]
+    lines += [f"short: {NAMES[name]}: {text}" for name, text in made["shortfalls"].items()]
+    lines.append(f"{sum(built.wall.values()):.1f} s: " + ", ".join(f"{k} {v:.1f}" for k, v in built.wall.items()))
+    return "\n".join([*lines, f"{out}/card.html"])
+
+
+def _base_key(spec: specs.Spec, index: Index | None) -> str:
+    known = [sha256(spec.tokenizer / name) for name in ("tokenizer.json", "tokenizer_config.json")]
+    evaluation = index.digest() if index else ""
+    return hashlib.sha256("".join([*known, evaluation, shard.code_hash()]).encode()).hexdigest()
+
+
+def _refuse_bad_sources(path: Path, spec: specs.Spec, shards: crew.Shards) -> None:
+    """Stop when a source selects nothing, or more of it than `max_bad_rows` is not of its declared shape."""
+    bad: dict[str, list[Row]] = {}
+    for table in shards.rejects():
+        for row in table.to_pylist():
+            if row["reason"] in SHAPE:
+                bad.setdefault(row["source"], []).append(row)
+    for _, source in spec.sources():
+        rows, read = bad.get(source.name, []), shards.counts.get(source.name, Counter())["read"]
+        if source.where and not read:
+            raise ValueError(
+                f"{path}: source {source.name}: where {source.where} selects no row; mind the column's name"
+            )
+        if len(rows) > spec.max_bad_rows * read:
+            shown = "".join(f"\n  {row['reason']}: {row['detail']}" for row in rows[:EXAMPLES])
+            raise ValueError(
+                f"{path}: source {source.name}: {len(rows):,} of {read:,} rows are not of shape {source.adapter}; "
+                f"mind the adapter, or raise max_bad_rows (now {spec.max_bad_rows:g}){shown}"
+            )
+
+
+def _left_out(rows: pa.Table, choice: choose.Choice) -> Iterator[pa.Table]:
+    for why, (numbers, details) in choice.rejected.items():
+        about = rows.select(["id", "source"]).take(pa.array(numbers))
+        stage, reason = (pa.array([part] * len(numbers), pa.string()) for part in why.split("/"))
+        columns = [about["id"], about["source"], stage, reason, pa.array(details, pa.string())]
+        yield pa.table(columns, schema=REJECTS)
+
+
+def _write(
+    out: Path,
+    shards: crew.Shards,
+    rows: pa.Table,
+    choice: choose.Choice,
+    pool: crew.Pool,
+    progress: Progress,
+) -> None:
+    for name in ("train", "rows"):
+        (out / name).mkdir()
+    bounds = np.append(0, np.cumsum([write.open_shard(file).num_rows for file in shards.files])[:-1])
+    cuts = range(write.ROWS_A_FILE, len(choice.rows), write.ROWS_A_FILE)
+    parts = zip(np.split(choice.rows, cuts), np.split(choice.uses, cuts), strict=True)
+    futures = [pool.submit(write.part, out, i, shards.files, bounds, *part) for i, part in enumerate(parts)]
+    for future in progress.track(futures, description="write"):
+        future.result()

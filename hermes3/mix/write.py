@@ -1,138 +1,74 @@
-"""Writing a mix: parquet files, the manifest that lets anyone rebuild it, and a card to read."""
+"""Writing the chosen rows: gathered from the shards, part by part, in the drawn order."""
 
 import hashlib
-import json
-import platform
-from collections import Counter
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-import hermes3
-from hermes3.chat.prompts import to_json
+from hermes3.chat.render import IGNORE
 from hermes3.files import sha256
-from hermes3.mix.adapters import Row
-from hermes3.mix.categories import NAMES
-from hermes3.mix.spec import Spec
+from hermes3.mix.columns import SIDES, TRAIN
 
-ROWS_A_FILE = 50_000
+ROWS_A_FILE = 20_000  # about 10 M tokens: what one process holds while it writes
 
 
-def mix(
-    out: Path,
-    spec: Spec,
-    files: dict[str, Path],
-    rows: list[Row],
-    rejects: list[Row],
-    counts: dict[str, int],
-    shortfalls: dict[str, str],
-) -> dict[str, Any]:
-    """Write every file of the mix into the folder `out`; return the manifest."""
-    _parquet(out / "train", [_train_columns(row) for row in rows], _train_schema(spec.kind))
-    _parquet(out / "rows", [_row_columns(row) for row in rows], None)
-    rejects = sorted(rejects, key=lambda r: (r["source"], r["id"], r["stage"]))
-    _parquet(
-        out / "rejects", rejects, pa.schema([(k, pa.string()) for k in ("id", "source", "stage", "reason", "detail")])
-    )
-    written = {str(p.relative_to(out)): sha256(p) for p in sorted(out.rglob("*.parquet"))}
-    manifest = {
-        "name": spec.name,
-        "kind": spec.kind,
-        "seed": spec.seed,
-        "sequence_len": spec.sequence_len,
-        "spec": spec.model_dump(mode="json"),
-        "tokenizer": {"path": str(spec.tokenizer), "sha256": sha256(spec.tokenizer / "tokenizer.json")},
-        "template": {"sha256": sha256(spec.tokenizer / "chat_template.jinja")},
-        "versions": {
-            "hermes3": hermes3.__version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("tokenizers", "transformers", "pyarrow")},
-        },
-        "sources": [
-            {
-                "name": source.name,
-                "category": category,
-                "path": str(source.path),
-                "licence": source.licence,
-                "sha256": sha256(files[source.name]),
-                "rows_read": counts[source.name],
-                "rows_kept": sum(row["source"] == source.name for row in rows),
-            }
-            for category, source in spec.sources()
-        ],
-        "categories": {name: _total([r for r in rows if r["category"] == name]) for name in spec.categories},
-        "total": _total(rows),
-        "rejects": dict(sorted(Counter(f"{r['stage']}/{r['reason']}" for r in rejects).items())),
-        "shortfalls": shortfalls,
-        "output": {"sha256": hashlib.sha256(to_json(written).encode()).hexdigest(), "files": written},
-    }
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (out / "card.md").write_text(card(manifest), encoding="utf-8")
-    return manifest
+def open_shard(path: Path) -> pa.Table:
+    """A shard, mapped into memory."""
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
-def card(manifest: dict[str, Any]) -> str:
-    """The mix as a page of Markdown."""
-    total = manifest["total"]
-    lines = [
-        f"# {manifest['name']}",
-        "",
-        f"{total['rows']:,} rows, {total['tokens']:,} tokens as trained, {total['loss_tokens']:,} of them bear loss "
-        f"({total['loss_tokens'] / total['tokens']:.0%}). Output {manifest['output']['sha256'][:12]}, "
-        f"seed {manifest['seed']}.",
-        "",
-        "| category | rows | tokens | share | bear loss |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for name, part in manifest["categories"].items():
-        share = part["tokens"] / total["tokens"]
-        bears = part["loss_tokens"] / part["tokens"] if part["tokens"] else 0
-        lines.append(f"| {NAMES[name]} | {part['rows']:,} | {part['tokens']:,} | {share:.1%} | {bears:.0%} |")
-    lines += ["", "| source | licence | read | kept |", "|---|---|---:|---:|"]
-    lines += [
-        f"| {s['name']} | {s['licence']} | {s['rows_read']:,} | {s['rows_kept']:,} |" for s in manifest["sources"]
-    ]
-    lines += ["", "| left out | rows |", "|---|---:|"]
-    lines += [f"| {reason} | {n:,} |" for reason, n in manifest["rejects"].items()] or ["| nothing | 0 |"]
-    lines += [f"\n{NAMES[name]}: {text}" for name, text in manifest["shortfalls"].items()]
-    return "\n".join(lines) + "\n"
+def part(out: Path, number: int, shards: list[Path], bounds: np.ndarray, rows: np.ndarray, uses: np.ndarray) -> None:
+    """Write part `number` of train/ and rows/: `rows` are numbers over all shards; shard i begins at `bounds[i]`."""
+    shard_of = np.searchsorted(bounds, rows, side="right") - 1
+    by_shard = np.argsort(shard_of, kind="stable")
+    wanted, starts = np.unique(shard_of[by_shard], return_index=True)
+    tables = []
+    for shard, places in zip(wanted.tolist(), np.split(by_shard, starts[1:]), strict=True):
+        tables.append(open_shard(shards[shard]).take(pa.array(rows[places] - bounds[shard])))
+    back = np.empty(len(rows), np.int64)
+    back[by_shard] = np.arange(len(rows))
+    table = pa.concat_tables(tables).combine_chunks().take(pa.array(back))
+    name = f"part-{number:05d}.parquet"
+    _parquet(_train(table), out / "train" / name)
+    _parquet(_people(table, uses), out / "rows" / name)
 
 
-def _total(rows: list[Row]) -> dict[str, int]:
-    tokens, loss = (sum(row[key] for row in rows) for key in ("n_tokens", "n_loss_tokens"))
-    return {"rows": len(rows), "tokens": tokens, "loss_tokens": loss}
+def rejects(out: Path, table: pa.Table) -> None:
+    _parquet(table, out / "rejects/part-00000.parquet")
 
 
-def _train_schema(kind: str) -> pa.Schema:
-    # a fourth column would break Axolotl's packing collator
-    if kind == "sft":
-        return pa.schema(
-            [
-                ("input_ids", pa.list_(pa.int32())),
-                ("attention_mask", pa.list_(pa.int8())),
-                ("labels", pa.list_(pa.int32())),
-            ]
-        )
-    return pa.schema([(key, pa.string()) for key in ("prompt", "chosen", "rejected")])
+def output_hash(out: Path) -> dict[str, str | dict[str, str]]:
+    """Hash of every parquet file, and of them all."""
+    files = {str(path.relative_to(out)): sha256(path) for path in sorted(out.rglob("*.parquet"))}
+    together = "".join(f"{name} {digest}\n" for name, digest in files.items())
+    return {"sha256": hashlib.sha256(together.encode()).hexdigest(), "files": files}
 
 
-def _train_columns(row: Row) -> Row:
-    if "text" in row:
-        return row["text"]
-    tokens = row["tokens"]
-    return {"input_ids": tokens.input_ids, "attention_mask": [1] * row["n_tokens"], "labels": tokens.labels}
+def _train(table: pa.Table) -> pa.Table:
+    if "prompt_text" in table.column_names:
+        return pa.table({"prompt": table["prompt_text"], **{side: table[f"{side}_text"] for side in SIDES}})
+    ids, loss = table["input_ids"].combine_chunks(), table["loss"].combine_chunks()
+    tokens, bears_loss = ids.flatten().to_numpy(), loss.flatten().to_numpy(zero_copy_only=False)
+    labels = np.where(bears_loss, tokens, np.int32(IGNORE))
+    ones = np.ones(len(tokens), np.int8)
+    offsets = pa.array(np.append(0, np.cumsum(pc.list_value_length(ids).to_numpy())).astype(np.int32))
+    columns = [pa.ListArray.from_arrays(offsets, pa.array(values)) for values in (tokens, ones, labels)]
+    return pa.table(columns, schema=TRAIN)
 
 
-def _row_columns(row: Row) -> Row:
-    said = {key: to_json(row[key]) for key in ("messages", "tools", "chosen", "rejected") if key in row}
-    return {key: row[key] for key in ("id", "source", "category", "n_tokens", "n_loss_tokens", "hash")} | said
+def _people(table: pa.Table, uses: np.ndarray) -> pa.Table:
+    """The row as a person reads it; a row that is used again has its use after its id."""
+    ids = [f"{i}#{use + 1}" if use else i for i, use in zip(table["id"].to_pylist(), uses.tolist(), strict=True)]
+    hashes = pa.array([value.hex() for value in table["hash"].to_pylist()], pa.string())
+    rest = ["n_tokens", "n_loss_tokens", "n_turns", "messages", "tools", *SIDES]
+    columns = {"id": pa.array(ids, pa.string())} | {name: table[name] for name in ("source", "category")}
+    columns |= {"hash": hashes} | {name: table[name] for name in rest if name in table.column_names}
+    return pa.table(columns)
 
 
-def _parquet(folder: Path, rows: list[Row], schema: pa.Schema | None) -> None:
-    folder.mkdir()
-    for part, start in enumerate(range(0, max(len(rows), 1), ROWS_A_FILE)):
-        table = pa.Table.from_pylist(rows[start : start + ROWS_A_FILE], schema=schema)
-        pq.write_table(table, folder / f"part-{part:05d}.parquet", compression="zstd")
+def _parquet(table: pa.Table, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(table, path, compression="zstd", compression_level=1, use_dictionary=["source", "category"])

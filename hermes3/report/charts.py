@@ -80,7 +80,7 @@ def scores_chart(scores: dict[str, Any]) -> str:
         axes.grid(axis="y", visible=False)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(stages), frameon=False, handletextpad=0)
 
-    return _svg(draw, "scores", height=0.7 + 0.42 * len(rows))
+    return svg(draw, "scores", height=0.7 + 0.42 * len(rows))
 
 
 def training_chart(runs: list[dict[str, Any]]) -> str:
@@ -110,7 +110,7 @@ def training_chart(runs: list[dict[str, Any]]) -> str:
                 loss.plot(*zip(*points, strict=True), "o", color=INK, markersize=4, label="held-out loss")
                 loss.legend(loc="upper right", frameon=False)
 
-    return _svg(draw, "training", height=2.2 * len(runs))
+    return svg(draw, "training", height=2.2 * len(runs))
 
 
 def mix_chart(mix: dict[str, Any]) -> str:
@@ -138,7 +138,7 @@ def mix_chart(mix: dict[str, Any]) -> str:
         axes.grid(visible=False)
         axes.spines["bottom"].set_visible(False)
 
-    return _svg(draw, f"mix {mix['name']}", height=0.2 + 0.3 * len(rows))
+    return svg(draw, f"mix {mix['name']}", height=0.2 + 0.3 * len(rows))
 
 
 def _line(axes: "Axes", run: dict[str, Any], column: str, title: str, colour: str) -> None:
@@ -152,7 +152,7 @@ def _line(axes: "Axes", run: dict[str, Any], column: str, title: str, colour: st
     axes.locator_params(axis="x", integer=True, nbins=6)
 
 
-def _svg(draw: Callable[["Figure"], None], name: str, height: float) -> str:
+def svg(draw: Callable[["Figure"], None], name: str, height: float) -> str:
     """`draw` on a new figure of `height` inches; the same calls give the same bytes."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG

@@ -1,0 +1,167 @@
+"""Filters on the quality of a conversation: which rows a model must not learn from, each with its reason.
+
+The Hermes 3 report removes refusals and improperly formatted responses (arXiv 2408.11857) without naming rules; these
+are ours. A preference row is judged by its prompt and its chosen answer: a rejected one may be bad.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+from hermes3.chat.prompts import to_json
+from hermes3.chat.tool_calls import parse_tool_calls
+from hermes3.messages import BadRow, Message
+from hermes3.mix.adapters import Row
+from hermes3.mix.refusals import is_refusal
+
+# C0 but for tab and line ends, DEL, C1, U+FFFD (what a decoder writes for bytes it cannot read), lone surrogates, and
+# the noncharacters that a swapped byte order leaves
+BROKEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffd-\uffff]")
+# A fence of backticks has no further backtick on its line (CommonMark 0.31, section 4.5). It may open a list item.
+FENCE = re.compile(r"^[ \t>]*(?:[-*+] |\d+[.)] )?(`{3,}(?=[^`\n]*$)|~{3,})", re.MULTILINE)
+SCHEMA = re.compile(r"<schema>(.*?)</schema>", re.DOTALL)
+TOOLS = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
+# by pattern, not by parsing: public data writes the block as JSON, as lines of JSON or as Python
+NAME = re.compile(r"""["']name["']\s*:\s*["']([^"']+)["']""")
+
+
+def apply(row: Row, skip: frozenset[str] = frozenset()) -> None:
+    """Raise `BadRow(filter, detail)` at the first filter of `FILTERS`, in their order, that objects to `row`."""
+    for name, judge in FILTERS.items():
+        if name not in skip and (detail := judge(row)):
+            raise BadRow(name, detail)
+
+
+def broken_text(row: Row) -> str | None:
+    """Characters that no writer means: bytes decoded wrongly, control codes, halves of a surrogate pair."""
+    for place, message in _messages(row):
+        text = message["content"]
+        if "tool_calls" in message:
+            text += to_json(message["tool_calls"])
+        # newlines apart, printable text has none but U+FFFD: ten times as fast as the pattern
+        if (not text.replace("\n", "").isprintable() or "\ufffd" in text) and (found := BROKEN.search(text)):
+            return f"{place}: U+{ord(found[0]):04X} at character {found.start()}"
+    if row.get("tools") and (found := BROKEN.search(to_json(row["tools"]))):
+        return f"tools: U+{ord(found[0]):04X}"
+    return None
+
+
+def refusal(row: Row) -> str | None:
+    """An assistant message that refuses or preaches as an AI."""
+    for place, text in _answers(row):
+        if matched := is_refusal(text):
+            return f"{place}: {matched}"
+    return None
+
+
+def unterminated_code(row: Row) -> str | None:
+    """A fenced code block that is not closed: the answer was cut, or its format is wrong."""
+    for place, text in _answers(row):
+        if "```" not in text and "~~~" not in text:
+            continue
+        opened = None
+        for fence in FENCE.finditer(text):
+            if opened is None:
+                opened = fence
+            elif fence[1].startswith(opened[1]):  # of the same sign and at least as long
+                opened = None
+        if opened:
+            line = text.count("\n", 0, opened.start()) + 1
+            return f"{place}: the {opened[1]} of line {line} is never closed"
+    return None
+
+
+def json_mode(row: Row) -> str | None:
+    """An answer that is no JSON, or does not fit the schema, where the system message is that of JSON mode."""
+    system = _system(row)
+    if "<schema>" not in system or "json" not in system.lower():
+        return None
+    schema = SCHEMA.search(system)
+    validator = _validator(schema[1]) if schema else None
+    for place, text in _answers(row):
+        try:
+            answer = json.loads(text, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            return f"{place}: not JSON: {error}"
+        if validator and (fault := _fault(validator, answer)):
+            return f"{place}: {fault}"
+    return None
+
+
+def tool_call_text(row: Row) -> str | None:
+    """A tool call written as text that is not closed, is not a call, or names a tool that is not on offer."""
+    for place, text in _answers(row):
+        if "<tool_call>" not in text and "</tool_call>" not in text:
+            continue
+        try:
+            calls = parse_tool_calls(text)
+        except (ValueError, RecursionError):  # a number of more than 4,300 digits, a thousand brackets
+            calls = None
+        if calls is None:
+            return f"{place}: a <tool_call> holds no JSON object with name and arguments"
+        if not len(calls) == text.count("<tool_call>") == text.count("</tool_call>"):
+            return f"{place}: <tool_call> and </tool_call> do not pair up"
+        offered = {name for block in TOOLS.findall(_system(row)) for name in NAME.findall(block)}
+        offered |= {tool["function"].get("name") for tool in row.get("tools") or []}
+        for call in calls:
+            if call["name"] not in offered:
+                return f"{place}: {call['name']} is not among the tools offered"
+    return None
+
+
+# broken_text first: it keeps lone surrogates, which no file takes, out of the details of the others
+FILTERS: dict[str, Callable[[Row], str | None]] = {
+    judge.__name__: judge for judge in (broken_text, refusal, unterminated_code, json_mode, tool_call_text)
+}
+
+
+def _messages(row: Row) -> Iterator[tuple[str, Message]]:
+    for number, message in enumerate(row["messages"], 1):
+        yield f"message {number}", message
+    if "chosen" in row:
+        yield "chosen", row["chosen"]
+
+
+def _answers(row: Row) -> Iterator[tuple[str, str]]:
+    """(place, text) of the assistant messages that say something; calls alone have no text."""
+    for place, message in _messages(row):
+        if message["role"] == "assistant" and message["content"]:
+            yield place, message["content"]
+
+
+def _system(row: Row) -> str:
+    first = row["messages"][0]
+    return first["content"] if first["role"] == "system" else ""
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value")
+
+
+@lru_cache(maxsize=256)  # a check against the metaschema takes milliseconds, and rows share schemas
+def _validator(schema: str) -> Any:
+    """Validator of the JSON text `schema`, which looks nothing up elsewhere; None if it is no valid JSON schema."""
+    from jsonschema import Draft202012Validator, SchemaError
+    from jsonschema.validators import validator_for
+    from referencing import Registry
+
+    try:
+        parsed = json.loads(schema)
+        kind = validator_for(parsed, default=Draft202012Validator)
+        kind.check_schema(parsed)
+    except (ValueError, SchemaError, RecursionError):
+        return None
+    return kind(parsed, registry=Registry())
+
+
+def _fault(validator: Any, answer: Any) -> str | None:
+    """The first way in which `answer` does not fit; None where the schema's own references lead nowhere."""
+    from referencing.exceptions import Unresolvable
+
+    try:
+        error = next(validator.iter_errors(answer), None)
+    except (Unresolvable, RecursionError):
+        return None
+    return error and f"{error.json_path}: {error.message[:200]}"

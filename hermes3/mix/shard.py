@@ -1,0 +1,252 @@
+"""One chunk of a source through every stage that looks at a row by itself: adapt, filter, tokenise, decontaminate.
+
+The result is a shard, two Arrow files in the cache named by a hash of all that shapes them: the chunk's bytes, the
+source's declaration, the tokenizer, the evaluation texts and the code. A shard that is there is never made again, so a
+build that was killed goes on where it was, and a build with another budget or seed begins with its last stage.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from hermes3.chat.render import Renderer, assistant_text, prompt_text
+from hermes3.messages import BadRow
+from hermes3.mix import dedup, filters
+from hermes3.mix.adapters import ADAPTERS, Row
+from hermes3.mix.classify import classify
+from hermes3.mix.columns import REJECTS, SIDES, schema
+from hermes3.mix.decontaminate import Index
+from hermes3.mix.ngrams import Words
+from hermes3.mix.sources import Chunk, parse, selected
+from hermes3.mix.spec import Source, Spec
+
+BATCH = 500  # rows; about 1 MB of text, which the caches of a core hold
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What the rows go through. It is sent to every worker once."""
+
+    spec: Spec
+    renderer: Renderer
+    index: Index | None
+    base_key: str  # hash of tokenizer, evaluation texts and code
+    sources: dict[str, tuple[str | None, Source]] = field(default_factory=dict)  # by name: category, source
+
+    def key(self, chunk: Chunk) -> str:
+        category, source = self.sources[chunk.source]
+        limits = {name: (c.min_tokens, c.max_tokens) for name, c in self.spec.categories.items()}
+        near = self.spec.near_duplicates.model_dump() if self.spec.near_duplicates else None
+        shaped_by = source.model_dump(include={"name", "adapter", "where", "skip_filters"})
+        said = [self.base_key, self.spec.kind, self.spec.sequence_len, near, category, shaped_by, limits]
+        digest = hashlib.sha256(json.dumps([*said, chunk.file, chunk.first], sort_keys=True).encode())
+        for line in chunk.lines:
+            digest.update(line + b"\n")
+        return digest.hexdigest()[:32]
+
+
+@cache
+def code_hash() -> str:
+    """Hash of the code that shapes a shard."""
+    folder = Path(__file__).parent
+    files = [*folder.glob("*.py"), *(folder.parent / "chat").glob("*.py"), folder.parent / "messages.py"]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
+
+
+def make(chunk: Chunk, stages: Stages, folder: Path, key: str) -> None:
+    """Process `chunk`; write `KEY.rejects.arrow`, then `KEY.arrow`, whose presence says that both are whole."""
+    clock = Clock()
+    rejects: list[Row] = []
+    counts: Counter[str] = Counter()
+    tables = []
+    rows = _rows(chunk, stages, rejects, counts, clock)
+    for start in range(0, len(rows), BATCH):
+        batch, columns = _tokenise(rows[start : start + BATCH], stages, rejects)
+        clock.lap("tokenise")
+        batch, columns, words, row_of = _decontaminate(batch, columns, stages, rejects)
+        clock.lap("decontaminate")
+        if batch:
+            tables.append(_table(batch, columns, stages.spec, words, row_of))
+        clock.lap("fingerprint")
+    table = pa.concat_tables(tables).combine_chunks() if tables else schema(stages.spec).empty_table()
+    _write(pa.Table.from_pylist(rejects, schema=REJECTS), folder / f"{key}.rejects.arrow")
+    clock.lap("store")
+    about = {"counts": counts, "seconds": clock.seconds, "bytes": sum(map(len, chunk.lines))}
+    _write(table.replace_schema_metadata({"hermes3": json.dumps(about)}), folder / f"{key}.arrow")
+
+
+class Clock:
+    """Seconds spent, by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.last
+        self.last = now
+
+
+def reject(row: Row, stage: str, reason: str, detail: str) -> Row:
+    """The record of a row that is left out."""
+    detail = detail.encode("utf-8", "replace").decode()[:500]
+    return {"id": row["id"], "source": row["source"], "stage": stage, "reason": reason, "detail": detail}
+
+
+def _rows(chunk: Chunk, stages: Stages, rejects: list[Row], counts: Counter[str], clock: Clock) -> list[Row]:
+    """The chunk's rows in the one message form that pass the filters, each with id, source and category."""
+    category, source = stages.sources[chunk.source]
+    adapt, skip = ADAPTERS[source.adapter], frozenset(source.skip_filters)
+    kept = []
+    for number, line in enumerate(chunk.lines, chunk.first):
+        if not line.strip():
+            continue
+        place = f"{chunk.file}:{number}"
+        row: Row = {"id": place, "source": source.name}
+        stage = "read"
+        try:
+            raw = parse(line)
+            if source.where and not selected(raw, source.where):
+                counts["not_selected"] += 1
+                continue
+            counts["read"] += 1
+            if isinstance(raw, dict) and isinstance(raw.get("id"), str | int) and str(raw["id"]).isprintable():
+                row["id"] = str(raw["id"]) or place
+            stage = "adapt"
+            row |= adapt(raw)
+            stage = "filter"
+            filters.apply(row, skip)
+            row["json"] = _json(row)
+        except BadRow as bad:
+            counts["read"] += stage == "read"
+            rejects.append(reject(row, stage, bad.reason, f"{place}: {bad.detail}"))
+            continue
+        row["category"] = category or classify(row)
+        kept.append(row)
+    clock.lap("read, adapt, filter")
+    return kept
+
+
+def _json(row: Row) -> dict[str, bytes]:
+    """What the row says as JSON; `BadRow` for what JSON cannot hold (lone surrogates, integers above 64 bits)."""
+    try:
+        return {key: orjson.dumps(row[key]) for key in ("messages", "tools", *SIDES) if key in row}
+    except TypeError as error:
+        raise BadRow("broken_text", str(error)) from None
+
+
+def _tokenise(rows: list[Row], stages: Stages, rejects: list[Row]) -> tuple[list[Row], Row]:
+    """The rows that fit, and their columns of tokens (sft) or text (preference)."""
+    fit = (_tokens if stages.spec.kind == "sft" else _texts)(rows, stages.renderer)
+    keep = []
+    for i, row in enumerate(rows):
+        try:
+            _check(row, stages)
+            keep.append(i)
+        except BadRow as bad:
+            rejects.append(reject(row, "tokenise", bad.reason, bad.detail))
+    return [rows[i] for i in keep], {name: column.take(pa.array(keep, pa.int64())) for name, column in fit.items()}
+
+
+def _tokens(rows: list[Row], renderer: Renderer) -> dict[str, pa.Array]:
+    batch = renderer.batch([(row["messages"], row["tools"]) for row in rows])
+    offsets = pa.array(batch.offsets.astype(np.int32))
+    n_loss = np.diff(np.append(0, np.cumsum(batch.loss))[batch.offsets])
+    for row, n_tokens, n in zip(rows, np.diff(batch.offsets).tolist(), n_loss.tolist(), strict=True):
+        row.update(n_tokens=n_tokens, n_longest=n_tokens, n_loss_tokens=n)
+    return {
+        "input_ids": pa.ListArray.from_arrays(offsets, pa.array(batch.input_ids)),
+        "loss": pa.ListArray.from_arrays(offsets, pa.array(batch.loss)),
+    }
+
+
+def _texts(rows: list[Row], renderer: Renderer) -> dict[str, pa.Array]:
+    """Text, for Axolotl's pass-through (its own chat strategy for DPO drops tool calls). TRL's tokenizer adds BOS."""
+    sides = [([*row["messages"], row[side]], row["tools"]) for row in rows for side in SIDES]
+    tokens = renderer.render(sides)
+    for row, *pair in zip(rows, tokens[::2], tokens[1::2], strict=True):
+        lengths = [len(one.input_ids) for one in pair]
+        row.update(n_tokens=sum(lengths), n_longest=max(lengths), n_loss_tokens=sum(one.n_completion for one in pair))
+    columns = {"prompt_text": pa.array([prompt_text(row["messages"], row["tools"]) for row in rows], pa.string())}
+    for side in SIDES:
+        answers = [assistant_text(row[side]) + "<|im_end|>" for row in rows]
+        columns[f"{side}_text"] = pa.array(answers, pa.string())
+    return columns
+
+
+def _check(row: Row, stages: Stages) -> None:
+    category = stages.spec.categories.get(row["category"])
+    if row["n_longest"] > stages.spec.sequence_len:
+        raise BadRow("over_sequence_len", f"{row['n_longest']} > {stages.spec.sequence_len} tokens")
+    if category and row["n_longest"] < category.min_tokens:
+        raise BadRow("under_min_tokens", f"{row['n_longest']} < {category.min_tokens} tokens ({row['category']})")
+    if category and category.max_tokens and row["n_longest"] > category.max_tokens:
+        raise BadRow("over_max_tokens", f"{row['n_longest']} > {category.max_tokens} tokens ({row['category']})")
+    if row["n_loss_tokens"] == 0:
+        raise BadRow("no_loss_tokens", "nothing in it is trained")
+    if stages.spec.kind == "preference":
+        # tokenised from text by TRL, a special token that a person typed would become one
+        said = [message["content"] for message in [*row["messages"], row["chosen"], row["rejected"]]]
+        if typed := [token for token in stages.renderer.encode.control if any(token in text for text in said)]:
+            raise BadRow("control_token_in_text", typed[0])
+
+
+def _decontaminate(
+    rows: list[Row], columns: Row, stages: Stages, rejects: list[Row]
+) -> tuple[list[Row], Row, Words | None, np.ndarray]:
+    """The rows that hold no evaluation text; and their words, if someone needs them."""
+    if stages.index is None and stages.spec.near_duplicates is None:
+        return rows, columns, None, np.empty(0, np.int64)
+    said = [(i, m) for i, row in enumerate(rows) for m in [*row["messages"], *(row[s] for s in SIDES if s in row)]]
+    row_of = np.array([i for i, _ in said], np.int64)
+    words = Words([message["content"] for _, message in said])
+    hit: dict[int, str] = {}
+    for text, detail in (stages.index.hits(words) if stages.index else {}).items():
+        hit.setdefault(int(row_of[text]), detail)
+    for i, detail in sorted(hit.items()):
+        rejects.append(reject(rows[i], "decontaminate", "evaluation_text", detail))
+    keep = np.array([i for i in range(len(rows)) if i not in hit], np.int64)
+    place = np.full(len(rows) + 1, -1)  # the row's new number; -1 for those that are gone
+    place[keep] = np.arange(len(keep))
+    # system prompts and tool output repeat by design: only what user and assistant say makes a row another's copy
+    speaks = np.array([message["role"] in ("user", "assistant") for _, message in said], bool)
+    row_of = np.where(speaks, place[row_of], -1)
+    kept_columns = {name: column.take(pa.array(keep)) for name, column in columns.items()}
+    return [rows[i] for i in keep], kept_columns, words, row_of
+
+
+def _table(rows: list[Row], columns: Row, spec: Spec, words: Words | None, row_of: np.ndarray) -> pa.Table:
+    made: dict[str, Any] = {key: [row[key] for row in rows] for key in ("id", "source", "category")}
+    made |= {key: [row[key] for row in rows] for key in ("n_tokens", "n_loss_tokens")}
+    made["hash"] = [dedup.content_hash(b"\n".join(row["json"].values())) for row in rows]
+    made["n_turns"] = [sum(m["role"] == "assistant" for m in row["messages"]) + ("chosen" in row) for row in rows]
+    made |= {key: [row["json"][key].decode() for row in rows] for key in rows[0]["json"]}
+    if spec.near_duplicates:
+        assert words is not None
+        signed = dedup.signatures(words, row_of, len(rows), spec.near_duplicates)
+        made["signature"] = [row.tobytes() for row in signed]
+    shape = schema(spec)
+    for name, values in made.items():
+        columns[name] = pa.array(values, shape.field(name).type)
+    return pa.table({name: columns[name] for name in shape.names}, schema=shape)
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    tmp = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with pa.OSFile(str(tmp), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)

@@ -1,0 +1,391 @@
+"""Adapters: every shape that data comes in, to one message form; what is refused, and why."""
+
+import json
+import sys
+from typing import get_args
+
+import pytest
+from conftest import ROOT
+
+from hermes3.chat.prompts import TOOLS_INTRO, rag_system, tools_system
+from hermes3.chat.render import turns
+from hermes3.messages import BadRow, tool_call
+from hermes3.mix.adapters import ADAPTERS, SHAPE
+from hermes3.mix.spec import Adapter
+
+USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+SYSTEM = {"role": "system", "content": "s"}
+SAID = [USER, ANSWER]
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string", "description": "its 'name'"}}}
+TOOL = {"type": "function", "function": {"name": "sky", "description": "The sky.", "parameters": PARAMETERS}}
+CALLS = {"role": "assistant", "content": "", "tool_calls": [tool_call("sky", {"city": "Ulm"})]}
+RESPONSE = {"role": "tool", "name": "sky", "content": '{"sky": "grey"}'}
+
+
+def sharegpt(*turns, **columns) -> dict:
+    """A ShareGPT row of (from, value) pairs."""
+    return {"conversations": [{"from": kind, "value": value} for kind, value in turns], **columns}
+
+
+def reason(adapter, row) -> str:
+    with pytest.raises(BadRow) as caught:
+        ADAPTERS[adapter](row)
+    return caught.value.reason
+
+
+def test_the_spec_and_the_adapters_name_the_same_shapes():
+    assert set(get_args(Adapter)) == set(ADAPTERS)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "row", "messages"),
+    [
+        ("messages", {"messages": SAID}, SAID),
+        ("messages", {"messages": SAID, "tools": None, "id": 3, "score": {}}, SAID),
+        ("messages", {"messages": [{**SYSTEM, "role": "developer"}, *SAID]}, [SYSTEM, *SAID]),
+        ("messages", {"messages": [USER, {**ANSWER, "weight": 0}]}, [USER, {**ANSWER, "train": False}]),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": t} for t in "qr"]}, ANSWER]},
+            [{"role": "user", "content": "q\nr"}, ANSWER],
+        ),
+        ("sharegpt", sharegpt(("human", "q"), ("gpt", "a")), SAID),
+        ("sharegpt", sharegpt(("system", "s"), ("user", "q"), ("chatgpt", "a")), [SYSTEM, *SAID]),
+        ("sharegpt", sharegpt(("human", "q"), ("bing", "a"), system="s"), [SYSTEM, *SAID]),
+        ("sharegpt", sharegpt(("system", "s"), ("human", "q"), ("gpt", "a"), system="s"), [SYSTEM, *SAID]),
+        ("sharegpt", sharegpt(("human", "q"), ("assistant", "a"), system=""), SAID),
+        ("sharegpt", {"conversation": sharegpt(("human", "q"), ("gpt", "a"))["conversations"]}, SAID),
+        ("sharegpt", {"messages": sharegpt(("human", "q"), ("gpt", "a"))["conversations"]}, SAID),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "weight": 0}]},
+            [USER, {**ANSWER, "train": False}],
+        ),
+        ("instruction", {"instruction": "q", "input": "", "response": "a"}, SAID),
+        ("instruction", {"instruction": "q", "input": None, "output": "a", "system": "s"}, [SYSTEM, *SAID]),
+        (
+            "instruction",
+            {"instruction": "q", "input": "i", "output": "a"},
+            [{"role": "user", "content": "q\n\ni"}, ANSWER],
+        ),
+        ("question_answer", {"question": "q", "answer": "a"}, SAID),
+        ("question_answer", {"question": "q", "response": "a", "system_prompt": "s"}, [SYSTEM, *SAID]),
+        ("prompt_completion", {"prompt": "q", "completion": " a"}, SAID),
+        ("prompt_completion", {"prompt": [SYSTEM, USER], "completion": [ANSWER]}, [SYSTEM, *SAID]),
+        ("prompt_completion", {"prompt": [*SAID, USER], "completion": "a"}, [USER, {**ANSWER, "train": False}, *SAID]),
+    ],
+)
+def test_every_shape_becomes_messages(adapter, row, messages):
+    assert ADAPTERS[adapter](row) == {"messages": messages, "tools": []}
+
+
+def test_openai_s_calls_are_read_in_both_forms_and_responses_named_by_id():
+    ids = [
+        {"id": i, "type": "function", "function": {"name": name, "arguments": '{"x": 1}'}}
+        for i, name in (("c1", "f"), ("c2", "g"))
+    ]
+    out_of_order = [{"role": "tool", "tool_call_id": i, "content": i} for i in ("c2", "c1")]
+    called = {"role": "assistant", "content": None, "tool_calls": ids}
+    tools = [{"type": "function", "function": {"name": name}} for name in "fg"]
+    got = ADAPTERS["messages"]({"messages": [USER, called, *out_of_order, ANSWER], "tools": tools})
+    assert got["messages"][1]["tool_calls"] == [tool_call("f", {"x": 1}), tool_call("g", {"x": 1})]
+    assert got["messages"][2:4] == [
+        {"role": "tool", "name": "f", "content": "c1"},
+        {"role": "tool", "name": "g", "content": "c2"},
+    ]
+    older = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+    answered = {"role": "function", "name": "f", "content": "1"}
+    got = ADAPTERS["messages"]({"messages": [USER, older, answered, ANSWER], "functions": [{"name": "f"}]})
+    assert got["messages"][1]["tool_calls"] == [tool_call("f", {})] and got["tools"] == tools[:1]
+
+
+@pytest.mark.parametrize("role", ["observation", "tool", "function_response"])
+def test_sharegpt_calls_as_turns_of_their_own(role):
+    row = sharegpt(
+        ("human", "q"),
+        ("function_call", '[{"name": "sky", "arguments": {"city": "Ulm"}}]'),
+        (role, '{"sky": "grey"}'),
+        ("gpt", "a"),
+        tools=json.dumps([TOOL["function"]]),
+    )
+    assert ADAPTERS["sharegpt"](row) == {"messages": [USER, CALLS, RESPONSE, ANSWER], "tools": [TOOL]}
+
+
+# the wordings in which published data holds the standard's prompt, schemas in JSON or in Python's notation
+INTRO = TOOLS_INTRO.removesuffix(" Here are the available tools: <tools> ")
+CALL_FORM = "<tool_call>\n{'arguments': <args-dict>, 'name': <function-name>}\n</tool_call>"
+NEWEST = tools_system([TOOL])
+OLDER = (
+    f"{INTRO.replace('<tools></tools>', '<tools> </tools>')}\n<tools>\n{[TOOL]}\n</tools>\nFor each function call "
+    "return a json object with function name and arguments within <tool_call> </tool_call> tags with the following "
+    f"schema:\n{CALL_FORM}\n"
+)
+README = (
+    f"{TOOLS_INTRO}{json.dumps([TOOL])} </tools> Use the following pydantic model json schema for each tool call you "
+    "will make: {'title': 'FunctionCall', 'properties': {'arguments': {'type': 'object'}}} For each function call "
+    "return a json object with function name and arguments within <tool_call></tool_call> XML tags as follows:\n"
+    f"{CALL_FORM}"
+)
+CALLED = '<tool_call>\n{"name": "sky", "arguments": {"city": "Ulm"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("prompt", [NEWEST, OLDER, README])
+@pytest.mark.parametrize(
+    "call",
+    [
+        CALLED,
+        "<tool_call>\n{'arguments': {'city': 'Ulm'}, 'name': 'sky'}\n</tool_call>\n",
+        '<tool_call>{"arguments": "{\\"city\\": \\"Ulm\\"}", "name": "sky"}</tool_call>',
+    ],
+)
+@pytest.mark.parametrize(
+    "response",
+    [
+        '<tool_response>\n{"name": "sky", "content": {"sky": "grey"}}\n</tool_response>\n',
+        "<tool_response>\n{'sky': 'grey'}\n</tool_response>",
+        '{"sky": "grey"}',
+    ],
+)
+def test_hermes_text_becomes_structured(prompt, call, response):
+    row = sharegpt(("system", prompt), ("human", "q"), ("gpt", call), ("tool", response), ("gpt", "a"))
+    assert ADAPTERS["sharegpt"](row) == {"messages": [USER, CALLS, RESPONSE, ANSWER], "tools": [TOOL]}
+
+
+def test_hermes_text_is_rendered_as_it_stood():
+    said = sharegpt(
+        ("system", tools_system([TOOL, {"type": "function", "function": {"name": "g"}}], "Be brief.")),
+        ("human", "q"),
+        ("gpt", f"Let me look.\n{CALLED}\n{CALLED}"),
+        (
+            "tool",
+            '<tool_response>\n{"name": "sky", "content": {"sky": "grey"}}\n</tool_response>\n'
+            '<tool_response>\n{"name": "sky", "content": "not \\"known\\""}\n</tool_response>',
+        ),
+        ("gpt", "a"),
+    )
+    got = ADAPTERS["sharegpt"](said)
+    assert got["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert [message["role"] for message in got["messages"]].count("tool") == 2
+    assert [turn.text for turn in turns(**got)] == [turn["value"] for turn in said["conversations"]]
+
+
+def test_what_a_system_message_says_beyond_the_standard_stays():
+    extract = "You extract facts. "
+    for system, own in [
+        (f"{extract}{OLDER}", "You extract facts."),
+        (f"{NEWEST}\n\nSpeak like a pirate.", "Speak like a pirate."),
+        (f"First.\n<tools>{json.dumps(TOOL)}</tools>\nLast.", "First.\n\nLast."),
+    ]:
+        got = ADAPTERS["sharegpt"](sharegpt(("system", system), ("human", "q"), ("gpt", CALLED)))
+        assert got == {"messages": [{"role": "system", "content": own}, USER, CALLS], "tools": [TOOL]}
+
+
+def test_a_tools_column_goes_before_the_prompt_s_schemas():
+    column = {**TOOL, "function": {**TOOL["function"], "description": "column"}}
+    row = sharegpt(("system", NEWEST), ("human", "q"), ("gpt", CALLED), tools=json.dumps([column]))
+    assert ADAPTERS["sharegpt"](row) == {"messages": [USER, CALLS], "tools": [column]}
+
+
+def test_tags_in_prose_stay_text_where_no_tools_are_declared():
+    for system in (
+        "Explain.",
+        "Schemas stand in <tools> and </tools>.",
+        "E.g. <tools>[{name}]</tools>, <tools>[]</tools>",
+    ):
+        row = sharegpt(
+            ("system", system), ("human", "How do I write <tool_call>?"), ("gpt", f"So:\n```\n{CALLED}\n```")
+        )
+        got = ADAPTERS["sharegpt"](row)
+        assert [m["content"] for m in got["messages"]] == [turn["value"] for turn in row["conversations"]]
+        assert got["tools"] == [] and "tool_calls" not in got["messages"][2]
+
+
+@pytest.mark.parametrize(
+    ("turns", "expected"),
+    [
+        ([("system", NEWEST.replace('"type"', "type", 1)), ("human", "q"), ("gpt", "a")], "tools_not_json"),
+        ([("system", NEWEST), ("human", "q"), ("gpt", "<tool_call>{sky}</tool_call>")], "tool_call_not_json"),
+        ([("system", NEWEST), ("human", "q"), ("gpt", "<tool_call></tool_call>")], "tool_call_not_json"),
+        ([("system", NEWEST), ("human", "q"), ("gpt", CALLED.replace('"Ulm"', "NaN"))], "tool_call_not_json"),
+        ([("system", NEWEST), ("human", "q"), ("gpt", CALLED.replace("sky", "sea"))], "undeclared_tool"),
+        ([("system", NEWEST), ("human", "q"), ("gpt", f"{CALLED} There.")], "text_after_tool_call"),
+        ([("system", NEWEST), ("human", "q"), ("tool", "x")], "response_without_call"),
+        (
+            [("system", NEWEST), ("human", "q"), ("gpt", CALLED), ("tool", "x<tool_response>1</tool_response>")],
+            "tool_response_not_json",
+        ),
+        (
+            [("system", NEWEST), ("human", "q"), ("gpt", CALLED), ("tool", "<tool_response>{oops}</tool_response>")],
+            "tool_response_not_json",
+        ),
+    ],
+)
+def test_hermes_text_that_cannot_be_read_is_refused(turns, expected):
+    assert reason("sharegpt", sharegpt(*turns)) == expected
+
+
+RAG = {
+    "documents": "Document:0\nTitle: Fair\nText: In May.\n\nDocument:1\nTitle: Market\nText: On Monday.\nOr Friday.",
+    "question": "When?",
+    "answer": "Cited Documents: 1\nIt is on <co: 1>Monday</co: 1>, the fair <co:0,1>in May</co>.",
+    "system_prompt": None,
+    "answer_mode": "Grounded",
+}
+
+
+def test_rag_takes_the_paper_s_form():
+    got = ADAPTERS["glaive_rag"](RAG)["messages"]
+    assert got == [
+        {"role": "system", "content": rag_system()},
+        {
+            "role": "user",
+            "content": "When?\nCONTEXT:\nDocument:0 Title: Fair Text: In May.\n"
+            "Document:1 Title: Market Text: On Monday.\nOr Friday.",
+        },
+        {
+            "role": "assistant",
+            "content": "It is on <co:1>Monday</co>, the fair <co:0,1>in May</co>.\nCited Documents: 0, 1",
+        },
+    ]
+    listed = [{"title": "Fair", "text": "In May."}, {"title": "Market", "text": "On Monday.\nOr Friday."}]
+    assert ADAPTERS["glaive_rag"]({**RAG, "documents": listed})["messages"] == got
+
+
+def test_rag_keeps_its_own_system_message_and_asks_for_citations_once():
+    own = {"system_prompt": "Be brief."}
+    assert ADAPTERS["glaive_rag"](RAG | own)["messages"][0]["content"] == f"Be brief.\n\n{rag_system()}"
+    mixed = ADAPTERS["glaive_rag"](RAG | own | {"answer_mode": "Mixed"})["messages"][0]["content"]
+    assert mixed.startswith("Be brief.\n\n") and "from what you know" in mixed and "<co: doc_id></co>" in mixed
+    own = {"system_prompt": "Cite as <co: doc_id></co>."}
+    assert ADAPTERS["glaive_rag"](RAG | own)["messages"][0]["content"] == "Cite as <co: doc_id></co>."
+
+
+def test_rag_documents_are_numbered_from_0_and_citations_with_them():
+    one = {"documents": RAG["documents"].replace("Document:1", "Document:2").replace("Document:0", "Document:1")}
+    answer = ADAPTERS["glaive_rag"](RAG | one | {"answer": "<co:2>Monday</co>"})["messages"][2]["content"]
+    assert answer == "<co:1>Monday</co>\nCited Documents: 1"
+    assert ADAPTERS["glaive_rag"](RAG | {"answer": "Not said."})["messages"][2]["content"] == "Not said."
+
+
+def test_a_preference_s_prompt_comes_in_every_form():
+    pair = {"chosen": "a", "rejected": "b"}
+    prompts = [
+        ({"messages": [USER]}, [USER]),
+        ({"conversations": [{"from": "human", "value": "q"}]}, [USER]),
+        ({"conversations": [{"from": "human", "value": "q"}], "system": "s"}, [SYSTEM, USER]),
+        ({"prompt": "q"}, [USER]),
+        ({"prompt": [SYSTEM, USER]}, [SYSTEM, USER]),
+        ({"question": "q", "system": "s"}, [SYSTEM, USER]),
+        ({"question": "q", "system": ""}, [USER]),
+        ({"instruction": "q", "input": "i"}, [{"role": "user", "content": "q\n\ni"}]),
+    ]
+    expected = {"tools": [], "chosen": ANSWER, "rejected": {**ANSWER, "content": "b"}}
+    for columns, messages in prompts:
+        assert ADAPTERS["preference"](columns | pair) == {"messages": messages, **expected}, columns
+
+
+def test_a_preference_s_answers_come_in_every_form():
+    other = {**ANSWER, "content": "b"}
+    answers = [
+        {"chosen": "a", "rejected": {"content": "b"}},
+        {"chosen": {"from": "gpt", "value": "a"}, "rejected": {"value": "b"}},
+        {"chosen": [ANSWER], "rejected": [{"from": "gpt", "value": "b", "weight": 0}]},
+        # ultrafeedback_binarized: both sides whole, a `messages` column that already holds the chosen answer
+        {"chosen": [USER, ANSWER], "rejected": [USER, other], "messages": [USER, ANSWER], "score_chosen": 8.5},
+    ]
+    for columns in answers:
+        got = ADAPTERS["preference"]({"prompt": "q"} | columns)
+        assert got == {"messages": [USER], "tools": [], "chosen": ANSWER, "rejected": other}, columns
+
+
+def test_a_preference_may_be_between_calls():
+    prompt = [("system", NEWEST), ("human", "q"), ("gpt", CALLED), ("tool", "<tool_response>\n1\n</tool_response>")]
+    row = {**sharegpt(*prompt, ("gpt", "a"), ("human", "q")), "chosen": CALLED, "rejected": {"value": "no"}}
+    got = ADAPTERS["preference"](row)
+    assert got["messages"] == [USER, CALLS, {**RESPONSE, "content": "1"}, ANSWER, USER] and got["tools"] == [TOOL]
+    assert got["chosen"] == CALLS and got["rejected"]["content"] == "no"
+
+
+@pytest.mark.parametrize(
+    ("adapter", "row", "expected"),
+    [
+        ("messages", {"messages": [{"role": ["user"], "content": "q"}]}, "unknown_role"),
+        ("messages", {"messages": ["q"]}, "wrong_shape"),
+        ("messages", {"messages": [{"role": "user", "content": "\ud83d"}, ANSWER]}, "content_not_text"),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]}, "content_not_text"),
+        ("messages", {"messages": [USER, {**ANSWER, "tool_calls": "f"}]}, "tool_call_not_json"),
+        ("messages", {"messages": [USER, {**ANSWER, "tool_calls": [{"function": "f"}]}]}, "tool_call_not_json"),
+        ("messages", {"messages": SAID, "tools": [{"function": {"parameters": {}}}]}, "tools_not_json"),
+        (
+            "messages",
+            {"messages": [USER, CALLS, {"role": "tool", "tool_call_id": "c9", "content": "x"}], "tools": [TOOL]},
+            "tool_response_unnamed",
+        ),
+        ("messages", {"messages": [USER, CALLS, USER, {**RESPONSE}], "tools": [TOOL]}, "response_without_call"),
+        ("sharegpt", sharegpt(("alien", "q")), "unknown_role"),
+        ("sharegpt", sharegpt(("human", None)), "content_not_text"),
+        ("sharegpt", sharegpt(("observation", "x")), "response_without_call"),
+        ("sharegpt", sharegpt(("function_call", "x")), "tool_call_not_json"),
+        ("sharegpt", sharegpt(("function_call", "[" * 10**5)), "tool_call_not_json"),
+        ("sharegpt", sharegpt(tools="x"), "tools_not_json"),
+        ("sharegpt", sharegpt(("system", "t"), *[("human", "q"), ("gpt", "a")], system="s"), "role_order"),
+        ("instruction", {"output": "a"}, "wrong_shape"),
+        ("instruction", {"instruction": "q", "input": 3, "output": "a"}, "wrong_shape"),
+        ("question_answer", ["q"], "wrong_shape"),
+        ("prompt_completion", {"prompt": "q"}, "wrong_shape"),
+        ("glaive_rag", RAG | {"documents": "Some text."}, "wrong_shape"),
+        ("glaive_rag", RAG | {"answer": "<co: 7>x</co>"}, "citation_without_document"),
+        ("glaive_rag", RAG | {"answer": "Cited Documents: 7"}, "citation_without_document"),
+        ("glaive_rag", RAG | {"answer": "<co: 1>x"}, "citation_not_closed"),
+        ("preference", {"messages": [USER], "chosen": "a", "rejected": "a "}, "no_preference"),
+        ("preference", {"messages": [USER], "chosen": "a", "rejected": 3}, "content_not_text"),
+        ("preference", {"chosen": "a", "rejected": "b"}, "wrong_shape"),
+        ("preference", {"prompt": "q", "chosen": [ANSWER, USER], "rejected": "b"}, "wrong_shape"),
+        (
+            "preference",
+            {"chosen": SAID, "rejected": [{**USER, "content": "r"}, {**ANSWER, "content": "b"}]},
+            "prompts_differ",
+        ),
+    ],
+)
+def test_a_row_of_the_wrong_shape_is_refused(adapter, row, expected):
+    assert reason(adapter, row) == expected
+
+
+def test_a_reason_is_either_of_shape_or_of_content():
+    assert {"wrong_shape", "content_not_text", "tool_call_not_json"} <= SHAPE
+    assert not SHAPE & {"role_order", "empty_turn", "undeclared_tool", "no_preference", "citation_without_document"}
+
+
+def test_a_refused_row_says_which_columns_it_has():
+    with pytest.raises(BadRow, match=r"no question of type str among \['text', 'meta'\]"):
+        ADAPTERS["question_answer"]({"text": "x", "meta": {}})
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_nothing_but_bad_row_is_raised_for_a_row_of_another_kind(adapter):
+    deep: list = []
+    for _ in range(2 * sys.getrecursionlimit()):
+        deep = [deep]
+    for row in (None, 3, "x", [], {}, deep, {"messages": deep, "conversations": deep, "chosen": deep}, {"tools": deep}):
+        with pytest.raises(BadRow):
+            ADAPTERS[adapter](row)
+
+
+@pytest.mark.parametrize(
+    ("file", "adapter", "n"),
+    [
+        ("gpteacher_roleplay.json", "instruction", 1923),
+        ("gpteacher_codegen.json", "instruction", 4535),
+        ("gsm8k_train.jsonl", "question_answer", 7473),
+        ("glaive_toolcall.json", "sharegpt", 300),
+        ("dpo_pairs.json", "preference", 300),
+    ],
+)
+def test_no_row_of_the_real_files_is_refused(file, adapter, n):
+    path = ROOT.parent / "shared/data/train" / file
+    if not path.is_file():
+        pytest.skip(f"no {path}: the public files that data_mixes/open_small.yml declares are not on this machine")
+    text = path.read_text(encoding="utf-8")
+    rows = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+    assert len([ADAPTERS[adapter](row) for row in rows]) == n

@@ -1,0 +1,120 @@
+"""Which rows make a mix: rank, copies, budgets, weights, repeats, order."""
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from hermes3.mix.choose import choose
+from hermes3.mix.spec import Spec
+
+
+def rows(**sources: list[int]) -> pa.Table:
+    """A table of rows: {source: lengths in tokens}, each saying something else."""
+    every = [(source, i, n) for source, lengths in sources.items() for i, n in enumerate(lengths)]
+    return pa.table(
+        {
+            "id": [f"{source}-{i}" for source, i, _ in every],
+            "source": [source for source, _, _ in every],
+            "category": ["math"] * len(every),
+            "n_tokens": pa.array([n for _, _, n in every], pa.int32()),
+            "hash": pa.array([hashlib.sha256(f"{s}{i}".encode()).digest() for s, i, _ in every], pa.binary(32)),
+        }
+    )
+
+
+def spec(names: dict[str, dict], tokens: int | None = None, seed: int = 1) -> Spec:
+    sources = [
+        {"name": n, "path": "x.jsonl", "adapter": "messages", "licence": "x"} | more for n, more in names.items()
+    ]
+    category = {"sources": sources} | ({"tokens": tokens} if tokens else {})
+    return Spec.model_validate(
+        {
+            "name": "t",
+            "kind": "sft",
+            "tokenizer": "t",
+            "sequence_len": 99,
+            "seed": seed,
+            "categories": {"math": category},
+        }
+    )
+
+
+LENGTHS = np.random.default_rng(0).integers(1, 2000, 5000).tolist()
+
+
+@pytest.mark.parametrize("budget", [1, 10_000, 123_456, 4_000_000])
+def test_a_budget_is_met_within_one_conversation(budget):
+    table = rows(a=LENGTHS)
+    choice = choose(table, spec({"a": {}}, budget))
+    tokens = table["n_tokens"].to_numpy()[choice.rows].sum()
+    assert abs(tokens - budget) <= max(LENGTHS) / 2 and choice.shortfalls == {}
+    left = choice.rejected["budget/over_budget"][0]
+    assert len(left) + len(choice.rows) == len(LENGTHS) and not set(left) & set(choice.rows)
+
+
+def test_the_better_ranked_source_is_taken_first():
+    table = rows(weak=[10] * 100, strong=[10] * 100)
+    choice = choose(table, spec({"weak": {"rank": 2}, "strong": {"rank": 1}}, 1200))
+    taken = [table["source"][i].as_py() for i in choice.rows]
+    assert (taken.count("strong"), taken.count("weak")) == (100, 20)
+
+
+def test_of_copies_the_better_ranked_stays_and_the_other_names_it():
+    table = rows(weak=[10], strong=[10])
+    table = table.set_column(4, "hash", pa.array([b"x" * 32] * 2, pa.binary(32)))
+    choice = choose(table, spec({"weak": {"rank": 2}, "strong": {}}))
+    assert choice.rows.tolist() == [1]
+    assert choice.rejected["dedup/exact_duplicate"][1] == ["of strong-0 in strong"]
+
+
+def test_weights_share_a_budget_and_what_one_cannot_fill_the_others_do():
+    table = rows(a=[10] * 1000, b=[10] * 1000, c=[10] * 5)
+    weights = {"a": {"weight": 3}, "b": {"weight": 1}, "c": {"weight": 4}}
+    choice = choose(table, spec(weights, 8000))
+    taken = [table["source"][i].as_py() for i in choice.rows]
+    assert len(taken) == 800 and taken.count("c") == 5
+    assert taken.count("a") >= 300 and taken.count("b") >= 100  # their shares; the 395 rows that c lacks come on top
+
+
+def test_a_row_is_repeated_only_where_allowed_and_not_before_all_were_used():
+    table = rows(a=[10] * 10, b=[10] * 10)
+    choice = choose(table, spec({"a": {"max_repeat": 3}, "b": {}}, 350))
+    uses = {
+        name: sorted(np.bincount(choice.rows, minlength=20)[part])
+        for name, part in (("a", slice(10)), ("b", slice(10, 20)))
+    }
+    assert sum(uses["a"]) == 25 and set(uses["a"]) == {2, 3} and set(uses["b"]) == {1}
+    assert np.count_nonzero(choice.uses) == 15
+
+
+def test_a_shortfall_says_what_would_fill_it():
+    choice = choose(rows(a=[100] * 192), spec({"a": {}}, 26_000))
+    assert choice.shortfalls == {"math": "0.0192 of 0.026 M tokens available; raise max_repeat to 2 or add a source"}
+
+
+def test_order_depends_on_the_seed_and_not_on_the_order_of_reading():
+    table = rows(a=[10] * 500)
+    shuffled = np.random.default_rng(1).permutation(500)
+    one = choose(table, spec({"a": {}}, 3000))
+    other = choose(table.take(shuffled), spec({"a": {}}, 3000))
+    assert one.rows.tolist() == shuffled[other.rows].tolist()
+    assert one.rows.tolist() != choose(table, spec({"a": {}}, 3000, seed=2)).rows.tolist()
+    assert one.rows.tolist() != sorted(one.rows)
+
+
+def test_percentages_are_scaled_and_a_bad_sum_is_refused():
+    from hermes3.mix.categories import CATEGORIES
+
+    source = {"path": "x.jsonl", "adapter": "messages", "licence": "x"}
+    categories = {
+        key: {"percent": percent, "sources": [source | {"name": key}]} for key, (_, percent) in CATEGORIES.items()
+    }
+    whole = {"name": "t", "kind": "sft", "tokenizer": "t", "sequence_len": 9, "seed": 1, "tokens": 390_000_000}
+    budgets = Spec.model_validate(whole | {"categories": categories}).budgets()
+    assert abs(sum(budgets.values()) - 390_000_000) <= len(budgets)
+    assert budgets["general_instructions"] == round(390e6 * 60.6 / 100.5)
+    categories["math"]["percent"] = 16.7
+    with pytest.raises(ValueError, match="percentages sum to 110.5, not to 100"):
+        Spec.model_validate(whole | {"categories": categories})

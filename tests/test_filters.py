@@ -1,0 +1,246 @@
+"""The filters on quality: what each drops, what it leaves, and how well refusals are told from answers."""
+
+import json
+from typing import get_args
+
+import pytest
+from conftest import ROOT
+
+from hermes3.chat.prompts import json_system, tools_system
+from hermes3.messages import BadRow
+from hermes3.mix import adapters, filters
+from hermes3.mix.refusals import OPENING, is_refusal, measure
+from hermes3.mix.spec import Filter
+
+LABELLED = ROOT / "tests/refusals.jsonl"
+REAL = ROOT.parent / "shared/data/train"
+WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+
+
+def said(*answers: str, system: str | None = None, tools: list | None = None) -> dict:
+    """A conversation in which the assistant says `answers`."""
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    for answer in answers:
+        messages += [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": answer}]
+    return {"messages": messages, "tools": tools or []}
+
+
+def test_the_filters_are_those_that_a_spec_may_skip():
+    assert set(filters.FILTERS) == set(get_args(Filter))
+
+
+def test_a_sound_row_passes():
+    filters.apply(said("Hello.", "```python\nprint(1)\n```"))
+
+
+def test_a_bad_row_names_the_filter_and_the_place():
+    with pytest.raises(BadRow) as raised:
+        filters.apply(said("Sure.", "I'm sorry, but I can't help with that."))
+    assert raised.value.reason == "refusal"
+    assert raised.value.detail == "message 4: i cannot help"
+
+
+def test_a_skipped_filter_does_not_judge_and_the_next_one_does():
+    row = said("I cannot help with that.\n```")
+    filters.apply(row, skip=frozenset({"refusal", "unterminated_code"}))
+    with pytest.raises(BadRow, match="unterminated_code"):
+        filters.apply(row, skip=frozenset({"refusal"}))
+
+
+def test_of_a_preference_the_prompt_and_the_chosen_answer_are_judged():
+    prompt = [{"role": "user", "content": "Write a limerick."}]
+    good, bad = ({"role": "assistant", "content": text} for text in ("A cat...", "I cannot write that."))
+    filters.apply({"messages": prompt, "tools": [], "chosen": good, "rejected": bad})
+    with pytest.raises(BadRow, match="refusal: chosen: i cannot write"):
+        filters.apply({"messages": prompt, "tools": [], "chosen": bad, "rejected": good})
+
+
+def test_what_a_user_says_is_no_refusal_and_no_open_fence():
+    messages = [{"role": "user", "content": "I cannot help with that.\n```"}, {"role": "assistant", "content": "Oh?"}]
+    filters.apply({"messages": messages, "tools": []})
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("nul \0", "0000"),
+        ("page\f", "000C"),
+        ("\x7f", "007F"),
+        ("it\x92s", "0092"),
+        ("caf\ufffd", "FFFD"),
+        ("half \ud83d", "D83D"),
+        ("\uffff", "FFFF"),
+        ("\ufffe", "FFFE"),
+    ],
+)
+def test_broken_text_is_found_in_any_message(text, code):
+    assert f"U+{code}" in filters.broken_text(said(text))
+    assert "message 1: " in filters.broken_text(said("Fine.", system=text))
+
+
+def test_broken_text_is_found_in_calls_and_tools():
+    row = said("", tools=[WEATHER])
+    row["messages"][-1]["tool_calls"] = [{"type": "function", "function": {"name": "f", "arguments": {"a": "\ufffd"}}}]
+    assert "message 2" in filters.broken_text(row)
+    assert "tools" in filters.broken_text(said("Fine.", tools=[{"function": {"name": "f", "description": "\ud800"}}]))
+
+
+@pytest.mark.parametrize(
+    "text", ["tab\tline\r\nend", "naïve façade\u00a0—", "日本語 😀", "e\u0301 \u200d \u2028 \ufeff", ""]
+)
+def test_unusual_text_is_not_broken(text):
+    assert filters.broken_text(said(text)) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```python\nprint(1)",
+        "Here:\n```\na\n```\nand\n```js\nb",
+        "~~~\ncode",
+        "1. ```sh\n   ls",
+        "````md\n```py\nx\n```\n",
+        "```\na\n~~~\n",
+    ],
+)
+def test_a_fence_that_is_not_closed_is_found(text):
+    assert "never closed" in filters.unterminated_code(said(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```python\nprint(1)\n```",
+        "- ```sh\n  ls\n  ```",
+        "> ```\n> a\n> ```",
+        "````md\n```py\n````",
+        "```rst\nTitle\n~~~~~\n```",
+        "Write three backticks, ```, at the start.",
+        "```inline code```\nand text",
+        "~~~\na\n~~~",
+    ],
+)
+def test_a_fence_that_is_closed_passes(text):
+    assert filters.unterminated_code(said(text)) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        ("Sure! The age is 3.", "not JSON"),
+        ('```json\n{"age": 3}\n```', "not JSON"),
+        ('{"age": NaN}', "not JSON"),
+        ('{"age": 3', "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('{"age": "three"}', "$.age: 'three' is not of type 'integer'"),
+        ("{}", "'age' is a required property"),
+    ],
+)
+def test_an_answer_that_breaks_json_mode_is_found(answer, fault):
+    assert fault in filters.json_mode(said(answer, system=json_system(SCHEMA)))
+    assert "message 5" in filters.json_mode(said('{"age": 3}', answer, system=json_system(SCHEMA)))
+
+
+def test_an_answer_that_fits_the_schema_passes():
+    assert filters.json_mode(said('{"age": 3}', '{"age": 4, "name": "Bo"}', system=json_system(SCHEMA))) is None
+
+
+@pytest.mark.parametrize(
+    "schema",
+    ['{"type": "strnig"}', "{not json", '{"$ref": "https://example.invalid/schema.json"}', '{"$ref": "#"}'],
+)
+def test_a_schema_that_cannot_be_used_leaves_the_check_that_answers_are_json(schema):
+    system = json_system({}).replace("{}", schema)
+    assert schema in system
+    assert filters.json_mode(said('{"any": 1}', system=system)) is None
+    assert "not JSON" in filters.json_mode(said("Hello.", system=system))
+
+
+def test_a_schema_fetches_nothing_from_elsewhere(tmp_path):
+    (tmp_path / "schema.json").write_text('{"type": "string"}')
+    system = json_system({"$ref": (tmp_path / "schema.json").as_uri()})
+    assert filters.json_mode(said('{"any": 1}', system=system)) is None
+
+
+def test_other_system_messages_ask_for_no_json():
+    assert filters.json_mode(said("Hello.", system="You know the <schema>of things</schema>.")) is None
+    assert filters.json_mode(said("Hello.", system="Talk about JSON.")) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        CALL.removesuffix("</tool_call>"),
+        CALL.removeprefix("<tool_call>"),
+        CALL.replace("get_weather", "get_wether"),
+        CALL.replace('"Oslo"}', '"Oslo"'),
+        CALL.replace('"', "'"),
+        '<tool_call>\n{"name": "get_weather"}\n</tool_call>',
+        f"{CALL}\n</tool_call>",
+        "<tool_call></tool_call>",
+        CALL.replace('"Oslo"', "9" * 5000),
+        CALL.replace('"Oslo"', "[" * 100_000),
+    ],
+)
+def test_a_bad_call_written_as_text_is_found(text):
+    assert filters.tool_call_text(said(text, tools=[WEATHER]))
+
+
+def test_a_good_call_written_as_text_passes_however_its_tool_is_declared():
+    assert filters.tool_call_text(said(f"Let me see.\n{CALL}\n{CALL}", tools=[WEATHER])) is None
+    assert filters.tool_call_text(said(CALL, system=tools_system([WEATHER]))) is None
+    assert filters.tool_call_text(said(CALL, system=f"Tools: <tools> [{WEATHER!r}] </tools>")) is None
+    assert "not among" in filters.tool_call_text(said(CALL))
+
+
+def test_a_refusal_is_sought_in_the_opening_alone():
+    assert is_refusal("I cannot help with that.")
+    assert is_refusal("a" * (OPENING - 30) + " I cannot help with that.")
+    assert is_refusal("a " * OPENING + "I cannot help with that.") is None
+
+
+@pytest.mark.parametrize(
+    ("split", "precision", "recall"),
+    # seen: dev 1.000 and 0.987, test 0.950 and 0.750; the rules were made for the dev half
+    [("dev", 0.97, 0.95), ("test", 0.9, 0.7)],
+)
+def test_refusals_are_told_from_answers(split, precision, recall):
+    measured = measure(LABELLED, split)
+    print(f"\n{split}: {measured}")
+    assert measured.precision >= precision and measured.recall >= recall
+    assert measured.precision_interval[0] < measured.precision <= measured.precision_interval[1]
+
+
+def test_the_labelled_rows_are_many_kinds_of_both_sorts():
+    rows = [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) >= 260 and len({row["text"] for row in rows}) == len(rows)
+    assert 0.45 < sum(row["refusal"] for row in rows) / len(rows) < 0.55
+    for split in ("dev", "test"):
+        assert len({row["note"] for row in rows if row["split"] == split and not row["refusal"]}) >= 12
+
+
+def test_rows_without_refusals_cannot_be_measured(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "Hello.", "refusal": false}\n')
+    with pytest.raises(ValueError, match="0 refusals labelled"):
+        measure(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real data of shared/data is not here")
+@pytest.mark.parametrize(
+    ("file", "adapter", "reasons"),
+    [
+        ("gpteacher_roleplay.json", "instruction", {}),
+        ("glaive_toolcall.json", "sharegpt", {"unterminated_code": 1}),  # 44 more say that a tool is lacking
+        ("dpo_pairs.json", "preference", {"refusal": 2, "unterminated_code": 3, "broken_text": 2}),
+    ],
+)
+def test_real_rows_are_dropped_for_the_reasons_that_reading_them_gives(file, adapter, reasons):
+    counts: dict[str, int] = {}
+    for raw in json.loads((REAL / file).read_text(encoding="utf-8")):
+        try:
+            filters.apply(adapters.ADAPTERS[adapter](raw))
+        except BadRow as bad:
+            counts[bad.reason] = counts.get(bad.reason, 0) + 1
+    assert {name: counts[name] for name in counts if name in filters.FILTERS} == reasons

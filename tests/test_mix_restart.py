@@ -1,0 +1,196 @@
+"""A mix is the same bytes whatever the number of workers, the size of chunks, or how often its build was killed."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hermes3.mix.build import build
+from hermes3.mix.verify import verify
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from hermes3.mix import build, sources
+
+if __name__ == "__main__":
+    sources.chunks.__defaults__ = (150, 10**7)  # rows and bytes of a chunk
+    spec, out = Path(sys.argv[1]), Path(sys.argv[2])
+    build.build(spec, out, spec.parent, int(sys.argv[3]), quiet=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def spec(base, tmp_path_factory) -> Path:
+    """A spec over 4,000 rows of two sources with copies, near-copies, refusals, broken rows and evaluation text."""
+    folder = tmp_path_factory.mktemp("restart")
+    rng = random.Random(0)
+    words = [f"{a}{b}" for a in ("tin", "oak", "sea", "red") for b in ("er", "ing", "ed", "s", "ly", "top", "way")]
+    for name in ("a", "b"):
+        rows = []
+        for i in range(2000):
+            asked, said = (" ".join(rng.choices(words, k=n)) for n in (8, rng.randint(5, 60)))
+            if rng.random() < 0.02:
+                said = "I'm sorry, but I can't help with that."
+            rows.append({"id": f"{name}{i}", "instruction": asked, "output": said})
+        rows += rows[:50] + [row | {"output": row["output"] + " more"} for row in rows[50:100]] + [{"oops": 1}]
+        lines = [json.dumps(row) for row in rows]
+        (folder / f"{name}.jsonl").write_text("\n".join([*lines, "{broken"]) + "\n")
+    sources = [{"name": n, "path": f"{n}.jsonl", "adapter": "instruction", "licence": "our own"} for n in ("a", "b")]
+    (folder / "eval.jsonl").write_text(json.dumps({"q": rows[7]["instruction"] + " " + rows[7]["output"]}) + "\n")
+    declared = {
+        "name": "restart",
+        "kind": "sft",
+        "tokenizer": str(base),
+        "sequence_len": 512,
+        "seed": 3,
+        "near_duplicates": {"threshold": 0.8},
+        "decontaminate": {"against": [{"path": "eval.jsonl"}]},
+        "categories": {"math": {"tokens": 150_000, "sources": sources}},
+    }
+    (folder / "restart.yml").write_text(yaml.safe_dump(declared))
+    (folder / "build.py").write_text(SCRIPT)
+    return folder / "restart.yml"
+
+
+@pytest.fixture(scope="module")
+def whole(spec) -> Path:
+    """The mix, built in one go, in one process, from whole files."""
+    out = spec.parent / "whole"
+    manifest = build(spec, out, spec.parent, workers=1, quiet=True).manifest
+    assert manifest["rejects"].keys() >= {
+        "read/not_json",
+        "adapt/wrong_shape",
+        "filter/refusal",
+        "dedup/near_duplicate",
+    }
+    assert abs(manifest["total"]["tokens"] - 150_000) < 512
+    return out
+
+
+def same(a: Path, b: Path) -> bool:
+    files = sorted(path.relative_to(a) for path in a.rglob("*") if path.is_file())
+    assert len(files) == 6
+    others = sorted(path.relative_to(b) for path in b.rglob("*") if path.is_file())
+    return files == others and all((a / name).read_bytes() == (b / name).read_bytes() for name in files)
+
+
+def start(spec: Path, out: Path, workers: int, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, spec.parent / "build.py", spec, out, str(workers)]
+    environment = os.environ | environment
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_the_same_bytes_for_any_number_of_workers_and_size_of_chunks(workers, spec, whole, tmp_path):
+    process = start(spec, tmp_path / "mix", workers)
+    assert process.wait() == 0, process.stderr.read()
+    assert same(whole, tmp_path / "mix")
+
+
+def test_20_kills_at_random_moments_lose_nothing(spec, whole, tmp_path):
+    rng = random.Random(5)
+    out, cache = tmp_path / "mix", tmp_path / ".cache/restart"
+    kills = finished = 0
+    while kills < 20:
+        before = set(cache.glob("*[0-9a-f].arrow"))
+        process = start(spec, out, 2)
+        try:
+            process.wait(timeout=rng.uniform(0.5, 5))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+            assert before <= set(cache.glob("*[0-9a-f].arrow")), "a finished shard is gone"
+            if out.exists():
+                assert same(whole, out), "a half-written mix is seen"
+        else:
+            assert process.returncode == 0, process.stderr.read()
+            assert same(whole, out)
+            finished += 1
+            shutil.rmtree(out)
+            for shard in rng.sample(sorted(cache.iterdir()), k=8):  # so that the next one has work left
+                shard.unlink()
+    process = start(spec, out, 2)
+    assert process.wait() == 0, process.stderr.read()
+    assert same(whole, out) and finished < 20
+    assert verify(out, every_row=True) == []
+
+
+def test_a_full_disk_loses_nothing_and_says_so(spec, whole, tmp_path):
+    """A limit on the size of any one file stands in for a disk that is full: the write fails in the same place."""
+    import resource
+
+    command = [sys.executable, spec.parent / "build.py", spec, tmp_path / "mix", "1"]
+    limit = 60_000  # bytes: a few shards fit, the training file does not
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    failed = subprocess.run(command, preexec_fn=limited, capture_output=True, text=True, check=False)
+    assert failed.returncode != 0 and "File too large" in failed.stderr
+    assert not (tmp_path / "mix").exists()
+    assert [path for path in tmp_path.rglob(".*") if path.name != ".cache"] == []  # no temporary file stays
+    assert start(spec, tmp_path / "mix", 1).wait() == 0
+    assert same(whole, tmp_path / "mix")
+
+
+def test_a_finished_build_again_reads_its_shards_and_makes_none(spec, whole):
+    built = build(spec, spec.parent / "again", spec.parent, workers=1, quiet=True)
+    assert built.work == {} and same(whole, spec.parent / "again")
+
+
+def test_a_changed_budget_needs_no_new_shard_and_a_changed_filter_does(spec, whole):
+    declared = yaml.safe_load(spec.read_text())
+    declared["categories"]["math"]["tokens"] = 90_000
+    (spec.parent / "less.yml").write_text(yaml.safe_dump(declared))
+    assert build(spec.parent / "less.yml", spec.parent / "less", spec.parent, workers=1, quiet=True).work == {}
+    declared["categories"]["math"]["sources"][0]["skip_filters"] = ["refusal"]
+    (spec.parent / "less.yml").write_text(yaml.safe_dump(declared))
+    built = build(spec.parent / "less.yml", spec.parent / "less", spec.parent, workers=1, quiet=True)
+    assert built.work != {}
+    build(spec, spec.parent / "whole", spec.parent, workers=1, quiet=True)
+
+
+@pytest.mark.parametrize("what", ["train", "rows", "manifest", "link"])
+def test_verify_sees_what_was_changed(what, spec, whole, tmp_path):
+    mix = tmp_path / "mix"
+    shutil.copytree(whole, mix, symlinks=True)
+    assert verify(mix) == []
+    if what == "manifest":
+        manifest = json.loads((mix / "manifest.json").read_text())
+        manifest["total"]["tokens"] += 1
+        (mix / "manifest.json").write_text(json.dumps(manifest))
+    elif what == "link":
+        (mix / "prepared").unlink()
+    else:
+        import pyarrow.parquet as pq
+
+        path = next((mix / what).glob("*"))
+        pq.write_table(pq.read_table(path).slice(1), path)
+    assert verify(mix)
+
+
+def test_workers_do_not_wait_for_a_build_that_was_killed(spec, tmp_path):
+    process = start(spec, tmp_path / "mix", 2)
+    time.sleep(3)
+    os.kill(process.pid, signal.SIGKILL)  # the parent alone
+    process.wait()
+    deadline = time.time() + 20
+    while time.time() < deadline:
+        alive = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True, check=False).stdout
+        if not alive.strip():
+            return
+        time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGKILL)
+    raise AssertionError("workers outlive their parent")
