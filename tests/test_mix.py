@@ -144,3 +144,71 @@ def test_every_shipped_spec_loads(in_root):
     assert len(specs) >= 3
     for path in specs:
         assert load(path).name == path.stem
+
+
+def test_rows_without_a_category_find_theirs_by_rules(write, tmp_path):
+    rows = [
+        {
+            "id": "sum",
+            "messages": [{"role": "user", "content": "What is 17 * 23?"}, {"role": "assistant", "content": "391"}],
+        },
+        {
+            "id": "code",
+            "messages": [
+                {"role": "user", "content": "Write a Python function that sorts a list."},
+                ROWS[0]["messages"][1],
+            ],
+        },
+    ]
+    source = {"name": "rows", "path": "rows.jsonl", "adapter": "messages", "licence": "our own"}
+    manifest = build(write(rows, categories={}, classified=[source]), tmp_path / "mix", tmp_path, quiet=True).manifest
+    assert {name: part["rows"] for name, part in manifest["categories"].items()} == {"coding": 1, "math": 1}
+    assert manifest["sources"][0]["category"] is None
+
+
+def test_where_takes_the_rows_that_it_names(write, tmp_path):
+    rows = [row | {"origin": "a" if i % 4 else "b"} for i, row in enumerate(ROWS)]
+    spec = write(rows)
+    declared = yaml.safe_load(spec.read_text())
+    declared["categories"]["math"]["sources"][0]["where"] = {"origin": ["b", "c"]}
+    spec.write_text(yaml.safe_dump(declared))
+    source = build(spec, tmp_path / "mix", tmp_path, quiet=True).manifest["sources"][0]
+    assert (source["rows_read"], source["rows_not_selected"], source["rows_kept"]) == (10, 30, 10)
+    declared["categories"]["math"]["sources"][0]["where"] = {"orign": "b"}
+    spec.write_text(yaml.safe_dump(declared))
+    with pytest.raises(ValueError, match="source rows: where .*orign.* selects no row"):
+        build(spec, tmp_path / "mix", tmp_path, quiet=True)
+
+
+def test_rows_outside_a_category_s_thresholds_are_left_out(write, tmp_path):
+    long = {"id": "long", "messages": [ROWS[0]["messages"][0], {"role": "assistant", "content": "word " * 12}]}
+    spec = write([*ROWS, long])
+    declared = yaml.safe_load(spec.read_text())
+    declared["categories"]["math"] |= {"min_tokens": 5, "max_tokens": 40}
+    spec.write_text(yaml.safe_dump(declared))
+    build(spec, tmp_path / "mix", tmp_path, quiet=True)
+    assert reasons(tmp_path / "mix")["long"] == "over_max_tokens"
+
+
+def test_the_build_stops_where_too_many_rows_are_of_another_shape(write, tmp_path):
+    rows = [*ROWS, *({"prompt": str(i)} for i in range(3))]
+    with pytest.raises(
+        ValueError, match=r"source rows: 3 of 43 rows are not of shape messages.*\n  wrong_shape: rows.jsonl:41"
+    ):
+        build(write(rows), tmp_path / "mix", tmp_path, quiet=True)
+    assert not (tmp_path / "mix").exists()
+    build(write(rows, max_bad_rows=0.1), tmp_path / "mix", tmp_path, quiet=True)
+
+
+def test_a_repeated_row_stands_in_the_mix_as_often_as_it_trains(write, tmp_path):
+    from hermes3.mix.verify import verify
+
+    spec = write(ROWS[:10], tokens=600)
+    declared = yaml.safe_load(spec.read_text())
+    declared["categories"]["math"]["sources"][0]["max_repeat"] = 3
+    spec.write_text(yaml.safe_dump(declared))
+    manifest = build(spec, tmp_path / "mix", tmp_path, quiet=True).manifest
+    rows = pq.read_table(tmp_path / "mix/rows").to_pylist()
+    assert manifest["repeated_rows"] == len(rows) - 10 > 5
+    assert abs(manifest["total"]["tokens"] - 600) < 40
+    assert {row["id"] for row in rows} >= {"row-3", "row-3#2"} and verify(tmp_path / "mix", every_row=True) == []

@@ -93,7 +93,7 @@ def build(
             clock.lap("manifest")
             card_page.write_card(tmp, made)
             clock.lap("card")
-            prepared = f"prepared-{made['output']['sha256'][:12]}"
+            prepared = manifest.prepared_folder(made)
             (tmp / prepared).mkdir()
             (tmp / "prepared").symlink_to(prepared)
     keep = {name for file in shards.files for name in (file.name, file.with_suffix(".rejects.arrow").name)}

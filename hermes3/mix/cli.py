@@ -1,7 +1,6 @@
 """The `hermes3 mix` verbs."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -116,10 +115,22 @@ def classify(
 @app.command("refusals")
 def refusals(
     labelled: Annotated[Path, typer.Argument(help='jsonl of {"text", "refusal": true or false}')],
+    split: Annotated[str | None, typer.Option(help="rows of this `split` alone")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure the refusal filter's precision and recall on texts that people have labelled."""
+    from dataclasses import asdict
+
     from hermes3.mix import refusals
 
-    measured = refusals.measure(labelled)
-    print(json.dumps(measured.as_dict()) if as_json else measured.as_text(), file=sys.stdout)
+    found = refusals.measure(labelled, split)
+    if as_json:
+        print(json.dumps(asdict(found)))
+        return
+    for name, value, (low, high) in (
+        ("precision", found.precision, found.precision_interval),
+        ("recall", found.recall, found.recall_interval),
+    ):
+        print(f"{name} {value:.3f} (95 %: {low:.3f} to {high:.3f})")
+    for row in found.errors:
+        print(f"{'missed' if row['refusal'] else 'wrongly found'}: {row['text'][:100]!r}")

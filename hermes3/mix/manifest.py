@@ -89,6 +89,11 @@ def make(
     return manifest
 
 
+def prepared_folder(manifest: dict[str, Any]) -> str:
+    """The folder of a mix that holds what Axolotl prepared from it, named by what the mix holds."""
+    return f"prepared-{manifest['output']['sha256'][:12]}"
+
+
 NONE = {"rows": 0, "tokens": 0, "loss_tokens": 0}
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from hermes3.chat.render import IGNORE, Renderer
 from hermes3.files import sha256
+from hermes3.mix.manifest import prepared_folder
 from hermes3.mix.write import output_hash
 
 SAMPLE = 2_000  # rows rendered anew; they lie in drawn order, so the first ones are a random sample
@@ -34,8 +35,7 @@ def _files(mix: Path, manifest: dict[str, Any]) -> Iterator[str]:
     for name in sorted(said["files"].keys() | found["files"].keys()):
         if said["files"].get(name) != found["files"].get(name):
             yield f"{name}: its hash is {found['files'].get(name)}, the manifest says {said['files'].get(name)}"
-    link = mix / "prepared"
-    if link.resolve().name != f"prepared-{said['sha256'][:12]}":
+    if (mix / "prepared").resolve().name != prepared_folder(manifest):
         yield "prepared: does not lead to the folder of this output; build the mix again"
 
 
