@@ -233,7 +233,7 @@ def full_size(out: Path, hermes: Path, tokens: int) -> Table:
         with PeakMemory() as memory:
             made = build(folder / "bench.yml", folder / "mix", folder, workers=2)
         shutil.rmtree(folder / ".cache")
-        built.append((made, memory.peak, sum(file.stat().st_size for file in folder.glob("*.jsonl"))))
+        built.append((made, memory, sum(file.stat().st_size for file in folder.glob("*.jsonl"))))
     table = Table(title="Generated conversations, every stage on, two processes")
     for name in ("", *(f"{made.manifest['total']['tokens']:,} tokens" for made, _, _ in built), "ratio"):
         table.add_column(name, justify="left" if not name else "right")
@@ -241,7 +241,7 @@ def full_size(out: Path, hermes: Path, tokens: int) -> Table:
     def line(name: str, small: float, large: float, form: str) -> None:
         table.add_row(name, format(small, form), format(large, form), f"{large / small:.1f}" if small else "")
 
-    (small, small_peak, small_bytes), (large, large_peak, large_bytes) = built
+    (small, small_memory, small_bytes), (large, large_memory, large_bytes) = built
     line("rows read", *(sum(s["rows_read"] for s in m.manifest["sources"]) for m in (small, large)), ",")
     line("rows kept", small.manifest["total"]["rows"], large.manifest["total"]["rows"], ",")
     line("input, MB", small_bytes / 1e6, large_bytes / 1e6, ",.0f")
@@ -250,30 +250,37 @@ def full_size(out: Path, hermes: Path, tokens: int) -> Table:
         line(f"  {phase}", small.wall[phase], large.wall[phase], ".1f")
         for stage in large.work if phase == "rows" else ():
             line(f"    {stage} (both workers)", small.work[stage], large.work[stage], ".1f")
-    line("peak memory, GB", small_peak / 1e9, large_peak / 1e9, ".2f")
+    line("peak memory, GB", small_memory.own / 1e9, large_memory.own / 1e9, ".2f")
+    line("mapped file pages, reclaimable, GB", *(m.mapped / 1e9 for m in (small_memory, large_memory)), ".2f")
     speeds = [m.manifest["total"]["tokens"] / sum(m.wall.values()) / 1e6 for m in (small, large)]
     line("M tokens/s", *speeds, ".2f")
     return table
 
 
 class PeakMemory:
-    """Peak over this process and its children of proportional set size: shared pages count once."""
+    """Peaks over this process and its children: `own`, memory that nobody can take back, and `mapped`, pages of files.
+
+    Proportional set size (shared pages count once), from the kernel's /proc/PID/smaps_rollup.
+    """
 
     def __enter__(self) -> "PeakMemory":
         import psutil
 
-        self.peak, self.done = 0, threading.Event()
+        self.own, self.mapped, self.done = 0, 0, threading.Event()
         me = psutil.Process()
 
         def sample() -> None:
             while not self.done.wait(0.5):
-                total = 0
+                own = whole = 0
                 for process in [me, *me.children(recursive=True)]:
                     try:
-                        total += process.memory_full_info().pss
-                    except psutil.Error:  # it has ended
+                        lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()[1:]
+                    except OSError:  # it has ended
                         continue
-                self.peak = max(self.peak, total)
+                    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+                    whole += 1024 * kilobytes["Pss"]
+                    own += 1024 * (kilobytes["Pss_Anon"] + kilobytes["Pss_Shmem"])
+                self.own, self.mapped = max(self.own, own), max(self.mapped, whole - own)
 
         self.thread = threading.Thread(target=sample)
         self.thread.start()

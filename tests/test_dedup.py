@@ -16,6 +16,10 @@ def signed(texts: list[str], **settings) -> np.ndarray:
     return signatures(Words(texts), np.arange(len(texts)), len(texts), NearDuplicates(**settings))
 
 
+def found_in(texts: list[str]) -> dict[int, int]:
+    return near_duplicates(signed(texts), np.arange(len(texts)), 0.8)
+
+
 def shingles(text: str, n: int = 5) -> set[tuple[str, ...]]:
     words = text.split()
     return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
@@ -47,7 +51,7 @@ def test_near_copies_are_found_and_strangers_are_not():
     texts = [" ".join(rng.choices(VOCABULARY, k=200)) for _ in range(1000)]
     near = [changed(text, 2, rng) for text in texts[:300]]  # two words of 200: 0.90 or more in common
     assert min(map(jaccard, texts, near)) > 0.88
-    found = near_duplicates(signed(texts + near), 0.8)
+    found = found_in(texts + near)
     assert found.keys() <= set(range(1000, 1300)) and len(found) >= 295
     assert all(first == copy - 1000 for copy, first in found.items())
 
@@ -57,11 +61,11 @@ def test_half_alike_stays():
     texts = [" ".join(rng.choices(VOCABULARY, k=200)) for _ in range(200)]
     half = [" ".join(text.split()[:130] + rng.choices(VOCABULARY, k=70)) for text in texts]
     assert max(map(jaccard, texts, half)) < 0.6
-    assert near_duplicates(signed(texts + half), 0.8) == {}
+    assert found_in(texts + half) == {}
 
 
 def test_rows_too_short_for_a_shingle_are_left_alone():
-    assert near_duplicates(signed(["yes", "yes", "no", ""]), 0.8) == {}
+    assert found_in(["yes", "yes", "no", ""]) == {}
 
 
 @pytest.mark.parametrize("permutations", [64, 128, 256])
@@ -75,3 +79,21 @@ def test_letter_case_and_blanks_do_not_make_another_row():
     one = content_hash(b'[{"role":"user","content":"What  is\\n\\nIT?"}]')
     assert one == content_hash(b'[{"role":"user","content":"what is it?"}]')
     assert one != content_hash(b'[{"role":"user","content":"what is that?"}]')
+
+
+def test_of_a_hundred_versions_of_one_text_the_best_alone_stays():
+    rng = random.Random(3)
+    text = " ".join(rng.choices(VOCABULARY, k=400))
+    texts = [changed(text, 1, rng) for _ in range(100)]
+    order = np.random.default_rng(0).permutation(100)
+    found = near_duplicates(signed(texts), order, 0.8)
+    assert found.keys() == set(range(100)) - {order[0]} and set(found.values()) == {order[0]}
+
+
+def test_a_row_that_repeats_only_a_removed_row_stays():
+    rng = random.Random(4)
+    a = " ".join(rng.choices(VOCABULARY, k=400))
+    b = changed(a, 6, rng)  # like a
+    c = changed(b, 8, rng)  # like b, less like a
+    assert jaccard(a, b) > 0.83 and jaccard(b, c) > 0.8 and jaccard(a, c) < 0.75
+    assert found_in([a, b, c]) == {1: 0}

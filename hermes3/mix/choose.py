@@ -49,13 +49,12 @@ def choose(rows: pa.Table, spec: Spec) -> Choice:
         rejected["dedup/exact_duplicate"] = (removed, [named(copies[i]) for i in removed.tolist()])
         order = order[~np.isin(order, removed)]
     if spec.near_duplicates and len(order):
-        signed = _bytes(rows["signature"])[order].view("<u4")
-        repeats = dedup.near_duplicates(signed, spec.near_duplicates.threshold)
+        signed = _bytes(rows["signature"]).view("<u4")
+        repeats = dedup.near_duplicates(signed, order, spec.near_duplicates.threshold)
         if repeats:
-            places = np.array(sorted(repeats), np.int64)
-            details = [named(int(order[repeats[place]])) for place in places.tolist()]
-            rejected["dedup/near_duplicate"] = (order[places], details)
-            order = np.delete(order, places)
+            removed = np.array(sorted(repeats), np.int64)
+            rejected["dedup/near_duplicate"] = (removed, [named(repeats[i]) for i in removed.tolist()])
+            order = order[~np.isin(order, removed)]
 
     budgets, shortfalls = spec.budgets(), {}
     kept, uses = [np.empty(0, np.int64)], [np.empty(0, np.int64)]

@@ -12,7 +12,8 @@ import numpy as np
 from hermes3.mix.ngrams import Words
 from hermes3.mix.spec import NearDuplicates
 
-BUCKET = 32  # rows kept in a bucket: of thousands that share a template but differ, not every pair is compared
+NEAREST = 4  # rows before it with which a row is compared in each band, besides the best one of the band
+BLOCK = 50_000  # pairs compared at a time: 50 MB of signatures
 
 
 def content_hash(said: bytes) -> bytes:
@@ -47,35 +48,41 @@ def bands(threshold: float, permutations: int) -> int:
     return next(b for b in sizes if 1 - (1 - threshold ** (permutations // b)) ** b >= 0.95)
 
 
-def near_duplicates(signed: np.ndarray, threshold: float) -> dict[int, int]:
-    """{row: the earlier row that it repeats} over signatures uint32[n_rows, permutations] in order of preference."""
-    n_bands = bands(threshold, signed.shape[1])
-    per_band = signed.shape[1] // n_bands
-    weights = np.random.default_rng(0).integers(1, 2**63, per_band, np.uint64) | np.uint64(1)
+def near_duplicates(signed: np.ndarray, order: np.ndarray, threshold: float) -> dict[int, int]:
+    """{row: the better row that it repeats} over signatures uint32[n_rows, permutations].
 
-    def keys(band: int, rows: slice | np.ndarray) -> np.ndarray:
-        columns = signed[rows, band * per_band : (band + 1) * per_band].astype(np.uint64)
-        with np.errstate(over="ignore"):
-            return (columns * weights).sum(1, dtype=np.uint64)
-
-    shared = np.zeros(len(signed), bool)  # rows that have a band in common with another: few, so the rest is no loop
-    for band in range(n_bands):
-        _, inverse, counts = np.unique(keys(band, slice(None)), return_inverse=True, return_counts=True)
-        shared |= counts[inverse] > 1
-    rows = np.flatnonzero(shared & signed.any(1))
-    buckets_of = np.stack([keys(band, rows) for band in range(n_bands)], axis=1)
-
-    kept: dict[tuple[int, int], list[int]] = {}  # rows that stay, by band and key
+    `order`: rows from best to worst. A row goes when it is similar to a better one that stays.
+    """
+    order = order[signed[order, 0] > 0]  # a row without n-grams has a signature of zeros
+    later, earlier = _alike(signed, order, threshold)
     repeats: dict[int, int] = {}
-    for row, row_keys in zip(rows.tolist(), buckets_of.tolist(), strict=True):
-        buckets = [kept.setdefault(bucket, []) for bucket in enumerate(row_keys)]
-        candidates = sorted({other for bucket in buckets for other in bucket})
-        if candidates:
-            similar = (signed[candidates] == signed[row]).mean(1) >= threshold
-            if similar.any():
-                repeats[row] = candidates[int(similar.argmax())]
-                continue
-        for bucket in buckets:
-            if len(bucket) < BUCKET:
-                bucket.append(row)
+    for row, other in zip(order[later].tolist(), order[earlier].tolist(), strict=True):
+        if row not in repeats and other not in repeats:
+            repeats[row] = other
     return repeats
+
+
+def _alike(signed: np.ndarray, order: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Places in `order` of every pair that shares a band and reaches the threshold, sorted: the later, the earlier."""
+    n_bands = bands(threshold, signed.shape[1])
+    width = signed.shape[1] // n_bands
+    weights = np.random.default_rng(0).integers(1, 2**63, width, np.uint64) | np.uint64(1)
+    found = [np.empty((0, 2), np.int64)]
+    for band in range(n_bands):
+        with np.errstate(over="ignore"):
+            columns = signed[:, band * width : (band + 1) * width]
+            keys = sum((columns[:, i].astype(np.uint64) * weights[i] for i in range(width)), np.uint64(0))[order]
+        by_key = np.argsort(keys, kind="stable")  # within a group of equal keys, best first
+        same = keys[by_key][1:] == keys[by_key][:-1]
+        place = np.arange(len(by_key))
+        begin = np.maximum.accumulate(np.where(np.append(False, same), 0, place))  # where the place's group begins
+        # of a large group, whose rows share a template, each is compared with the best and the nearest, not with all
+        nearest = [np.maximum(place - back, begin) for back in range(1, NEAREST + 1)]
+        pairs = np.concatenate([np.stack([by_key, by_key[other]], axis=1) for other in (begin, *nearest)])
+        found.append(np.unique(pairs[pairs[:, 0] > pairs[:, 1]], axis=0))
+    pairs = np.unique(np.concatenate(found), axis=0)
+    similar = np.zeros(len(pairs), bool)
+    for start in range(0, len(pairs), BLOCK):
+        part = order[pairs[start : start + BLOCK]]
+        similar[start : start + BLOCK] = (signed[part[:, 0]] == signed[part[:, 1]]).mean(1) >= threshold
+    return pairs[similar, 0], pairs[similar, 1]
