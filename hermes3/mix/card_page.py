@@ -9,8 +9,10 @@ from hermes3.mix.card import STAGES, analyse
 from hermes3.mix.card_charts import funnel_chart, lengths_chart, portion, turns_chart
 from hermes3.mix.categories import NAMES
 from hermes3.mix.spec import Spec
-from hermes3.report import build as report
 from hermes3.report import charts, text
+from hermes3.report.page import render
+
+HERE = Path(__file__).parent
 
 # of the identifiers that the Hub knows; any other licence is `other`
 HUB_LICENCES = ("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "odc-by", "bsd-3-clause")
@@ -27,11 +29,13 @@ def write_card(folder: Path, manifest: dict[str, Any]) -> None:
     card = analyse(folder, manifest)
     facts = {"card": card, "manifest": manifest, "verdict": verdict(card, manifest)}
     facts |= {"sources_are": sources_are(manifest), **_by_source(card)}
-    write_text(folder / "card.md", _render("card.md.jinja", facts | {"front_matter": front_matter(card)}))
+    filters = text.FILTERS | {"millions": millions, "portion": portion, "row": row}
+    markdown = render(HERE / "card.md.jinja", facts | {"front_matter": front_matter(card)}, {}, filters)
+    write_text(folder / "card.md", markdown)
     drawn = {"lengths": lengths_chart(card), "turns": turns_chart(card), "funnel": funnel_chart(card)}
     if card["paper"]:
         drawn["mix"] = charts.mix_chart({"name": card["name"], "categories": card["categories"]})
-    write_text(folder / "card.html", _render("card.html.jinja", facts | {"style": _style(), "charts": drawn}))
+    write_text(folder / "card.html", render(HERE / "card.html.jinja", facts, drawn, filters))
 
 
 def verdict(card: dict[str, Any], manifest: dict[str, Any]) -> str:
@@ -127,26 +131,3 @@ def row(cells: list[Any]) -> str:
     """A row of a Markdown table."""
     clean = (" ".join(str(cell).split()).replace("|", "\\|").replace("<", "&lt;") for cell in cells)
     return "| " + " | ".join(clean) + " |"
-
-
-def _style() -> str:
-    """The report's style sheet, so that both pages look alike."""
-    page = (Path(report.__file__).parent / "page.html.jinja").read_text(encoding="utf-8")
-    return page.split("<style>")[1].split("</style>")[0]
-
-
-def _render(template: str, facts: dict[str, Any]) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=template.endswith(".html.jinja"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= text.FILTERS | {"millions": millions, "portion": portion, "row": row}
-    markup = {"charts": {key: Markup(svg) for key, svg in facts.get("charts", {}).items()}}
-    return environment.get_template(template).render(facts | markup | {"style": Markup(facts.get("style", ""))})

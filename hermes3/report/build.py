@@ -8,9 +8,11 @@ from hermes3.files import write_text
 from hermes3.report import charts, text
 from hermes3.report.curves import read_run
 from hermes3.report.mixes import read_mix
+from hermes3.report.page import render
 from hermes3.report.results import Stage, read_stage
 from hermes3.report.scores import score_table
 
+HERE = Path(__file__).parent
 SIZE_LIMIT = 1_000_000  # bytes of index.html: it must open from a mail or a pull request
 
 
@@ -24,11 +26,11 @@ def write_report(
     same inputs give the same bytes. Raises ValueError naming what is missing or contradicts itself.
     """
     report = collect(mixes, runs, scores, commands)
-    page = _render("page.html.jinja", report, _charts(report))
+    page = render(HERE / "page.html.jinja", report, _charts(report), text.FILTERS)
     if len(page.encode()) > SIZE_LIMIT:
         raise ValueError(f"{out}/index.html would have {len(page.encode())} bytes; log fewer steps (logging_steps)")
     write_text(out / "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    write_text(out / "report.md", _render("page.md.jinja", report, {}))
+    write_text(out / "report.md", render(HERE / "page.md.jinja", report, {}, text.FILTERS))
     write_text(out / "summary.txt", text.summary(report["scores"]) + f"The report: {out}/index.html\n")
     write_text(out / "index.html", page)
     return report
@@ -88,19 +90,3 @@ def _charts(report: dict[str, Any]) -> dict[str, Any]:
         for mix in report["mixes"]
         if mix["name"] in report["captions"]["mixes"]
     }
-
-
-def _render(template: str, report: dict[str, Any], drawn: dict[str, str]) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=template.endswith(".html.jinja"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= text.FILTERS
-    return environment.get_template(template).render(report, charts={key: Markup(svg) for key, svg in drawn.items()})
