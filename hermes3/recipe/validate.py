@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from hermes3.recipe.paper import Run, run_of
+from hermes3.recipe.prepared import check_prepared
 
 # Keys that a recipe must give, and what Axolotl 0.19 does without them
 REQUIRED = {
@@ -39,7 +40,8 @@ def validate(path: Path) -> dict[str, Any]:
     """The recipe as Axolotl resolves it, defaults filled in, on the hardware that it is written for (`paper.yml`).
 
     `ValueError` names the file and the key: an unknown key, optimizer or schedule (with the nearest known one), a
-    plugin that cannot be imported, a missing key of `REQUIRED` or DeepSpeed file, or whatever Axolotl refuses.
+    plugin that cannot be imported, a missing key of `REQUIRED` or DeepSpeed file, stale prepared data, or whatever
+    Axolotl refuses.
     """
     from axolotl.utils.config import validate_config
     from axolotl.utils.dict import DictDefault
@@ -59,9 +61,11 @@ def validate(path: Path) -> dict[str, Any]:
     with _plugins(path, recipe):
         _check_names(path, recipe)
         try:
-            return validate_config(DictDefault(copy.deepcopy(recipe)), *_capabilities(run_of(path))).to_dict()
+            resolved = validate_config(DictDefault(copy.deepcopy(recipe)), *_capabilities(run_of(path))).to_dict()
         except ValueError as error:  # pydantic's ValidationError is one
             raise ValueError(f"{path}: {error}") from error
+    check_prepared(path, recipe)
+    return resolved
 
 
 @contextmanager

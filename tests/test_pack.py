@@ -1,0 +1,343 @@
+"""The packing preview against Axolotl's own training, and the guard against data prepared from another mix."""
+
+import gc
+import json
+import os
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from accelerate.data_loader import prepare_data_loader
+from axolotl.cli.config import load_cfg
+from axolotl.common.datasets import load_datasets
+from axolotl.integrations.base import PluginManager
+from axolotl.train import setup_model_and_trainer
+from axolotl.utils.dict import DictDefault
+from torch.utils.data import DataLoader
+from transformers import Trainer, set_seed
+
+from hermes3.mix import pack
+from hermes3.recipe.prepared import check_prepared, prepared_folder
+from hermes3.recipe.validate import read, validate
+from hermes3.train.plugin import RepackEveryEpoch
+
+ROOT = Path(__file__).parents[1]
+SEQUENCE_LEN = 64
+IGNORE = -100
+
+
+@pytest.fixture(autouse=True)
+def quick_gc():
+    """The packer collects garbage at every packing: 0.4 s over all that torch has loaded, unless that is set aside."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def write_counts(mix: Path, lengths: list[int], n_loss: list[int], kind: str = "sft") -> Path:
+    """What the preview reads of a mix, in two files as Axolotl's loading must keep their order."""
+    (mix / "rows").mkdir(parents=True)
+    for part, rows in enumerate((slice(0, len(lengths) // 3), slice(len(lengths) // 3, None))):
+        table = pa.table({"n_tokens": lengths[rows], "n_loss_tokens": n_loss[rows]})
+        pq.write_table(table, mix / f"rows/part-{part:05d}.parquet")
+    (mix / "manifest.json").write_text(json.dumps({"kind": kind}))
+    return mix
+
+
+def write_mix(mix: Path, lengths: list[int], digest: str = "0123456789abcdef") -> Path:
+    """The parts of a mix that training, the preview and the guard read: random tokens, a third without loss."""
+    rng, rows = np.random.default_rng(0), []
+    for number, length in enumerate(lengths):
+        ids = [10 + number, *rng.integers(100, 3000, length - 1).tolist()]  # a row is known by its first token
+        labels = [IGNORE] * (length // 3) + ids[length // 3 :]
+        rows.append({"input_ids": ids, "attention_mask": [1] * length, "labels": labels})
+    write_counts(mix, lengths, [length - length // 3 for length in lengths])
+    (mix / "train").mkdir()
+    for part, some in enumerate((rows[: len(rows) // 3], rows[len(rows) // 3 :])):
+        pq.write_table(pa.Table.from_pylist(some), mix / f"train/part-{part:05d}.parquet")
+    manifest = {"kind": "sft", "output": {"sha256": digest}}
+    (mix / "manifest.json").write_text(json.dumps(manifest))
+    (mix / prepared_folder(manifest)).mkdir()
+    (mix / "prepared").symlink_to(prepared_folder(manifest))
+    return mix
+
+
+def write_recipe(folder: Path, mix: Path, base: Path, **changes) -> Path:
+    """The demo's recipe on a mix of short rows."""
+    recipe = {key: value for key, value in read(ROOT / "recipes/tiny_sft.yml").items() if "wandb" not in key}
+    recipe |= {"base_model": str(base), "output_dir": str(folder / "out"), "dataset_prepared_path": f"{mix}/prepared"}
+    recipe |= {"sequence_len": SEQUENCE_LEN, "num_epochs": 3, "save_strategy": "no", **changes}
+    recipe["datasets"][0]["path"] = str(mix / "train")
+    folder.mkdir(exist_ok=True)
+    (folder / "tiny_sft.yml").write_text(yaml.safe_dump(recipe))
+    return folder / "tiny_sft.yml"
+
+
+@pytest.fixture(scope="module")
+def mix(tmp_path_factory) -> Path:
+    """60 rows whose packs, in three epochs, are as many, fewer and more than were drawn for the length of an epoch."""
+    lengths = np.random.default_rng(88).lognormal(np.log(20), 0.6, 60).clip(6, SEQUENCE_LEN).astype(int)
+    return write_mix(tmp_path_factory.mktemp("pack") / "mix", lengths.tolist())
+
+
+@pytest.fixture(scope="module")
+def axolotl():
+    """What Axolotl sets for the whole process is put back: plugins, variables, a copy of what is printed."""
+    manager = PluginManager.get_instance()
+    plugins, manager.plugins = manager.plugins, type(manager.plugins)()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model only waits for a second thread
+    with mock.patch.dict(os.environ), mock.patch("axolotl.cli.config.prepare_debug_log"):
+        yield
+    torch.set_num_threads(threads)
+    manager.plugins = plugins
+
+
+@pytest.fixture(scope="module", params=[1, 5])
+def run(request, axolotl, base, mix) -> tuple[Path, Trainer, list[list[int]]]:
+    """A whole training as `axolotl train` makes it, 1 or 5 micro-batches a step: recipe, trainer, rows by pack."""
+    recipe = write_recipe(mix.parent / str(request.param), mix, base, gradient_accumulation_steps=request.param)
+    cfg = load_cfg(str(recipe))
+    set_seed(cfg.seed)  # Axolotl draws the number of steps from whatever the process was seeded with
+    trainer = setup_model_and_trainer(cfg, load_datasets(cfg=cfg))[0]
+    row_of = {row["input_ids"][0]: number for number, row in enumerate(trainer.train_dataset)}
+    seen = []
+
+    def record(module, args, inputs):
+        starts = (inputs["position_ids"][0] == 0).nonzero().flatten()
+        firsts = inputs["input_ids"][0, starts].tolist()
+        seen.append([row_of[first] for first in firsts if first in row_of])  # the rest is padding
+
+    trainer.model.register_forward_pre_hook(record, with_kwargs=True)
+    trainer.train()
+    return recipe, trainer, seen
+
+
+def test_the_model_sees_the_packs_that_are_previewed(run, mix):
+    recipe, trainer, seen = run
+    cfg = DictDefault(validate(recipe))
+    lengths, n_loss = pack.read_lengths(mix, cfg)
+    assert lengths.tolist() == [len(row["input_ids"]) for row in trainer.train_dataset]
+    assert n_loss.tolist() == [sum(label != IGNORE for label in row["labels"]) for row in trainer.train_dataset]
+    packer = pack.trainer_packer(lengths, cfg, gpus=1)
+    epochs = [pack.epoch_batches(packer, epoch) for epoch in range(3)]
+    assert [len(packer), *map(len, epochs)] == [24, 24, 23, 24]  # 25 in the last, cut to 24
+    assert seen == [batch[0] for batches in epochs for batch in batches][: len(seen)]
+    # Axolotl plans 24 // 5 steps an epoch, transformers makes one more of what is left: it ends within the last epoch
+    assert len(seen) == {1: 24 + 23 + 24, 5: 24 + 23 + 3 * 5}[cfg.gradient_accumulation_steps]
+
+
+def test_the_steps_are_those_of_training(run, mix):
+    recipe, trainer, seen = run
+    packing = pack.preview(mix, recipe)
+    tokens = [sum(len(trainer.train_dataset[row]["input_ids"]) for row in rows) for rows in seen]
+    assert packing.steps == trainer.state.global_step == sum(packing.steps_per_epoch)
+    assert packing.rows_left_out[-1] == 60 - sum(map(len, seen[24 + 23 :]))
+    if trainer.args.gradient_accumulation_steps == 1:
+        assert packing.steps_per_epoch == [24, 23, 24]
+        assert packing.tokens_per_step == pytest.approx(sum(tokens) / packing.steps)
+    else:
+        assert packing.steps_per_epoch == [5, 4, 3]  # three micro-batches of the second make no step
+        assert packing.rows_left_out[1] == sum(map(len, seen[24 + 20 : 24 + 23]))
+    assert (packing.packs, packing.samples_per_pack) == (24, sum(map(len, seen[:24])) / 24)
+    assert packing.efficiency == pytest.approx(sum(tokens[:24]) / (24 * SEQUENCE_LEN))
+    assert packing.loss_tokens_per_pack == pytest.approx(packing.efficiency * SEQUENCE_LEN * 2 / 3, rel=0.05)
+
+
+@pytest.mark.parametrize("gpus", [2, 5])  # for few ranks four packings are drawn, for many one
+def test_an_epoch_is_as_long_as_the_trainer_draws_it(run, gpus):
+    recipe, trainer, _ = run
+    cfg = DictDefault(validate(recipe))
+    lengths = np.array([len(row["input_ids"]) for row in trainer.train_dataset])
+    drawn = set()
+    for cfg.seed in range(10):
+        set_seed(cfg.seed)  # as Trainer does when it is made
+        with mock.patch.dict(os.environ, WORLD_SIZE=str(gpus)):
+            drawn.add(length := len(trainer._get_train_sampler()))
+        assert len(pack.trainer_packer(lengths, cfg, gpus)) == length
+    assert len(drawn) > 1
+
+
+@pytest.mark.parametrize("gpus", [2, 5])
+def test_ranks_take_the_packs_in_turn(run, gpus, monkeypatch):
+    recipe, trainer, _ = run
+    cfg = DictDefault(validate(recipe))
+    lengths = np.array([len(row["input_ids"]) for row in trainer.train_dataset])
+    packer = pack.trainer_packer(lengths, cfg, gpus)
+    batches = pack.epoch_batches(packer, 1)
+    monkeypatch.setenv("WORLD_SIZE", str(gpus))
+    for rank in range(gpus):
+        set_seed(cfg.seed)
+        loader = DataLoader(trainer.train_dataset, batch_sampler=trainer._get_train_sampler())
+        loader = prepare_data_loader(loader, num_processes=gpus, process_index=rank, use_seedable_sampler=True)
+        callback = RepackEveryEpoch()
+        for callback.epoch in range(2):
+            callback.on_epoch_begin(None, None, None, train_dataloader=loader)
+        assert len(loader) == len(packer) // gpus
+        assert list(loader.batch_sampler) == batches[rank : len(batches) // gpus * gpus : gpus]
+
+
+def lognormal(mean: int, rows: int = 100_000) -> list[int]:
+    """Lengths of conversations, in tokens; the spread of one e-fold is that of open instruction data."""
+    return np.random.default_rng(0).lognormal(np.log(mean) - 0.5, 1, rows).clip(8, 8192).astype(int).tolist()
+
+
+@pytest.mark.parametrize("name", ["8b_sft", "70b_sft", "405b_sft"])
+def test_the_papers_recipes_fill_998_of_1000(name, tmp_path):
+    lengths = lognormal(400)
+    packing = pack.preview(write_counts(tmp_path, lengths, lengths), ROOT / f"recipes/{name}.yml")
+    assert packing.efficiency >= 0.998
+    assert max(packing.rows_left_out) < 0.04 * len(lengths)  # 128 GPUs leave up to 127 of 4,880 packs
+    assert packing.tokens_per_step == pytest.approx(packing.gpus * 8192, rel=0.002)
+    assert f"{packing.steps:,} steps on {packing.gpus} GPUs" in pack.as_text(packing)
+
+
+def test_short_rows_fill_sequences_too(tmp_path):
+    """Axolotl's default of 200 rows a sequence would leave a quarter empty."""
+    lengths = lognormal(30)
+    assert pack.preview(write_counts(tmp_path, lengths, lengths), ROOT / "recipes/8b_sft.yml").efficiency > 0.99
+
+
+def test_a_seed_of_one_s_own_draws_other_packs(tmp_path):
+    mix = write_counts(tmp_path, lognormal(400, 10_000), lognormal(400, 10_000))
+    own, same, other = (pack.preview(mix, ROOT / "recipes/8b_sft.yml", seed) for seed in (None, 42, 1))
+    assert own == same and own.rows_left_out != other.rows_left_out
+
+
+@pytest.mark.parametrize(
+    ("recipe", "lengths", "kind", "message"),
+    [
+        ("8b_dpo", [10], "preference", "8b_dpo.yml: sample_packing: this recipe does not pack"),
+        ("8b_sft", [10], "preference", "a mix of kind preference is not packed"),
+        ("tiny_sft", [10, 10, 1025], "sft", "a row has 1,025 tokens, sequence_len of .*tiny_sft.yml is 1,024"),
+        ("8b_sft", [10] * 9, "sft", "1 batches are too few for a step on 48 GPUs"),
+    ],
+)
+def test_what_cannot_be_packed_is_refused(recipe, lengths, kind, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        pack.preview(write_counts(tmp_path, lengths, lengths, kind), ROOT / f"recipes/{recipe}.yml")
+
+
+def test_a_folder_that_is_no_mix_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no manifest.json"):
+        pack.preview(tmp_path, ROOT / "recipes/8b_sft.yml")
+
+
+def load(recipe: Path) -> list[int]:
+    """The first token of every row that Axolotl's loading gives, sorted."""
+    return sorted(row["input_ids"][0] for row in load_datasets(cfg=load_cfg(str(recipe))).train_dataset)
+
+
+def test_axolotl_prepares_through_the_link_and_only_the_guard_notices_changed_data(axolotl, base, tmp_path):
+    """When the assertion on stale rows fails, Axolotl has mended it and the guard can go."""
+    mix = write_mix(tmp_path / "mix", [20] * 6)
+    recipe = write_recipe(tmp_path, mix, base)
+    assert load(recipe) == [10, 11, 12, 13, 14, 15]
+    assert list((mix / "prepared-0123456789ab").glob("*/dataset_info.json"))
+    newer = write_mix(tmp_path / "newer", [20] * 4, digest="fedcba987654" + "0" * 52)
+    for part in (newer / "train").iterdir():
+        part.rename(mix / "train" / part.name)
+    assert load(recipe) == [10, 11, 12, 13, 14, 15]  # stale
+    (newer / "manifest.json").rename(mix / "manifest.json")
+    with pytest.raises(
+        ValueError, match="dataset_prepared_path: .* leads to .*prepared-0123456789ab, not to prepared-fe"
+    ):
+        check_prepared(recipe, read(recipe))
+    (newer / "prepared").rename(mix / "prepared")
+    (newer / "prepared-fedcba987654").rename(mix / "prepared-fedcba987654")
+    check_prepared(recipe, read(recipe))
+    assert load(recipe) == [10, 11, 12, 13]
+
+
+@pytest.fixture
+def checked(tmp_path):
+    """Check a recipe of a small mix, with changes to either."""
+    mix = write_mix(tmp_path / "mix", [20, 20])
+    entry = {"path": str(mix / "train")}
+
+    def check(**changes) -> None:
+        recipe = {"datasets": [entry], "dataset_prepared_path": f"{mix}/prepared", **changes}
+        check_prepared(Path("mine.yml"), recipe)
+
+    check.mix, check.entry = mix, entry
+    return check
+
+
+def test_prepared_data_of_the_mix_itself_are_accepted(checked):
+    checked()
+    checked(test_datasets=[checked.entry | {"split": "train"}])
+
+
+def test_a_mix_that_is_yet_to_be_built_is_held_to_its_paths(checked):
+    there = {"datasets": [{"path": "mixes/not_built/train"}]}
+    checked(**there, dataset_prepared_path="mixes/not_built/prepared")
+    with pytest.raises(ValueError, match="must be mixes/not_built/prepared"):
+        checked(**there)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset_prepared_path": None}, "dataset_prepared_path: must be .*mix/prepared"),
+        ({"dataset_prepared_path": "last_run_prepared"}, "dataset_prepared_path: must be .*mix/prepared"),
+        (
+            {"datasets": [{"path": "teknium/OpenHermes-2.5"}]},
+            "datasets: teknium/OpenHermes-2.5 is not the train folder",
+        ),
+        ({"datasets": None}, "datasets: nothing is not the train folder of one mix"),
+        (
+            {"test_datasets": [{"path": "mixes/other/train"}]},
+            "datasets: .*, mixes/other/train is not the train folder of",
+        ),
+    ],
+)
+def test_prepared_data_that_could_be_another_mix_s_are_refused(checked, changes, message):
+    with pytest.raises(ValueError, match=f"^mine.yml: {message}"):
+        checked(**changes)
+
+
+def test_a_manifest_of_another_output_is_refused(checked):
+    manifest = {"output": {"sha256": "f" * 64}}
+    (checked.mix / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="not to prepared-ffffffffffff beside it; build .* again"):
+        checked()
+
+
+def test_a_mix_copied_without_its_links_is_refused(checked):
+    """`cp -L` and many a transfer make a folder of the link: it would go along with the next mix's files."""
+    (checked.mix / "prepared").unlink()
+    (checked.mix / "prepared").mkdir()
+    with pytest.raises(ValueError, match="leads to .*mix/prepared, not to prepared-0123456789ab"):
+        checked()
+
+
+def test_a_link_into_another_mix_is_refused(checked):
+    other = write_mix(checked.mix.with_name("other"), [20])
+    (checked.mix / "prepared").unlink()
+    (checked.mix / "prepared").symlink_to(other / "prepared-0123456789ab")
+    with pytest.raises(ValueError, match="leads to .*other/prepared-0123456789ab"):
+        checked()
+
+
+def test_a_link_that_leads_nowhere_is_refused(checked):
+    (checked.mix / "prepared-0123456789ab").rmdir()
+    with pytest.raises(ValueError, match="leads nowhere"):
+        checked()
+
+
+def test_a_folder_without_a_manifest_is_no_mix(checked):
+    (checked.mix / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="has no manifest.json"):
+        checked()
+
+
+def test_checking_a_recipe_checks_its_prepared_data(tmp_path):
+    recipe = read(ROOT / "recipes/8b_sft.yml") | {"dataset_prepared_path": "last_run_prepared"}
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(ValueError, match="mine.yml: dataset_prepared_path: must be mixes/hermes3_sft/prepared"):
+        validate(tmp_path / "mine.yml")
