@@ -65,7 +65,7 @@ def test_a_mix_built_again_is_byte_identical(name, tmp_path):
 
     build(ROOT / f"data_mixes/{name}.yml", tmp_path / "again", quiet=True)
     files = [path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*") if path.is_file()]
-    assert len(files) == 5
+    assert len(files) == 6
     for file in files:
         assert (tmp_path / "again" / file).read_bytes() == (ROOT / "mixes" / name / file).read_bytes(), file
 
@@ -162,7 +162,7 @@ def test_real_data_trains(tmp_path):
         pytest.skip(f"no {data}: the public files that data_mixes/open_small.yml declares are not on this machine")
     from hermes3.mix.build import build
 
-    manifest = build(ROOT / "data_mixes/open_small.yml", tmp_path / "open", data_root=data, quiet=True)
+    manifest = build(ROOT / "data_mixes/open_small.yml", tmp_path / "open", data_root=data, quiet=True).manifest
     assert all(part["rows"] > 100 for part in manifest["categories"].values())
     assert abs(manifest["categories"]["math"]["tokens"] - 300_000) < 1024
     assert not any(reason.startswith("adapt/") for reason in manifest["rejects"]), manifest["rejects"]
