@@ -1,11 +1,13 @@
 """Fixtures that the tests share: a tokenizer made from nothing, and the whole chain, run once."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -69,6 +71,34 @@ def hermes_llama(tmp_path_factory) -> Path:
     from bench.llama_tokenizer import make
 
     return make(tmp_path_factory.mktemp("hermes_llama"))
+
+
+@pytest.fixture(scope="module")
+def axolotl_process():
+    """What Axolotl and our plugin set for a whole process is put back: plugins, variables, the debug log, the frozen.
+
+    No plugin is registered when it begins, and one thread computes: so small a model only waits for a second.
+    """
+    import torch
+    from axolotl.integrations.base import PluginManager
+
+    manager = PluginManager.get_instance()
+    plugins, manager.plugins = manager.plugins, type(manager.plugins)()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with mock.patch.dict(os.environ), mock.patch("axolotl.cli.config.prepare_debug_log"):
+        yield
+    gc.unfreeze()
+    torch.set_num_threads(threads)
+    manager.plugins = plugins
+
+
+@pytest.fixture
+def quick_gc():
+    """Axolotl collects garbage often: 0.4 s each over all that torch has loaded, unless that is set aside."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def real_rows() -> list[dict]:

@@ -1,6 +1,5 @@
 """The packing preview against Axolotl's own training, and the guard against data prepared from another mix."""
 
-import gc
 import json
 import os
 from pathlib import Path
@@ -10,12 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
 from accelerate.data_loader import prepare_data_loader
 from axolotl.cli.config import load_cfg
 from axolotl.common.datasets import load_datasets
-from axolotl.integrations.base import PluginManager
 from axolotl.train import setup_model_and_trainer
 from axolotl.utils.dict import DictDefault
 from torch.utils.data import DataLoader
@@ -31,12 +28,7 @@ SEQUENCE_LEN = 64
 IGNORE = -100
 
 
-@pytest.fixture(autouse=True)
-def quick_gc():
-    """The packer collects garbage at every packing: 0.4 s over all that torch has loaded, unless that is set aside."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("quick_gc")  # the packer collects at every packing
 
 
 def write_counts(mix: Path, lengths: list[int], n_loss: list[int], kind: str = "sft") -> Path:
@@ -85,21 +77,8 @@ def mix(tmp_path_factory) -> Path:
     return write_mix(tmp_path_factory.mktemp("pack") / "mix", lengths.tolist())
 
 
-@pytest.fixture(scope="module")
-def axolotl():
-    """What Axolotl sets for the whole process is put back: plugins, variables, a copy of what is printed."""
-    manager = PluginManager.get_instance()
-    plugins, manager.plugins = manager.plugins, type(manager.plugins)()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so small a model only waits for a second thread
-    with mock.patch.dict(os.environ), mock.patch("axolotl.cli.config.prepare_debug_log"):
-        yield
-    torch.set_num_threads(threads)
-    manager.plugins = plugins
-
-
 @pytest.fixture(scope="module", params=[1, 5])
-def run(request, axolotl, base, mix) -> tuple[Path, Trainer, list[list[int]]]:
+def run(request, axolotl_process, base, mix) -> tuple[Path, Trainer, list[list[int]]]:
     """A whole training as `axolotl train` makes it, 1 or 5 micro-batches a step: recipe, trainer, rows by pack."""
     recipe = write_recipe(mix.parent / str(request.param), mix, base, gradient_accumulation_steps=request.param)
     cfg = load_cfg(str(recipe))
@@ -233,7 +212,7 @@ def load(recipe: Path) -> list[int]:
     return sorted(row["input_ids"][0] for row in load_datasets(cfg=load_cfg(str(recipe))).train_dataset)
 
 
-def test_axolotl_prepares_through_the_link_and_only_the_guard_notices_changed_data(axolotl, base, tmp_path):
+def test_axolotl_prepares_through_the_link_and_only_the_guard_notices_changed_data(axolotl_process, base, tmp_path):
     """When the assertion on stale rows fails, Axolotl has mended it and the guard can go."""
     mix = write_mix(tmp_path / "mix", [20] * 6)
     recipe = write_recipe(tmp_path, mix, base)

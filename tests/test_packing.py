@@ -4,14 +4,11 @@ The recipe, Axolotl's data loading, packer, collator and trainer are the demo's;
 What each sample gives alone comes from a plain transformers model without padding, mask or position ids.
 """
 
-import gc
 import json
-import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +17,6 @@ import torch
 import yaml
 from axolotl.cli.config import load_cfg
 from axolotl.common.datasets import load_datasets
-from axolotl.integrations.base import PluginManager
 from axolotl.train import setup_model_and_trainer
 from axolotl.utils.samplers import MultipackBatchSampler
 from torch.nn.functional import cross_entropy
@@ -117,7 +113,7 @@ def mix(samples, tokenizer, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def train(base, mix):
+def train(base, mix, axolotl_process):
     """The demo's recipe for one step, as `axolotl train` sets it up. `attention` None: the key is left out."""
 
     def train(attention: str | None, token_weighted: bool = False, **changes) -> Run:
@@ -140,13 +136,7 @@ def train(base, mix):
         loss = next(line["loss"] for line in trainer.state.log_history if "loss" in line)
         return Run(trainer, forwards, gradients.kept, loss)
 
-    # what Axolotl sets for the whole process: plugins, variables, a copy of what is printed
-    manager = PluginManager.get_instance()
-    plugins, manager.plugins = manager.plugins, type(manager.plugins)()
-    with mock.patch.dict(os.environ), mock.patch("axolotl.cli.config.prepare_debug_log"):
-        yield train
-    manager.plugins = plugins
-    gc.unfreeze()  # what our plugin froze
+    return train
 
 
 @pytest.fixture(scope="module")
