@@ -48,7 +48,7 @@ def preview(mix: Path, recipe: Path, seed: int | None = None) -> Packing:
     """
     from axolotl.utils.dict import DictDefault
 
-    from hermes3.recipe.paper import run_of
+    from hermes3.recipe.hardware import hardware_of
     from hermes3.recipe.validate import validate
 
     cfg = DictDefault(validate(recipe))
@@ -65,7 +65,7 @@ def preview(mix: Path, recipe: Path, seed: int | None = None) -> Packing:
             f"{mix}: a row has {lengths.max():,} tokens, sequence_len of {recipe} is {cfg.sequence_len:,}; "
             "build the mix for that length"
         )
-    return _count(lengths, n_loss, cfg, run_of(recipe).gpus)
+    return _count(lengths, n_loss, cfg, hardware_of(recipe, cfg).gpus)
 
 
 def read_lengths(mix: Path, cfg: "DictDefault") -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What each recipe stands for: the hardware it is written for and the values that the paper states (`paper.yml`)."""
+"""What the paper states of the model and phase that a recipe is for (`paper.yml`)."""
 
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -9,37 +9,37 @@ import yaml
 
 
 @dataclass(frozen=True)
-class Run:
-    """One recipe's row of `paper.yml`; None: the paper does not say.
+class Paper:
+    """One row of `paper.yml`; None or absent: the paper does not say.
 
-    `global_batch`: packed sequences (SFT) or pairs (DPO) a step. `values`: the recipe keys that the paper states.
+    `global_batch`: packed sequences a step. `values`: recipe keys as a recipe must spell them, `source`: the part of the
+    paper that states each. `words`: what the paper says of a key that has no value to compare.
     """
 
-    gpu: str  # "H100", or "cpu"
-    nodes: int
-    gpus_per_node: int
-    base: str | None = None
+    base: str
+    values: dict[str, Any]
+    source: dict[str, str]
+    gpus: int | None = None
     global_batch: int | None = None
     gpu_hours: int | None = None
     epoch_kept: int | None = None
-    values: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def gpus(self) -> int:
-        return self.nodes * self.gpus_per_node
-
-
-# What a recipe of one's own, which has no row, is checked against
-ONE_NODE = Run(gpu="H100", nodes=1, gpus_per_node=8)
+    words: dict[str, str] = field(default_factory=dict)
+    unstated: tuple[str, ...] = ()
 
 
 @lru_cache
-def runs() -> dict[str, Run]:
-    """The rows of `paper.yml` by recipe name, e.g. `405b_sft`."""
-    rows = yaml.safe_load(Path(__file__).with_name("paper.yml").read_text(encoding="utf-8"))
-    return {name: Run(**row) for name, row in rows.items()}
+def rows() -> dict[str, Paper]:
+    """The rows by size and phase, e.g. `405b_sft`."""
+    given = yaml.safe_load(Path(__file__).with_name("paper.yml").read_text(encoding="utf-8"))
+    return {name: _row(**row) for name, row in given.items()}
 
 
-def run_of(recipe: Path) -> Run:
-    """The row of a recipe file; one node of eight H100 when it has none."""
-    return runs().get(recipe.stem, ONE_NODE)
+def _row(values: dict[str, dict[str, Any]], unstated: list[str], **rest: Any) -> Paper:
+    source = {key: part for part, keys in values.items() for key in keys}
+    merged = {key: value for keys in values.values() for key, value in keys.items()}
+    return Paper(values=merged, source=source, unstated=tuple(unstated), **rest)
+
+
+def paper_of(recipe: Path) -> Paper | None:
+    """The row that a recipe is for, by its file's name: `8b_sft_lora.yml` is for `8b_sft`; None: the paper has none."""
+    return next((row for name, row in rows().items() if f"{recipe.stem}_".startswith(f"{name}_")), None)

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from hermes3.recipe.paper import Run, run_of
+from hermes3.recipe.hardware import CPU, Hardware, hardware_of
 from hermes3.recipe.prepared import check_prepared
 
 # Keys that a recipe must give, and what Axolotl 0.19 does without them
@@ -37,7 +37,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def validate(path: Path) -> dict[str, Any]:
-    """The recipe as Axolotl resolves it, defaults filled in, on the hardware that it is written for (`paper.yml`).
+    """The recipe as Axolotl resolves it, defaults filled in, on the hardware that it declares.
 
     `ValueError` names the file and the key: an unknown key, optimizer or schedule (with the nearest known one), a
     plugin that cannot be imported, a missing key of `REQUIRED` or DeepSpeed file, stale prepared data, or whatever
@@ -47,6 +47,7 @@ def validate(path: Path) -> dict[str, Any]:
     from axolotl.utils.dict import DictDefault
 
     recipe = read(path)
+    hardware = hardware_of(path, recipe)
     for key, consequence in REQUIRED.items():
         if recipe.get(key) is None:
             raise ValueError(f"{path}: {key} is missing; {consequence}")
@@ -61,7 +62,7 @@ def validate(path: Path) -> dict[str, Any]:
     with _plugins(path, recipe):
         _check_names(path, recipe)
         try:
-            resolved = validate_config(DictDefault(copy.deepcopy(recipe)), *_capabilities(run_of(path))).to_dict()
+            resolved = validate_config(DictDefault(copy.deepcopy(recipe)), *_capabilities(hardware)).to_dict()
         except ValueError as error:  # pydantic's ValidationError is one
             raise ValueError(f"{path}: {error}") from error
     check_prepared(path, recipe)
@@ -119,8 +120,9 @@ def _known(path: Path, what: str, given: Iterable[str], known: set[str]) -> None
             raise ValueError(f"{path}: unknown {what} {name}{hint}")
 
 
-def _capabilities(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What Axolotl would find out by itself on the machine that the recipe is written for."""
-    hopper = run.gpu != "cpu"
-    gpu = dict(bf16=hopper, fp8=hopper, tf32=hopper, n_gpu=run.gpus, compute_capability="sm_90" if hopper else None)
+def _capabilities(hardware: Hardware) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What Axolotl would find out by itself on the hardware that the recipe declares."""
+    cuda, hopper = hardware.gpu != CPU, hardware.gpu not in (CPU, "a100-40gb", "a100-80gb")
+    compute = ("sm_90" if hopper else "sm_80") if cuda else None
+    gpu = dict(bf16=cuda, fp8=hopper, tf32=cuda, n_gpu=hardware.gpus, compute_capability=compute)
     return gpu, {"torch_version": version("torch").split("+")[0]}

@@ -3,27 +3,10 @@
 Axolotl 0.19 gives each micro-batch the same weight instead, so that a token weighs more in a pack with few to train.
 """
 
-from typing import TYPE_CHECKING, Any
-
-from pydantic import BaseModel, Field, model_validator
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import Trainer
-
-
-class LossArgs(BaseModel):
-    """The key that this adds to a recipe."""
-
-    token_weighted_loss: bool | None = Field(
-        default=None, description="Mean over a step's trained tokens, not over its micro-batches' means"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def check_token_weighted_loss(cls, data: Any) -> Any:
-        if data.get("token_weighted_loss") and data.get("rl"):
-            raise ValueError("token_weighted_loss is for SFT: a preference loss is per pair; leave the key out")
-        return data
 
 
 def weigh_tokens(trainer: "Trainer") -> None:

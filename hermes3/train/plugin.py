@@ -7,25 +7,36 @@ from axolotl.integrations.base import BasePlugin
 from axolotl.utils.samplers import MultipackBatchSampler
 from transformers import TrainerCallback, set_seed
 
+from hermes3.recipe.hardware import check_world_size
+from hermes3.train.adapter import dropout_args, save_adapter_alone
 from hermes3.train.loss import weigh_tokens
+from hermes3.train.neftune import noise_policy_alone
+from hermes3.train.restart import RestartPoints
 
 
 class HermesPlugin(BasePlugin):
     """NEFTune under DPO, seeded adapters, new packs every epoch, quick steps, and data-parallel training on CPUs."""
 
     def get_input_args(self) -> str:
-        """The keys that this adds to a recipe: `token_weighted_loss`."""
-        return "hermes3.train.loss.LossArgs"
+        """The keys that this adds to a recipe: `hardware`, `restart_steps` and `token_weighted_loss`."""
+        return "hermes3.train.args.HermesArgs"
 
     def post_trainer_create(self, cfg, trainer) -> None:
         if cfg.token_weighted_loss:
             weigh_tokens(trainer)
+        if cfg.rl in ("dpo", "ipo"):
+            save_adapter_alone(trainer)
+            if cfg.neftune_noise_alpha is not None:
+                noise_policy_alone(trainer)
 
     def get_training_args(self, cfg) -> dict | None:
-        """Axolotl hands `neftune_noise_alpha` to the SFT trainer only: hand it to the preference trainers too."""
+        """Axolotl hands `neftune_noise_alpha` to the SFT trainer only, TRL sets dropout to 0: have both act under DPO."""
+        args = {}
         if cfg.rl and cfg.neftune_noise_alpha is not None:
-            return {"neftune_noise_alpha": cfg.neftune_noise_alpha}
-        return None
+            args["neftune_noise_alpha"] = cfg.neftune_noise_alpha
+        if cfg.rl in ("dpo", "ipo"):
+            args |= dropout_args(cfg)
+        return args or None
 
     def pre_lora_load(self, cfg, model) -> None:
         """Axolotl draws the adapter's weights before anything is seeded: two runs would start from two adapters."""
@@ -34,15 +45,19 @@ class HermesPlugin(BasePlugin):
 
     def add_callbacks_post_trainer(self, cfg, trainer) -> list[TrainerCallback]:
         shuffled = cfg.sample_packing and not cfg.rl and not cfg.curriculum_sampling
-        return [FreezeGarbage(), *([RepackEveryEpoch()] if shuffled else [])]
+        restart = [RestartPoints(cfg.restart_steps)] if cfg.restart_steps else []
+        return [FreezeGarbage(), *([RepackEveryEpoch()] if shuffled else []), *restart]
 
     def load_datasets(self, cfg, preprocess: bool = False) -> None:
-        """With several processes Axolotl maps the model to accelerator `LOCAL_RANK`; without one, keep it on the CPU.
+        """Refuse other hardware than declared; keep the model of several processes on the CPU where there is no GPU.
 
-        Returns None, so that Axolotl goes on to load the datasets itself.
+        With several processes Axolotl maps the model to accelerator `LOCAL_RANK`. Returns None, so that Axolotl goes on
+        to load the datasets itself.
         """
         import torch
 
+        if cfg.hardware and not preprocess:
+            check_world_size(cfg.hardware)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
             cfg.device_map = {"": "cpu"}
 

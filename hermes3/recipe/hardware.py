@@ -1,0 +1,55 @@
+"""The hardware that a recipe declares: its key `hardware`, which our Axolotl plugin holds a run to."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+
+CPU = "cpu"
+
+
+class Hardware(BaseModel):
+    """`hardware: {gpu: h100-80gb, nodes: 6, gpus_per_node: 8}`. `gpu` is a name of `hermes3/plan/gpus.yml`, or cpu.
+
+    On CPUs `gpus_per_node` counts processes.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    gpu: str
+    nodes: PositiveInt
+    gpus_per_node: PositiveInt
+
+    @property
+    def gpus(self) -> int:
+        """Ranks of the job: Axolotl trains with one process a GPU."""
+        return self.nodes * self.gpus_per_node
+
+
+def hardware_of(path: Path, recipe: dict[str, Any]) -> Hardware:
+    """The hardware that the recipe at `path` declares. `ValueError` names the file, the key and the remedy."""
+    declared = recipe.get("hardware")
+    if declared is None:
+        raise ValueError(
+            f"{path}: hardware is missing: nothing says for how many GPUs the batch is meant; "
+            "add e.g. hardware: {gpu: h100-80gb, nodes: 1, gpus_per_node: 8}"
+        )
+    try:
+        return Hardware.model_validate(declared)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(["hardware", *map(str, first["loc"])])
+        raise ValueError(f"{path}: {key}: {first['msg']}; hardware has gpu, nodes and gpus_per_node") from None
+
+
+def check_world_size(hardware: dict[str, Any]) -> None:
+    """`ValueError` when this run has another number of processes than declared: its global batch would be another."""
+    declared = Hardware.model_validate(hardware)
+    found = int(os.environ.get("WORLD_SIZE", "1"))
+    if found != declared.gpus:
+        raise ValueError(
+            f"hardware: the recipe is for {declared.nodes} x {declared.gpus_per_node} = {declared.gpus} processes, this "
+            f"run has {found}, and so another global batch; launch {declared.gpus}, or set hardware and "
+            "gradient_accumulation_steps so that micro_batch_size x gradient_accumulation_steps x GPUs stays the same"
+        )
