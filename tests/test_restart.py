@@ -1,5 +1,6 @@
 """Restart points beside the epochs' checkpoints, in transformers' own trainer."""
 
+import contextlib
 from pathlib import Path
 
 import torch
@@ -39,10 +40,8 @@ def run(folder: Path, steps: int | None, stop: int | None = None, resume: bool =
     watch = Stop(stop)
     callbacks = [*([RestartPoints(steps)] if steps else []), watch]
     trainer = Trainer(LlamaForCausalLM(config), args, train_dataset=rows, callbacks=callbacks)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         trainer.train(resume_from_checkpoint=resume or None)
-    except KeyboardInterrupt:
-        pass
     return watch
 
 

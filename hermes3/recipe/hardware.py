@@ -49,7 +49,7 @@ def check_world_size(hardware: dict[str, Any]) -> None:
     found = int(os.environ.get("WORLD_SIZE", "1"))
     if found != declared.gpus:
         raise ValueError(
-            f"hardware: the recipe is for {declared.nodes} x {declared.gpus_per_node} = {declared.gpus} processes, this "
-            f"run has {found}, and so another global batch; launch {declared.gpus}, or set hardware and "
+            f"hardware: the recipe is for {declared.nodes} x {declared.gpus_per_node} = {declared.gpus} processes, "
+            f"this run has {found}, and so another global batch; launch {declared.gpus}, or set hardware and "
             "gradient_accumulation_steps so that micro_batch_size x gradient_accumulation_steps x GPUs stays the same"
         )

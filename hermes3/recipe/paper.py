@@ -12,8 +12,8 @@ import yaml
 class Paper:
     """One row of `paper.yml`; None or absent: the paper does not say.
 
-    `global_batch`: packed sequences a step. `values`: recipe keys as a recipe must spell them, `source`: the part of the
-    paper that states each. `words`: what the paper says of a key that has no value to compare.
+    `global_batch`: packed sequences a step. `values`: recipe keys as a recipe must spell them, `source`: the part of
+    the paper that states each. `words`: what the paper says of a key that has no value to compare.
     """
 
     base: str
