@@ -1,0 +1,146 @@
+"""Memory of one GPU and of one node by part, at each setting: bytes at the peak of a training step.
+
+Model states: Rajbhandari et al. 2020, ZeRO, arXiv 1910.02054, section 3 (2 + 2 + 12 bytes a parameter with Adam in mixed
+precision). Buffers: DeepSpeed 0.18's stage3.py and partitioned_param_coordinator.py, and FSDP2 as its tracker sees it.
+A step has three moments that can be its peak: the loss, a layer's backward pass, the optimizer's step.
+"""
+
+from dataclasses import dataclass
+
+from hermes3.plan.gpus import Gpu
+from hermes3.plan.settings import FSDP2, REPLICATED, ZERO3, Setting
+from hermes3.plan.shapes import Shape
+from hermes3.plan.work import Work
+
+# Assumed: CUDA context 0.5 GB, NCCL's channels and cuBLAS' workspaces 1.5 GB. Not modelled: the allocator's fragments
+OVERHEAD = 2_000_000_000
+HOST_SHARE = 0.9  # of a node's memory; the rest is the system's, the data loader's, and pages of files
+MAX_NODES = 1024
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes. `gpu`: by part, at the moment named `peak`; `host`: by part, of the node that holds rank 0."""
+
+    setting: Setting
+    nodes: int
+    peak: str
+    moments: dict[str, int]  # total at each moment
+    gpu: dict[str, int]
+    host: dict[str, int]
+    gpu_room: float
+    host_room: float
+
+    @property
+    def fits(self) -> bool:
+        return sum(self.gpu.values()) <= self.gpu_room and sum(self.host.values()) <= self.host_room
+
+    @property
+    def headroom(self) -> float:
+        """Share of a GPU's memory that is left; negative: what is missing."""
+        return 1 - sum(self.gpu.values()) / self.gpu_room
+
+
+def memory(shape: Shape, work: Work, setting: Setting, gpu: Gpu, nodes: int, per_node: int) -> Memory:
+    """Bytes by part on `nodes` nodes of `per_node` GPUs."""
+    n = nodes * per_node
+    gpu_parts, host = _states(shape, work, setting, nodes, per_node)
+    inputs = shape.layers * (work.layer_input(shape) if work.checkpointing else 0)
+    whole = 0 if work.checkpointing else shape.layers * (work.layer_input(shape) + work.layer(shape))
+    layer = work.layer(shape) if work.checkpointing else 0
+    gathered, gradients, step = _buffers(shape, work, setting, n)
+    held = {"layer inputs": inputs, "activations": whole}
+    moments = {
+        "loss": held | {"loss": work.loss(shape), "gathered weights": gathered["loss"]},
+        "backward": held
+        | {
+            "recomputed layer": layer,
+            "gradients in flow": work.layer_backward(shape) + 2 * work.layer_input(shape),
+            "gathered weights": gathered["backward"],
+            "gradients in reduction": gradients,
+        },
+        "optimizer step": {"step": step},
+    }
+    totals = {name: sum(parts.values()) for name, parts in moments.items()}
+    peak = max(totals, key=totals.__getitem__)
+    overhead = 0 if gpu.is_cpu else OVERHEAD
+    base = gpu_parts | {"CUDA and NCCL": overhead}
+    parts = {name: size for name, size in (base | moments[peak]).items() if size}
+    return Memory(
+        setting=setting,
+        nodes=nodes,
+        peak=peak,
+        moments={name: total + sum(base.values()) for name, total in totals.items()},
+        gpu=parts,
+        host={name: size for name, size in host.items() if size},
+        gpu_room=gpu.memory,
+        host_room=gpu.host_memory * HOST_SHARE,
+    )
+
+
+def _states(shape: Shape, work: Work, setting: Setting, nodes: int, per_node: int) -> tuple[dict, dict]:
+    """Parts of the model states on a GPU, and on a node's host."""
+    trained, whole = work.trained(shape), shape.parameters
+    n = 1 if setting.engine == REPLICATED else nodes * per_node
+    on_node = per_node / n  # share of the model whose owner is on one node
+    frozen = (whole if work.rank else 0) * work.width
+    if setting.engine == ZERO3:  # bf16 for computing, fp32 for Adam; gradients are kept in bf16
+        sizes = {"parameters": (trained if work.rank else whole) * 2 + frozen, "gradients": 2 * trained}
+        sizes["optimizer"] = 4 * (1 + work.moments) * trained
+    else:
+        byte = 4 if setting.fp32 or work.width == 4 or work.rank else 2  # peft keeps an adapter in fp32
+        sizes = {"parameters": byte * trained + frozen, "gradients": byte * trained}
+        sizes["optimizer"] = byte * work.moments * trained
+    away = {"": (), "optimizer": ("optimizer", "gradients"), "all": tuple(sizes)}[setting.offload]
+    gpu = {part: 0 if part in away else round(size / n) for part, size in sizes.items()}
+    host = {part: round(sizes[part] * on_node) for part in away}
+    if setting.engine == ZERO3 and away:  # Adam on the host reads fp32 gradients, beside bf16 ones that accumulate
+        host["gradients"] += round(4 * trained * on_node)
+    if setting.gather_on_save:
+        host["weights gathered to save"] = 2 * whole if not work.rank else work.width * trained
+    return gpu, host
+
+
+def _buffers(shape: Shape, work: Work, setting: Setting, n: int) -> tuple[dict[str, int], int, int]:
+    """Bytes of weights gathered at the loss and in the backward pass, of gradients in reduction, and of the step."""
+    trained = work.trained(shape)
+    matrix = work.rank * 2 * shape.hidden if work.rank else shape.largest_linear  # largest trained one of a layer
+    output = 0 if work.rank else shape.embedding
+    if setting.engine == ZERO3:
+        # DeepSpeed gives a parameter back unless it is used again within max_reuse_distance, beside the module at work
+        # and a prefetch that stops only once its bucket is over-full. The fused loss reads the output matrix outside of
+        # its module: it then belongs to the whole model, and stays
+        bucket, prefetch, reuse, group = (
+            setting.bucket(key, shape.hidden)
+            for key in (
+                "reduce_bucket_size",
+                "stage3_prefetch_bucket_size",
+                "stage3_max_reuse_distance",
+                "sub_group_size",
+            )
+        )
+        linear = shape.largest_linear
+        kept = reuse + prefetch + 2 * linear
+        live = 2 * min(kept + shape.embedding, shape.parameters)
+        # the bucket, and what does not fit it: matrices that wait for two reductions, and a flat copy of one
+        reduction = 2 * (bucket + (4 * matrix if matrix > bucket else bucket))
+        step = 0 if setting.offload else 6 * min(group, -(-trained // n))  # a group's gradient: flat, then in fp32
+        return {"loss": live, "backward": live}, reduction, step
+    if setting.engine == FSDP2:
+        # the embedding and the output matrix are the root's, gathered all through; beside a layer comes the next
+        root = 2 * shape.embedding
+        gathered = {"loss": 2 * (root + shape.layer), "backward": 2 * (root + 2 * shape.layer)}
+        layer = shape.layer if not work.rank else trained // shape.layers
+        return gathered, 2 * (layer + output), 0  # the output matrix' gradient waits for the root's end
+    width = 4 if setting.fp32 else 2
+    return {"loss": 0, "backward": 0}, width * trained if n > 1 else 0, 0  # data parallel: its buckets copy
+
+
+def smallest(shape: Shape, work: Work, setting: Setting, gpu: Gpu, per_node: int) -> int | None:
+    """The fewest nodes that hold a training step, None when more do not help."""
+    for nodes in range(1, MAX_NODES + 1):
+        if memory(shape, work, setting, gpu, nodes, per_node).fits:
+            return nodes
+        if setting.engine == REPLICATED:
+            break
+    return None

@@ -1,0 +1,135 @@
+"""All that `hermes3 plan` says of one recipe."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hermes3.plan.cost import Checkpoints, Cost, checkpoints, cost
+from hermes3.plan.gpus import Gpu, gpu_of
+from hermes3.plan.memory import HOST_SHARE, Memory, memory, smallest
+from hermes3.plan.schedule import Schedule, batches, schedule
+from hermes3.plan.settings import SETTINGS, setting_of
+from hermes3.plan.shapes import Shape, shape_of
+from hermes3.plan.work import work_of
+from hermes3.recipe.hardware import hardware_of
+
+BANDWIDTH = 2e9  # bytes/s that a node writes to shared storage: assumed
+PRICE = 2.5  # USD a GPU-hour: assumed
+TIGHT = 0.05  # headroom below which fragments alone may end a run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`settings`: memory at each way of sharding, the recipe's own first; `nodes_needed`: the fewest, by setting."""
+
+    recipe: str
+    shape: Shape
+    gpu: Gpu
+    gpus: int
+    nodes: int
+    accumulation: int
+    trained: int  # parameters
+    schedule: Schedule
+    settings: list[Memory]
+    nodes_needed: dict[str, int | None]
+    cost: Cost
+    checkpoints: Checkpoints
+    warnings: list[str]
+
+    @property
+    def own(self) -> Memory:
+        return self.settings[0]
+
+    def as_json(self) -> dict[str, Any]:
+        """Numbers in bytes, seconds, hours, USD, with `fits` and `headroom` of each setting."""
+        found = asdict(self)
+        for one, given in zip(self.settings, found["settings"], strict=True):
+            given["setting"] = one.setting.name
+            given |= {"fits": one.fits, "headroom": one.headroom, "nodes_needed": self.nodes_needed[one.setting.name]}
+        del found["nodes_needed"]
+        return found
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The recipe as written. `ValueError` when it is no mapping or lacks what a plan starts from."""
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path}: a recipe is a mapping of keys to values")
+    if not isinstance(recipe.get("sequence_len"), int):
+        raise ValueError(f"{path}: sequence_len is missing or no number; give the tokens of a sequence")
+    return recipe
+
+
+def plan(
+    path: Path,
+    gpus: int | None = None,
+    gpu: str | None = None,
+    mix: Path | None = None,
+    mfu: float | None = None,
+    price: float | None = None,
+    bandwidth: float | None = None,
+) -> Plan:
+    """Plan the recipe at `path`, on other hardware than its own if `gpus` or `gpu` say so. `ValueError` if it cannot."""
+    recipe = read(path)
+    hardware = hardware_of(path, recipe)
+    device = gpu_of(gpu or hardware.gpu)
+    n = gpus or hardware.gpus
+    per_node = min(hardware.gpus_per_node if gpus is None else 8, n)
+    if n % per_node:
+        raise ValueError(f"--gpus {n}: nodes have {per_node}; give a multiple")
+    nodes = n // per_node
+    shape, own = shape_of(path, recipe), setting_of(path, recipe)
+    work, warnings = work_of(recipe)
+    batch, accumulation = batches(path, recipe, n)
+    planned, assumed = schedule(path, recipe, batch, mix)
+    warnings += assumed
+    ways = [own, *(one for one in SETTINGS if one.name != own.name)]
+    if device.is_cpu:
+        ways = [own]
+    held = [memory(shape, work, way, device, nodes, per_node) for way in ways]
+    made, assumed = cost(shape, work, planned, own, device, n, nodes, mfu, PRICE if price is None else price)
+    warnings += assumed
+    saved = checkpoints(shape, work, held[0], made, device, n, bandwidth or BANDWIDTH)
+    if price is None and not device.is_cpu:
+        warnings.append(f"price: {PRICE} USD a GPU-hour is assumed; give --price")
+    if bandwidth is None:
+        warnings.append(f"storage: {BANDWIDTH / 1e9:.0f} GB/s a node are assumed; give --bandwidth")
+    if not device.is_cpu:
+        warnings.append(
+            f"host: {device.host_memory / 1e12:.0f} TB a node, {HOST_SHARE:.0%} of it free, are assumed (gpus.yml)"
+        )
+    warnings += _risks(recipe, held[0], made, planned, saved)
+    return Plan(
+        recipe=str(path),
+        shape=shape,
+        gpu=device,
+        gpus=n,
+        nodes=nodes,
+        accumulation=accumulation,
+        trained=work.trained(shape),
+        schedule=planned,
+        settings=held,
+        nodes_needed={way.name: smallest(shape, work, way, device, per_node) for way in ways},
+        cost=made,
+        checkpoints=saved,
+        warnings=warnings,
+    )
+
+
+def _risks(recipe: dict[str, Any], own: Memory, made: Cost, planned: Schedule, saved: Checkpoints) -> list[str]:
+    found = []
+    if own.fits and own.headroom < TIGHT:
+        found.append(f"{own.headroom:.0%} of a GPU is left: fragments of the allocator may take more")
+    if recipe.get("save_only_model") and made.failure_chance > 0.01:
+        found.append(
+            f"save_only_model: a run that fails ({made.failure_chance:.0%}) cannot be resumed and starts from nothing"
+        )
+    every = recipe.get("restart_steps") or recipe.get("save_steps") or max(planned.steps_per_epoch)
+    if saved.interval_steps and every > 3 * saved.interval_steps:
+        found.append(f"a restart point each {every:,} steps is rare: about {saved.interval_steps:,} are best")
+    return found

@@ -1,0 +1,79 @@
+"""How model states can be spread over GPUs and hosts, and which of the ways a recipe takes."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+ZERO3, FSDP2, REPLICATED = "zero3", "fsdp2", "replicated"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way. `fp32`: weights and moments of the optimizer are fp32, else bf16 throughout.
+
+    `offload`: what stays in host memory: "", "optimizer" (with the fp32 weights), or "all". `gather_on_save`: rank 0
+    collects the whole model's weights in its host's memory at a save. `buckets`: ZeRO's sizes, in elements.
+    """
+
+    name: str
+    engine: str
+    fp32: bool = True
+    offload: str = ""
+    gather_on_save: bool = True
+    buckets: tuple[tuple[str, float | None], ...] = ()
+
+    def bucket(self, key: str, hidden: int) -> int:
+        """Elements. "auto" is what transformers' HfTrainerDeepSpeedConfig.trainer_config_finalize fills in."""
+        given = dict(self.buckets).get(key)
+        auto = {"reduce_bucket_size": hidden * hidden, "stage3_prefetch_bucket_size": int(0.9 * hidden * hidden)}
+        fallback = {"stage3_max_reuse_distance": 1e9, "sub_group_size": 1e9}  # DeepSpeed's own
+        return int(given if given is not None else {**auto, **fallback}[key])
+
+
+SETTINGS = (
+    Setting("ZeRO-3", ZERO3),
+    Setting("ZeRO-3, optimizer on the host", ZERO3, offload="optimizer"),
+    Setting("ZeRO-3, optimizer and parameters on the host", ZERO3, offload="all"),
+    Setting("FSDP2, fp32 weights", FSDP2),
+    Setting("FSDP2, bf16 throughout", FSDP2, fp32=False),
+    Setting("FSDP2, fp32 weights, all on the host", FSDP2, offload="all"),
+    Setting("FSDP2, bf16 throughout, all on the host", FSDP2, fp32=False, offload="all"),
+)
+BUCKETS = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_max_reuse_distance", "sub_group_size")
+OFFLOADS = {(False, False): "", (True, False): "optimizer", (True, True): "all"}
+
+
+def setting_of(path: Path, recipe: dict[str, Any]) -> Setting:
+    """The recipe's own. `ValueError` for a DeepSpeed file that is missing, or that is not ZeRO-3."""
+    if recipe.get("fsdp_config"):
+        return _fsdp2(recipe)
+    deepspeed = recipe.get("deepspeed")
+    if not deepspeed:
+        return Setting("every process holds the whole model", REPLICATED, gather_on_save=False)
+    if isinstance(deepspeed, str):
+        if not Path(deepspeed).is_file():
+            raise ValueError(f"{path}: deepspeed: no file {deepspeed} (relative to the working directory)")
+        deepspeed = json.loads(Path(deepspeed).read_text(encoding="utf-8"))
+    zero = deepspeed.get("zero_optimization", {})
+    on_host = tuple(zero.get(key, {}).get("device", "none") != "none" for key in ("offload_optimizer", "offload_param"))
+    if zero.get("stage") != 3 or on_host not in OFFLOADS:
+        raise ValueError(
+            f"{path}: deepspeed: only ZeRO stage 3 is planned for, with the optimizer, or the optimizer and the "
+            f"parameters offloaded; stage is {zero.get('stage')}"
+        )
+    numbers = tuple((key, None if zero.get(key) in (None, "auto") else float(zero[key])) for key in BUCKETS)
+    gather = bool(zero.get("stage3_gather_16bit_weights_on_model_save"))
+    same = next(one for one in SETTINGS if one.engine == ZERO3 and one.offload == OFFLOADS[on_host])
+    return replace(same, gather_on_save=gather, buckets=numbers)
+
+
+def _fsdp2(recipe: dict[str, Any]) -> Setting:
+    fsdp = recipe["fsdp_config"]
+    # HermesPlugin casts each rank's share to fp32 (hermes3/train/precision.py); Axolotl alone trains in bf16
+    fp32 = any(str(name).endswith("HermesPlugin") for name in recipe.get("plugins") or []) and not recipe.get("adapter")
+    offload = "all" if fsdp.get("offload_params") else ""
+    same = next(s for s in SETTINGS if (s.engine, s.fp32, s.offload) == (FSDP2, fp32, offload))
+    return replace(
+        same, gather_on_save="FULL_STATE_DICT" in (fsdp.get("state_dict_type"), fsdp.get("final_state_dict_type"))
+    )

@@ -1,0 +1,102 @@
+"""A plan for people: a head, one table of settings, the parts of the recipe's own, and what was assumed."""
+
+from rich.console import Console, Group
+from rich.table import Table
+
+from hermes3.plan.memory import Memory
+from hermes3.plan.plan import Plan
+
+
+def show(plan: Plan, console: Console | None = None) -> None:
+    """Print the plan."""
+    (console or Console()).print(Group(_head(plan), "", _settings(plan), "", _parts(plan.own), "", *_assumed(plan)))
+
+
+def size(count: float) -> str:
+    """Bytes with the unit that leaves one to three digits."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= scale:
+            return f"{count / scale:,.{0 if count >= 100 * scale else 1}f} {unit}"
+    return f"{count / 1e3:,.1f} kB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as seconds, minutes, hours or days."""
+    for unit, scale in (("days", 86_400 * 2), ("h", 3600), ("min", 60)):
+        if seconds >= scale:
+            return f"{seconds / min(scale, 86_400):,.1f} {unit}"
+    return f"{seconds:,.1f} s"
+
+
+def _head(plan: Plan) -> Table:
+    run, cost, saved = plan.schedule, plan.cost, plan.checkpoints
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+
+    def line(name: str, text: str) -> None:
+        table.add_row(name, text)
+
+    trained = "" if plan.trained == plan.shape.parameters else f", {plan.trained:,} trained"
+    line("recipe", plan.recipe)
+    line("model", f"{plan.shape.name}: {plan.shape.parameters:,} parameters{trained}")
+    nodes = f"{plan.nodes} node{'s' * (plan.nodes > 1)}"
+    line("hardware", f"{plan.gpus} x {plan.gpu.name}, {nodes}; accumulation {plan.accumulation}")
+    an_epoch = f"{run.steps_per_epoch[0]:,} an epoch, {run.steps:,} in all ({run.epochs:g} epochs)"
+    packed = f", {run.packing:.1%} full" if run.packing else ""
+    line("steps", f"{an_epoch}, batch {run.global_batch} {run.unit}{packed}; from {run.source}")
+    line("tokens", f"{run.tokens:,.0f} read, {cost.tokens_per_second:,.0f} a second")
+    host = f", of which {cost.host_gpu_hours:,.0f} for Adam on the host" if cost.host_gpu_hours else ""
+    line(
+        "time",
+        f"{duration(cost.hours * 3600)}, {cost.step_seconds:,.2f} s a step; MFU {cost.mfu:.1%} ({cost.mfu_source})",
+    )
+    if plan.gpu.is_cpu:
+        line("cost", "no price and no failure rate of CPUs")
+    else:
+        line("GPU-hours", f"{cost.gpu_hours:,.0f}{host}; {cost.usd:,.0f} USD at {cost.price:g} a GPU-hour")
+        line("failure", f"{cost.failure_chance:.1%} chance of a hardware failure in the run (Llama 3 405B's rate)")
+    line("weights", f"{size(saved.weights)}, saved in {duration(saved.weights_seconds)}")
+    line("restart point", f"{size(saved.state)}, saved in {duration(saved.state_seconds)}")
+    if saved.interval_seconds:
+        every = f"every {duration(saved.interval_seconds)}, {saved.interval_steps:,} steps"
+        line("checkpoint", f"{every} (Young): {saved.lost_share:.1%} of the time goes to saves and repeated work")
+    return table
+
+
+def _settings(plan: Plan) -> Table:
+    table = Table(title="Memory at the peak of a step, each setting", title_justify="left")
+    for name in ("", "setting", "a GPU", "headroom", "host, a node", "fits", "nodes needed"):
+        table.add_column(
+            name, justify="left" if name in ("", "setting", "fits") else "right", no_wrap=name == "setting"
+        )
+    for one in plan.settings:
+        needed = plan.nodes_needed[one.setting.name]
+        table.add_row(
+            "*" if one is plan.own else "",
+            one.setting.name,
+            size(sum(one.gpu.values())),
+            f"{one.headroom:.0%}",
+            size(sum(one.host.values())) if one.host else "",
+            "yes" if one.fits else "[red]no[/red]",
+            f"{needed:,}" if needed else "none holds it",
+        )
+    table.caption = "* the recipe's own"
+    return table
+
+
+def _parts(own: Memory) -> Table:
+    table = Table(title=f"{own.setting.name}: parts at its peak, the {own.peak}", title_justify="left")
+    table.add_column("part")
+    table.add_column("a GPU", justify="right")
+    table.add_column("host, a node", justify="right")
+    for part in dict.fromkeys([*own.gpu, *own.host]):
+        table.add_row(part, *(size(held[part]) if part in held else "" for held in (own.gpu, own.host)))
+    table.add_section()
+    table.add_row("total", size(sum(own.gpu.values())), size(sum(own.host.values())) if own.host else "")
+    table.add_row("there is", size(own.gpu_room), size(own.host_room))
+    return table
+
+
+def _assumed(plan: Plan) -> list[str]:
+    return [f"[yellow]note:[/yellow] {warning}" for warning in plan.warnings]
