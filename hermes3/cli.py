@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from hermes3.mix import cli as mix_cli
+from hermes3.plan import cli as plan_cli
+from hermes3.recipe import cli as recipe_cli
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
@@ -15,6 +17,8 @@ app = typer.Typer(
 chat_app = typer.Typer(no_args_is_help=True, help="Look at conversations as a model sees them.")
 tokenizer_app = typer.Typer(no_args_is_help=True, help="Make the Hermes tokenizer.")
 app.add_typer(mix_cli.app, name="mix")
+app.command("check")(recipe_cli.check)
+app.command("plan")(plan_cli.plan)
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(chat_app, name="chat")
 
@@ -98,22 +102,14 @@ def chat_show(
 
 
 @app.command()
-def check(
-    recipes: Annotated[list[Path] | None, typer.Argument(help="recipes to check; all of recipes/ by default")] = None,
+def consolidate(
+    checkpoint: Annotated[Path, typer.Argument(help="checkpoint-N of a DeepSpeed run, such as the 405B's")],
+    out: Annotated[Path, typer.Argument(help="folder to write: the whole model in bf16")],
 ) -> None:
-    """Hold recipes to Axolotl's own schema, and to what that schema lets pass."""
-    from hermes3.recipe.validate import validate
+    """Join the parts that the ranks of a DeepSpeed run saved into one model, to evaluate, merge or serve."""
+    from hermes3.train import consolidate
 
-    bad = 0
-    for recipe in recipes or sorted(Path("recipes").glob("*.yml")):
-        try:
-            validate(recipe)
-            print(f"ok   {recipe}")
-        except ValueError as error:
-            bad += 1
-            print(f"BAD  {error}", file=sys.stderr)
-    if bad:
-        raise typer.Exit(1)
+    print(f"{out}: {consolidate.consolidate(checkpoint, out):,} bytes of weights")
 
 
 @app.command("eval")

@@ -1,18 +1,16 @@
 """Which keys Axolotl reads on the code path that a recipe takes: the recipe is trained for one step, and watched.
 
-Axolotl's validator accepts many keys that nothing reads afterwards, or that another path reads. So its real path is run,
-from `load_cfg` to the last save, in a forked process, on a throw-away model and rows (`throwaway.py`), and every read of
-the configuration is noted with the line that reads. What a CPU cannot honour is switched off for this; for those keys
-alone the evidence is a line of the source that reads the key (`evidence.py`).
+Axolotl's validator accepts many keys that nothing reads afterwards, or that another path reads. So its real path is
+run, from `load_cfg` to the last save, in a forked process, on a throw-away model and rows (`throwaway.py`), and every
+read of the configuration is noted with the line that reads. What a CPU cannot honour is switched off for this; for
+those keys alone the evidence is a line of the source that reads the key (`evidence.py`).
 """
 
 import copy
 import gc
 import json
 import os
-import re
 import signal
-import sys
 import tempfile
 import traceback
 from collections import OrderedDict
@@ -20,11 +18,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from hermes3.recipe import throwaway
 from hermes3.recipe.hardware import CPU
+from hermes3.recipe.watch import short_name, watch
 
 # For the trial: values that a CPU can honour, or that make it short. None: the key is left out
 CPU_VALUES = {
@@ -54,8 +52,6 @@ SHORT_VALUES = {
 }
 # Plugins whose kernels need a GPU
 GPU_PLUGINS = ("axolotl.integrations.liger.", "axolotl.integrations.cut_cross_entropy.")
-# What reads everything, or reads in order to judge: no evidence that a key acts
-NO_READERS = re.compile(r"axolotl/(utils/schemas|telemetry)/|/(validate_config|load_cfg|generate_dataset_hash_from_config)$")
 # Names, which decide nothing
 NAMES = ("wandb_name", "wandb_project", "wandb_mode", "output_dir", "base_model", "dataset_prepared_path", "path")
 MAX_SECONDS = 120  # for a trial; it takes two
@@ -63,7 +59,7 @@ MAX_SECONDS = 120  # for a trial; it takes two
 
 @dataclass(frozen=True)
 class Trace:
-    """`readers`: key, or `datasets.KEY` -> the lines that read it, first first. `switched_off`: keys to look up instead.
+    """`readers`: key, or `datasets.KEY` -> the lines that read it, in order. `switched_off`: keys to look up instead.
 
     `stopped`: why the trial did not come to its end; None if it did.
     """
@@ -74,7 +70,7 @@ class Trace:
 
 
 def trial_of(recipe: dict[str, Any]) -> tuple[dict[str, Any], frozenset[str]]:
-    """The recipe as it is tried on a CPU, without the paths of the trial; and the keys whose value was changed for it."""
+    """The recipe as a CPU can try it, but for the trial's paths; and the keys that were changed or left out for it."""
     trial = copy.deepcopy(recipe)
     plugins = [name for name in recipe.get("plugins") or [] if not name.startswith(GPU_PLUGINS)]
     dropped = [name for name in recipe.get("plugins") or [] if name.startswith(GPU_PLUGINS)]
@@ -116,7 +112,7 @@ def traces(recipes: list[dict[str, Any]], done: Callable[[int, int], None] = lam
     paths = [json.dumps(_choice(trial), sort_keys=True) for trial, _ in trials]
     todo = {path: trial for path, (trial, _) in zip(paths, trials, strict=True) if path not in _DONE}
     if todo:
-        _prepare()
+        prepare()
     running: dict[int, tuple[str, tempfile.TemporaryDirectory]] = {}
     waiting, n_todo = list(todo.items()), len(todo)
     while waiting or running:
@@ -139,7 +135,7 @@ _DONE: dict[str, tuple[dict[str, list[str]], str | None]] = {}
 
 
 def _choice(value: Any, key: str = "") -> Any:
-    """What of a value may choose the path that Axolotl takes: not which name it is, nor which number, if it is not 0."""
+    """What of a value may choose the path that Axolotl takes: not which name it is, nor which number other than 0."""
     if key in NAMES:
         return "name"
     if isinstance(value, dict):
@@ -150,7 +146,7 @@ def _choice(value: Any, key: str = "") -> Any:
 
 
 @lru_cache
-def _prepare() -> tempfile.TemporaryDirectory:
+def prepare() -> tempfile.TemporaryDirectory:
     """Once, rather than in every child: the heavy imports, the packer's compilation and the throw-away model."""
     import axolotl.cli.train
     import axolotl.core.builders
@@ -194,7 +190,7 @@ def _child(work: Path, trial: dict[str, Any]) -> None:
             _train(work, trial, readers)
         except BaseException as error:  # whatever ends it is the finding
             last = traceback.extract_tb(error.__traceback__)[-1]
-            stopped = f"{type(error).__name__}: {error} ({_short(last.filename)}:{last.lineno})"
+            stopped = f"{type(error).__name__}: {error} ({short_name(last.filename)}:{last.lineno})"
         text = json.dumps({"readers": readers, "stopped": stopped})
         (work / "reads.json.new").write_text(text, encoding="utf-8")
         os.replace(work / "reads.json.new", work / "reads.json")
@@ -215,7 +211,12 @@ def _train(work: Path, trial: dict[str, Any], readers: dict[str, list[str]]) -> 
     torch.set_num_threads(1)  # a forked process must not use the parent's thread pool
     for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_", "PARALLELISM_", "WORLD_"))]:
         del os.environ[name]
-    os.environ |= {"HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1", "WANDB_MODE": "disabled"}
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "AXOLOTL_DO_NOT_TRACK": "1",
+        "WANDB_MODE": "disabled",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     PluginManager.get_instance().plugins = OrderedDict()
     save = datasets.Dataset.save_to_disk  # with `num_proc`, even 1, it starts a Python, which takes ten seconds
     datasets.Dataset.save_to_disk = lambda *args, num_proc=None, **kwargs: save(*args, **kwargs)
@@ -227,53 +228,9 @@ def _train(work: Path, trial: dict[str, Any], readers: dict[str, list[str]]) -> 
             throwaway.write_rows(folder, trial, entry)
             entry["path"] = str(folder)
     trial |= {name: str(work / name) for name in ("output_dir", "dataset_prepared_path")}
-    trial["base_model"] = str(Path(_prepare().name) / "base")
+    trial["base_model"] = str(Path(prepare().name) / "base")
     file = work / "recipe.yml"
     file.write_text(yaml.safe_dump(trial), encoding="utf-8")
 
     watch(readers, config_path=str(file), data_under=str(work))
     do_train(load_cfg(str(file)), TrainerCliArgs())
-
-
-def watch(readers: dict[str, list[str]], config_path: str, data_under: str) -> None:
-    """Have Axolotl's configuration class note who reads which key. For this process, and for good.
-
-    The configuration, and an entry of its `datasets`, are known by what they hold, so that a copy of either counts too.
-    Copying reads nothing: `dict(cfg)` and `**cfg` do not ask for single keys.
-    """
-    from axolotl.utils.dict import DictDefault
-
-    def note(self: DictDefault, key: Any, frame: FrameType | None) -> None:
-        if dict.get(self, "axolotl_config_path") == config_path:
-            name = str(key)
-        elif str(dict.get(self, "path")).startswith(data_under):
-            name = f"datasets.{key}"
-        else:
-            return
-        while frame and frame.f_code.co_filename.endswith(("/addict.py", "axolotl/utils/dict.py", __file__)):
-            frame = frame.f_back
-        where = _short(frame.f_code.co_filename)
-        if NO_READERS.search(f"{where}/{frame.f_code.co_name}"):
-            return
-        line = f"{where}:{frame.f_lineno}"
-        known = readers.setdefault(name, [])
-        if line not in known:
-            known.append(line)
-
-    getitem, get = DictDefault.__getitem__, DictDefault.get
-
-    def noted_getitem(self, key):
-        note(self, key, sys._getframe(1))
-        return getitem(self, key)
-
-    def noted_get(self, key, default=None):
-        note(self, key, sys._getframe(1))
-        return get(self, key, default)
-
-    DictDefault.__getitem__, DictDefault.get = noted_getitem, noted_get
-
-
-def _short(filename: str) -> str:
-    """`axolotl/core/builders/base.py`, `hermes3/train/plugin.py`."""
-    root = str(Path(__file__).parents[2])
-    return filename.rpartition("site-packages/")[2].removeprefix(root + "/")

@@ -49,9 +49,7 @@ def write_rows(out: Path, recipe: dict[str, Any], entry: dict[str, Any]) -> None
 def _row(recipe: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
     kind = entry.get("type")
     names = {"role": "role", "content": "content"} | (entry.get("message_property_mappings") or {})
-    user, assistant = (
-        {names["role"]: role, names["content"]: TEXT} for role in ("user", "assistant")
-    )
+    user, assistant = ({names["role"]: role, names["content"]: TEXT} for role in ("user", "assistant"))
     if recipe.get("rl"):
         if str(kind).startswith("chat_template"):
             context, chosen, rejected = (

@@ -1,0 +1,139 @@
+"""Everything that can be known of a recipe on a laptop: `hermes3 check`.
+
+In turn: the rules of this project, its DeepSpeed file, Axolotl's schema and validators for the declared hardware,
+prepared data, conformance with the paper, and which of its keys Axolotl reads.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hermes3.recipe.conform import Row, table
+from hermes3.recipe.finding import ERROR, NOTE, Finding
+from hermes3.recipe.hardware import hardware_of
+from hermes3.recipe.ignored import Reader
+
+
+@dataclass
+class Report:
+    """What was found of the recipe at `path`. `rows`: the conformance table; `readers`: who reads each key."""
+
+    path: Path
+    findings: list[Finding] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    readers: list[Reader] = field(default_factory=list)
+
+    @property
+    def errors(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.level == ERROR]
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts: `{"recipe", "ok", "findings", "conformance", "reads"}`."""
+        return {
+            "recipe": str(self.path),
+            "ok": not self.errors,
+            "findings": [asdict(finding) for finding in self.findings],
+            "conformance": [asdict(row) for row in self.rows],
+            "reads": [asdict(reader) for reader in self.readers],
+        }
+
+
+def notes(reports: list[Report]) -> dict[str, int]:
+    """The notes of all reports -> of how many recipes each is true."""
+    return Counter(str(finding) for report in reports for finding in report.findings if finding.level == NOTE)
+
+
+def default_recipes() -> list[Path]:
+    return [*sorted(Path("recipes").glob("*.yml")), *sorted(Path("recipes/experiments").glob("*.yml"))]
+
+
+def check(path: Path) -> Report:
+    """The report of one recipe."""
+    return check_all([path])[0]
+
+
+def check_all(paths: list[Path], progress: Callable[[str], None] = lambda text: None) -> list[Report]:
+    """The reports of recipes, in their order. `progress` is told what is going on. Some ten seconds are imports."""
+    progress("loading Axolotl")
+    with _quiet():
+        from hermes3.recipe import ignored, reads, schema  # noqa: F401
+
+        reads.prepare()
+    reports, recipes = [], {}
+    for number, path in enumerate(paths, 1):
+        progress(f"{number} of {len(paths)}: {path}")
+        report, recipe = _without_reads(path)
+        reports.append(report)
+        if recipe is not None:
+            recipes[path] = recipe
+    traces = reads.traces(list(recipes.values()), lambda done, of: progress(f"training for one step: {done} of {of}"))
+    traced = dict(zip(recipes, traces, strict=True))
+    for report in reports:
+        if report.path in traced:
+            recipe, trace = recipes[report.path], traced[report.path]
+            report.readers = ignored.readers(recipe, trace)
+            report.findings += ignored.findings(recipe, trace)
+    return reports
+
+
+def _without_reads(path: Path) -> tuple[Report, dict[str, Any] | None]:
+    """The report but for who reads what; and the recipe if it can be tried, which one that Axolotl refuses cannot."""
+    from hermes3.recipe import deepspeed_file, rules, schema
+    from hermes3.recipe.prepared import check_prepared
+    from hermes3.recipe.validate import read
+
+    report = Report(path)
+    try:
+        recipe = read(path)
+    except ValueError as error:
+        report.findings.append(_finding(path, error, "file"))
+        return report, None
+    report.findings += [*rules.findings(path, recipe), *deepspeed_file.findings(path, recipe)]
+    try:
+        hardware = hardware_of(path, recipe)
+    except ValueError as error:
+        report.findings.append(_finding(path, error, "hardware"))
+        return report, None
+    wrong, resolved = schema.findings(recipe, hardware)
+    report.findings += wrong
+    try:
+        check_prepared(path, recipe)
+    except ValueError as error:
+        report.findings.append(_finding(path, error, "datasets"))
+    report.rows, wrong_marks = table(path, recipe, hardware)
+    report.findings += wrong_marks
+    return report, recipe if resolved and not wrong else None
+
+
+def _finding(path: Path, error: ValueError, key: str) -> Finding:
+    """A finding of an error that reads `FILE: KEY: what is wrong; what to do`."""
+    text = str(error).removeprefix(f"{path}: ")
+    what, _, remedy = text.rpartition("; ")
+    first, colon, rest = (what or text).partition(": ")
+    if colon and " " not in first:
+        key, what = first, rest
+    return Finding(key, what or text, remedy if what else "mend it")
+
+
+class _quiet:
+    """Swallow what imports print of machines without a GPU: a dozen lines about kernels that nobody here uses."""
+
+    def __enter__(self):
+        import logging
+        import warnings
+
+        warnings.simplefilter("ignore")
+        logging.disable(logging.ERROR)
+        self.null, self.saved = os.open(os.devnull, os.O_WRONLY), os.dup(2)
+        os.dup2(self.null, 2)
+
+    def __exit__(self, *error):
+        import logging
+
+        os.dup2(self.saved, 2)
+        os.close(self.saved)
+        os.close(self.null)
+        logging.disable(logging.NOTSET)

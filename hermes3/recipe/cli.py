@@ -1,0 +1,43 @@
+"""The verb `hermes3 check`."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def check(
+    recipes: Annotated[list[Path] | None, typer.Argument(help="recipes; all of recipes/ by default")] = None,
+    table: Annotated[bool, typer.Option("--table", help="every recipe's values beside the paper's")] = False,
+    reads: Annotated[bool, typer.Option("--reads", help="which line of which package reads each key")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+) -> None:
+    """Hold recipes to Axolotl, to the paper and to their own promises, on any machine; 1 if there is an error."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # needs no GPU, and a process that has opened one cannot be forked
+    from rich.console import Console
+
+    from hermes3.recipe import check, show
+
+    with Console(stderr=True).status("") as status:
+        reports = check.check_all(recipes or check.default_recipes(), status.update)
+    if as_json:
+        print(json.dumps([report.to_json() for report in reports], indent=1))
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        for report in reports:
+            print(show.line(report))
+            if report.rows and not reads and (table or len(reports) == 1):
+                console.print(show.conformance(report))
+            if report.readers and reads:
+                console.print(show.reads(report))
+        for what, n in check.notes(reports).items():
+            print(f"note {what}{f' (and {n - 1} more)' if n > 1 else ''}")
+        print(show.CHECKED)
+    for report in reports:
+        for finding in report.errors:
+            print(f"BAD  {report.path}: {finding}", file=sys.stderr)
+    if any(report.errors for report in reports):
+        raise typer.Exit(1)

@@ -1,0 +1,96 @@
+"""A recipe's DeepSpeed JSON held to DeepSpeed's own configuration classes, and to what this project trains with."""
+
+import difflib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hermes3.recipe.evidence import lines_that_fill
+from hermes3.recipe.finding import Finding
+
+GATHER = "stage3_gather_16bit_weights_on_model_save"
+
+
+def findings(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
+    """What is wrong with the DeepSpeed file that the recipe at `path` names; a missing one is reported elsewhere."""
+    file = recipe.get("deepspeed")
+    if not isinstance(file, str) or not Path(file).is_file():
+        return
+    try:
+        config = json.loads(Path(file).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        yield Finding("deepspeed", f"{file} is not JSON: {error}", "mend it")
+        return
+    yield from _keys(file, config)
+    zero = config.get("zero_optimization", {})
+    if zero.get("stage") != 3:
+        yield Finding(
+            "deepspeed",
+            f"{file}: zero_optimization.stage is {zero.get('stage')}: each GPU would hold a whole copy of the weights",
+            "set stage: 3",
+        )
+    if config.get("bf16", {}).get("enabled") is not True and recipe.get("bf16"):
+        yield Finding(
+            "deepspeed", f"{file}: bf16 is off, and the recipe has bf16: true", 'set "bf16": {"enabled": true}'
+        )
+    huge = "405b" in f"{path.stem} {recipe.get('base_model')}".lower() and not recipe.get("adapter")
+    if huge and zero.get(GATHER):
+        yield Finding(
+            "deepspeed",
+            f"{file}: {GATHER} is true: each save would gather 812 GB of weights in rank 0's memory",
+            f"set {GATHER}: false, and join the parts with `hermes3 consolidate`",
+        )
+
+
+def _keys(file: str, config: dict[str, Any]) -> Iterator[Finding]:
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    for name in config:
+        if name not in (known := _top_level()):
+            yield _unknown(file, name, known)
+    for part, model in {"zero_optimization": DeepSpeedZeroConfig, "bf16": DeepSpeedBF16Config}.items():
+        try:
+            model(**config.get(part, {}))  # leaves out what is "auto", and refuses what it does not know
+        except ValidationError as error:
+            known = {info.alias or name for name, info in model.model_fields.items()}
+            for fault in error.errors():
+                name = ".".join(map(str, fault["loc"]))
+                if fault["type"] == "extra_forbidden":
+                    yield _unknown(file, f"{part}.{name}", {f"{part}.{other}" for other in known})
+                else:
+                    yield Finding("deepspeed", f"{file}: {part}.{name}: {fault['msg']}", "mend it")
+    for name in _auto(config):
+        if not lines_that_fill(name):
+            yield Finding("deepspeed", f'{file}: {name} is "auto", and transformers fills no such key', "give a value")
+
+
+def _unknown(file: str, name: str, known: set[str]) -> Finding:
+    close = difflib.get_close_matches(name, known, n=1)
+    return Finding("deepspeed", f"{file}: unknown key {name}", f"did you mean {close[0]}?" if close else "leave it out")
+
+
+def _top_level() -> set[str]:
+    """Names that DeepSpeed looks up at the top of the file: its constants, and the parts' names."""
+    from deepspeed.monitor import config as monitor
+    from deepspeed.runtime import constants
+    from deepspeed.runtime.activation_checkpointing import config as checkpointing
+
+    names = {value for key, value in vars(constants).items() if key.isupper() and isinstance(value, str)}
+    return names | {
+        checkpointing.ACT_CHKPT,
+        "zero_optimization",
+        "bf16",
+        "fp16",
+        *monitor.DeepSpeedMonitorConfig.model_fields,
+    }
+
+
+def _auto(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _auto(value, f"{prefix}{name}.")
+        elif value == "auto":
+            yield prefix + name

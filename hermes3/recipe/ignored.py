@@ -1,0 +1,77 @@
+"""Keys that a recipe sets and nothing reads, each with what reads it elsewhere."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from hermes3.recipe.evidence import lines_that_read, on_path
+from hermes3.recipe.finding import Finding, note
+from hermes3.recipe.reads import Trace
+
+# Parts of a recipe whose keys are read one by one; any other mapping is handed on whole
+ENTRIES = ("datasets", "test_datasets")
+SHARDING = "fsdp_config"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The first line that reads `key`. `seen`: in the trial; else in the source, where the trial cannot go."""
+
+    key: str
+    line: str | None
+    seen: bool
+
+
+def readers(recipe: dict[str, Any], trace: Trace) -> list[Reader]:
+    """One for each key of the recipe, in its order; `datasets.KEY` and `fsdp_config.KEY` too."""
+    found = []
+    for key, value in recipe.items():
+        found.append(_reader(key, key, trace, recipe))
+        if key in ENTRIES:
+            inner = dict.fromkeys(name for entry in value for name, given in entry.items() if given is not None)
+            found += [_reader(f"{key}.{name}", f"datasets.{name}", trace, recipe) for name in inner]
+        elif key == SHARDING and isinstance(value, dict):
+            found += [_shard_reader(name, recipe) for name in value]
+    return found
+
+
+def _reader(label: str, name: str, trace: Trace, recipe: dict[str, Any]) -> Reader:
+    if seen := trace.readers.get(name):
+        return Reader(label, seen[0], True)
+    if name not in trace.switched_off and not trace.stopped:
+        return Reader(label, None, False)
+    lines = on_path(lines_that_read(name), recipe, recipe.get("plugins") or [])
+    return Reader(label, lines[0] if lines else None, False)
+
+
+def _shard_reader(name: str, recipe: dict[str, Any]) -> Reader:
+    lines = on_path(lines_that_read(name, of=SHARDING), recipe, [])
+    return Reader(f"{SHARDING}.{name}", lines[0] if lines else None, False)
+
+
+def findings(recipe: dict[str, Any], trace: Trace) -> Iterator[Finding]:
+    """An error for each key that is set and never read; a note when the trial itself did not come to its end."""
+    if trace.stopped:
+        yield note(
+            "the trial", f"stopped on the throw-away model: {trace.stopped}", "keys were looked up in the source"
+        )
+    for reader in readers(recipe, trace):
+        if reader.line is None:
+            yield Finding(
+                reader.key, f"set, and never read under {_path(recipe)}{_elsewhere(reader.key)}", "leave it out"
+            )
+
+
+def _path(recipe: dict[str, Any]) -> str:
+    words = [f"rl: {recipe['rl']}" if recipe.get("rl") else "SFT"]
+    words += [f"adapter: {recipe['adapter']}"] if recipe.get("adapter") else []
+    words += ["sample_packing"] if recipe.get("sample_packing") else []
+    return ", ".join(words)
+
+
+def _elsewhere(key: str) -> str:
+    part, _, name = key.rpartition(".")
+    lines = lines_that_read(
+        name, of=part if part == SHARDING else "cfg" if not part else r"(ds_cfg|dataset_config|dataset|d|cfg)"
+    )
+    return f" (elsewhere: {', '.join(lines[:2])})" if lines else " (nothing in Axolotl reads it)"

@@ -1,0 +1,216 @@
+"""What Axolotl accepts and this project refuses: what trains wrongly, loses checkpoints or cannot be repeated."""
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hermes3.recipe.finding import Finding, note
+
+PLUGIN = "hermes3.train.plugin.HermesPlugin"
+LM_EVAL = "axolotl.integrations.lm_eval.LMEvalPlugin"
+# Keys that a recipe must give, and what Axolotl 0.19 does without them
+REQUIRED = {
+    "seed": ("data would be shuffled differently on every run", "add seed: 42"),
+    "attn_implementation": ("packed samples would attend to each other", "add attn_implementation: flash_attention_2"),
+    "dataloader_num_workers": (
+        "each rank would start as many workers as the job has ranks",
+        "add dataloader_num_workers: 2",
+    ),
+}
+# Attention that tests/test_packing.py proves to keep packed samples apart; the first needs a GPU to be proven
+ISOLATING = ("flash_attention_2", "sdpa", "eager")
+DDP_TIMEOUT = 7200  # seconds; a save of 812 GB, or reading them, takes longer than torch's 1800 on a slow file system
+NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+
+
+def findings(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
+    """Everything that needs no import of Axolotl, for the recipe at `path`."""
+    for rule in (_required, _plugins, _numbers, _data, _precision, _files, _sharding, _saving, _base):
+        yield from rule(path, recipe)
+
+
+def _required(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
+    for key, (consequence, remedy) in REQUIRED.items():
+        if recipe.get(key) is None:
+            yield Finding(key, f"{key} is missing; {consequence}", remedy)
+    if recipe.get("trust_remote_code") is not False:
+        yield Finding(
+            "trust_remote_code",
+            "not false: code that comes with a model would be run",
+            "set trust_remote_code: false; Llama needs none",
+        )
+    if (recipe.get("ddp_timeout") or 0) < DDP_TIMEOUT:
+        given = recipe.get("ddp_timeout", "absent, so torch's 1800")
+        yield Finding(
+            "ddp_timeout",
+            f"{given}: ranks that wait for a save of the weights would end the run",
+            f"set ddp_timeout: {DDP_TIMEOUT}",
+        )
+    if recipe.get("warmup_steps") == 1:
+        yield Finding("warmup_steps", "1: Axolotl makes it 2", "set 0 or 2")
+
+
+def _plugins(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
+    plugins = recipe.get("plugins") or []
+    if PLUGIN not in plugins:
+        yield Finding(
+            "plugins",
+            f"{PLUGIN} is missing: packs of the first epoch would come again in every epoch",
+            f"add - {PLUGIN}",
+        )
+    if LM_EVAL in plugins:
+        yield Finding(
+            "plugins",
+            f"{LM_EVAL} runs lm_eval on every rank, without the chat template",
+            "leave it out, and run hermes3 eval on a checkpoint",
+        )
+
+
+def _numbers(path: Path, recipe: dict[str, Any], prefix: str = "") -> Iterator[Finding]:
+    for key, value in recipe.items():
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, dict):
+                yield from _numbers(path, inner, f"{prefix}{key}.")
+            elif isinstance(inner, str) and NUMBER.fullmatch(inner):
+                yield Finding(
+                    f"{prefix}{key}", f"YAML reads {inner} as text, not as a number", f"write {_with_point(inner)}"
+                )
+
+
+def _with_point(text: str) -> str:
+    base, _, power = text.lower().partition("e")
+    return f"{base if '.' in base else base + '.0'}e{power if power[0] in '+-' else '+' + power}"
+
+
+def _data(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
+    attention = recipe.get("attn_implementation")
+    if recipe.get("sample_packing") and attention not in (None, *ISOLATING):
+        yield Finding(
+            "attn_implementation",
+            f"{attention} is not known to keep packed samples apart",
+            f"with sample_packing use one of {', '.join(ISOLATING)}",
+        )
+
+
+def _precision(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
+    if recipe.get("bf16") == "auto" or "bf16" not in recipe:
+        yield Finding(
+            "bf16",
+            f"{recipe.get('bf16', 'absent')}: on a machine without bf16 Axolotl trains in fp16",
+            "set bf16: true on GPUs, false on a CPU",
+        )
+    if recipe.get("fp16"):
+        yield Finding("fp16", "overflows on Llama 3.1, which was trained in bf16", "set bf16: true and leave fp16 out")
+    if recipe.get("fsdp_config") and recipe.get("bf16") and PLUGIN not in (recipe.get("plugins") or []):
+        yield Finding(
+            "fsdp_config",
+            "FSDP2 with bf16: true keeps weights and Adam's moments in bf16, which loses most of an update of 7e-6",
+            f"add {PLUGIN} to plugins, which keeps them in fp32",
+        )
+
+
+def _files(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
+    named = {key: recipe.get(key) for key in ("deepspeed", "chat_template_jinja")}
+    for entry in recipe.get("datasets") or []:
+        named["datasets.chat_template_jinja"] = entry.get("chat_template_jinja")
+    for key, value in named.items():
+        inline = key != "deepspeed" and isinstance(value, str) and ("{" in value or "\n" in value)
+        if isinstance(value, str) and not inline and not Path(value).is_file():
+            yield Finding(key, f"no file {value} (relative to the working directory)", _existing(Path(value)))
+
+
+def _existing(missing: Path) -> str:
+    there = sorted(str(file) for file in missing.parent.glob(f"*{missing.suffix}"))
+    return f"there are {', '.join(there)}" if there else "run from the root of the repository"
+
+
+def _sharding(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
+    fsdp = recipe.get("fsdp_config") or recipe.get("fsdp")
+    if fsdp and recipe.get("deepspeed"):
+        yield Finding(
+            "deepspeed", "given beside fsdp_config, and Axolotl then takes FSDP without a word", "keep one of the two"
+        )
+    inside = recipe["fsdp_config"].get("fsdp_version") if isinstance(recipe.get("fsdp_config"), dict) else None
+    if fsdp and str(recipe.get("fsdp_version") or inside) != "2":
+        yield Finding("fsdp_version", "not 2, so the deprecated FSDP1", "set fsdp_version: 2")
+
+
+def _saving(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
+    if recipe.get("save_safetensors") is False:
+        yield Finding("save_safetensors", "false: pickled weights can run code where they are loaded", "leave it out")
+    per_epoch, strategy = recipe.get("saves_per_epoch"), recipe.get("save_strategy", "epoch")
+    if not recipe.get("rl") and (recipe.get("save_steps") or strategy != "epoch" and not per_epoch):
+        given = f"save_steps: {recipe['save_steps']}" if recipe.get("save_steps") else strategy
+        yield Finding(
+            "save_strategy",
+            f"{given} keeps no checkpoint of each epoch, and the best epoch is chosen of them",
+            "set save_strategy: epoch; restart_steps saves in between",
+        )
+    epochs = int(recipe.get("num_epochs") or 1)
+    needed = epochs * int(per_epoch or 1) + (1 if recipe.get("restart_steps") else 0)
+    limit = recipe.get("save_total_limit") or 4
+    if limit < needed:
+        yield Finding(
+            "save_total_limit",
+            f"{limit}{'' if 'save_total_limit' in recipe else ' by default'}, and "
+            f"{needed} checkpoints must survive ({epochs} epochs"
+            f"{', and a restart point' if recipe.get('restart_steps') else ''}): the oldest would be deleted",
+            f"set save_total_limit: {needed} or more",
+        )
+
+
+def _base(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
+    from hermes3.model_folder import header_names
+
+    base = recipe.get("base_model")
+    if not isinstance(base, str):
+        yield Finding("base_model", "missing", "name the folder of the model to start from")
+        return
+    folder = Path(base)
+    for output, other in sorted(_adapters(path).items()):
+        if Path(output) == folder:
+            yield Finding(
+                "base_model",
+                f"{base} is what {other} writes, an adapter: its base would load with random "
+                "linear layers, or without the adapter",
+                f"run `axolotl merge-lora {other}` and set {base}/merged",
+            )
+    weights = folder / "model.safetensors"
+    parts = (
+        [name for name in header_names(weights) if ".base_layer." in name or ".lora_" in name]
+        if weights.is_file()
+        else []
+    )
+    if (folder / "adapter_config.json").is_file() or parts:
+        yield Finding(
+            "base_model",
+            f"{base} holds an adapter ({parts[0] if parts else 'adapter_config.json'}), not a whole model",
+            f"merge it with `axolotl merge-lora` and set {base}/merged",
+        )
+    elif not folder.is_dir():
+        yield note("base_model", f"{base} is not built yet", "see the comment on its line")
+
+
+@lru_cache
+def _recipe_files(folder: Path) -> tuple[tuple[Path, str, str | None], ...]:
+    """(file, output_dir, adapter) of the recipes beside a recipe, below and above it."""
+    found = []
+    for file in sorted({*folder.glob("*.yml"), *folder.glob("experiments/*.yml"), *folder.parent.glob("*.yml")}):
+        try:
+            other = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, OSError):
+            continue
+        if isinstance(other, dict) and isinstance(other.get("output_dir"), str):
+            found.append((file, other["output_dir"], other.get("adapter")))
+    return tuple(found)
+
+
+def _adapters(path: Path) -> dict[str, Path]:
+    """output_dir -> recipe, of the neighbours that train an adapter and of the repository's."""
+    folders = {path.resolve().parent, Path("recipes").resolve(), Path("recipes/experiments").resolve()}
+    files = [entry for folder in sorted(folders) if folder.is_dir() for entry in _recipe_files(folder)]
+    return {output: file for file, output, adapter in files if adapter and file.resolve() != path.resolve()}

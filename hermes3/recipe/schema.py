@@ -1,0 +1,160 @@
+"""A recipe against Axolotl's own schema and validators, and against the names that these let pass or only warn of.
+
+Axolotl drops an unknown key without a word, at every level, and renames a deprecated one.
+"""
+
+import copy
+import difflib
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any, get_args
+
+from hermes3.recipe.finding import Finding
+from hermes3.recipe.hardware import CPU, Hardware
+
+
+def findings(recipe: dict[str, Any], hardware: Hardware) -> tuple[list[Finding], dict[str, Any]]:
+    """What is wrong, and the recipe as Axolotl resolves it on that hardware, with its defaults; {} if it refuses it."""
+    from axolotl.utils.config import validate_config
+    from axolotl.utils.dict import DictDefault
+    from pydantic import ValidationError
+
+    wrong: list[Finding] = []
+    with _plugins(recipe) as missing, _warnings() as warnings:
+        wrong += missing or _names(recipe)  # without a plugin its keys are unknown
+        try:
+            resolved = validate_config(DictDefault(copy.deepcopy(recipe)), *_capabilities(hardware)).to_dict()
+        except ValidationError as error:
+            return [*wrong, *map(_fault, error.errors())], {}
+        except (ValueError, DeprecationWarning) as error:
+            return [*wrong, _fault({"loc": (), "msg": str(error)})], {}
+    named = " ".join(map(str, wrong))
+    for text in warnings:
+        key = next((key for key in recipe if key in text), "recipe")
+        if "deprecated" in text and key not in named:
+            wrong.append(Finding(key, f"Axolotl warns: {text.strip()}", "use what it names instead"))
+    return wrong, resolved
+
+
+def _fault(error: dict[str, Any]) -> Finding:
+    """One of pydantic's errors. Axolotl's own validators give no place, but their message names the keys."""
+    key = ".".join(str(part) for part in error["loc"]) or "recipe"
+    return Finding(key, f"Axolotl refuses it: {error['msg'].removeprefix('Value error, ')}", "change it as it says")
+
+
+@contextmanager
+def _plugins(recipe: dict[str, Any]) -> Iterator[list[Finding]]:
+    """Register this recipe's plugins and no other's: the manager is one per process and forgets nothing."""
+    from axolotl.integrations.base import PluginManager
+    from axolotl.utils.config import prepare_plugins
+
+    manager = PluginManager.get_instance()
+    before, manager.plugins = manager.plugins, OrderedDict()
+    try:
+        with _warnings():
+            prepare_plugins(copy.deepcopy(recipe))
+        yield [
+            Finding(
+                "plugins",
+                f"{name} cannot be imported, and Axolotl would go on without it",
+                "mend its name, or install what it needs",
+            )
+            for name in recipe.get("plugins") or []
+            if name not in manager.plugins
+        ]
+    finally:
+        manager.plugins = before
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What Axolotl logs as warnings meanwhile, instead of its printing it."""
+    from axolotl.utils.logging import MultiProcessAdapter
+
+    MultiProcessAdapter.warning_once.cache_clear()  # it would not repeat for the second recipe
+    logger = logging.getLogger("axolotl")
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())
+    before = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [handler], False
+    try:
+        yield said
+    finally:
+        logger.handlers, logger.propagate = before
+
+
+def _names(recipe: dict[str, Any]) -> Iterator[Finding]:
+    from axolotl.integrations.config import merge_input_args
+    from axolotl.utils.schemas.datasets import DPODataset, SFTDataset
+    from axolotl.utils.schemas.deprecated import DeprecatedParameters
+    from axolotl.utils.schemas.enums import CustomSupportedOptimizers
+    from axolotl.utils.schemas.fsdp import FSDPConfig
+    from transformers import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    model = merge_input_args()[1]
+    yield from _unknown(recipe, model, "")
+    for key, value in recipe.items():
+        info = model.model_fields.get(key)
+        if key in DeprecatedParameters.model_fields or (info and info.deprecated and value is not None):
+            advice = info.deprecated if info and isinstance(info.deprecated, str) else "leave it out"
+            yield Finding(key, "deprecated", advice.rstrip(". "))
+    entries = {key: recipe.get(key) or [] for key in ("datasets", "test_datasets")}
+    for key, given in entries.items():
+        for entry in given:
+            yield from _unknown(entry, DPODataset if recipe.get("rl") == "dpo" else SFTDataset, f"{key}.")
+    if isinstance(recipe.get("fsdp_config"), dict):
+        yield from _unknown(recipe["fsdp_config"], FSDPConfig, "fsdp_config.")
+    optimizers = {name.value for enum in (OptimizerNames, CustomSupportedOptimizers) for name in enum}
+    yield from _unknown_value("optimizer", recipe.get("optimizer", "adamw_torch_fused"), optimizers)
+    schedules = {name.value for name in SchedulerType} | {"one_cycle", "rex"}
+    yield from _unknown_value("lr_scheduler", recipe.get("lr_scheduler", "cosine"), schedules)
+
+
+def _unknown(given: dict[str, Any], model: Any, prefix: str) -> Iterator[Finding]:
+    """Names that a pydantic model does not take, here and in the parts that are models themselves."""
+    known = _keys(model)
+    for name, value in given.items():
+        if name not in known:
+            yield Finding(prefix + name, "unknown key, which Axolotl drops without a word", _nearest(name, known))
+        elif isinstance(value, dict) and name != "fsdp_config" and (part := _part(model, name)):
+            yield from _unknown(value, part, f"{prefix}{name}.")
+
+
+def _part(model: Any, name: str) -> Any:
+    """The model that a field holds, if it holds one and nothing else (but None)."""
+    from pydantic import BaseModel
+
+    info = model.model_fields.get(name)
+    kinds = [kind for kind in get_args(info.annotation) or [info.annotation] if kind is not type(None)] if info else []
+    return kinds[0] if len(kinds) == 1 and isinstance(kinds[0], type) and issubclass(kinds[0], BaseModel) else None
+
+
+def _unknown_value(key: str, value: Any, known: set[str]) -> Iterator[Finding]:
+    if value not in known:
+        yield Finding(key, f"unknown {key} {value}", _nearest(str(value), known))
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else "leave it out"
+
+
+def _keys(model: Any) -> set[str]:
+    """The names that a pydantic model takes: its fields' and their aliases'."""
+    names = set(model.model_fields)
+    for info in model.model_fields.values():
+        names |= {info.alias, *getattr(info.validation_alias, "choices", [info.validation_alias])} - {None}
+    return names
+
+
+def _capabilities(hardware: Hardware) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What Axolotl would find out by itself on the hardware that the recipe declares."""
+    cuda, hopper = hardware.gpu != CPU, hardware.gpu not in (CPU, "a100-40gb", "a100-80gb")
+    compute = ("sm_90" if hopper else "sm_80") if cuda else None
+    gpu = dict(bf16=cuda, fp8=hopper, tf32=cuda, n_gpu=hardware.gpus, compute_capability=compute)
+    return gpu, {"torch_version": version("torch").split("+")[0]}
