@@ -9,6 +9,8 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from hermes3.model_folder import check_model
+
 TASKS = Path("eval/tasks")
 
 
@@ -47,16 +49,6 @@ def command(model: Path, out: Path, suite: Suite) -> list[str]:
         *("--apply_chat_template", "--batch_size", str(suite.batch_size), "--seed", str(suite.seed)),
         *("--output_path", str(out), "--log_samples"),
     ]
-
-
-def check_model(model: Path) -> None:
-    """Refuse what `from_pretrained` would load wrongly, or what no chat prompt can be given to."""
-    if not (model / "config.json").is_file():
-        raise ValueError(f"{model}: no config.json; give the folder of a whole model")
-    if (model / "adapter_config.json").is_file():
-        raise ValueError(f"{model}: a LoRA adapter; run `axolotl merge-lora RECIPE` and evaluate {model}/merged")
-    if not (model / "chat_template.jinja").is_file():
-        raise ValueError(f"{model}: no chat_template.jinja; make it with `hermes3 tokenizer build`")
 
 
 def run(model: Path, out: Path, suite_path: Path, dry_run: bool = False) -> None:

@@ -114,6 +114,19 @@ def test_dpo_raises_preference_accuracy(report):
     assert row["SFT+DPO"]["low"] > row["SFT"]["high"]
 
 
+def test_dpo_leaves_the_end_of_turn(report):
+    """SFT teaches to stop; DPO, whose loss compares answers and not when they end, must not unlearn it."""
+    row = next(row for row in report["scores"]["rows"] if row["task"] == "tiny_end_of_turn")
+    base, sft, dpo = (row["scores"][stage] for stage in ("base", "SFT", "SFT+DPO"))
+    assert sft["low"] > base["high"]
+    assert dpo["low"] > 0.9
+    assert next(pair for pair in row["comparisons"] if pair["after"] == "SFT+DPO")["mark"] != "worse"
+
+
+def test_the_dpo_folder_holds_the_adapter_alone():
+    assert [path.name for path in (TINY / "dpo").glob("*.safetensors*")] == ["adapter_model.safetensors"]
+
+
 def test_prompts_went_through_the_chat_template():
     samples = sorted((TINY / "eval/sft").rglob("samples_tiny_tool_call_*.jsonl"))[-1]
     prompt = json.loads(samples.read_text().splitlines()[0])["arguments"]["gen_args_0"]["arg_0"]

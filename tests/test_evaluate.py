@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from hermes3.evaluate import check_model, command, load
+from hermes3.evaluate import command, load
 
 sys.path.insert(0, str(ROOT / "eval/tasks"))
 TOOL = {
@@ -74,16 +74,34 @@ def test_the_command_scores_through_the_chat_template(tmp_path):
     assert "--apply_chat_template" in argv and "--log_samples" in argv
 
 
-def test_an_adapter_is_refused(tmp_path):
-    for name in ("config.json", "adapter_config.json"):
-        (tmp_path / name).write_text("{}")
-    with pytest.raises(ValueError, match="merge-lora"):
-        check_model(tmp_path)
+@pytest.mark.parametrize("ends", [False, True])
+def test_an_answer_that_is_cut_has_not_ended(base, ends):
+    """lm-eval's own generation: a model of random weights never ends its turn, one biased to the end of turn does."""
+    import chat_task
+    import torch
+    import yaml
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    if ends:
+        bias = torch.zeros(model.vocab_size)
+        bias[tokenizer.convert_tokens_to_ids(chat_task.END)] = 100
+        model.lm_head.register_forward_hook(lambda module, args, logits: logits + bias)
+    text = (ROOT / "eval/tasks/tiny_end_of_turn.yaml").read_text().replace("!function ", "")
+    arguments = ("Say hello.", yaml.safe_load(text)["generation_kwargs"])
+    request = Instance("generate_until", {}, arguments, 0)
+    answers = HFLM(pretrained=model, tokenizer=tokenizer, device="cpu").generate_until([request], disable_tqdm=True)
+    assert chat_task.score_end({}, answers) == {"ended": int(ends)}
 
 
-def test_a_model_without_template_is_refused(llama):
-    with pytest.raises(ValueError, match="no chat_template.jinja"):
-        check_model(llama)
+def test_the_byte_that_marks_a_cut_answer_is_llama_3_s_too(hermes_llama):
+    import chat_task
+    from transformers import AutoTokenizer
+
+    assert AutoTokenizer.from_pretrained(hermes_llama).decode([188]) == chat_task.CUT
 
 
 def test_a_failed_run_is_an_error(base, tmp_path):

@@ -15,6 +15,7 @@ from hermes3.chat.prompts import tools_system
 from hermes3.chat.tool_calls import parse_tool_calls
 
 END = "<|im_end|>"
+CUT = "\0"  # token 188 of Llama 3's vocabulary, and of any byte-level BPE whose first 256 tokens are the bytes
 
 
 class ChatTask(ConfigurableTask):
@@ -86,6 +87,11 @@ def score_json(doc: dict, results: list[str]) -> dict[str, int]:
     except json.JSONDecodeError:
         return {"valid": 0, "exact": 0}
     return {"valid": int(fits(value, row["schema"])), "exact": int(value == row["expected"])}
+
+
+def score_end(doc: dict, results: list[str]) -> dict[str, int]:
+    """ended: the model ended its turn within the limit of tokens; at the limit the task forces the byte `CUT`."""
+    return {"ended": int(not results[0].endswith(CUT))}
 
 
 def fits(value: object, schema: dict) -> bool:

@@ -12,6 +12,7 @@ TASK_LABELS = {
     "tiny_tool_call": "Tool call",
     "tiny_json_mode": "JSON mode",
     "tiny_preference": "Preference",
+    "tiny_end_of_turn": "End of turn",
 }
 METRIC_LABELS = {
     "acc": "accuracy",
@@ -19,9 +20,11 @@ METRIC_LABELS = {
     "valid": "valid form",
     "exact": "exact match",
     "exact_match": "exact match",
+    "ended": "answers that end within the limit",
 }
 # The metric that stands for a task in the mean: the strictest one that it has.
 HEADLINE = ("exact_match", "acc", "valid", "exact", "acc_norm")
+NOT_QUALITY = {"ended": "it says that an answer stops, not that it is right"}
 
 
 def score_table(stages: list[Stage]) -> dict[str, Any]:
@@ -119,6 +122,8 @@ def _means(stages: list[Stage], headline: dict[str, ScoreKey]) -> dict[str, Any]
             reasons = ["no interval"]
         if not reasons and not scores[0].higher_is_better:
             reasons = ["lower is better"]
+        if not reasons and key[1] in NOT_QUALITY:
+            reasons = [NOT_QUALITY[key[1]]]
         label = TASK_LABELS.get(task, task)
         if reasons:
             left_out.append({"task": label, "reason": reasons[0]})
