@@ -1,12 +1,13 @@
-"""What a training step of a Llama holds in memory, by torch's FSDP2 memory tracker: `python tests/plan_tracker.py CASES`.
+"""What a training step of a Llama holds in memory, by torch's FSDP2 tracker: `python tests/plan_tracker.py CASES`.
 
 Every tensor is fake: transformers' model, Liger's Python, FSDP2 and AdamW run whole, and allocate as on a GPU, but no
-kernel runs. Three stand-ins: FlashAttention-2 is an autograd function that saves what it saves, Triton's launches do
-nothing, and the loss' gradient is taken to be 1. A process of its own, as all this is set for the whole process.
+kernel runs. Stand-ins: FlashAttention-2 is an autograd function that saves what it saves, dropout is CUDA's,
+Triton's launches do nothing, and the loss' gradient is taken to be 1. All this is set for the whole process, so it has
+one of its own.
 
 CASES: JSON list of {layers, hidden, intermediate, heads, kv_heads, vocab, tokens, ranks, fp32, checkpointing, liger,
-fused_loss}. Prints a JSON list of {loss, backward, "optimizer step": peak bytes, states: {parameters, optimizer},
-activations: bytes kept from the forward for the backward pass}.
+fused_loss, rank}. Prints a JSON list of {loss, backward, "optimizer step": peak bytes, states: {parameters, optimizer},
+activations: bytes kept from the forward for the backward pass}. With a LoRA's rank: {activations} alone, unsharded.
 """
 
 import json
@@ -47,8 +48,8 @@ def attend(module, query, key, value, mask, **kwargs):
     return Attention.apply(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)), None
 
 
-def measure(case: dict) -> dict:
-    """One case: two steps, of which the second, with optimizer states there, is measured."""
+def prepare(case: dict) -> LlamaConfig:
+    """transformers' Llama as imported, then Liger's parts in it if the case says so."""
     for name, one in AS_IMPORTED.items():
         setattr(llama, name, one)
     llama.LlamaForCausalLM.forward = FORWARD
@@ -67,6 +68,40 @@ def measure(case: dict) -> dict:
         use_cache=False,
     )
     config._attn_implementation = "as_saved"
+    return config
+
+
+def saved_by_lora(case: dict, config: LlamaConfig) -> int:
+    """Bytes that autograd saves in a forward pass of a bf16 model with an adapter on all linears, weights apart."""
+    from peft import LoraConfig, get_peft_model
+
+    kept = {}
+
+    def keep(tensor):
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.device("meta"):  # peft moves its weights, which fake tensors do not allow
+        torch.set_default_dtype(torch.bfloat16)
+        lora = LoraConfig(r=case["rank"], lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(llama.LlamaForCausalLM(config), lora, autocast_adapter_dtype=False).train()
+        torch.set_default_dtype(torch.float32)
+        model.enable_input_require_grads()
+        tokens, positions = torch.zeros(1, case["tokens"], dtype=torch.long), torch.arange(case["tokens"])[None]
+        weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model(input_ids=tokens, position_ids=positions).logits.sum()
+        found = sum(one.untyped_storage().nbytes() for at, one in kept.items() if at not in weights)
+    del loss
+    return found
+
+
+def measure(case: dict) -> dict:
+    """One case: two steps, of which the second, with optimizer states there, is measured."""
+    config = prepare(case)
+    if case["rank"]:
+        return {"activations": saved_by_lora(case, config)}
     dist.init_process_group("fake", rank=0, world_size=case["ranks"], store=FakeStore())
     mesh = init_device_mesh("cpu", (case["ranks"],))
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16)
@@ -116,5 +151,6 @@ def peak(tracker: FSDPMemTracker) -> int:
 if __name__ == "__main__":
     triton.runtime.jit.JITFunction.run = lambda *args, **kwargs: None
     torch.equal = lambda *args: True
+    torch.nn.functional.dropout = lambda x, p, *rest: torch.native_dropout(x, p, True)[0]  # as on CUDA: a mask of bools
     AttentionInterface.register("as_saved", attend)
     print(json.dumps([measure(case) for case in json.loads(sys.argv[1])]))

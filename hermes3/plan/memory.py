@@ -1,7 +1,7 @@
 """Memory of one GPU and of one node by part, at each setting: bytes at the peak of a training step.
 
-Model states: Rajbhandari et al. 2020, ZeRO, arXiv 1910.02054, section 3 (2 + 2 + 12 bytes a parameter with Adam in mixed
-precision). Buffers: DeepSpeed 0.18's stage3.py and partitioned_param_coordinator.py, and FSDP2 as its tracker sees it.
+Model states: Rajbhandari et al. 2020, ZeRO, arXiv 1910.02054, section 3 (2 + 2 + 12 bytes a parameter with Adam in
+mixed precision). Buffers: DeepSpeed 0.18's stage3.py and partitioned_param_coordinator.py; FSDP2's as its tracker sees.
 A step has three moments that can be its peak: the loss, a layer's backward pass, the optimizer's step.
 """
 
@@ -61,16 +61,20 @@ def memory(shape: Shape, work: Work, setting: Setting, gpu: Gpu, nodes: int, per
         },
         "optimizer step": {"step": step},
     }
+    if setting.engine != ZERO3 and work.accumulation == 1:
+        # none before the backward pass, in which they come as the layers' inputs go; ZeRO-3 has a buffer for them
+        moments["loss"]["gradients"] = 0
+        moments["backward"]["gradients"] = max(0, gpu_parts["gradients"] - inputs - whole)
+    base = gpu_parts | {"CUDA and NCCL": 0 if gpu.is_cpu else OVERHEAD}
+    moments = {name: base | parts for name, parts in moments.items()}
     totals = {name: sum(parts.values()) for name, parts in moments.items()}
     peak = max(totals, key=totals.__getitem__)
-    overhead = 0 if gpu.is_cpu else OVERHEAD
-    base = gpu_parts | {"CUDA and NCCL": overhead}
-    parts = {name: size for name, size in (base | moments[peak]).items() if size}
+    parts = {name: size for name, size in moments[peak].items() if size}
     return Memory(
         setting=setting,
         nodes=nodes,
         peak=peak,
-        moments={name: total + sum(base.values()) for name, total in totals.items()},
+        moments=totals,
         gpu=parts,
         host={name: size for name, size in host.items() if size},
         gpu_room=gpu.memory,

@@ -1,6 +1,6 @@
 """All that `hermes3 plan` says of one recipe."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def plan(
     price: float | None = None,
     bandwidth: float | None = None,
 ) -> Plan:
-    """Plan the recipe at `path`, on other hardware than its own if `gpus` or `gpu` say so. `ValueError` if it cannot."""
+    """Plan the recipe at `path`, on its own hardware unless `gpus` or `gpu` say other. `ValueError` if it cannot."""
     recipe = read(path)
     hardware = hardware_of(path, recipe)
     device = gpu_of(gpu or hardware.gpu)
@@ -86,6 +86,7 @@ def plan(
     shape, own = shape_of(path, recipe), setting_of(path, recipe)
     work, warnings = work_of(recipe)
     batch, accumulation = batches(path, recipe, n)
+    work = replace(work, accumulation=accumulation)
     planned, assumed = schedule(path, recipe, batch, mix)
     warnings += assumed
     ways = [own, *(one for one in SETTINGS if one.name != own.name)]

@@ -10,7 +10,7 @@ from hermes3.recipe.hardware import hardware_of
 
 PAPER_TOKENS = 390e6  # Table 1
 PAPER_PACKING = 0.96  # SFT section: share of a sequence that is not padding
-ROW_TOKENS = 390  # a conversation's mean: the released Hermes-3-Dataset has 380 M tokens in 959 K rows
+ROW_TOKENS = 396  # a conversation's mean: the released Hermes-3-Dataset has 380 M tokens in 959 K rows
 PAPER_DPO_STEPS = 1_200  # where the 8B's DPO plot ends
 PAIR_TOKENS = 1_000  # assumed: two times a prompt with its answer
 

@@ -25,6 +25,7 @@ class Work:
     preference: bool = False  # the loss is DPO's
     rank: int = 0  # LoRA's; 0: every parameter is trained
     dropout: bool = False  # LoRA's
+    accumulation: int = 1  # micro-batches a step
     moments: int = 2  # fp32 numbers that the optimizer keeps a parameter: Adam 2, RMSProp 1
 
     def trained(self, shape: Shape) -> int:
@@ -46,11 +47,11 @@ class Work:
 
     def _linear_inputs(self, shape: Shape) -> int:
         """Bytes a token of what the seven linears keep to compute their weights' gradients."""
-        if not self.rank:
-            return self.width * (2 * shape.hidden + shape.intermediate)  # after each norm, and the product
-        # a frozen matrix needs no input, but each adapter keeps its own dropped-out copy and the mask of it
-        copies = sum(inputs for inputs, _ in shape.linears) * ((self.width + 1) if self.dropout else self.width)
-        return copies + LORA_LINEARS * self.rank * self.width
+        inner = LORA_LINEARS * self.rank * self.width  # between an adapter's two matrices
+        if not self.dropout:
+            return self.width * (2 * shape.hidden + shape.intermediate) + inner  # after each norm, and the product
+        # a frozen matrix needs no input, but each adapter keeps its own dropped-out copy, and a mask of one byte
+        return sum(inputs for inputs, _ in shape.linears) * (self.width + 1) + inner
 
     def layer_backward(self, shape: Shape) -> int:
         """Bytes of gradients that are alive with a layer's activations, at the peak: in the MLP."""
@@ -61,7 +62,7 @@ class Work:
     def loss(self, shape: Shape) -> int:
         """Bytes at the loss' peak, the last hidden states and their gradient included.
 
-        Liger goes through the tokens in chunks, but holds the output matrix' gradient, the chunk's share of it, and that
+        Liger goes through the tokens in chunks, but holds the output matrix' gradient, a chunk's share of it, and that
         in fp32 (liger_kernel/ops/fused_linear_cross_entropy.py). Unfused: three fp32 copies of the logits.
         """
         hidden, v, w = 3 * self.layer_input(shape), shape.vocab, self.width
@@ -81,8 +82,6 @@ def work_of(recipe: dict[str, Any]) -> tuple[Work, list[str]]:
     micro = recipe.get("micro_batch_size") or 1
     preference = recipe.get("rl") == "dpo"
     tokens = recipe["sequence_len"] * micro * (2 if preference else 1)
-    if recipe.get("adapter"):
-        warnings.append("activations of a LoRA are estimated: from what its layers save, not held to a measurement")
     if preference:
         warnings.append(f"memory is for pairs at their longest, {tokens:,} tokens a micro-batch")
     if recipe.get("optimizer") not in (None, "rmsprop") and "adamw" not in str(recipe["optimizer"]):
@@ -96,7 +95,7 @@ def work_of(recipe: dict[str, Any]) -> tuple[Work, list[str]]:
         fused_loss=bool(recipe.get("liger_fused_linear_cross_entropy")),
         preference=preference,
         rank=recipe.get("lora_r") or 0 if recipe.get("adapter") else 0,
-        dropout=bool(recipe.get("lora_dropout")),
+        dropout=bool(recipe.get("adapter") and recipe.get("lora_dropout")),
         moments=1 if recipe.get("optimizer") == "rmsprop" else 2,
     )
     return work, warnings
