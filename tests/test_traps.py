@@ -316,6 +316,7 @@ def dpo(base, axolotl_process, tmp_path_factory) -> dict[bool, list]:
     recipe = {key: value for key, value in recipe_of("tiny_dpo").items() if "wandb" not in key}
     recipe |= {"base_model": str(base), "output_dir": str(folder / "out"), "max_steps": 1, "save_strategy": "no"}
     recipe |= {"dataset_prepared_path": str(folder / "prepared"), "gradient_accumulation_steps": 2}
+    recipe |= {"neftune_noise_alpha": 5}
     recipe["datasets"][0]["path"] = str(folder / "train")
 
     def trainer(plugin: bool, before: int):
@@ -328,6 +329,11 @@ def dpo(base, axolotl_process, tmp_path_factory) -> dict[bool, list]:
 
     gc.freeze()
     return {plugin: [trainer(plugin, before) for before in (1, 2)] for plugin in (False, True)}
+
+
+def test_neftune_is_not_handed_to_dpo(dpo):
+    assert {trainer.args.neftune_noise_alpha for trainer in dpo[False]} == {None}
+    assert {trainer.args.neftune_noise_alpha for trainer in dpo[True]} == {5}
 
 
 def test_adapters_are_drawn_before_the_seed_is_set(dpo):
