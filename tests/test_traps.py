@@ -273,13 +273,14 @@ def test_save_strategy_no_is_refused(refuse):
     refuse(recipe_of("8b_sft", **unquoted), "save_strategy")
 
 
-def test_one_warmup_step_becomes_two_and_absent_weight_decay_zero(base, tmp_path, refuse):
+def test_keys_of_the_trainer_that_are_absent_or_one(base, tmp_path, refuse):
     mix = write_mix(tmp_path / "mix", [20] * 40)
-    cfg = load_cfg(str(write_recipe(tmp_path, mix, base, warmup_steps=1, weight_decay=None)))
+    cfg = load_cfg(str(write_recipe(tmp_path, mix, base, warmup_steps=1, weight_decay=None, save_total_limit=None)))
     args = setup_model_and_trainer(cfg, load_datasets(cfg=cfg))[0].args
-    assert (args.warmup_steps, args.weight_decay) == (2, 0)
+    assert (args.warmup_steps, args.weight_decay, args.save_total_limit) == (2, 0, 4)
     assert all("weight_decay" in read(path) for path in RECIPES)
     refuse(recipe_of("8b_sft", warmup_steps=1), "warmup_steps")
+    refuse(recipe_of("8b_sft", save_total_limit=None), "save_total_limit: 4 by default")
 
 
 def test_the_number_of_steps_is_drawn_before_the_seed_is_set(base, tmp_path):
