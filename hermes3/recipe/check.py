@@ -65,7 +65,7 @@ def check_all(paths: list[Path], progress: Callable[[str], None] = lambda text: 
     reports, recipes = [], {}
     for number, path in enumerate(paths, 1):
         progress(f"{number} of {len(paths)}: {path}")
-        report, recipe = _without_reads(path)
+        report, recipe = inspect(path)
         reports.append(report)
         if recipe is not None:
             recipes[path] = recipe
@@ -75,12 +75,13 @@ def check_all(paths: list[Path], progress: Callable[[str], None] = lambda text: 
         if report.path in traced:
             recipe, trace = recipes[report.path], traced[report.path]
             report.readers = ignored.readers(recipe, trace)
-            report.findings += ignored.findings(recipe, trace)
+            known = {finding.key for finding in report.errors}
+            report.findings += [found for found in ignored.findings(recipe, trace) if found.key not in known]
     return reports
 
 
-def _without_reads(path: Path) -> tuple[Report, dict[str, Any] | None]:
-    """The report but for who reads what; and the recipe if it can be tried, which one that Axolotl refuses cannot."""
+def inspect(path: Path) -> tuple[Report, dict[str, Any] | None]:
+    """The report but for who reads what, in a fraction of a second; and the recipe, None if Axolotl refuses it."""
     from hermes3.recipe import deepspeed_file, rules, schema
     from hermes3.recipe.prepared import check_prepared
     from hermes3.recipe.validate import read
@@ -105,7 +106,7 @@ def _without_reads(path: Path) -> tuple[Report, dict[str, Any] | None]:
         report.findings.append(_finding(path, error, "datasets"))
     report.rows, wrong_marks = table(path, recipe, hardware)
     report.findings += wrong_marks
-    return report, recipe if resolved and not wrong else None
+    return report, recipe if resolved else None
 
 
 def _finding(path: Path, error: ValueError, key: str) -> Finding:

@@ -137,7 +137,8 @@ def _line(key, value, mark: Mark, parts: dict[str, Mark], paper: Paper, hardware
 def _batch(
     recipe: dict[str, Any], hardware: Hardware, paper: Paper, marks: dict[str, Mark]
 ) -> tuple[Row, list[Finding]]:
-    micro, accumulation = recipe.get("micro_batch_size", 1), recipe.get("gradient_accumulation_steps", 1)
+    given = [recipe.get(key) for key in BATCH[:2]]
+    micro, accumulation = (value if isinstance(value, int) else 1 for value in given)
     batch = micro * accumulation * hardware.gpus
     sum_ = f"{micro} x {accumulation} x {hardware.gpus} = {batch}"
     declared = [marks[key].reason for key in BATCH if marks.get(key, NONE).whose == "experiment"]

@@ -22,6 +22,7 @@ from typing import Any
 
 from hermes3.recipe import throwaway
 from hermes3.recipe.hardware import CPU
+from hermes3.recipe.rules import GPU_PLUGINS
 from hermes3.recipe.watch import short_name, watch
 
 # For the trial: values that a CPU can honour, or that make it short. None: the key is left out
@@ -50,8 +51,6 @@ SHORT_VALUES = {
     "sequence_len": throwaway.SEQUENCE_LEN,
     "wandb_mode": "disabled",
 }
-# Plugins whose kernels need a GPU
-GPU_PLUGINS = ("axolotl.integrations.liger.", "axolotl.integrations.cut_cross_entropy.")
 # Names, which decide nothing
 NAMES = ("wandb_name", "wandb_project", "wandb_mode", "output_dir", "base_model", "dataset_prepared_path", "path")
 MAX_SECONDS = 120  # for a trial; it takes two

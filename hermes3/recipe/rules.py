@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from hermes3.recipe.finding import Finding, note
+from hermes3.recipe.hardware import CPU
 
 PLUGIN = "hermes3.train.plugin.HermesPlugin"
 LM_EVAL = "axolotl.integrations.lm_eval.LMEvalPlugin"
@@ -23,13 +24,15 @@ REQUIRED = {
 }
 # Attention that tests/test_packing.py proves to keep packed samples apart; the first needs a GPU to be proven
 ISOLATING = ("flash_attention_2", "sdpa", "eager")
+# Plugins whose kernels need a GPU
+GPU_PLUGINS = ("axolotl.integrations.liger.", "axolotl.integrations.cut_cross_entropy.")
 DDP_TIMEOUT = 7200  # seconds; a save of 812 GB, or reading them, takes longer than torch's 1800 on a slow file system
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 def findings(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     """Everything that needs no import of Axolotl, for the recipe at `path`."""
-    for rule in (_required, _plugins, _numbers, _data, _precision, _files, _sharding, _saving, _base):
+    for rule in (_required, _plugins, _numbers, _data, _precision, _cpu, _files, _sharding, _saving, _base):
         yield from rule(path, recipe)
 
 
@@ -43,7 +46,7 @@ def _required(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
             "not false: code that comes with a model would be run",
             "set trust_remote_code: false; Llama needs none",
         )
-    if (recipe.get("ddp_timeout") or 0) < DDP_TIMEOUT:
+    if _number(recipe, "ddp_timeout", 0) < DDP_TIMEOUT:
         given = recipe.get("ddp_timeout", "absent, so torch's 1800")
         yield Finding(
             "ddp_timeout",
@@ -81,6 +84,12 @@ def _numbers(path: Path, recipe: dict[str, Any], prefix: str = "") -> Iterator[F
                 )
 
 
+def _number(recipe: dict[str, Any], key: str, default: int) -> int | float:
+    """The value if it is a number other than 0; what is none, Axolotl's schema refuses."""
+    value = recipe.get(key)
+    return value if value and isinstance(value, (int, float)) else default
+
+
 def _with_point(text: str) -> str:
     base, _, power = text.lower().partition("e")
     return f"{base if '.' in base else base + '.0'}e{power if power[0] in '+-' else '+' + power}"
@@ -111,6 +120,21 @@ def _precision(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
             "FSDP2 with bf16: true keeps weights and Adam's moments in bf16, which loses most of an update of 7e-6",
             f"add {PLUGIN} to plugins, which keeps them in fp32",
         )
+
+
+def _cpu(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
+    """What Axolotl's validators let pass for a CPU, and its trainer cannot do there."""
+    hardware = recipe.get("hardware")
+    if not isinstance(hardware, dict) or hardware.get("gpu") != CPU:
+        return
+    for key in ("bf16", "tf32", "fp8"):
+        if recipe.get(key) not in (None, False):
+            yield Finding(key, f"{recipe[key]} on hardware.gpu: {CPU}", f"set {key}: false")
+    if str(recipe.get("attn_implementation")).startswith("flash"):
+        yield Finding("attn_implementation", f"flash-attention on hardware.gpu: {CPU}", "set attn_implementation: sdpa")
+    for name in recipe.get("plugins") or []:
+        if name.startswith(GPU_PLUGINS):
+            yield Finding("plugins", f"{name} needs a GPU, hardware.gpu is {CPU}", "leave it and its keys out")
 
 
 def _files(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
@@ -150,9 +174,9 @@ def _saving(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
             f"{given} keeps no checkpoint of each epoch, and the best epoch is chosen of them",
             "set save_strategy: epoch; restart_steps saves in between",
         )
-    epochs = int(recipe.get("num_epochs") or 1)
-    needed = epochs * int(per_epoch or 1) + (1 if recipe.get("restart_steps") else 0)
-    limit = recipe.get("save_total_limit") or 4
+    epochs = int(_number(recipe, "num_epochs", 1))
+    needed = epochs * int(_number(recipe, "saves_per_epoch", 1)) + (1 if recipe.get("restart_steps") else 0)
+    limit = _number(recipe, "save_total_limit", 4)  # Axolotl's default
     if limit < needed:
         yield Finding(
             "save_total_limit",
