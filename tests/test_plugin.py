@@ -1,14 +1,20 @@
 """The Axolotl plugin, driven through Axolotl's and accelerate's own classes."""
 
 import gc
+import os
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from accelerate import ParallelismConfig, PartialState
 from accelerate.data_loader import prepare_data_loader
+from axolotl.cli.config import load_cfg
+from axolotl.common.datasets import load_datasets
 from axolotl.integrations.base import PluginManager
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.samplers import MultipackBatchSampler
+from small_mix import write_mix, write_recipe
 from torch.utils.data import DataLoader, RandomSampler
 
 from hermes3.train.plugin import FreezeGarbage, HermesPlugin, RepackEveryEpoch
@@ -123,15 +129,42 @@ def test_neftune_reaches_the_preference_trainer(manager, cfg, expected):
     assert manager.get_training_args(DictDefault(cfg)) == expected
 
 
-@pytest.mark.parametrize(
-    ("cuda", "world_size", "device_map"), [(False, "2", {"": "cpu"}), (False, "1", None), (True, "2", None)]
-)
-def test_several_cpu_processes_keep_the_model_on_the_cpu(monkeypatch, cuda, world_size, device_map):
+@pytest.mark.parametrize(("cuda", "rank", "device_map"), [(False, "1", "cpu"), (False, None, None), (True, "1", None)])
+def test_cpu_ranks_keep_the_model_on_the_cpu(monkeypatch, cuda, rank, device_map):
+    """On a GPU, and where no launcher started the process, Axolotl's own choice stands."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
-    monkeypatch.setenv("WORLD_SIZE", world_size)
+    monkeypatch.delenv("RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("RANK", rank)
     cfg = DictDefault({})
     assert HermesPlugin().load_datasets(cfg) is None
-    assert cfg.device_map == device_map
+    assert cfg.device_map == (device_map and {"": device_map})
+
+
+@pytest.mark.parametrize("cuda", [True, False])
+def test_registering_changes_nothing_but_on_cpu_ranks(monkeypatch, cuda):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    monkeypatch.delenv("RANK", raising=False)
+    if cuda:
+        monkeypatch.setenv("RANK", "0")
+    before = dict(os.environ), PartialState._prepare_backend, ParallelismConfig.build_device_mesh
+    HermesPlugin().register({"deepspeed": "deepspeed_configs/zero3_bf16.json"})
+    assert before == (dict(os.environ), PartialState._prepare_backend, ParallelismConfig.build_device_mesh)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_the_number_of_steps_comes_from_the_seed(ours, base, tmp_path, axolotl_process):
+    """Axolotl packs for it with whatever the process is seeded with. When this fails without ours, it has mended it."""
+    lengths = np.random.default_rng(1).lognormal(np.log(20), 0.6, 200).clip(6, 64).astype(int)  # 69 or 70 packs
+    recipe = write_recipe(tmp_path, write_mix(tmp_path / "mix", lengths.tolist()), base)
+    steps = set()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        cfg = load_cfg(str(recipe))
+        if ours:
+            HermesPlugin().load_datasets(cfg)  # as `axolotl train` calls it
+        steps.add(load_datasets(cfg=cfg).total_num_steps)
+    assert (len(steps) == 1) == ours
 
 
 def test_the_adapter_is_drawn_from_the_seed(manager):

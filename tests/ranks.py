@@ -1,0 +1,144 @@
+"""Axolotl trainings on CPU ranks, as torchrun starts them, and what each rank saw.
+
+A server imports Axolotl once and forks every rank of every run, so that a run takes 10 seconds instead of 30.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from axolotl.integrations.base import BasePlugin
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from hermes3.train.cpu_ranks import use_gloo
+
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(
+    ["axolotl.cli.config", "axolotl.common.datasets", "axolotl.core.builders", "axolotl.train", "deepspeed"]
+)
+TIMEOUT = 400  # seconds; a minute or two of them to compile DeepSpeed's Adam for CPUs, once on a machine
+
+
+class Recorder(BasePlugin):
+    """Writes what each rank trains on to `record-RANK.jsonl` in the output folder: a line a step, one at the end."""
+
+    def add_callbacks_post_trainer(self, cfg, trainer) -> list[TrainerCallback]:
+        return [Record(trainer)]
+
+
+class OnCPU(BasePlugin):
+    """What lets Axolotl train on CPU ranks, and nothing else of our plugin."""
+
+    def register(self, cfg) -> None:
+        use_gloo(cfg)
+
+    def load_datasets(self, cfg, preprocess: bool = False) -> None:
+        cfg.device_map = {"": "cpu"}
+
+
+class Record(TrainerCallback):
+    def __init__(self, trainer):
+        self.trainer, self.packs = trainer, []
+        self.file = Path(trainer.args.output_dir) / f"record-{trainer.args.process_index}.jsonl"
+        trainer.model.register_forward_pre_hook(self.see, with_kwargs=True)
+
+    def see(self, module, args, inputs) -> None:
+        self.packs.append(hashlib.sha256(inputs["input_ids"].numpy().tobytes()).hexdigest()[:12])
+
+    def write(self, line: dict) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == int(os.environ.get("KILL_AT", -1)):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:
+            self.write({"step": state.global_step, "packs": self.packs, "loss": logs["loss"]})
+            self.packs = []
+
+    def on_train_end(self, args, state, control, **kwargs):
+        optimizer = self.trainer.optimizer
+        while hasattr(optimizer, "optimizer"):  # accelerate's and DeepSpeed's, around torch's
+            optimizer = optimizer.optimizer
+        weights, states = zip(*optimizer.state.items(), strict=True)
+        moments = [state[name] for state in states for name in ("exp_avg", "exp_avg_sq")]
+        self.write({"dtypes": [sorted({str(t.dtype) for t in tensors}) for tensors in (weights, moments)]})
+
+
+@dataclass
+class Run:
+    """One training. `codes` and `logs` are those of its ranks, in order."""
+
+    folder: Path
+    codes: list[int]
+    logs: list[str]
+
+    def lines(self, rank: int = 0) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / f"record-{rank}.jsonl").open()]
+
+    def losses(self) -> list[float]:
+        """Of each step, the mean of all ranks."""
+        return [line["loss"] for line in self.lines() if "loss" in line]
+
+    def steps(self) -> list[list[str]]:
+        """The packs of each step: its micro-batches in turn, the ranks in turn within each."""
+        ranks = [[line["packs"] for line in self.lines(rank) if "packs" in line] for rank in range(len(self.codes))]
+        return [sum(map(list, zip(*step, strict=True)), []) for step in zip(*ranks, strict=True)]
+
+    def dtypes(self) -> tuple[list[str], list[str]]:
+        """Of the weights that the optimizer changes, and of its moments."""
+        return tuple(self.lines()[-1]["dtypes"])
+
+    def weights(self, folder: str = ".") -> dict[str, torch.Tensor]:
+        return load_file(self.folder / folder / "model.safetensors")
+
+
+def train(recipe: Path, ranks: int = 2, **env) -> Run:
+    """Train `recipe` on so many ranks; `env`: further variables of theirs, e.g. KILL_AT, a step."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    shared |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)} | {key: str(env[key]) for key in env}
+    logs = [recipe.with_name(f"rank-{rank}.log") for rank in range(ranks)]
+    processes = [
+        FORK.Process(target=_rank, args=(recipe, log, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}))
+        for rank, log in enumerate(logs)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(TIMEOUT)
+    for process in processes:
+        process.kill()
+        process.join()
+    return result(recipe, [process.exitcode for process in processes])
+
+
+def result(recipe: Path, codes: list[int]) -> Run:
+    folder = Path(yaml.safe_load(recipe.read_text())["output_dir"])
+    logs = [path.read_text(errors="replace") for path in sorted(recipe.parent.glob("*.log"))]
+    return Run(folder, codes, logs)
+
+
+def _rank(recipe: Path, log: Path, env: dict[str, str]) -> None:
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ |= env
+    torch.set_num_threads(1)  # so small a model only waits for a second
+    sys.argv = ["axolotl.cli.train", str(recipe)]
+    from axolotl.cli.train import do_cli
+
+    do_cli(str(recipe))

@@ -1,0 +1,265 @@
+"""The distributed configurations train on two CPU ranks, through Axolotl: plain data parallel, ZeRO-3 and FSDP2.
+
+Two ranks take in one micro-batch what one rank takes in two (`gradient_accumulation_steps` 2), so that a run on either
+is held to the other. A run takes 10 to 20 seconds.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import ranks
+import torch
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+from ranks import Run, train
+from safetensors.torch import load_file
+from small_mix import SEQUENCE_LEN, write_mix, write_recipe
+
+from hermes3.recipe.validate import read
+
+ROOT = Path(__file__).parents[1]
+OURS = ["hermes3.train.plugin.HermesPlugin", "ranks.Recorder"]
+BARE = ["ranks.OnCPU", "ranks.Recorder"]
+EPOCH = 12  # steps
+SAVED = 16  # a checkpoint within the second epoch
+ROUNDING = 1e-6  # fp32: the ranks' gradients are summed in another order than micro-batches'
+BF16 = 2**-8  # relative, what rounding to bf16 may change
+# One file to compare, and no memory that only CUDA can pin
+HERE = {
+    "state_dict_type": "FULL_STATE_DICT",
+    "final_state_dict_type": "FULL_STATE_DICT",
+    "cpu_offload_pin_memory": False,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The server that forks the ranks starts with these variables."""
+    with mock.patch.dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT / "tests")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def mix(tmp_path_factory) -> Path:
+    """60 rows in 24 packs in each epoch: of an odd number two ranks would leave one out, and one rank would not."""
+    lengths = np.random.default_rng(2).lognormal(np.log(20), 0.6, 60).clip(6, SEQUENCE_LEN).astype(int)
+    return write_mix(tmp_path_factory.mktemp("distributed") / "mix", lengths.tolist())
+
+
+@pytest.fixture(scope="module")
+def recipe(mix, base):
+    """Write a recipe into a folder of the given name. `processes` as in `hardware`."""
+
+    def write(name: str, processes: int = 2, plugins: list[str] = OURS, **changes) -> Path:
+        changes = {"logging_steps": 1, "save_strategy": "steps", "save_steps": 8, "warmup_steps": 2} | changes
+        changes |= {"hardware": {"gpu": "cpu", "nodes": 1, "gpus_per_node": processes}, "plugins": plugins}
+        changes |= {"gradient_accumulation_steps": 2 // processes}
+        return write_recipe(mix.parent / name, mix, base, **changes)
+
+    return write
+
+
+def done(run: Run) -> Run:
+    assert set(run.codes) == {0}, run.logs[0][-3000:]
+    return run
+
+
+def same_weights(one: Run, other: Run) -> bool:
+    one, other = one.weights(), other.weights()
+    return all(torch.equal(one[name], other[name]) for name in one | other)
+
+
+@pytest.fixture(scope="module")
+def two(recipe) -> Run:
+    """Three epochs, launched as a user does."""
+    path = recipe("two")
+    command = [Path(sys.executable).with_name("torchrun"), "--nproc-per-node", "2", "-m", "axolotl.cli.train", path]
+    with (path.parent / "launcher.log").open("wb") as log:
+        code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log).returncode
+    return done(ranks.result(path, [code, code]))
+
+
+@pytest.fixture(scope="module")
+def one(recipe) -> Run:
+    return done(train(recipe("one", processes=1), 1))
+
+
+@pytest.fixture(scope="module")
+def bare(recipe) -> Run:
+    """Without our plugin."""
+    return done(train(recipe("bare", plugins=BARE)))
+
+
+# Plain data parallel
+
+
+def test_two_ranks_train_as_one_does(two, one):
+    assert len(two.losses()) == 3 * EPOCH
+    assert two.steps() == one.steps()
+    assert two.losses() == pytest.approx(one.losses(), rel=ROUNDING)
+    assert max(two.losses()[-EPOCH:]) < min(two.losses()[:EPOCH])
+    one, two = one.weights(), two.weights()
+    assert max((one[name] - two[name]).abs().max() for name in one) < ROUNDING
+
+
+def test_each_epoch_has_packs_of_its_own_on_two_ranks(two):
+    epochs = [two.steps()[start : start + EPOCH] for start in range(0, 3 * EPOCH, EPOCH)]
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def test_without_our_plugin_two_ranks_repeat_the_first_epoch_s_packs(bare):
+    """When this fails Axolotl or accelerate has mended it, and RepackEveryEpoch can go."""
+    assert bare.steps()[:EPOCH] == bare.steps()[EPOCH : 2 * EPOCH] == bare.steps()[2 * EPOCH :]
+
+
+def test_a_killed_run_goes_on_where_it_was_saved(two, recipe):
+    path = recipe("killed", auto_resume_from_checkpoints=True)
+    killed = train(path, KILL_AT=SAVED + 2)
+    assert killed.codes == [-9, -9]
+    assert killed.steps() == two.steps()[: SAVED + 2]
+    resumed = done(train(path))
+    assert resumed.steps()[SAVED + 2 :] == two.steps()[SAVED:]
+    assert resumed.losses()[SAVED + 2 :] == two.losses()[SAVED:]
+    assert same_weights(resumed, two)
+
+
+def test_a_resumed_rank_alone_sees_the_remaining_packs(one, recipe):
+    path = recipe("one-resumed", processes=1, resume_from_checkpoint=str(one.folder / f"checkpoint-{SAVED}"))
+    resumed = done(train(path, 1))
+    assert resumed.steps() == one.steps()[SAVED:]
+    assert same_weights(resumed, one)
+
+
+def test_without_our_plugin_a_resumed_rank_alone_sees_other_packs(recipe):
+    """On two ranks it sees the remaining ones: those of the first epoch, as in every epoch."""
+    bare = done(train(recipe("bare-one", processes=1, plugins=BARE), 1))
+    checkpoint = bare.folder / f"checkpoint-{SAVED}"
+    resumed = recipe("bare-one-resumed", processes=1, plugins=BARE, resume_from_checkpoint=str(checkpoint))
+    resumed = done(train(resumed, 1))
+    assert resumed.steps() != bare.steps()[SAVED:]
+    assert not same_weights(resumed, bare)
+
+
+def test_another_number_of_processes_is_refused(recipe):
+    refused = train(recipe("refused", processes=2), 1)
+    assert refused.codes == [1]
+    assert "the recipe is for 1 x 2 = 2 processes, this run has 1, and so another global batch" in refused.logs[0]
+
+
+# DeepSpeed ZeRO-3: the JSON files of the full-size recipes
+
+
+@pytest.fixture(scope="module")
+def zero(recipe):
+    """One epoch under a JSON of `deepspeed_configs/`, in bf16."""
+
+    def run(name: str, config: str, ranks: int = 2, **changes) -> Run:
+        changes = {"deepspeed": str(ROOT / f"deepspeed_configs/{config}.json"), "bf16": True, "num_epochs": 1} | changes
+        return done(train(recipe(name, processes=ranks, **changes), ranks))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def zero3(zero) -> Run:
+    """As the 8B's recipe has it."""
+    return zero("zero3", "zero3_bf16")
+
+
+@pytest.fixture(scope="module")
+def offloaded(zero) -> Run:
+    """As the 405B's recipe has it: also, no rank gathers the whole model."""
+    return zero("offloaded", "zero3_bf16_cpuoffload")
+
+
+def test_zero3_on_two_ranks_trains_as_on_one(zero3, zero):
+    alone = zero("zero3-one", "zero3_bf16", ranks=1)
+    assert zero3.steps() == alone.steps()
+    assert zero3.losses() == pytest.approx(alone.losses(), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def in_fp32(recipe) -> Run:
+    """The same epoch on one rank, without DeepSpeed."""
+    return done(train(recipe("fp32", processes=1, num_epochs=1), 1))
+
+
+@pytest.mark.parametrize("config", ["zero3", "offloaded"])
+def test_zero3_keeps_fp32_weights_and_moments_and_computes_in_bf16(config, request, in_fp32):
+    run = request.getfixturevalue(config)
+    assert run.dtypes() == (["torch.float32"], ["torch.float32"])
+    assert run.steps() == in_fp32.steps()
+    assert run.losses() == pytest.approx(in_fp32.losses(), rel=BF16)
+    assert run.losses() != pytest.approx(in_fp32.losses(), rel=ROUNDING)
+
+
+@pytest.mark.parametrize(("config", "json_name"), [("zero3", "zero3_bf16"), ("offloaded", "zero3_bf16_cpuoffload")])
+def test_a_sharded_zero3_checkpoint_goes_on_as_it_was(config, json_name, zero, request):
+    run = request.getfixturevalue(config)
+    checkpoint = run.folder / "checkpoint-8"
+    shards = sorted(path.name for path in checkpoint.glob("global_step8/*optim_states.pt"))
+    assert len(shards) == 2
+    resumed = zero(f"{config}-resumed", json_name, resume_from_checkpoint=str(checkpoint))
+    assert resumed.steps() == run.steps()[8:]
+    assert resumed.losses() == run.losses()[8:]
+
+
+def test_the_shards_hold_the_model_that_is_gathered(zero3, offloaded, zero):
+    """`zero_to_fp32.py`, which DeepSpeed leaves beside its checkpoints, joins what no rank gathered."""
+    gathered = zero3.weights()
+    assert {tensor.dtype for tensor in gathered.values()} == {torch.bfloat16}
+    joined = get_fp32_state_dict_from_zero_checkpoint(str(zero3.folder / f"checkpoint-{EPOCH}"))
+    assert joined.keys() == gathered.keys()
+    for name, tensor in joined.items():
+        assert tensor.dtype == torch.float32 and torch.equal(tensor.bfloat16(), gathered[name])
+    assert not list(offloaded.folder.rglob("*.safetensors"))
+    assert (offloaded.folder / "zero_to_fp32.py").is_file()
+    joined = get_fp32_state_dict_from_zero_checkpoint(str(offloaded.folder))
+    assert joined.keys() == gathered.keys()
+
+
+# FSDP2, and bf16 without DeepSpeed
+
+
+@pytest.fixture(scope="module")
+def bf16(recipe):
+    """Five steps at 7e-6. `sharded`: under FSDP2 as the 405B's recipe has it."""
+
+    def run(name: str, sharded: bool, **changes) -> Run:
+        changes = {"bf16": True, "max_steps": 5, "learning_rate": 7.0e-6, "lr_scheduler": "constant"} | changes
+        if sharded:
+            fsdp = read(ROOT / "recipes/405b_sft_fsdp.yml")["fsdp_config"]
+            changes = {"fsdp_version": 2, "fsdp_config": fsdp | HERE} | changes
+        return done(train(recipe(name, **changes)))
+
+    return run
+
+
+def moved(run: Run, base: Path) -> float:
+    """The share of the layers' matrices that training changed, of their elements to which 7e-6 is less than 1/1000."""
+    before, after = load_file(base / "model.safetensors"), run.weights()
+    names = [name for name in before if "proj" in name]
+    before = torch.cat([before[name].flatten().bfloat16().float() for name in names])  # as Axolotl loads it
+    after = torch.cat([after[name].flatten().float() for name in names])
+    return (after != before)[before.abs() > 7e-3].float().mean().item()
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_bf16_trains_fp32_weights(sharded, bf16, base, two):
+    run = bf16(f"fp32-{sharded}", sharded)
+    assert run.dtypes() == (["torch.float32"], ["torch.float32"])
+    assert moved(run, base) > 0.9
+    assert run.steps() == two.steps()[:5]
+    assert run.losses()[0] == pytest.approx(two.losses()[0], rel=BF16)
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_without_our_plugin_bf16_trains_bf16_weights(sharded, bf16, base):
+    """When this fails Axolotl has mended it, and hermes3/train/precision.py can go."""
+    run = bf16(f"bf16-{sharded}", sharded, plugins=BARE)
+    assert all("torch.bfloat16" in dtypes for dtypes in run.dtypes())  # all but norms and embeddings, unless sharded
+    assert moved(run, base) < 0.1
