@@ -91,7 +91,9 @@ def record(trainer: Trainer) -> list[Pass]:
 
     def enter_layers(module, args, kwargs):
         hidden = (args[0] if args else kwargs["hidden_states"]).detach()
-        again = passes[-1].noise is not None  # a backward pass recomputes the policy's layers, after the reference's pass
+        again = (
+            passes[-1].noise is not None
+        )  # a backward pass recomputes the policy's layers, after the reference's pass
         now = next(one for one in reversed(passes) if one.adapter) if again else passes[-1]
         noise = hidden - model.get_input_embeddings().weight[now.inputs["input_ids"]].detach()
         if again:

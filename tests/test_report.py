@@ -280,6 +280,17 @@ def test_task_of_one_stage_is_left_out_of_the_mean(inputs: dict, tmp_path: Path)
     assert row_of(report, "tiny_json_mode", "valid")["scores"]["base"] is None
 
 
+def test_the_end_of_turn_is_shown_and_compared_but_left_out_of_the_mean(inputs: dict, tmp_path: Path) -> None:
+    for stage, ended in (("base", 0), ("SFT", 99), ("SFT+DPO", 60)):
+        inputs["scores"][stage] = write_scores(tmp_path / stage, STAGES[stage] | {"tiny_end_of_turn": {"ended": ended}})
+    report = write_report(tmp_path / "out", **inputs)
+    row = row_of(report, "tiny_end_of_turn", "ended")
+    assert [pair["mark"] for pair in row["comparisons"]] == ["better", "worse"]
+    assert not row["headline"]
+    assert report["scores"]["means"]["tasks"] == ["Multiple choice", "Tool call", "Preference"]
+    assert [task["task"] for task in report["scores"]["means"]["left_out"]] == ["End of turn"]
+
+
 def test_scores_that_are_not_shares_of_samples(inputs: dict, tmp_path: Path) -> None:
     folder = inputs["scores"]["SFT"] / "outputs__model"
     samples = folder / f"samples_tiny_choice_{DATE}.jsonl"

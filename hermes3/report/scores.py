@@ -46,7 +46,7 @@ def score_table(stages: list[Stage]) -> dict[str, Any]:
                 "filter": filter_key,
                 "task_label": TASK_LABELS.get(task, task),
                 "metric_label": label,
-                "headline": headline[task] == key,
+                "headline": headline[task] == key and metric not in NOT_QUALITY,
                 "scores": {stage.name: _as_dict(stage.scores.get(key)) for stage in stages},
                 "comparisons": [
                     _compare(before, after, key) for before, after in zip(stages, stages[1:], strict=False)
