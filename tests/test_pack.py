@@ -11,6 +11,7 @@ import yaml
 from accelerate.data_loader import prepare_data_loader
 from axolotl.cli.config import load_cfg
 from axolotl.common.datasets import load_datasets
+from axolotl.integrations.base import PluginManager
 from axolotl.train import setup_model_and_trainer
 from axolotl.utils.dict import DictDefault
 from small_mix import IGNORE, SEQUENCE_LEN, write_counts, write_mix, write_recipe
@@ -39,7 +40,7 @@ def run(request, axolotl_process, base, mix) -> tuple[Path, Trainer, list[list[i
     """A whole training as `axolotl train` makes it, 1 or 5 micro-batches a step: recipe, trainer, rows by pack."""
     recipe = write_recipe(mix.parent / str(request.param), mix, base, gradient_accumulation_steps=request.param)
     cfg = load_cfg(str(recipe))
-    set_seed(cfg.seed)  # Axolotl draws the number of steps from whatever the process was seeded with
+    PluginManager.get_instance().load_datasets(cfg)  # as `axolotl train` does: our plugin seeds
     trainer = setup_model_and_trainer(cfg, load_datasets(cfg=cfg))[0]
     row_of = {row["input_ids"][0]: number for number, row in enumerate(trainer.train_dataset)}
     seen = []

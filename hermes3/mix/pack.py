@@ -124,7 +124,7 @@ def _count(lengths: np.ndarray, n_loss: np.ndarray, cfg: "DictDefault", gpus: in
     accumulation = cfg.gradient_accumulation_steps
     a_rank = len(packer) // gpus
     # as axolotl.utils.trainer.calculate_total_num_steps, then transformers' Trainer.set_initial_training_values. The
-    # former draws packs from whatever the process is seeded with when it loads the data: here that is the recipe's seed
+    # former draws packs from whatever the process is seeded with: with our plugin, the recipe's seed
     steps = cfg.max_steps or math.floor(max(1, len(packer) // (accumulation * gpus)) * cfg.num_epochs)
     epochs = math.ceil(steps / max(1, math.ceil(a_rank / accumulation)))
 
