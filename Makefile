@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 .DEFAULT_GOAL := demo
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench lock clean
+.PHONY: demo test lint bench gpu-check lock clean
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export AXOLOTL_DO_NOT_TRACK := 1# Axolotl calls home without it
@@ -82,6 +82,9 @@ lint: .venv/.installed
 # pip's own resolver: it finds the CPU build of torch where there is one, and its local version suffix is dropped
 bench: .venv/.installed # 15 minutes on two cores, 8 GB of disk
 	python -m bench.mix
+
+gpu-check: .venv/.installed # needs CUDA and requirements-gpu.txt; one GPU, 20 GB of disk
+	python -m bench.gpu_check
 
 lock: .venv/.installed
 	pip install -q pip-tools uv

@@ -1,0 +1,257 @@
+"""The plan's known points, its hardware, its errors, and its speed of starting."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoConfig, LlamaForCausalLM
+from typer.testing import CliRunner
+
+from hermes3.cli import app
+from hermes3.mix.pack import preview
+from hermes3.plan.cost import FAILURES_PER_GPU_HOUR, flops_per_token, paper_mfu
+from hermes3.plan.gpus import gpus
+from hermes3.plan.plan import Plan, plan
+from hermes3.plan.shapes import Shape, published, read_config
+from hermes3.plan.work import Work
+from hermes3.recipe.paper import rows
+
+ROOT = Path(__file__).parents[1]
+RECIPES = [path.relative_to(ROOT) for path in sorted((ROOT / "recipes").rglob("*.yml"))]
+PUBLISHED = {"8B": 8_030_261_248, "70B": 70_553_706_496, "405B": 405_853_388_800}
+
+
+def edited(tmp_path: Path, recipe: str, **changes) -> Path:
+    """A copy of a recipe with other values; None takes a key out."""
+    given = yaml.safe_load((ROOT / "recipes" / f"{recipe}.yml").read_text(encoding="utf-8")) | changes
+    path = tmp_path / f"{recipe}_mine.yml"
+    path.write_text(yaml.safe_dump({key: value for key, value in given.items() if value is not None}))
+    return path
+
+
+def full(recipe: str, **kwargs) -> Plan:
+    """The plan of a shipped recipe on the paper's data: no mix of that name is built here."""
+    return plan(Path(f"recipes/{recipe}.yml"), **kwargs)
+
+
+def llama(shape: Shape) -> LlamaForCausalLM:
+    config = AutoConfig.for_model(
+        "llama",
+        num_hidden_layers=shape.layers,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        vocab_size=shape.vocab,
+        tie_word_embeddings=shape.tied,
+    )
+    with torch.device("meta"):
+        return LlamaForCausalLM(config)
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_parameters_are_those_of_the_model_on_the_meta_device(size):
+    shape = published()[f"meta-llama/Llama-3.1-{size}"]
+    model = llama(shape)
+    assert shape.parameters == sum(p.numel() for p in model.parameters()) == PUBLISHED[size]
+    layer = model.model.layers[0]
+    assert shape.layer == sum(p.numel() for p in layer.parameters())
+    linears = [(m.in_features, m.out_features) for m in layer.modules() if isinstance(m, torch.nn.Linear)]
+    assert sorted(shape.linears) == sorted(linears)
+
+
+def test_tied_embeddings_and_a_config_file_are_read(tmp_path):
+    tied = replace(
+        published()["meta-llama/Llama-3.1-8B"], layers=2, hidden=256, vocab=1000, tied=True, name=str(tmp_path)
+    )
+    model = llama(tied)
+    model.config.save_pretrained(tmp_path)
+    assert read_config(tmp_path / "config.json") == tied
+    assert tied.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_lora_parameters_are_peft_s():
+    from peft import LoraConfig, get_peft_model
+
+    shape = replace(published()["meta-llama/Llama-3.1-8B"], layers=2)
+    adapted = get_peft_model(llama(shape), LoraConfig(r=32, target_modules="all-linear", task_type="CAUSAL_LM"))
+    assert shape.lora(32) == adapted.get_nb_trainable_parameters()[0]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "an_epoch", "steps", "gpu_hours"),
+    [("8b_sft", 1_033, 4_133, 147), ("70b_sft", 1_033, 4_133, 648), ("405b_sft", 387, 1_550, 2_086)],
+)
+def test_the_paper_s_steps_and_gpu_hours(recipe, an_epoch, steps, gpu_hours):
+    made = full(recipe)
+    assert (made.schedule.steps_per_epoch[0], made.schedule.steps) == (an_epoch, steps)
+    assert made.cost.gpu_hours - made.cost.host_gpu_hours == pytest.approx(gpu_hours, rel=1e-3)
+    assert rows()[recipe].gpu_hours == gpu_hours
+    assert made.cost.mfu == paper_mfu(made.shape)
+
+
+def test_the_mfu_that_explains_the_paper():
+    """Six FLOPs a parameter and token, by hand, are within what attention over short rows adds."""
+    for size, hours in (("8B", 147), ("70B", 648), ("405B", 2_086)):
+        by_hand = 6 * PUBLISHED[size] * 390e6 * 4 / (hours * 3600 * 989.4e12)
+        assert paper_mfu(published()[f"meta-llama/Llama-3.1-{size}"]) == pytest.approx(by_hand, rel=0.07)
+
+
+def test_flops_are_those_that_torch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shape, tokens = replace(published()["meta-llama/Llama-3.1-8B"], layers=2), 64
+    model = llama(shape)
+    model.config._attn_implementation = "eager"
+    ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids).logits.sum().backward()
+    # its attention is over all pairs of tokens, not the causal half
+    assert flops_per_token(shape, Work(tokens), 2 * tokens) * tokens == pytest.approx(
+        counter.get_total_flops(), rel=0.01
+    )
+
+
+def test_405b_fits_its_sixteen_nodes_and_needs_seven_with_all_on_the_host():
+    made = full("405b_sft")
+    assert made.nodes == 16 and made.own.fits
+    assert made.nodes_needed["FSDP2, fp32 weights, all on the host"] == 7
+    plain = next(one for one in made.settings if one.setting.name == "ZeRO-3")
+    assert not plain.fits
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_every_shipped_recipe_fits_its_own_hardware(recipe):
+    if recipe.stem.startswith("tiny") and not (ROOT / "outputs/tiny/sft/config.json").is_file():
+        pytest.skip("the demo has not been run")
+    made = plan(recipe)
+    assert made.own.fits and made.own.headroom > 0.05
+    assert made.own.setting.name in made.nodes_needed and made.nodes_needed[made.own.setting.name] <= made.nodes
+
+
+def test_a_mix_gives_the_steps(tmp_path):
+    """Those of Axolotl's packer on the demo's mix, whichever folder it is in."""
+    if not Path("mixes/tiny_sft/manifest.json").is_file():
+        pytest.skip("the demo has not been run")
+    shutil.copytree("mixes/tiny_sft", tmp_path / "mix", symlinks=True)
+    packing = preview(tmp_path / "mix", Path("recipes/tiny_sft.yml"))
+    made = full("tiny_sft", mix=tmp_path / "mix")
+    assert (made.schedule.steps, made.schedule.steps_per_epoch) == (packing.steps, packing.steps_per_epoch)
+    assert made.schedule.tokens == pytest.approx(packing.tokens_per_step * packing.steps)
+    assert not any("no mix" in warning for warning in made.warnings)
+
+
+def test_pairs_of_a_mix_by_the_batch_are_dpo_s_steps(tmp_path):
+    manifest = {"kind": "preference", "total": {"rows": 1_000, "tokens": 300_000}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    made = full("8b_dpo", mix=tmp_path).schedule
+    assert (made.steps, made.global_batch, made.tokens, made.row_tokens) == (16, 64, 300_000, 150)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"kind": "sft"}))
+    with pytest.raises(ValueError, match="holds no pairs"):
+        full("8b_dpo", mix=tmp_path)
+
+
+def test_other_hardware_keeps_the_batch():
+    own, fewer = full("8b_sft"), full("8b_sft", gpus=8)
+    assert (fewer.accumulation, fewer.schedule.steps, fewer.nodes) == (6, own.schedule.steps, 1)
+    assert fewer.cost.gpu_hours == pytest.approx(own.cost.gpu_hours)
+    assert sum(fewer.own.gpu.values()) > sum(own.own.gpu.values())
+    slower = full("8b_sft", gpu="a100-80gb")
+    assert slower.cost.hours / own.cost.hours == pytest.approx(989.4 / 312)
+    with pytest.raises(ValueError, match="global batch of 48 cannot be made by 40 GPUs"):
+        full("8b_sft", gpus=40)
+
+
+def test_given_mfu_price_and_bandwidth_act():
+    made = full("8b_sft", mfu=0.5, price=3.0, bandwidth=1e9)
+    assert made.cost.mfu == 0.5 and made.cost.usd == pytest.approx(3 * made.cost.gpu_hours)
+    assert made.cost.gpu_hours == pytest.approx(147 * full("8b_sft").cost.mfu / 0.5, rel=1e-3)
+    assert made.checkpoints.weights_seconds == pytest.approx(2 * PUBLISHED["8B"] / 1e9)
+    assert not any("price" in warning or "storage" in warning for warning in made.warnings)
+
+
+def test_parameters_on_the_host_cost_what_the_paper_says():
+    on_host, own = full("405b_sft_fsdp"), full("8b_sft_fsdp")
+    assert on_host.own.setting.offload == "all" and on_host.own.setting.fp32
+    assert on_host.cost.gpu_hours == pytest.approx(2_086 / 0.55, rel=1e-3)
+    assert own.cost.gpu_hours == pytest.approx(147, rel=1e-3)
+
+
+def test_checkpoints_failures_and_their_interval():
+    made = full("70b_sft")
+    assert made.checkpoints.weights == 2 * PUBLISHED["70B"]
+    assert made.checkpoints.state == (12 + 2 * made.own.setting.gather_on_save) * PUBLISHED["70B"]
+    assert made.cost.failure_chance == pytest.approx(1 - math.exp(-648 * 419 / (54 * 24 * 16_384)), rel=1e-3)
+    # no other interval loses less to saves and to repeated work
+    between, saved = 3600 / (made.gpus * FAILURES_PER_GPU_HOUR), made.checkpoints
+    lost = {
+        f: saved.state_seconds / (f * saved.interval_seconds) + f * saved.interval_seconds / 2 / between
+        for f in (0.8, 1, 1.25)
+    }
+    assert min(lost, key=lost.get) == 1 and lost[1] == pytest.approx(saved.lost_share)
+
+
+def test_risks_are_named(tmp_path):
+    unsaved = plan(edited(tmp_path, "405b_sft", save_only_model=True))
+    assert any("save_only_model" in warning for warning in unsaved.warnings)
+    rare = plan(edited(tmp_path, "405b_sft", restart_steps=5_000))
+    assert any("restart point each 5,000 steps is rare" in warning for warning in rare.warnings)
+    unfused = plan(edited(tmp_path, "405b_sft", gradient_checkpointing=False))
+    assert not unfused.own.fits and unfused.own.headroom < 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hardware": None}, "hardware is missing"),
+        ({"hardware": {"gpu": "h100", "nodes": 1, "gpus_per_node": 8}}, "gpu: h100 is unknown; use one of h100-80gb"),
+        ({"deepspeed": "deepspeed_configs/none.json"}, "no file deepspeed_configs/none.json"),
+        ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "only ZeRO stage 3"),
+        ({"sequence_len": None}, "sequence_len is missing"),
+    ],
+)
+def test_a_recipe_that_cannot_be_planned_says_why(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        plan(edited(tmp_path, "8b_sft", **changes))
+
+
+def test_a_model_of_unknown_shape_is_refused_and_a_named_size_is_not(tmp_path):
+    known = edited(tmp_path, "8b_sft", base_model="someone/Llama-70b-instruct").rename(tmp_path / "mine.yml")
+    assert plan(known).shape.parameters == PUBLISHED["70B"]
+    unknown = edited(tmp_path, "8b_sft", base_model="someone/else").rename(tmp_path / "other.yml")
+    with pytest.raises(ValueError, match="base_model: someone/else has no config.json"):
+        plan(unknown)
+
+
+def test_json_is_the_plan_and_text_names_its_parts():
+    printed = CliRunner().invoke(app, ["plan", "recipes/405b_sft.yml", "--json"])
+    found = json.loads(printed.output)
+    own = found["settings"][0]
+    assert (own["setting"], own["fits"]) == ("ZeRO-3, optimizer on the host", True)
+    assert {"parameters", "layer inputs", "loss", "gathered weights"} <= set(own["gpu"])
+    assert sum(own["gpu"].values()) == own["moments"][own["peak"]]
+    assert found["schedule"]["steps"] == 1_550
+    text = CliRunner().invoke(app, ["plan", "recipes/405b_sft.yml"], env={"COLUMNS": "140"}).output
+    for words in ("405,853,388,800 parameters", "387 an epoch, 1,550 in all", "nodes needed", "layer inputs", "note:"):
+        assert words in text
+
+
+def test_a_plan_without_a_mix_imports_neither_torch_nor_axolotl():
+    code = (
+        "import sys; from pathlib import Path; from hermes3.plan.plan import plan; plan(Path('recipes/405b_sft.yml'));"
+        "print([name for name in ('torch', 'axolotl', 'transformers', 'numpy') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_gpus_are_whole():
+    for gpu in gpus().values():
+        assert gpu.memory > 1e9 and gpu.flops > 1e10 and gpu.host_memory >= gpu.memory
