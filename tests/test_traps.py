@@ -258,11 +258,12 @@ def test_two_shardings_are_taken_and_one_is_used(refuse):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is what a machine without a GPU makes of auto")
-def test_bf16_auto_is_fp16_without_a_gpu(base, tmp_path):
+def test_bf16_auto_is_fp16_without_a_gpu(base, tmp_path, refuse):
     mix = write_mix(tmp_path / "mix", [20, 20])
     for given in ({"bf16": "auto"}, {"bf16": None}):
         cfg = load_cfg(str(write_recipe(tmp_path, mix, base, **given)))
         assert cfg.fp16 is True and cfg.bf16 is False
+        refuse(recipe_of("8b_sft", **given), "bf16: (auto|absent)")
     assert {type(read(path)["bf16"]) for path in RECIPES} == {bool}
 
 
