@@ -67,22 +67,32 @@ def test_a_command_is_what_its_program_takes(command, monkeypatch):
 def test_hermes3_check_accepts_every_recipe():
     ran = subprocess.run([ROOT / ".venv/bin/hermes3", "check"], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.count("ok ") == len(list((ROOT / "recipes").glob("*.yml"))) >= 8
+    assert ran.stdout.count("ok ") == len(list((ROOT / "recipes").rglob("*.yml"))) >= 20
+
+
+def test_hermes3_plan_comes_out_at_the_papers_steps():
+    ran = subprocess.run(
+        [ROOT / ".venv/bin/hermes3", "plan", "recipes/8b_sft.yml"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "1,033 an epoch, 4,133 in all" in ran.stdout
 
 
 def test_the_table_of_recipes_is_what_the_recipes_say():
-    from hermes3.recipe.paper import run_of
+    from hermes3.recipe.hardware import hardware_of
+    from hermes3.recipe.paper import paper_of
 
     row = r"^\| `(recipes/\d\w+\.yml)` \| (\d+) H100 \| (\d+) .*? \| (\S+) \| (.*?) \|$"
     rows = re.findall(row, README, re.MULTILINE)
     assert len(rows) == 6
     for path, gpus, batch, rate, hours in rows:
-        recipe, run = yaml.safe_load((ROOT / path).read_text()), run_of(ROOT / path)
-        assert run.gpus == int(gpus)
-        assert recipe["micro_batch_size"] * recipe["gradient_accumulation_steps"] * run.gpus == int(batch)
+        recipe, paper = yaml.safe_load((ROOT / path).read_text()), paper_of(ROOT / path)
+        hardware = hardware_of(ROOT / path, recipe)
+        assert hardware.gpus == int(gpus)
+        assert recipe["micro_batch_size"] * recipe["gradient_accumulation_steps"] * hardware.gpus == int(batch)
         assert recipe["learning_rate"] == float(rate)
-        if run.gpu_hours:
-            assert hours == f"{run.gpu_hours / run.gpus:.1f} ({run.gpu_hours:,})"
+        if paper.gpu_hours:
+            assert hours == f"{paper.gpu_hours / paper.gpus:.1f} ({paper.gpu_hours:,})"
 
 
 def test_every_file_that_the_docs_name_is_there():
