@@ -271,7 +271,7 @@ FAULTS = {
         "dataset_prepared_path: mixes/hermes3_sft/prepared",
         "dataset_prepared_path: last_run_prepared",
         "dataset_prepared_path",
-        ("must be mixes/hermes3_sft/prepared",),
+        ("must be mixes/hermes3_sft/prepared", "set that"),
     ),
     "DPO on an adapter": Fault(
         "8b_dpo_seed_43",
@@ -285,7 +285,7 @@ FAULTS = {
         "base_model: outputs/8b/sft ",
         "base_model: {unmerged} ",
         "base_model",
-        ("lora_A", "merge-lora", "/merged"),
+        ("lora_A", "merge-lora", "merged/"),
     ),
     "no YAML": Fault("8b_sft", "\nseed: 42", "\nseed: [42", "file", ("not YAML", "mend it")),
 }
@@ -323,6 +323,7 @@ def reports(tmp_path_factory) -> dict[str | Path, checker.Report]:
     unmerged = root / "unmerged"
     unmerged.mkdir()
     save_file({"q_proj.lora_A.default.weight": torch.zeros(1)}, unmerged / "model.safetensors")
+    (unmerged / "config.json").write_text("{}")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         planted = {}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hermes3.recipe.conform import Row, table
-from hermes3.recipe.finding import ERROR, NOTE, Finding
+from hermes3.recipe.finding import ERROR, NOTE, Finding, from_error
 from hermes3.recipe.hardware import hardware_of
 from hermes3.recipe.ignored import Reader
 
@@ -90,33 +90,23 @@ def inspect(path: Path) -> tuple[Report, dict[str, Any] | None]:
     try:
         recipe = read(path)
     except ValueError as error:
-        report.findings.append(_finding(path, error, "file"))
+        report.findings.append(from_error(error, "file", path))
         return report, None
     report.findings += [*rules.findings(path, recipe), *deepspeed_file.findings(path, recipe)]
     try:
         hardware = hardware_of(path, recipe)
     except ValueError as error:
-        report.findings.append(_finding(path, error, "hardware"))
+        report.findings.append(from_error(error, "hardware", path))
         return report, None
     wrong, resolved = schema.findings(recipe, hardware)
     report.findings += wrong
     try:
         check_prepared(path, recipe)
     except ValueError as error:
-        report.findings.append(_finding(path, error, "datasets"))
+        report.findings.append(from_error(error, "datasets", path))
     report.rows, wrong_marks = table(path, recipe, hardware)
     report.findings += wrong_marks
     return report, recipe if resolved else None
-
-
-def _finding(path: Path, error: ValueError, key: str) -> Finding:
-    """A finding of an error that reads `FILE: KEY: what is wrong; what to do`."""
-    text = str(error).removeprefix(f"{path}: ")
-    what, _, remedy = text.rpartition("; ")
-    first, colon, rest = (what or text).partition(": ")
-    if colon and " " not in first:
-        key, what = first, rest
-    return Finding(key, what or text, remedy if what else "mend it")
 
 
 class _quiet:

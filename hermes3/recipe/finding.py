@@ -1,6 +1,7 @@
 """What a check finds: one thing wrong with one key, and what to do about it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 ERROR, NOTE = "error", "note"
 
@@ -21,3 +22,12 @@ class Finding:
 def note(key: str, what: str, remedy: str) -> Finding:
     """Something to know that does not make a recipe wrong."""
     return Finding(key, what, remedy, NOTE)
+
+
+def from_error(error: ValueError, key: str, path: Path | None = None) -> Finding:
+    """The finding of an error that reads `FILE: KEY: what is wrong; what to do`; `key` if it names none."""
+    what, cut, remedy = str(error).removeprefix(f"{path}: ").rpartition("; ")
+    what, remedy = (what, remedy) if cut else (remedy, "mend it")
+    first, colon, rest = what.partition(": ")
+    named = bool(colon) and first.replace("_", "").replace(".", "").isalnum()
+    return Finding(first, rest, remedy) if named else Finding(key, what, remedy)

@@ -31,7 +31,7 @@ def check_prepared(path: Path, recipe: dict[str, Any]) -> None:
     mix = folders.pop().parent
     link = mix / "prepared"
     if Path(recipe.get("dataset_prepared_path") or "").absolute() != link.absolute():
-        raise ValueError(f"{path}: dataset_prepared_path: must be {link}, in the mix that datasets name")
+        raise ValueError(f"{path}: dataset_prepared_path: must be {link}, in the mix that datasets name; set that")
     if not mix.exists():
         return
     again = f"build {mix} again with `hermes3 mix build`"

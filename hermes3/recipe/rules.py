@@ -2,13 +2,11 @@
 
 import re
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from hermes3.recipe.finding import Finding, note
+from hermes3.recipe import base_model
+from hermes3.recipe.finding import Finding
 from hermes3.recipe.hardware import CPU
 
 PLUGIN = "hermes3.train.plugin.HermesPlugin"
@@ -32,7 +30,13 @@ NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 def findings(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     """Everything that needs no import of Axolotl, for the recipe at `path`."""
-    for rule in (_required, _plugins, _numbers, _data, _precision, _cpu, _files, _sharding, _saving, _base):
+    for rule in (basic, _settings, _plugins, _numbers, _precision, _cpu, _sharding, _saving, base_model.findings):
+        yield from rule(path, recipe)
+
+
+def basic(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
+    """Those of them without which a recipe cannot be resolved to what it means."""
+    for rule in (_required, _data, _files):
         yield from rule(path, recipe)
 
 
@@ -40,6 +44,9 @@ def _required(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     for key, (consequence, remedy) in REQUIRED.items():
         if recipe.get(key) is None:
             yield Finding(key, f"{key} is missing; {consequence}", remedy)
+
+
+def _settings(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     if recipe.get("trust_remote_code") is not False:
         yield Finding(
             "trust_remote_code",
@@ -185,56 +192,3 @@ def _saving(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
             f"{', and a restart point' if recipe.get('restart_steps') else ''}): the oldest would be deleted",
             f"set save_total_limit: {needed} or more",
         )
-
-
-def _base(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
-    from hermes3.model_folder import header_names
-
-    base = recipe.get("base_model")
-    if not isinstance(base, str):
-        yield Finding("base_model", "missing", "name the folder of the model to start from")
-        return
-    folder = Path(base)
-    for output, other in sorted(_adapters(path).items()):
-        if Path(output) == folder:
-            yield Finding(
-                "base_model",
-                f"{base} is what {other} writes, an adapter: its base would load with random "
-                "linear layers, or without the adapter",
-                f"run `axolotl merge-lora {other}` and set {base}/merged",
-            )
-    weights = folder / "model.safetensors"
-    parts = (
-        [name for name in header_names(weights) if ".base_layer." in name or ".lora_" in name]
-        if weights.is_file()
-        else []
-    )
-    if (folder / "adapter_config.json").is_file() or parts:
-        yield Finding(
-            "base_model",
-            f"{base} holds an adapter ({parts[0] if parts else 'adapter_config.json'}), not a whole model",
-            f"merge it with `axolotl merge-lora` and set {base}/merged",
-        )
-    elif not folder.is_dir():
-        yield note("base_model", f"{base} is not built yet", "see the comment on its line")
-
-
-@lru_cache
-def _recipe_files(folder: Path) -> tuple[tuple[Path, str, str | None], ...]:
-    """(file, output_dir, adapter) of the recipes beside a recipe, below and above it."""
-    found = []
-    for file in sorted({*folder.glob("*.yml"), *folder.glob("experiments/*.yml"), *folder.parent.glob("*.yml")}):
-        try:
-            other = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, OSError):
-            continue
-        if isinstance(other, dict) and isinstance(other.get("output_dir"), str):
-            found.append((file, other["output_dir"], other.get("adapter")))
-    return tuple(found)
-
-
-def _adapters(path: Path) -> dict[str, Path]:
-    """output_dir -> recipe, of the neighbours that train an adapter and of the repository's."""
-    folders = {path.resolve().parent, Path("recipes").resolve(), Path("recipes/experiments").resolve()}
-    files = [entry for folder in sorted(folders) if folder.is_dir() for entry in _recipe_files(folder)]
-    return {output: file for file, output, adapter in files if adapter and file.resolve() != path.resolve()}

@@ -27,13 +27,13 @@ def read(path: Path) -> dict[str, Any]:
 def validate(path: Path) -> dict[str, Any]:
     """The recipe as Axolotl resolves it, defaults filled in, on the hardware that it declares.
 
-    `ValueError` names the file, the key and the remedy: for what `rules` and `schema` find, and for stale prepared
-    data. Conformance with the paper and unread keys are `hermes3 check`'s alone.
+    `ValueError` names the file, the key and the remedy: for what is missing, what `schema` finds, and stale
+    prepared data. All else is `hermes3 check`'s alone.
     """
     recipe = read(path)
     hardware = hardware_of(path, recipe)
     wrong, resolved = schema.findings(recipe, hardware)
-    for finding in (*rules.findings(path, recipe), *wrong):
+    for finding in (*rules.basic(path, recipe), *wrong):
         if finding.level == ERROR:
             raise ValueError(f"{path}: {finding}")
     check_prepared(path, recipe)
