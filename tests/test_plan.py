@@ -204,6 +204,10 @@ def test_risks_are_named(tmp_path):
     assert any("save_only_model" in warning for warning in unsaved.warnings)
     rare = plan(edited(tmp_path, "405b_sft", restart_steps=5_000))
     assert any("restart point each 5,000 steps is rare" in warning for warning in rare.warnings)
+    assert [any("may leave something out" in w for w in full(f"{s}_sft").warnings) for s in ("70b", "405b")] == [
+        False,
+        True,
+    ]
     unfused = plan(edited(tmp_path, "405b_sft", gradient_checkpointing=False))
     assert not unfused.own.fits and unfused.own.headroom < 0
 

@@ -14,6 +14,7 @@ from hermes3.recipe.paper import rows
 PAPER_EPOCHS = 4
 PAPER_OFFLOAD = 0.55  # the paper: CPU parameter offload costs about 45 % of efficiency
 ASSUMED_MFU = 0.35  # of a model that the paper has no GPU-hours for
+PRETRAINING_MFU = 0.43  # the best that arXiv 2407.21783, table 4, reports for Llama 3 405B in bf16
 HOST_ADAM = 30  # bytes that Adam moves a parameter on the host: gradient and three fp32 states in, those and bf16 out
 # Llama 3 405B: 419 unexpected interruptions in 54 days on 16,384 H100 (The Llama 3 Herd of Models, arXiv 2407.21783,
 # section 3.3.4)
@@ -97,7 +98,12 @@ def cost(
             )
         elif work.rank:
             warnings.append("MFU is that of the paper's full fine-tuning; it states no GPU-hours of LoRA or DPO")
-        elif gpu.name != "h100-80gb":
+        elif mfu > PRETRAINING_MFU:
+            warnings.append(
+                f"MFU {mfu:.0%} is above the {PRETRAINING_MFU:.0%} of Llama 3 405B's pretraining: the paper's "
+                "GPU-hours may leave something out; plan with --mfu 0.4"
+            )
+        if source != "assumed" and gpu.name != "h100-80gb":
             warnings.append(f"MFU is the paper's on H100, carried over to {gpu.name}")
         if setting.offload == "all":
             mfu, source = mfu * PAPER_OFFLOAD, f"{source}, less the 45 % that the paper gives for CPU offload"
