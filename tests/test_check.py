@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hermes3.recipe import check as checker
+from hermes3.recipe import ignored
 from hermes3.recipe.evidence import lines_that_fill, lines_that_read, on_path
 from hermes3.recipe.hardware import hardware_of
 from hermes3.recipe.marks import marks_of
@@ -18,6 +19,7 @@ from hermes3.recipe.validate import read
 ROOT = Path(__file__).parents[1]
 SHIPPED = [*sorted((ROOT / "recipes").glob("*.yml")), *sorted((ROOT / "recipes/experiments").glob("*.yml"))]
 ZERO3 = "deepspeed_configs/zero3_bf16.json"
+SHAREGPT = {"role": "from", "content": "value"}
 HERMES = "  - hermes3.train.plugin.HermesPlugin"
 
 
@@ -266,6 +268,13 @@ FAULTS = {
     "no DeepSpeed file": Fault(
         "8b_sft", "zero3_bf16.json", "zero4.json", "deepspeed", ("no file", f"there are.*{ZERO3}")
     ),
+    "no template": Fault(
+        "8b_sft",
+        "\nval_set_size",
+        "\nchat_template_jinja: none.jinja  # ours: x\nval_set_size",
+        "chat_template_jinja",
+        ("no file none.jinja",),
+    ),
     "data prepared elsewhere": Fault(
         "8b_sft",
         "dataset_prepared_path: mixes/hermes3_sft/prepared",
@@ -341,6 +350,7 @@ def reports(tmp_path_factory) -> dict[str | Path, checker.Report]:
 def test_a_shipped_recipe_is_right(reports, path):
     report = reports[path]
     assert [str(finding) for finding in report.errors] == []
+    assert "the trial" not in {finding.key for finding in report.findings}  # it came to its end
     assert [row.key for row in report.rows if row.key != "global batch"][: len(read(path))] == list(read(path))
     assert {reader.key for reader in report.readers} >= set(read(path))
 
@@ -433,9 +443,30 @@ def test_siblings_share_a_trial_and_a_trial_leaves_the_recipe_alone():
     assert trace(recipe).readers is trace(read(ROOT / "recipes/70b_sft.yml")).readers
 
 
-def test_a_trial_that_stops_says_where(tmp_path):
+def test_a_trial_that_stops_says_where_and_condemns_no_other_key():
     recipe = read(ROOT / "recipes/tiny_sft.yml") | {"optimizer": "no_such_optimizer"}
-    assert "no_such_optimizer" in trace(recipe).stopped
+    result = trace(recipe)
+    assert "no_such_optimizer" in result.stopped
+    found = list(ignored.findings(recipe, result))
+    assert [finding.level for finding in found if finding.key == "the trial"] == ["note"]
+    assert [finding.key for finding in found if finding.level == "error"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("tiny_sft", {"type": "chat_template", "field_messages": "talk", "message_property_mappings": SHAREGPT}),
+        ("tiny_sft", {"type": "completion", "field": "body"}),
+        ("tiny_dpo", {"type": "chat_template.default", "field_chosen": "good", "field_rejected": "bad"}),
+    ],
+    ids=lambda value: value["type"] if isinstance(value, dict) else value,
+)
+def test_rows_of_other_shapes_can_be_tried(name, entry):
+    recipe = read(ROOT / f"recipes/{name}.yml")
+    recipe["datasets"] = [recipe["datasets"][0] | entry]
+    result = trace(recipe)
+    assert result.stopped is None
+    assert {f"datasets.{key}" for key in entry} <= set(result.readers)
 
 
 def test_evidence_is_of_the_path_taken():

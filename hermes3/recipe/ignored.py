@@ -11,6 +11,7 @@ from hermes3.recipe.reads import Trace
 # Parts of a recipe whose keys are read one by one; any other mapping is handed on whole
 ENTRIES = ("datasets", "test_datasets")
 SHARDING = "fsdp_config"
+ENTRY = r"(?:ds_cfg|dataset_config|dataset_cfg|dataset|ds|d)"  # what Axolotl calls an entry of `datasets`
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def readers(recipe: dict[str, Any], trace: Trace) -> list[Reader]:
             inner = dict.fromkeys(name for entry in value for name, given in entry.items() if given is not None)
             found += [_reader(f"{key}.{name}", f"datasets.{name}", trace, recipe) for name in inner]
         elif key == SHARDING and isinstance(value, dict):
-            found += [_shard_reader(name, recipe) for name in value]
+            found += [_shard_reader(f"{key}.{name}", recipe) for name in value]
     return found
 
 
@@ -40,26 +41,31 @@ def _reader(label: str, name: str, trace: Trace, recipe: dict[str, Any]) -> Read
         return Reader(label, seen[0], True)
     if name not in trace.switched_off and not trace.stopped:
         return Reader(label, None, False)
-    lines = on_path(lines_that_read(name), recipe, recipe.get("plugins") or [])
+    return _shard_reader(label, recipe)
+
+
+def _shard_reader(label: str, recipe: dict[str, Any]) -> Reader:
+    lines = on_path(_lines(label), recipe, recipe.get("plugins") or [])
     return Reader(label, lines[0] if lines else None, False)
 
 
-def _shard_reader(name: str, recipe: dict[str, Any]) -> Reader:
-    lines = on_path(lines_that_read(name, of=SHARDING), recipe, [])
-    return Reader(f"{SHARDING}.{name}", lines[0] if lines else None, False)
+def _lines(label: str) -> list[str]:
+    """Lines of Axolotl that read `KEY`, `datasets.KEY` or `fsdp_config.KEY`."""
+    part, _, name = label.rpartition(".")
+    return lines_that_read(name, of={"": "cfg", SHARDING: SHARDING}.get(part, ENTRY))
 
 
 def findings(recipe: dict[str, Any], trace: Trace) -> Iterator[Finding]:
-    """An error for each key that is set and never read; a note when the trial itself did not come to its end."""
+    """An error for each key that is set and never read; mere notes when the trial did not come to its end."""
     if trace.stopped:
-        yield note(
-            "the trial", f"stopped on the throw-away model: {trace.stopped}", "keys were looked up in the source"
-        )
+        what = f"stopped on the throw-away model: {trace.stopped}"
+        yield note("the trial", what, "it was looked up in the source who reads the other keys")
     for reader in readers(recipe, trace):
         if reader.line is None:
-            yield Finding(
-                reader.key, f"set, and never read under {_path(recipe)}{_elsewhere(reader.key)}", "leave it out"
-            )
+            lines = _lines(reader.key)
+            elsewhere = f"elsewhere: {', '.join(lines[:2])}" if lines else "nothing in Axolotl reads it"
+            finding = note if trace.stopped else Finding
+            yield finding(reader.key, f"set, and never read under {_path(recipe)} ({elsewhere})", "leave it out")
 
 
 def _path(recipe: dict[str, Any]) -> str:
@@ -67,11 +73,3 @@ def _path(recipe: dict[str, Any]) -> str:
     words += [f"adapter: {recipe['adapter']}"] if recipe.get("adapter") else []
     words += ["sample_packing"] if recipe.get("sample_packing") else []
     return ", ".join(words)
-
-
-def _elsewhere(key: str) -> str:
-    part, _, name = key.rpartition(".")
-    lines = lines_that_read(
-        name, of=part if part == SHARDING else "cfg" if not part else r"(ds_cfg|dataset_config|dataset|d|cfg)"
-    )
-    return f" (elsewhere: {', '.join(lines[:2])})" if lines else " (nothing in Axolotl reads it)"

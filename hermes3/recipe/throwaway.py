@@ -5,8 +5,8 @@ from typing import Any
 
 TEXT = "0 1 2"
 # Two rows fill a sequence of the trial, so that packing has something to pack
-SEQUENCE_LEN = 64
-ROW_LEN = 30
+SEQUENCE_LEN = 256
+ROW_LEN = 120
 ROWS = 4
 
 
