@@ -28,12 +28,14 @@ EPOCH = 12  # steps
 SAVED = 16  # a checkpoint within the second epoch
 ROUNDING = 1e-6  # fp32: the ranks' gradients are summed in another order than micro-batches'
 BF16 = 2**-8  # relative, what rounding to bf16 may change
-# One file to compare, and no memory that only CUDA can pin
-HERE = {
-    "state_dict_type": "FULL_STATE_DICT",
-    "final_state_dict_type": "FULL_STATE_DICT",
-    "cpu_offload_pin_memory": False,
-}
+SHARDING = (
+    "bf16",
+    "deepspeed",
+    "fsdp_version",
+    "fsdp_config",
+    "gradient_checkpointing",
+    "gradient_checkpointing_kwargs",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -150,34 +152,38 @@ def test_another_number_of_processes_is_refused(recipe):
     assert "the recipe is for 1 x 2 = 2 processes, this run has 1, and so another global batch" in refused.logs[0]
 
 
-# DeepSpeed ZeRO-3: the JSON files of the full-size recipes
+def sharding(name: str) -> dict:
+    """How a full-size recipe shards, computes and recomputes."""
+    full = read(ROOT / f"recipes/{name}.yml")
+    return {key: full[key] for key in SHARDING if key in full}
+
+
+# DeepSpeed ZeRO-3, by the JSON files of the full-size recipes
 
 
 @pytest.fixture(scope="module")
 def zero(recipe):
-    """One epoch under a JSON of `deepspeed_configs/`, in bf16."""
+    """One epoch as recipe `like` shards it."""
 
-    def run(name: str, config: str, ranks: int = 2, **changes) -> Run:
-        changes = {"deepspeed": str(ROOT / f"deepspeed_configs/{config}.json"), "bf16": True, "num_epochs": 1} | changes
-        return done(train(recipe(name, processes=ranks, **changes), ranks))
+    def run(name: str, like: str, processes: int = 2, **changes) -> Run:
+        return done(train(recipe(name, processes, num_epochs=1, **sharding(like), **changes), processes))
 
     return run
 
 
 @pytest.fixture(scope="module")
 def zero3(zero) -> Run:
-    """As the 8B's recipe has it."""
-    return zero("zero3", "zero3_bf16")
+    return zero("zero3", "8b_sft")
 
 
 @pytest.fixture(scope="module")
 def offloaded(zero) -> Run:
-    """As the 405B's recipe has it: also, no rank gathers the whole model."""
-    return zero("offloaded", "zero3_bf16_cpuoffload")
+    """Also, no rank gathers the whole model."""
+    return zero("offloaded", "405b_sft")
 
 
 def test_zero3_on_two_ranks_trains_as_on_one(zero3, zero):
-    alone = zero("zero3-one", "zero3_bf16", ranks=1)
+    alone = zero("zero3-one", "8b_sft", processes=1)
     assert zero3.steps() == alone.steps()
     assert zero3.losses() == pytest.approx(alone.losses(), rel=1e-4)
 
@@ -197,13 +203,13 @@ def test_zero3_keeps_fp32_weights_and_moments_and_computes_in_bf16(config, reque
     assert run.losses() != pytest.approx(in_fp32.losses(), rel=ROUNDING)
 
 
-@pytest.mark.parametrize(("config", "json_name"), [("zero3", "zero3_bf16"), ("offloaded", "zero3_bf16_cpuoffload")])
-def test_a_sharded_zero3_checkpoint_goes_on_as_it_was(config, json_name, zero, request):
+@pytest.mark.parametrize(("config", "like"), [("zero3", "8b_sft"), ("offloaded", "405b_sft")])
+def test_a_sharded_zero3_checkpoint_goes_on_as_it_was(config, like, zero, request):
     run = request.getfixturevalue(config)
     checkpoint = run.folder / "checkpoint-8"
     shards = sorted(path.name for path in checkpoint.glob("global_step8/*optim_states.pt"))
     assert len(shards) == 2
-    resumed = zero(f"{config}-resumed", json_name, resume_from_checkpoint=str(checkpoint))
+    resumed = zero(f"{config}-resumed", like, resume_from_checkpoint=str(checkpoint))
     assert resumed.steps() == run.steps()[8:]
     assert resumed.losses() == run.losses()[8:]
 
@@ -222,21 +228,26 @@ def test_the_shards_hold_the_model_that_is_gathered(zero3, offloaded, zero):
     assert joined.keys() == gathered.keys()
 
 
-# FSDP2, and bf16 without DeepSpeed
+# FSDP2, and plain data parallel in bf16
 
 
 @pytest.fixture(scope="module")
 def bf16(recipe):
-    """Five steps at 7e-6. `sharded`: under FSDP2 as the 405B's recipe has it."""
+    """Six steps at 7e-6. `fsdp`: as 405b_sft_fsdp, but for one file at the end, and for memory that only CUDA pins."""
 
-    def run(name: str, sharded: bool, **changes) -> Run:
-        changes = {"bf16": True, "max_steps": 5, "learning_rate": 7.0e-6, "lr_scheduler": "constant"} | changes
-        if sharded:
-            fsdp = read(ROOT / "recipes/405b_sft_fsdp.yml")["fsdp_config"]
-            changes = {"fsdp_version": 2, "fsdp_config": fsdp | HERE} | changes
-        return done(train(recipe(name, **changes)))
+    def run(name: str, fsdp: bool, processes: int = 2, **changes) -> Run:
+        values = {"bf16": True, "max_steps": 6, "save_steps": 3, "learning_rate": 7.0e-6, "lr_scheduler": "constant"}
+        if fsdp:
+            values |= sharding("405b_sft_fsdp")
+            values["fsdp_config"] |= {"final_state_dict_type": "FULL_STATE_DICT", "cpu_offload_pin_memory": False}
+        return done(train(recipe(name, processes, **values | changes), processes))
 
     return run
+
+
+@pytest.fixture(scope="module")
+def fsdp2(bf16) -> Run:
+    return bf16("fsdp2", fsdp=True)
 
 
 def moved(run: Run, base: Path) -> float:
@@ -248,18 +259,33 @@ def moved(run: Run, base: Path) -> float:
     return (after != before)[before.abs() > 7e-3].float().mean().item()
 
 
-@pytest.mark.parametrize("sharded", [True, False])
-def test_bf16_trains_fp32_weights(sharded, bf16, base, two):
-    run = bf16(f"fp32-{sharded}", sharded)
+def test_fsdp2_on_two_ranks_trains_as_on_one(fsdp2, bf16):
+    alone = bf16("fsdp2-one", fsdp=True, processes=1)
+    assert fsdp2.steps() == alone.steps()
+    assert fsdp2.losses() == pytest.approx(alone.losses(), rel=3e-4)  # the ranks' gradients are summed in bf16
+
+
+def test_a_sharded_fsdp2_checkpoint_goes_on_as_it_was(fsdp2, bf16):
+    checkpoint = fsdp2.folder / "checkpoint-3"
+    assert len(list(checkpoint.glob("pytorch_model_fsdp_0/*.distcp"))) == 2
+    resumed = bf16("fsdp2-resumed", fsdp=True, resume_from_checkpoint=str(checkpoint))
+    assert resumed.steps() == fsdp2.steps()[3:]
+    assert resumed.losses() == fsdp2.losses()[3:]
+    assert same_weights(resumed, fsdp2)
+
+
+@pytest.mark.parametrize("fsdp", [True, False])
+def test_bf16_trains_fp32_weights_and_computes_in_bf16(fsdp, request, bf16, two, base):
+    run = request.getfixturevalue("fsdp2") if fsdp else bf16("bf16", fsdp)
     assert run.dtypes() == (["torch.float32"], ["torch.float32"])
     assert moved(run, base) > 0.9
-    assert run.steps() == two.steps()[:5]
     assert run.losses()[0] == pytest.approx(two.losses()[0], rel=BF16)
+    assert run.losses()[0] != pytest.approx(two.losses()[0], rel=ROUNDING)
 
 
-@pytest.mark.parametrize("sharded", [True, False])
-def test_without_our_plugin_bf16_trains_bf16_weights(sharded, bf16, base):
+@pytest.mark.parametrize("fsdp", [True, False])
+def test_without_our_plugin_bf16_trains_bf16_weights(fsdp, bf16, base):
     """When this fails Axolotl has mended it, and hermes3/train/precision.py can go."""
-    run = bf16(f"bf16-{sharded}", sharded, plugins=BARE)
+    run = bf16(f"bare-{fsdp}", fsdp, plugins=BARE)
     assert all("torch.bfloat16" in dtypes for dtypes in run.dtypes())  # all but norms and embeddings, unless sharded
     assert moved(run, base) < 0.1

@@ -11,7 +11,7 @@ from hermes3.train.adapter import dropout_args, save_adapter_alone
 from hermes3.train.cpu_ranks import on_cpu_ranks, use_gloo
 from hermes3.train.loss import weigh_tokens
 from hermes3.train.neftune import noise_policy_alone
-from hermes3.train.precision import keep_fp32, shard_fp32
+from hermes3.train.precision import keep_fp32
 from hermes3.train.restart import RestartPoints
 
 
@@ -26,11 +26,8 @@ class HermesPlugin(BasePlugin):
         if on_cpu_ranks():
             use_gloo(cfg)
 
-    def post_model_load(self, cfg, model) -> None:
-        keep_fp32(cfg, model)
-
     def post_trainer_create(self, cfg, trainer) -> None:
-        shard_fp32(cfg, trainer)
+        keep_fp32(cfg, trainer)
         if cfg.token_weighted_loss:
             weigh_tokens(trainer)
         if cfg.rl in ("dpo", "ipo"):
