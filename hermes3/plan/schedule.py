@@ -90,7 +90,7 @@ def _as_the_paper(recipe: dict[str, Any], batch: int) -> tuple[Schedule, list[st
         tokens=steps * batch * length * PAPER_PACKING,
         row_tokens=ROW_TOKENS,
         packing=PAPER_PACKING,
-        source="the paper: 390 M tokens, sequences 96 % full",
+        source="the paper's 390 M tokens, sequences 96 % full",
     )
     return found, [f"no mix: steps are for {found.source}; conversations of {ROW_TOKENS} tokens on average"]
 
