@@ -296,6 +296,7 @@ FAULTS = {
         "base_model",
         ("lora_A", "merge-lora", "merged/"),
     ),
+    "one name for a list": Fault("8b_dpo", "plugins:\\n  - ", "plugins: ", "plugins", ("not a list", "begin each")),
     "no YAML": Fault("8b_sft", "\nseed: 42", "\nseed: [42", "file", ("not YAML", "mend it")),
 }
 

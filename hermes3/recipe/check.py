@@ -4,9 +4,12 @@ In turn: the rules of this project, its DeepSpeed file, Axolotl's schema and val
 prepared data, conformance with the paper, and which of its keys Axolotl reads.
 """
 
+import logging
 import os
+import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,22 +112,18 @@ def inspect(path: Path) -> tuple[Report, dict[str, Any] | None]:
     return report, recipe if resolved else None
 
 
-class _quiet:
-    """Swallow what imports print of machines without a GPU: a dozen lines about kernels that nobody here uses."""
-
-    def __enter__(self):
-        import logging
-        import warnings
-
-        warnings.simplefilter("ignore")
-        logging.disable(logging.ERROR)
-        self.null, self.saved = os.open(os.devnull, os.O_WRONLY), os.dup(2)
-        os.dup2(self.null, 2)
-
-    def __exit__(self, *error):
-        import logging
-
-        os.dup2(self.saved, 2)
-        os.close(self.saved)
-        os.close(self.null)
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Swallow what imports print on a machine without a GPU: a dozen lines about kernels that nobody here uses."""
+    null, stderr = os.open(os.devnull, os.O_WRONLY), os.dup(2)
+    os.dup2(null, 2)
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
         logging.disable(logging.NOTSET)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)

@@ -1,5 +1,6 @@
 """Conformance with the paper: each key's value beside the paper's, and whether its comment tells the truth about it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,10 @@ def stated_of(key: str, mark: Mark | None, path: Path, paper: Paper) -> Any:
     return None
 
 
-def _line(key, value, mark: Mark, parts: dict[str, Mark], paper: Paper, hardware: Hardware, stated: Any):
-    """The table's line for one key, and what is wrong with it."""
+def _line(
+    key: str, value: Any, mark: Mark, parts: dict[str, Mark], paper: Paper, hardware: Hardware, stated: Any
+) -> tuple[Row, list[Finding]]:
+    """The table's line for one key, and what is wrong with it. `parts`: the marks of the keys below it."""
     reason = mark.reason or "; ".join(dict.fromkeys(part.reason for part in parts.values() if part.reason))
     whose = mark.whose or next((part.whose for part in parts.values() if part.whose), None)
     bare = [name for name, part in (parts or {key: mark}).items() if part.whose is None] if mark.whose is None else []
@@ -100,24 +103,7 @@ def _line(key, value, mark: Mark, parts: dict[str, Mark], paper: Paper, hardware
         ), wrong
     if stated is not None:
         same = value == stated and _number(value) == _number(stated)
-        if same and whose not in ("paper", None):
-            wrong.append(Finding(key, f"marked {whose}, yet {value} is what the paper states", 'mark it "paper"'))
-        if not same and whose == "paper":
-            wrong.append(
-                Finding(
-                    key,
-                    f"{value} is marked as the paper's, which states {stated}",
-                    f'set {stated}, or mark it "ours:" or "experiment:" with the reason',
-                )
-            )
-        if not same and whose not in ("paper", None) and not mark.reason:
-            wrong.append(
-                Finding(
-                    key,
-                    f"{value} differs from the paper's {stated} without a reason",
-                    f"set {stated}, or say why behind the mark",
-                )
-            )
+        wrong += _untrue(key, value, stated, same, whose, reason)
         return Row(key, stated, value, SAME if same else DIFFERENT, reason), wrong
     if key == "base_model":
         words = words or paper.base
@@ -132,6 +118,18 @@ def _line(key, value, mark: Mark, parts: dict[str, Mark], paper: Paper, hardware
     if words is not None:
         return Row(key, words, _short(value), SAME if whose == "paper" else DIFFERENT, reason), wrong
     return Row(key, None, _short(value), UNSTATED, reason), wrong
+
+
+def _untrue(key: str, value: Any, stated: Any, same: bool, whose: str | None, reason: str) -> Iterator[Finding]:
+    """What is wrong with the mark of a value that the paper states too."""
+    if same and whose not in ("paper", None):
+        yield Finding(key, f"marked {whose}, yet {value} is what the paper states", 'mark it "paper"')
+    elif not same and whose == "paper":
+        wrong, remedy = "is marked as the paper's, which states", 'or mark it "ours:" or "experiment:" with the reason'
+        yield Finding(key, f"{value} {wrong} {stated}", f"set {stated}, {remedy}")
+    elif not same and whose and not reason:
+        wrong = f"{value} differs from the paper's {stated} without a reason"
+        yield Finding(key, wrong, f"set {stated}, or say why behind the mark")
 
 
 def _batch(

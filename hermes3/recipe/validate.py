@@ -10,9 +10,12 @@ from hermes3.recipe.finding import ERROR
 from hermes3.recipe.hardware import hardware_of
 from hermes3.recipe.prepared import check_prepared
 
+# The form of the parts that are looked into
+LISTS = {"plugins": str, "datasets": dict, "test_datasets": dict}
+
 
 def read(path: Path) -> dict[str, Any]:
-    """The recipe as written. `ValueError` when it is not a YAML mapping."""
+    """The recipe as written. `ValueError` when it is not a YAML mapping, or a part of it has the wrong form."""
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -21,6 +24,13 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not YAML: {error}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{path}: a recipe is a mapping of keys to values")
+    for key, kind in LISTS.items():
+        value = recipe.get(key)
+        if value is not None and not (isinstance(value, list) and all(isinstance(part, kind) for part in value)):
+            parts = "names" if kind is str else "mappings with path and type"
+            raise ValueError(f"{path}: {key}: not a list of {parts}; begin each with '- ' on a line of its own")
+    if not isinstance(recipe.get("fsdp_config") or {}, dict):
+        raise ValueError(f"{path}: fsdp_config: not a mapping; write its keys below it")
     return recipe
 
 
