@@ -13,6 +13,7 @@ from hermes3.train.loss import weigh_tokens
 from hermes3.train.neftune import noise_policy_alone
 from hermes3.train.precision import keep_fp32
 from hermes3.train.restart import RestartPoints
+from hermes3.train.shards import save_shards_once
 
 
 class HermesPlugin(BasePlugin):
@@ -28,6 +29,7 @@ class HermesPlugin(BasePlugin):
 
     def post_trainer_create(self, cfg, trainer) -> None:
         keep_fp32(cfg, trainer)
+        save_shards_once(trainer)
         if cfg.token_weighted_loss:
             weigh_tokens(trainer)
         if cfg.rl in ("dpo", "ipo"):
