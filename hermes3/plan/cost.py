@@ -97,6 +97,7 @@ def cost(
                 f"MFU {ASSUMED_MFU:.0%} is assumed: the paper has no GPU-hours for this; measure, give --mfu"
             )
         elif work.rank:
+            source = "of the paper's full fine-tuning"
             warnings.append("MFU is that of the paper's full fine-tuning; it states no GPU-hours of LoRA or DPO")
         elif mfu > PRETRAINING_MFU:
             warnings.append(
