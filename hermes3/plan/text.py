@@ -1,5 +1,6 @@
 """A plan for people: a head, one table of settings, the parts of the recipe's own, and what was assumed."""
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.table import Table
 
@@ -65,11 +66,11 @@ def _head(plan: Plan) -> Table:
 
 
 def _settings(plan: Plan) -> Table:
-    table = Table(title="Memory at the peak of a step, each setting", title_justify="left")
-    for name in ("", "setting", "a GPU", "headroom", "host, a node", "fits", "nodes needed"):
-        table.add_column(
-            name, justify="left" if name in ("", "setting", "fits") else "right", no_wrap=name == "setting"
-        )
+    table = Table(title="Memory at the peak of a step, each setting", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("")
+    table.add_column("setting")
+    for name in ("a GPU", "spare", "a host", "fits", "nodes"):
+        table.add_column(name, justify="right", no_wrap=True)
     for one in plan.settings:
         needed = plan.nodes_needed[one.setting.name]
         table.add_row(
@@ -79,17 +80,17 @@ def _settings(plan: Plan) -> Table:
             f"{one.headroom:.0%}",
             size(sum(one.host.values())) if one.host else "",
             "yes" if one.fits else "[red]no[/red]",
-            f"{needed:,}" if needed else "none holds it",
+            f"{needed:,}" if needed else "none",
         )
-    table.caption = "* the recipe's own"
+    table.caption = "* the recipe's own; nodes: the fewest that hold it"
     return table
 
 
 def _parts(own: Memory) -> Table:
-    table = Table(title=f"{own.setting.name}: parts at its peak, the {own.peak}", title_justify="left")
+    table = Table(title=f"{own.setting.name}: parts at its peak, the {own.peak}", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("part")
     table.add_column("a GPU", justify="right")
-    table.add_column("host, a node", justify="right")
+    table.add_column("a host", justify="right")
     for part in dict.fromkeys([*own.gpu, *own.host]):
         table.add_row(part, *(size(held[part]) if part in held else "" for held in (own.gpu, own.host)))
     table.add_section()
