@@ -154,7 +154,7 @@ def prepare() -> tempfile.TemporaryDirectory:
     import numpy as np
     from axolotl.utils.samplers.multipack import pack_parallel
 
-    pack_parallel(np.array([1, 1]), bin_capacity=2, group_size=2, bin_size=2, num_processes=1)
+    pack_parallel(np.array([1, 1], dtype=np.int32), bin_capacity=2, group_size=2, bin_size=2, num_processes=1)
     work = tempfile.TemporaryDirectory(prefix="hermes3-check-model-")
     throwaway.write_model(Path(work.name) / "base")
     return work
