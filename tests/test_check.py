@@ -88,6 +88,17 @@ FAULTS = {
         "8b_sft", "num_epochs: 4  # .*", "num_epochs: 3  # ours", "num_epochs", ("without a reason", "set 4")
     ),
     "a stated key left out": Fault("8b_sft", "weight_decay: .*\n", "", "weight_decay", ("missing", "0.01", "set it")),
+    # data
+    "long rows dropped": Fault(
+        "8b_sft", "excess_length_strategy: .*\n", "", "excess_length_strategy", ("would be dropped", "raise")
+    ),
+    "FSDP under a preference adapter": Fault(
+        "8b_dpo",
+        "deepspeed: deepspeed_configs/zero3_bf16.json  # .*",
+        "fsdp_version: 2  # ours: no\nfsdp_config:  # ours: no\n  reshard_after_forward: true",
+        "fsdp_config",
+        ("does not find again", "zero3_bf16.json"),
+    ),
     # names
     "typo": Fault(
         "8b_sft", "\nsequence_len:", "\nsequence_lenght:", "sequence_lenght", ("unknown", "did you mean sequence_len?")

@@ -1,6 +1,5 @@
 """The Axolotl plugin, driven through Axolotl's and accelerate's own classes."""
 
-import gc
 import os
 from types import SimpleNamespace
 
@@ -23,12 +22,7 @@ LENGTHS = [1 + i * 7 % 13 for i in range(60)]
 SFT = DictDefault({"sample_packing": True})
 
 
-@pytest.fixture(autouse=True)
-def quick_gc():
-    """The packer collects garbage at every packing: 0.4 s over all that torch has loaded, unless that is set aside."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("quick_gc")  # the packer collects at every packing
 
 
 @pytest.fixture

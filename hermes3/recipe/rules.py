@@ -112,6 +112,14 @@ def _data(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
         )
 
 
+    if recipe.get("excess_length_strategy", "drop") == "drop":
+        yield Finding(
+            "excess_length_strategy",
+            "rows longer than sequence_len would be dropped, with no more than a line in the log",
+            "set excess_length_strategy: raise; hermes3 mix build keeps rows to the length",
+        )
+
+
 def _precision(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     if recipe.get("bf16") == "auto" or "bf16" not in recipe:
         yield Finding(
@@ -168,6 +176,12 @@ def _sharding(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     inside = recipe["fsdp_config"].get("fsdp_version") if isinstance(recipe.get("fsdp_config"), dict) else None
     if fsdp and str(recipe.get("fsdp_version") or inside) != "2":
         yield Finding("fsdp_version", "not 2, so the deprecated FSDP1", "set fsdp_version: 2")
+    if fsdp and recipe.get("rl") and recipe.get("adapter"):
+        yield Finding(
+            "fsdp_config",
+            "under rl Axolotl saves a sharded adapter by names that PEFT does not find again",
+            "shard with deepspeed: deepspeed_configs/zero3_bf16.json",
+        )
 
 
 def _saving(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:

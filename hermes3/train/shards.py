@@ -1,7 +1,7 @@
 """A ZeRO-3 checkpoint whose weights stay in shards is written once.
 
-Where `stage3_gather_16bit_weights_on_model_save` is false, transformers has DeepSpeed write all of a checkpoint in place
-of the gathered weights, and then again as the optimizer's state: 4.9 TB twice for 405B.
+Where `stage3_gather_16bit_weights_on_model_save` is false, transformers has DeepSpeed write all of a checkpoint in
+place of the gathered weights, and then again as the optimizer's state: 4.9 TB twice for 405B.
 """
 
 from typing import TYPE_CHECKING
