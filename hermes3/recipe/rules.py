@@ -111,7 +111,6 @@ def _data(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
             f"with sample_packing use one of {', '.join(ISOLATING)}",
         )
 
-
     if recipe.get("excess_length_strategy", "drop") == "drop":
         yield Finding(
             "excess_length_strategy",
