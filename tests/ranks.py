@@ -3,6 +3,7 @@
 A server imports Axolotl once and forks every rank of every run, so that a run takes 10 seconds instead of 30.
 """
 
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -138,6 +139,7 @@ def _rank(recipe: Path, log: Path, env: dict[str, str]) -> None:
         os.dup2(file.fileno(), 2)
     os.environ |= env
     torch.set_num_threads(1)  # so small a model only waits for a second
+    gc.freeze()  # the packer collects garbage at every packing: 0.4 s each over all that is imported
     sys.argv = ["axolotl.cli.train", str(recipe)]
     from axolotl.cli.train import do_cli
 

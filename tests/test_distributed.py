@@ -306,7 +306,7 @@ def test_bf16_trains_fp32_weights_and_computes_in_bf16(fsdp, request, bf16, two,
     assert moved(run, base) > 0.9
     assert run.losses()[0] == pytest.approx(two.losses()[0], rel=BF16)
     assert run.losses()[0] != pytest.approx(two.losses()[0], rel=ROUNDING)
-    assert run.losses() != torch.tensor(run.losses()).bfloat16().tolist()  # the loss itself is not rounded to bf16
+    assert all(loss % 2**-5 for loss in run.losses())  # of 8 to 16 bf16 knows sixteenths; here a mean of two ranks
 
 
 @pytest.mark.parametrize("fsdp", [True, False])
