@@ -1,7 +1,7 @@
 """The distributed configurations train on two CPU ranks, through Axolotl: plain data parallel, ZeRO-3 and FSDP2.
 
 Two ranks take in one micro-batch what one rank takes in two (`gradient_accumulation_steps` 2), so that a run on either
-is held to the other. A run takes 10 to 20 seconds.
+is held to the other. A run takes 5 to 10 seconds.
 """
 
 import os
