@@ -33,8 +33,8 @@ def _tensor_names(folder: Path) -> set[str]:
     if not index.is_file():
         if not (folder / "model.safetensors").is_file():
             raise ValueError(
-                f"{folder}: no model.safetensors, nor {INDEX}; if its weights are sharded by FSDP, run "
-                "`axolotl merge-sharded-fsdp-weights RECIPE`; if the run has not ended, take a checkpoint of it"
+                f"{folder}: no model.safetensors, nor {INDEX}; if its ranks saved in parts, run "
+                f"`hermes3 consolidate {folder}/checkpoint-N OUT`; if the run has not ended, take a checkpoint of it"
             )
         return header_names(folder / "model.safetensors")
     where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]

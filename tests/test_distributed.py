@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from small_mix import SEQUENCE_LEN, write_mix, write_recipe
 from transformers import AutoModelForCausalLM
 
-from hermes3.model_folder import check_model
+from hermes3.model_folder import INDEX, check_model
 from hermes3.recipe.validate import read
 from hermes3.train.consolidate import consolidate
 
@@ -227,13 +227,15 @@ def test_the_shards_hold_the_model_that_is_gathered(zero3, offloaded, tmp_path):
     assert all(torch.equal(joined[name], gathered[name]) for name in gathered | joined)
 
     assert not list(offloaded.folder.rglob("*.safetensors"))
-    consolidate(offloaded.folder / "checkpoint-8", tmp_path / "offloaded")
+    checkpoint = shutil.copytree(offloaded.folder / "checkpoint-8", tmp_path / "checkpoint-8")
+    (checkpoint / INDEX).write_text('{"weight_map": {"model.norm.weight": "gone.safetensors"}}')
+    consolidate(checkpoint, tmp_path / "offloaded")
     check_model(tmp_path / "offloaded")
     assert load_file(tmp_path / "offloaded/model.safetensors").keys() == gathered.keys()
 
 
 def test_what_is_no_whole_checkpoint_is_not_joined(offloaded, zero3, tmp_path):
-    with pytest.raises(ValueError, match="no file `latest`, so no DeepSpeed checkpoint"):
+    with pytest.raises(ValueError, match="neither file latest .* give a folder checkpoint-N"):
         consolidate(tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match="is there already"):
         consolidate(offloaded.folder / "checkpoint-8", tmp_path)
@@ -246,9 +248,9 @@ def test_what_is_no_whole_checkpoint_is_not_joined(offloaded, zero3, tmp_path):
 
 def test_a_checkpoint_in_shards_is_written_once(offloaded, zero):
     """When the second half fails transformers has mended it, and hermes3/train/shards.py can go."""
-    instead_of_weights = "Saving the full checkpoint instead"  # once for the output folder, and for each checkpoint
-    assert offloaded.logs[0].count(instead_of_weights) == 1
-    assert len(list(offloaded.folder.glob("checkpoint-*/global_step*"))) == 2
+    instead_of_weights = "Saving the full checkpoint instead"  # for each checkpoint, and when the run ends
+    assert offloaded.logs[0].count(instead_of_weights) == 0
+    assert len(list(offloaded.folder.rglob("global_step*"))) == 2
     bare = zero("bare-offloaded", "405b_sft", plugins=BARE)
     assert bare.logs[0].count(instead_of_weights) == 3
 
@@ -258,13 +260,13 @@ def test_a_checkpoint_in_shards_is_written_once(offloaded, zero):
 
 @pytest.fixture(scope="module")
 def bf16(recipe):
-    """Six steps at 7e-6. `fsdp`: as 405b_sft_fsdp, but for one file at the end, and for memory that only CUDA pins."""
+    """Six steps at 7e-6. `fsdp`: as 405b_sft_fsdp, but for fp32 weights at the end, and memory that only CUDA pins."""
 
-    def run(name: str, fsdp: bool, processes: int = 2, **changes) -> Run:
+    def run(name: str, fsdp: bool, processes: int = 2, final: str = "FULL_STATE_DICT", **changes) -> Run:
         values = {"bf16": True, "max_steps": 6, "save_steps": 3, "learning_rate": 7.0e-6, "lr_scheduler": "constant"}
         if fsdp:
             values |= sharding("405b_sft_fsdp")
-            values["fsdp_config"] |= {"final_state_dict_type": "FULL_STATE_DICT", "cpu_offload_pin_memory": False}
+            values["fsdp_config"] |= {"final_state_dict_type": final, "cpu_offload_pin_memory": False}
         return done(train(recipe(name, processes, **values | changes), processes))
 
     return run
@@ -297,6 +299,25 @@ def test_a_sharded_fsdp2_checkpoint_goes_on_as_it_was(fsdp2, bf16):
     assert resumed.steps() == fsdp2.steps()[3:]
     assert resumed.losses() == fsdp2.losses()[3:]
     assert same_weights(resumed, fsdp2)
+
+
+def test_fsdp2_shards_are_joined_for_each_checkpoint_and_at_the_end(fsdp2, bf16, tmp_path):
+    run = bf16(
+        "fsdp2-joined",
+        fsdp=True,
+        final=read(ROOT / "recipes/405b_sft_fsdp.yml")["fsdp_config"]["final_state_dict_type"],
+    )
+    for step in (3, 6):
+        consolidate(run.folder / f"checkpoint-{step}", tmp_path / f"{step}", max_shard_size="1MB")
+        check_model(tmp_path / f"{step}")
+    check_model(run.folder)
+    by_hand, at_the_end = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict()
+        for folder in (tmp_path / "6", run.folder)
+    )
+    assert by_hand.keys() == at_the_end.keys()
+    for name, tensor in fsdp2.weights().items():
+        assert torch.equal(by_hand[name], tensor.bfloat16()) and torch.equal(at_the_end[name], tensor.bfloat16())
 
 
 @pytest.mark.parametrize("fsdp", [True, False])

@@ -30,7 +30,7 @@ def test_an_experiment_differs_from_its_base_in_its_marked_lines_alone(path):
     assert read(path)["wandb_name"] == path.stem
     assert f"recipes/{base_of(path).name}" in text.splitlines()[1]
     base = base_of(path).read_text(encoding="utf-8")
-    unmarked = {line for line in text.splitlines()[2:] if line and "# experiment" not in line}
+    unmarked = {line for line in text.splitlines()[2:] if line and "experiment" not in line}
     assert unmarked <= set(base.splitlines())  # comments too
 
 

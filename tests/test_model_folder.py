@@ -34,7 +34,7 @@ def test_a_model_without_template_is_refused(llama):
 def test_a_folder_without_weights_is_refused(sharded):
     for file in sharded.glob("model*"):
         file.unlink()
-    with pytest.raises(ValueError, match="no model.safetensors.*merge-sharded-fsdp-weights"):
+    with pytest.raises(ValueError, match="no model.safetensors.*hermes3 consolidate"):
         check_model(sharded)
     (sharded / "config.json").unlink()
     with pytest.raises(ValueError, match="no config.json"):

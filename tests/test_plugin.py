@@ -123,26 +123,35 @@ def test_neftune_reaches_the_preference_trainer(manager, cfg, expected):
     assert manager.get_training_args(DictDefault(cfg)) == expected
 
 
-@pytest.mark.parametrize(("cuda", "rank", "device_map"), [(False, "1", "cpu"), (False, None, None), (True, "1", None)])
-def test_cpu_ranks_keep_the_model_on_the_cpu(monkeypatch, cuda, rank, device_map):
+@pytest.mark.parametrize(
+    ("gpu", "cuda", "rank", "device_map"),
+    [
+        ("cpu", False, "0", "cpu"),
+        ("cpu", False, None, None),
+        ("cpu", True, "0", None),
+        ("h100-80gb", False, "0", None),  # a GPU whose driver fails: the run must fail too
+    ],
+)
+def test_cpu_ranks_keep_the_model_on_the_cpu(monkeypatch, gpu, cuda, rank, device_map):
     """On a GPU, and where no launcher started the process, Axolotl's own choice stands."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
     monkeypatch.delenv("RANK", raising=False)
     if rank:
         monkeypatch.setenv("RANK", rank)
-    cfg = DictDefault({})
+    cfg = DictDefault({"hardware": {"gpu": gpu, "nodes": 1, "gpus_per_node": 1}})
     assert HermesPlugin().load_datasets(cfg) is None
     assert cfg.device_map == (device_map and {"": device_map})
 
 
-@pytest.mark.parametrize("cuda", [True, False])
-def test_registering_changes_nothing_but_on_cpu_ranks(monkeypatch, cuda):
+@pytest.mark.parametrize(("gpu", "cuda", "rank"), [("cpu", True, "0"), ("cpu", False, None), ("h100-80gb", False, "0")])
+def test_registering_changes_nothing_but_on_cpu_ranks(monkeypatch, gpu, cuda, rank):
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
     monkeypatch.delenv("RANK", raising=False)
-    if cuda:
-        monkeypatch.setenv("RANK", "0")
+    if rank:
+        monkeypatch.setenv("RANK", rank)
     before = dict(os.environ), PartialState._prepare_backend, ParallelismConfig.build_device_mesh
-    HermesPlugin().register({"deepspeed": "deepspeed_configs/zero3_bf16.json"})
+    hardware = {"gpu": gpu, "nodes": 1, "gpus_per_node": 2}
+    HermesPlugin().register({"hardware": hardware, "deepspeed": "deepspeed_configs/zero3_bf16.json"})
     assert before == (dict(os.environ), PartialState._prepare_backend, ParallelismConfig.build_device_mesh)
 
 

@@ -27,7 +27,7 @@ def checkpoints(folder: Path) -> list[int]:
     return sorted(int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*"))
 
 
-def run(folder: Path, steps: int | None, stop: int | None = None, resume: bool = False) -> Stop:
+def run(folder: Path, steps: int | None, stop: int | None = None, resume: bool = False, also=()) -> Stop:
     """Three epochs of five steps."""
     config = LlamaConfig(
         vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, pad_token_id=0
@@ -38,7 +38,7 @@ def run(folder: Path, steps: int | None, stop: int | None = None, resume: bool =
     )  # fmt: skip
     rows = [{"input_ids": torch.tensor([i, 1, 2]), "labels": torch.tensor([i, 1, 2])} for i in range(5)]
     watch = Stop(stop)
-    callbacks = [*([RestartPoints(steps)] if steps else []), watch]
+    callbacks = [*([RestartPoints(steps)] if steps else []), *also, watch]
     trainer = Trainer(LlamaForCausalLM(config), args, train_dataset=rows, callbacks=callbacks)
     with contextlib.suppress(KeyboardInterrupt):
         trainer.train(resume_from_checkpoint=resume or None)
@@ -57,6 +57,20 @@ def test_a_run_that_died_goes_on_from_its_restart_point(tmp_path):
     assert checkpoints(tmp_path) == [5, 8]
     again = run(tmp_path, steps=2, resume=True)
     assert again.seen[0] == [5, 10]  # it went on at 8, which is gone once the next is whole
+    assert checkpoints(tmp_path) == [5, 10, 15]
+
+
+def test_a_run_that_died_between_a_restart_point_and_its_epochs_checkpoint_keeps_it(tmp_path):
+    """Step 10 ends an epoch and is a restart point: it is saved as such, and must not go for it."""
+
+    class Die(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            if state.global_step == 10:
+                raise KeyboardInterrupt
+
+    run(tmp_path, steps=2, also=[Die()])
+    assert checkpoints(tmp_path) == [5, 10]
+    run(tmp_path, steps=2, resume=True)
     assert checkpoints(tmp_path) == [5, 10, 15]
 
 

@@ -1,19 +1,27 @@
-"""One whole bf16 model from a DeepSpeed ZeRO checkpoint, whose ranks each wrote their part.
+"""One whole bf16 model from a checkpoint whose ranks each wrote their part: DeepSpeed's ZeRO, or FSDP2.
 
-The 405B recipe saves so, because gathering 812 GB in rank 0's node at every save is slow and may not fit. DeepSpeed's
-own converter writes fp32, 1.6 TB for 405B, which `from_pretrained` would then load as such.
+The 405B recipes save so, because gathering 812 GB in rank 0's node at every save is slow and may not fit. DeepSpeed's
+own converter writes fp32, 1.6 TB for 405B; Axolotl's, for FSDP, holds all of that in memory. Here a file's worth is.
 """
 
 import gc
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hermes3.files import new_folder
 from hermes3.model_folder import INDEX
 
-MAX_SHARD_SIZE = "5GB"  # host memory that a shard takes, besides the mapped checkpoint
+if TYPE_CHECKING:
+    from torch import Size, Tensor
+
+    Shapes = dict[str, Size]
+    Read = Callable[[Iterable[str]], dict[str, Tensor]]  # some tensors, by name
+
+MAX_SHARD_SIZE = "5GB"  # of bf16; twice that of host memory, as a file's tensors are read in fp32
+FSDP = "pytorch_model_fsdp_0"  # accelerate's folder in a checkpoint
 
 
 def consolidate(
@@ -21,44 +29,92 @@ def consolidate(
 ) -> int:
     """Write the model of folder `checkpoint` (`checkpoint-N` of a run) to folder `out`; the bytes of its weights.
 
-    The fp32 weights are rounded to bf16, as a 16-bit gather would. Reads pickles: use it on checkpoints of your own
-    runs only. `ValueError` when `checkpoint` holds no ZeRO checkpoint or lacks a rank's part, or `out` is there.
+    The fp32 weights are rounded to bf16, as a 16-bit gather would. Configuration and tokenizer are the checkpoint's, or
+    those of the run's folder around it. Reads pickles: use it on checkpoints of your own runs only. `ValueError` when
+    `checkpoint` is none or lacks a rank's part, or `out` is there.
     """
+    if out.exists():
+        raise ValueError(f"{out} is there already; remove it, or name another folder")
+    if (checkpoint / FSDP).is_dir():
+        shapes, read = _fsdp(checkpoint / FSDP)
+    elif (checkpoint / "latest").is_file():
+        shapes, read = _zero(checkpoint)
+    else:
+        raise ValueError(
+            f"{checkpoint}: neither file latest (DeepSpeed) nor folder {FSDP} (FSDP); give a folder checkpoint-N"
+        )
+    described = next((folder for folder in (checkpoint, checkpoint.parent) if (folder / "config.json").is_file()), None)
+    if not described:
+        raise ValueError(f"{checkpoint}: no config.json, nor beside it; give a folder checkpoint-N of an Axolotl run")
+    with new_folder(out) as folder:
+        for path in [*described.glob("*.json"), *described.glob("*.jinja")]:
+            if path.name not in ("trainer_state.json", "tokens_state.json", INDEX):
+                shutil.copy2(path, folder / path.name)
+        return _write(shapes, read, folder, max_shard_size, progress)
+
+
+def merge_in_parts() -> None:
+    """Have Axolotl's merge of FSDP checkpoints, at the end of a run and by hand, hold a file's worth in memory."""
+    import axolotl.cli.merge_sharded_fsdp_weights as axolotl_s
+
+    axolotl_s.merge_fsdp_weights = _merge
+
+
+def _merge(checkpoint_dir: str, output_path: str, **kwargs) -> None:
+    """Every rank calls it."""
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        shapes, read = _fsdp(Path(checkpoint_dir))
+        with new_folder(Path(output_path)) as folder:
+            _write(shapes, read, folder, MAX_SHARD_SIZE, print)
+
+
+def _write(shapes: "Shapes", read: "Read", folder: Path, max_shard_size: str, progress: Callable[[str], None]) -> int:
     import torch
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
 
-    if out.exists():
-        raise ValueError(f"{out} is there already; remove it, or name another folder")
-    if not (checkpoint / "latest").is_file():
-        raise ValueError(f"{checkpoint}: no file `latest`, so no DeepSpeed checkpoint; give a folder checkpoint-N")
-    if not (checkpoint / "config.json").is_file():
-        raise ValueError(f"{checkpoint}: no config.json; give a folder checkpoint-N of an Axolotl run")
-    try:
-        lazy = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), lazy_mode=True)
-    except (FileNotFoundError, ValueError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{checkpoint}: not a whole checkpoint ({error}); take the one before it") from error
-    sizes = {name: torch.empty(tensor.shape, dtype=torch.bfloat16, device="meta") for name, tensor in lazy.items()}
+    sizes = {name: torch.empty(shape, dtype=torch.bfloat16, device="meta") for name, shape in shapes.items()}
     split = split_torch_state_dict_into_shards(
         sizes, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
-    with new_folder(out) as folder:
-        for number, (file, names) in enumerate(split.filename_to_tensors.items(), 1):
-            shard = {name: lazy.pop(name).contiguous().to(torch.bfloat16) for name in names}
-            save_file(shard, folder / file, metadata={"format": "pt"})
-            progress(f"{number} of {len(split.filename_to_tensors)} files")
-            del shard
-            gc.collect()
-        if split.is_sharded:
-            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-            (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        for path in _beside_the_weights(checkpoint):
-            shutil.copy2(path, folder / path.name)
+    for number, (file, names) in enumerate(split.filename_to_tensors.items(), 1):
+        tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in read(names).items()}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        progress(f"{number} of {len(split.filename_to_tensors)} files")
+        del tensors
+        gc.collect()
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return split.metadata["total_size"]
 
 
-def _beside_the_weights(checkpoint: Path) -> list[Path]:
-    """Configuration, tokenizer and chat template."""
-    kept = [path for path in checkpoint.glob("*.json") if path.name != "trainer_state.json"]
-    return [*kept, *checkpoint.glob("*.jinja")]
+def _zero(checkpoint: Path) -> tuple["Shapes", "Read"]:
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    try:
+        lazy = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), lazy_mode=True)
+    except (FileNotFoundError, ValueError, EOFError) as error:
+        raise ValueError(f"{checkpoint}: not a whole checkpoint ({error}); take the one before it") from error
+    shapes = {name: tensor.shape for name, tensor in lazy.items()}
+    return shapes, lambda names: {name: lazy[name].contiguous() for name in names}
+
+
+def _fsdp(folder: Path) -> tuple["Shapes", "Read"]:
+    import torch
+    import torch.distributed.checkpoint as dcp
+
+    try:
+        stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder}: not a whole checkpoint ({error}); take the one before it") from error
+    kept = {name.removeprefix("model."): tensor for name, tensor in stored.items()}  # accelerate saves {"model": ...}
+
+    def read(names: Iterable[str]) -> dict[str, "Tensor"]:
+        state = {name: torch.empty(kept[name].size, dtype=kept[name].properties.dtype) for name in names}
+        dcp.load({"model": state}, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
+        return state
+
+    return {name: tensor.size for name, tensor in kept.items()}, read

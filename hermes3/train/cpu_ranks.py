@@ -9,10 +9,16 @@ from typing import Any
 
 import torch
 
+from hermes3.recipe.hardware import CPU
 
-def on_cpu_ranks() -> bool:
-    """Whether a launcher such as torchrun started this process, on a machine without CUDA."""
-    return "RANK" in os.environ and not torch.cuda.is_available()
+
+def on_cpu_ranks(recipe: dict[str, Any]) -> bool:
+    """Whether a launcher such as torchrun started this process for a recipe that declares CPUs, on a machine of them.
+
+    A run that was meant for GPUs and finds none must fail, not train on CPUs.
+    """
+    declared = (recipe.get("hardware") or {}).get("gpu")
+    return declared == CPU and "RANK" in os.environ and not torch.cuda.is_available()
 
 
 def use_gloo(recipe: dict[str, Any]) -> None:

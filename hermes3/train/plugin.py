@@ -8,6 +8,7 @@ from transformers import TrainerCallback, set_seed
 
 from hermes3.recipe.hardware import check_world_size
 from hermes3.train.adapter import dropout_args, save_adapter_alone
+from hermes3.train.consolidate import merge_in_parts
 from hermes3.train.cpu_ranks import on_cpu_ranks, use_gloo
 from hermes3.train.loss import weigh_tokens
 from hermes3.train.neftune import noise_policy_alone
@@ -24,8 +25,10 @@ class HermesPlugin(BasePlugin):
         return "hermes3.train.args.HermesArgs"
 
     def register(self, cfg: dict) -> None:
-        if on_cpu_ranks():
+        if on_cpu_ranks(cfg):
             use_gloo(cfg)
+        if cfg.get("fsdp_config"):
+            merge_in_parts()
 
     def post_trainer_create(self, cfg, trainer) -> None:
         keep_fp32(cfg, trainer)
@@ -65,7 +68,7 @@ class HermesPlugin(BasePlugin):
             check_world_size(cfg.hardware)
         if cfg.seed is not None:
             set_seed(cfg.seed)
-        if on_cpu_ranks():  # Axolotl maps the model to accelerator `LOCAL_RANK`
+        if on_cpu_ranks(cfg):  # Axolotl maps the model to accelerator `LOCAL_RANK`
             cfg.device_map = {"": "cpu"}
 
 

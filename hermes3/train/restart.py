@@ -14,7 +14,7 @@ MARK = "restart_point"  # an empty file in a checkpoint's folder: it goes when a
 
 
 class RestartPoints(TrainerCallback):
-    """Saves every `steps` optimizer steps; an epoch's last step is left to the epoch's own checkpoint."""
+    """Saves every `steps` optimizer steps. A restart point at an epoch's last step becomes the epoch's checkpoint."""
 
     def __init__(self, steps: int):
         self.steps = steps
@@ -26,16 +26,20 @@ class RestartPoints(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs):
         self.due = False
+        if state.is_world_process_zero:  # an epoch that ends at a restart point: from here on it is the epoch's
+            (self._newest(args, state) / MARK).unlink(missing_ok=True)
 
     def on_save(self, args, state, control, **kwargs):
         args.distributed_state.wait_for_everyone()  # other ranks may still write their part of the new checkpoint
         if not state.is_world_process_zero:
             return
-        newest = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        newest = self._newest(args, state)
         if self.due:
             (newest / MARK).touch()
-        else:
-            (newest / MARK).unlink(missing_ok=True)  # an epoch ended at a restart point
         for mark in Path(args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{MARK}"):
             if mark.parent != newest:
                 shutil.rmtree(mark.parent)
+
+    @staticmethod
+    def _newest(args, state) -> Path:
+        return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
