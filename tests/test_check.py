@@ -68,6 +68,16 @@ FAULTS = {
         "gradient_accumulation_steps",
         ("= 8", "set gradient_accumulation_steps: 6"),
     ),
+    "the paper's mark on a batch reached otherwise": Fault(
+        "8b_sft",
+        "nodes: 6,((?:.*\\n)*)gradient_accumulation_steps: 1",
+        r"nodes: 1,\1gradient_accumulation_steps: 6",
+        "gradient_accumulation_steps",
+        ("6 is marked as the paper's, which states 1", '"ours:"'),
+    ),
+    "the paper's mark on other hardware": Fault(
+        "8b_sft", "nodes: 6", "nodes: 3", "hardware", ("24 h100-80gb is marked as the paper's", "48 GPUs")
+    ),
     "unmarked key": Fault(
         "8b_sft", "max_grad_norm: 1.0  # .*", "max_grad_norm: 1.0", "max_grad_norm", ("no mark", '"ours:"')
     ),
@@ -147,6 +157,12 @@ FAULTS = {
     "plugin typo": Fault(
         "8b_sft", "train.plugin.Hermes", "train.plugins.Hermes", "plugins", ("cannot be imported", "mend its name")
     ),
+    "plugin class typo": Fault(
+        "8b_sft", "plugin.HermesPlugin", "plugin.HermesPlugn", "plugins", ("no attribute 'HermesPlugn'", "mend its")
+    ),
+    "GPU plugin class typo": Fault(
+        "8b_sft", "LigerPlugin", "LigerPlugn", "plugins", ("liger.LigerPlugn cannot be imported", "mend its name")
+    ),
     "a plugin's key without the plugin": Fault(
         "8b_dpo", "\nrl: dpo", "\nliger_rms_norm: true  # ours\nrl: dpo", "liger_rms_norm", ("unknown key",)
     ),
@@ -205,6 +221,13 @@ FAULTS = {
         "    train_on_eos: all  # ours: x\n    type:  #",
         "datasets.train_on_eos",
         ("never read",),
+    ),
+    # what stops the trial, and would stop a run
+    "typo in a mapping that is handed on whole": Fault(
+        "8b_sft", "  use_reentrant: true", "  use_reentrnt: true", "the trial", ("stopped", "use_reentrnt", "change")
+    ),
+    "a split that a mix has not": Fault(
+        "8b_dpo", "    split: train", "    split: validation", "the trial", ("stopped", "validation", "change")
     ),
     # what trains wrongly
     "no seed": Fault("8b_sft", "seed: 42.*\n", "", "seed", ("missing", "shuffled differently", "add seed: 42")),
@@ -308,6 +331,16 @@ FAULTS = {
         ("lora_A", "merge-lora", "merged/"),
     ),
     "one name for a list": Fault("8b_dpo", "plugins:\\n  - ", "plugins: ", "plugins", ("not a list", "begin each")),
+    "a key given twice": Fault(
+        "8b_sft",
+        "\nweight_decay",
+        "\nlearning_rate: 7.0e-5  # ours: x\nweight_decay",
+        "learning_rate",
+        ("twice, on lines 38 and 41", "keep one"),
+    ),
+    "a key given twice in datasets": Fault(
+        "8b_sft", "    type:  #", "    type: completion\n    type:  #", "type", ("given twice", "keep one")
+    ),
     "no YAML": Fault("8b_sft", "\nseed: 42", "\nseed: [42", "file", ("not YAML", "mend it")),
 }
 
@@ -352,7 +385,7 @@ def reports(tmp_path_factory) -> dict[str | Path, checker.Report]:
             folder = root / str(number)
             folder.mkdir()
             planted[name] = plant(fault, folder, unmerged)
-        tried = [name for name, fault in FAULTS.items() if "never read" in fault.said[0]]
+        tried = [name for name, fault in FAULTS.items() if re.match("(set, and )?never read|stopped", fault.said[0])]
         found = checker.check_all([*SHIPPED, *(planted[name] for name in tried)])
         static = {name: checker.inspect(path)[0] for name, path in planted.items() if name not in tried}
     return dict(zip([*SHIPPED, *tried], found, strict=True)) | static
@@ -385,14 +418,17 @@ def test_every_kind_of_fault_is_planted():
 
 def test_a_fault_is_the_only_error(reports):
     """A change of one line makes one error, where it is no more than that."""
-    for name in ("wrong learning rate", "batch of 47", "typo in datasets", "no seed", "max_prompt_len", "ZeRO-2"):
+    for name in ("wrong learning rate", "a key given twice", "typo in datasets", "no seed", "max_prompt_len", "ZeRO-2"):
         assert len(reports[name].errors) == 1, name
 
 
 def test_fewer_gpus_at_the_papers_batch_are_no_error(tmp_path):
     text = (ROOT / "recipes/8b_sft.yml").read_text(encoding="utf-8").replace("nodes: 6", "nodes: 1")
     path = tmp_path / "8b_sft.yml"
-    path.write_text(text.replace("gradient_accumulation_steps: 1", "gradient_accumulation_steps: 6"), encoding="utf-8")
+    text = re.sub("(gpus_per_node: 8}  # )paper", r"\1ours", text)
+    steps = "gradient_accumulation_steps: "
+    text = re.sub(f"{steps}1  # paper, SFT", f"{steps}6  # ours: 8 x 6 = 48", text)
+    path.write_text(text, encoding="utf-8")
     report = checker.check(path)
     assert report.errors == []
     status = {row.key: row.status for row in report.rows}
@@ -460,8 +496,23 @@ def test_a_trial_that_stops_says_where_and_condemns_no_other_key():
     result = trace(recipe)
     assert "no_such_optimizer" in result.stopped
     found = list(ignored.findings(recipe, result))
-    assert [finding.level for finding in found if finding.key == "the trial"] == ["note"]
-    assert [finding.key for finding in found if finding.level == "error"] == []
+    assert [finding.key for finding in found if finding.level == "error"] == ["the trial"]
+
+
+def test_what_only_the_trial_lacks_is_a_note():
+    recipe = read(ROOT / "recipes/tiny_sft.yml")
+    recipe["datasets"] = [recipe["datasets"][0] | {"type": "alpaca"}]
+    found = list(ignored.findings(recipe, trace(recipe)))
+    assert [(finding.level, "type alpaca" in finding.wrong) for finding in found if finding.key == "the trial"] == [
+        ("note", True)
+    ]
+    assert {finding.level for finding in found} == {"note"}
+
+
+def test_elsewhere_than_at_the_root_there_is_nothing_to_check(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="run from the root of the repository"):
+        checker.default_recipes()
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,11 @@ def notes(reports: list[Report]) -> dict[str, int]:
 
 
 def default_recipes() -> list[Path]:
-    return [*sorted(Path("recipes").glob("*.yml")), *sorted(Path("recipes/experiments").glob("*.yml"))]
+    """Those of the repository. `ValueError` elsewhere than at its root, from where recipes name their files."""
+    found = [*sorted(Path("recipes").glob("*.yml")), *sorted(Path("recipes/experiments").glob("*.yml"))]
+    if not found:
+        raise ValueError("recipes: no recipe in this folder; run from the root of the repository, or name recipes")
+    return found
 
 
 def check(path: Path) -> Report:

@@ -21,8 +21,9 @@ def check(
 
     from hermes3.recipe import check, show
 
+    chosen = recipes or check.default_recipes()
     with Console(stderr=True).status("") as status:
-        reports = check.check_all(recipes or check.default_recipes(), status.update)
+        reports = check.check_all(chosen, status.update)
     if as_json:
         print(json.dumps([report.to_json() for report in reports], indent=1))
     else:

@@ -94,16 +94,14 @@ def _line(
     ]
     words = paper.words.get("fsdp_config" if key in FSDP else key)
     if key == "hardware" and paper.gpus:
-        return Row(
-            key,
-            f"{paper.gpus} GPUs",
-            f"{hardware.gpus} {hardware.gpu}",
-            SAME if paper.gpus == hardware.gpus else DIFFERENT,
-            reason,
-        ), wrong
+        value, stated = f"{hardware.gpus} {hardware.gpu}", f"{paper.gpus} GPUs"
+        same = paper.gpus == hardware.gpus
+        wrong += _untrue(key, value, stated, same, whose, reason)
+        return Row(key, stated, value, SAME if same else DIFFERENT, reason), wrong
     if stated is not None:
         same = value == stated and _number(value) == _number(stated)
-        wrong += _untrue(key, value, stated, same, whose, reason)
+        if not (same and key in BATCH and paper.gpus != hardware.gpus):  # on other GPUs the paper's 1 is a choice
+            wrong += _untrue(key, value, stated, same, whose, reason)
         return Row(key, stated, value, SAME if same else DIFFERENT, reason), wrong
     if key == "base_model":
         words = words or paper.base

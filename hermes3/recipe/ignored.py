@@ -1,5 +1,6 @@
 """Keys that a recipe sets and nothing reads, each with what reads it elsewhere."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from hermes3.recipe.reads import Trace
 # Parts of a recipe whose keys are read one by one; any other mapping is handed on whole
 ENTRIES = ("datasets", "test_datasets")
 SHARDING = "fsdp_config"
+# What stops a trial and no run: rows, kernels or a network that only the run has, or too slow a machine
+LIMITS = re.compile(r"^NotImplementedError|\b(CUDA|GPUs?|triton|bitsandbytes|offline mode|trial ended)\b", re.IGNORECASE)
 ENTRY = r"(?:ds_cfg|dataset_config|dataset_cfg|dataset|ds|d)"  # what Axolotl calls an entry of `datasets`
 
 
@@ -56,10 +59,16 @@ def _lines(label: str) -> list[str]:
 
 
 def findings(recipe: dict[str, Any], trace: Trace) -> Iterator[Finding]:
-    """An error for each key that is set and never read; mere notes when the trial did not come to its end."""
+    """An error for each key that is set and never read; mere notes when the trial did not come to its end.
+
+    That is an error itself, but for what no CPU can try.
+    """
     if trace.stopped:
         what = f"stopped on the throw-away model: {trace.stopped}"
-        yield note("the trial", what, "it was looked up in the source who reads the other keys")
+        if LIMITS.search(trace.stopped):
+            yield note("the trial", what, "it was looked up in the source who reads the other keys")
+        else:
+            yield Finding("the trial", what, "change what it names, for a run would stop there too")
     for reader in readers(recipe, trace):
         if reader.line is None:
             lines = _lines(reader.key)

@@ -25,7 +25,9 @@ def findings(recipe: dict[str, Any], hardware: Hardware) -> tuple[list[Finding],
 
     wrong: list[Finding] = []
     with _plugins(recipe) as missing, _warnings() as warnings:
-        wrong += missing or _names(recipe)  # without a plugin its keys are unknown
+        if missing:
+            return missing, {}  # all keys of a plugin would be unknown
+        wrong += _names(recipe)
         try:
             resolved = validate_config(DictDefault(copy.deepcopy(recipe)), *_capabilities(hardware)).to_dict()
         except ValidationError as error:
@@ -57,18 +59,24 @@ def _plugins(recipe: dict[str, Any]) -> Iterator[list[Finding]]:
     merge, config.merge_input_args = config.merge_input_args, lambda: _models(tuple(manager.plugins))
     try:
         with _warnings():
-            config.prepare_plugins(copy.deepcopy(recipe))
-        yield [
-            Finding(
-                "plugins",
-                f"{name} cannot be imported, and Axolotl would go on without it",
-                "mend its name, or install what it needs",
-            )
-            for name in recipe.get("plugins") or []
-            if name not in manager.plugins
-        ]
+            missing = list(_missing(recipe.get("plugins") or []))
+            if not missing:
+                config.prepare_plugins(copy.deepcopy(recipe))
+        yield missing
     finally:
         manager.plugins, config.merge_input_args = before, merge
+
+
+def _missing(plugins: list[str]) -> Iterator[Finding]:
+    """Axolotl goes on without a plugin whose module it cannot import."""
+    from axolotl.integrations.base import load_plugin
+
+    for name in plugins:
+        try:
+            load_plugin(name)
+        except Exception as error:  # of whatever its module and its class do
+            wrong = f"{name} cannot be imported ({error})"
+            yield Finding("plugins", wrong, "mend its name, or install what it needs")
 
 
 @lru_cache

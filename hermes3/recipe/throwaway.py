@@ -61,5 +61,7 @@ def _row(recipe: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
         return {entry.get("field_messages") or "messages": [user, assistant]}
     if kind == "completion":
         return {entry.get("field") or "text": TEXT * ROW_LEN}
+    if kind:
+        raise NotImplementedError(f"no rows of type {kind} are made for the trial")
     tokens = list(range(ROW_LEN))
     return {"input_ids": tokens, "attention_mask": [1] * ROW_LEN, "labels": tokens}

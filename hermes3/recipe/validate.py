@@ -10,18 +10,35 @@ from hermes3.recipe.finding import ERROR
 from hermes3.recipe.hardware import hardware_of
 from hermes3.recipe.prepared import check_prepared
 
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key which is given twice; PyYAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.value in lines and key.tag != "tag:yaml.org,2002:merge":
+                wrong = f"given twice, on lines {lines[key.value]} and {line}, and the first would be dropped"
+                raise ValueError(f"{key.value}: {wrong}; keep one of them")
+            if isinstance(key, yaml.ScalarNode):
+                lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
 # The form of the parts that are looked into
 LISTS = {"plugins": str, "datasets": dict, "test_datasets": dict}
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The recipe as written. `ValueError` when it is not a YAML mapping, or a part of it has the wrong form."""
+    """The recipe as written. `ValueError` when it is not a YAML mapping, gives a key twice, or a part has the wrong form."""
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506, a safe loader
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not YAML: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if not isinstance(recipe, dict):
         raise ValueError(f"{path}: a recipe is a mapping of keys to values")
     for key, kind in LISTS.items():
