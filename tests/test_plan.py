@@ -19,6 +19,7 @@ from hermes3.mix.pack import preview
 from hermes3.plan.cost import FAILURES_PER_GPU_HOUR, flops_per_token, paper_mfu
 from hermes3.plan.gpus import gpus
 from hermes3.plan.plan import Plan, plan
+from hermes3.plan.settings import PAPER, PAPER_NODES
 from hermes3.plan.shapes import Shape, published, read_config
 from hermes3.plan.work import Work
 from hermes3.recipe.paper import rows
@@ -120,10 +121,13 @@ def test_flops_are_those_that_torch_counts():
     )
 
 
-def test_405b_fits_its_sixteen_nodes_and_needs_seven_with_all_on_the_host():
+def test_405b_fits_its_sixteen_nodes_and_needs_the_papers_seven():
     made = full("405b_sft")
     assert made.nodes == 16 and made.own.fits
-    assert made.nodes_needed["FSDP2, fp32 weights, all on the host"] == 7
+    assert made.nodes_needed[PAPER.name] == PAPER_NODES
+    assert any(PAPER.name in warning and "docs/planning.md" in warning for warning in made.warnings)
+    assert PAPER.name not in full("70b_sft").nodes_needed and PAPER.name not in full("405b_dpo").nodes_needed
+    assert full("405b_sft_fsdp", host_memory=1.1e12).nodes_needed["FSDP2, fp32 weights, all on the host"] == PAPER_NODES
     plain = next(one for one in made.settings if one.setting.name == "ZeRO-3")
     assert not plain.fits
 
@@ -134,7 +138,7 @@ def test_every_shipped_recipe_fits_its_own_hardware(recipe):
         pytest.skip("the demo has not been run")
     made = plan(recipe)
     assert made.own.fits and made.own.headroom > 0.05
-    assert made.own.setting.name in made.nodes_needed and made.nodes_needed[made.own.setting.name] <= made.nodes
+    assert made.nodes_needed[made.own.setting.name] <= made.nodes_to_run[made.own.setting.name] <= made.nodes
 
 
 def test_a_mix_gives_the_steps(tmp_path):
@@ -188,7 +192,7 @@ def test_parameters_on_the_host_cost_what_the_paper_says():
 def test_checkpoints_failures_and_their_interval():
     made = full("70b_sft")
     assert made.checkpoints.weights == 2 * PUBLISHED["70B"]
-    assert made.checkpoints.state == (12 + 2 * made.own.setting.gather_on_save) * PUBLISHED["70B"]
+    assert made.checkpoints.state == (12 + made.own.setting.gathered) * PUBLISHED["70B"]
     assert made.cost.failure_chance == pytest.approx(1 - math.exp(-648 * 419 / (54 * 24 * 16_384)), rel=1e-3)
     # no other interval loses less to saves and to repeated work
     between, saved = 3600 / (made.gpus * FAILURES_PER_GPU_HOUR), made.checkpoints

@@ -149,8 +149,8 @@ def checkpoints(
     byte = 2 if setting.engine in (FSDP2, REPLICATED) and not setting.fp32 else 4
     state = byte * (1 + work.moments) * work.trained(shape)
     writers = 1 if setting.engine == REPLICATED else own.nodes
-    weights_seconds = weights / bandwidth / (1 if setting.gather_on_save else writers)
-    extra = weights if setting.engine == ZERO3 and setting.gather_on_save else 0
+    weights_seconds = weights / bandwidth / (1 if setting.gathered else writers)
+    extra = weights if setting.engine == ZERO3 and setting.gathered else 0
     state_seconds = state / bandwidth / writers + (weights_seconds if extra else 0)
     interval = steps = lost = None
     if not gpu.is_cpu:

@@ -5,7 +5,7 @@ mixed precision). Buffers: DeepSpeed 0.18's stage3.py and partitioned_param_coor
 A step has three moments that can be its peak: the loss, a layer's backward pass, the optimizer's step.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hermes3.plan.gpus import Gpu
 from hermes3.plan.settings import FSDP2, REPLICATED, ZERO3, Setting
@@ -20,13 +20,14 @@ MAX_NODES = 1024
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. `gpu`: by part, at the moment named `peak`; `host`: by part, of the node that holds rank 0."""
+    """Bytes. `gpu`: by part, at the moment named `peak`; `host`: by part, of rank 0's node, at its own `host_peak`."""
 
     setting: Setting
     nodes: int
     peak: str
     moments: dict[str, int]  # total at each moment
     gpu: dict[str, int]
+    host_peak: str
     host: dict[str, int]
     gpu_room: float
     host_room: float
@@ -45,6 +46,8 @@ def memory(shape: Shape, work: Work, setting: Setting, gpu: Gpu, nodes: int, per
     """Bytes by part on `nodes` nodes of `per_node` GPUs."""
     n = nodes * per_node
     gpu_parts, host = _states(shape, work, setting, nodes, per_node)
+    host_moments = _host(shape, work, setting, nodes, host)
+    host_peak = max(host_moments, key=lambda moment: sum(host_moments[moment].values()))
     inputs = shape.layers * (work.layer_input(shape) if work.checkpointing else 0)
     whole = 0 if work.checkpointing else shape.layers * (work.layer_input(shape) + work.layer(shape))
     layer = work.layer(shape) if work.checkpointing else 0
@@ -76,7 +79,8 @@ def memory(shape: Shape, work: Work, setting: Setting, gpu: Gpu, nodes: int, per
         peak=peak,
         moments=totals,
         gpu=parts,
-        host={name: size for name, size in host.items() if size},
+        host_peak=host_peak,
+        host={name: size for name, size in host_moments[host_peak].items() if size},
         gpu_room=gpu.memory,
         host_room=gpu.host_memory * HOST_SHARE,
     )
@@ -100,9 +104,22 @@ def _states(shape: Shape, work: Work, setting: Setting, nodes: int, per_node: in
     host = {part: round(sizes[part] * on_node) for part in away}
     if setting.engine == ZERO3 and away:  # Adam on the host reads fp32 gradients, beside bf16 ones that accumulate
         host["gradients"] += round(4 * trained * on_node)
-    if setting.gather_on_save:
-        host["weights gathered to save"] = 2 * whole if not work.rank else work.width * trained
     return gpu, host
+
+
+def _host(shape: Shape, work: Work, setting: Setting, nodes: int, states: dict[str, int]) -> dict[str, dict[str, int]]:
+    """Parts of the fullest host's memory while the model is read, trained and saved.
+
+    FSDP: local rank 0 of each node reads the whole model (`cpu_ram_efficient_loading`), and gives it up once each rank
+    has its share, which is not cast before. ZeRO-3 reads through mapped files, a parameter at a time.
+    """
+    whole = shape.parameters * work.width
+    saved = setting.gathered * (work.trained(shape) if work.rank else shape.parameters)
+    reading = {"whole model, read": whole} if setting.engine == FSDP2 else {}
+    if reading and setting.offload == "all":
+        reading["parameters"] = round(whole / nodes)
+    moments = {"training": states, "saving": states | {"weights gathered to save": saved}, "reading": reading}
+    return {name: parts for name, parts in moments.items() if name == "training" or all(parts.values())}
 
 
 def _buffers(shape: Shape, work: Work, setting: Setting, n: int) -> tuple[dict[str, int], int, int]:
@@ -140,11 +157,21 @@ def _buffers(shape: Shape, work: Work, setting: Setting, n: int) -> tuple[dict[s
     return {"loss": 0, "backward": 0}, width * trained if n > 1 else 0, 0  # data parallel: its buckets copy
 
 
-def smallest(shape: Shape, work: Work, setting: Setting, gpu: Gpu, per_node: int) -> int | None:
-    """The fewest nodes that hold a training step, None when more do not help."""
+def fewest(
+    shape: Shape, work: Work, setting: Setting, gpu: Gpu, per_node: int, micro_batches: int
+) -> tuple[int | None, int | None]:
+    """The fewest nodes that hold a step of `micro_batches` in all, and the fewest that also share them out evenly.
+
+    Each count has an accumulation of its own. None: no number of nodes does.
+    """
+    held = None
     for nodes in range(1, MAX_NODES + 1):
-        if memory(shape, work, setting, gpu, nodes, per_node).fits:
-            return nodes
-        if setting.engine == REPLICATED:
+        gpus = nodes * per_node
+        share = replace(work, accumulation=-(-micro_batches // gpus))
+        if memory(shape, share, setting, gpu, nodes, per_node).fits:
+            held = held or nodes
+            if micro_batches % gpus == 0:
+                return held, nodes
+        if setting.engine == REPLICATED or (held and gpus >= micro_batches):
             break
-    return None
+    return held, None

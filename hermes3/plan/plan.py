@@ -8,10 +8,10 @@ import yaml
 
 from hermes3.plan.cost import Checkpoints, Cost, checkpoints, cost
 from hermes3.plan.gpus import Gpu, gpu_of
-from hermes3.plan.memory import HOST_SHARE, Memory, memory, smallest
+from hermes3.plan.memory import HOST_SHARE, Memory, fewest, memory
 from hermes3.plan.schedule import Schedule, batches, schedule
-from hermes3.plan.settings import SETTINGS, setting_of
-from hermes3.plan.shapes import Shape, shape_of
+from hermes3.plan.settings import PAPER, PAPER_MODEL, PAPER_NODES, SETTINGS, setting_of
+from hermes3.plan.shapes import Shape, published, shape_of
 from hermes3.plan.work import work_of
 from hermes3.recipe.hardware import hardware_of
 
@@ -22,7 +22,10 @@ TIGHT = 0.05  # headroom below which fragments alone may end a run
 
 @dataclass(frozen=True)
 class Plan:
-    """`settings`: memory at each way of sharding, the recipe's own first; `nodes_needed`: the fewest, by setting."""
+    """`settings`: memory at each way of sharding, the recipe's own first, saves in one piece or in parts as its own.
+
+    By setting, None for none: `nodes_needed`, the fewest that hold a step; `nodes_to_run`, that also make the batch.
+    """
 
     recipe: str
     shape: Shape
@@ -34,6 +37,7 @@ class Plan:
     schedule: Schedule
     settings: list[Memory]
     nodes_needed: dict[str, int | None]
+    nodes_to_run: dict[str, int | None]
     cost: Cost
     checkpoints: Checkpoints
     warnings: list[str]
@@ -47,8 +51,9 @@ class Plan:
         found = asdict(self)
         for one, given in zip(self.settings, found["settings"], strict=True):
             given["setting"] = one.setting.name
-            given |= {"fits": one.fits, "headroom": one.headroom, "nodes_needed": self.nodes_needed[one.setting.name]}
-        del found["nodes_needed"]
+            given |= {"fits": one.fits, "headroom": one.headroom}
+            given |= {key: found[key][one.setting.name] for key in ("nodes_needed", "nodes_to_run")}
+        del found["nodes_needed"], found["nodes_to_run"]
         return found
 
 
@@ -73,11 +78,13 @@ def plan(
     mfu: float | None = None,
     price: float | None = None,
     bandwidth: float | None = None,
+    host_memory: float | None = None,
 ) -> Plan:
     """Plan the recipe at `path`, on its own hardware unless `gpus` or `gpu` say other. `ValueError` if it cannot."""
     recipe = read(path)
     hardware = hardware_of(path, recipe)
     device = gpu_of(gpu or hardware.gpu)
+    device = replace(device, host_memory=host_memory or device.host_memory)
     n = gpus or hardware.gpus
     per_node = min(hardware.gpus_per_node if gpus is None else 8, n)
     if n % per_node:
@@ -89,9 +96,16 @@ def plan(
     work = replace(work, accumulation=accumulation)
     planned, assumed = schedule(path, recipe, batch, mix)
     warnings += assumed
-    ways = [own, *(one for one in SETTINGS if one.name != own.name)]
-    if device.is_cpu:
-        ways = [own]
+    ways = [own]
+    if not device.is_cpu:
+        others = [one for one in SETTINGS if one.name != own.name]
+        ways += [one.gathering() for one in others] if own.gathered else others
+    if replace(shape, name=PAPER_MODEL) == published()[PAPER_MODEL] and not work.rank and not device.is_cpu:
+        ways.append(PAPER)
+        warnings.append(
+            f'"{PAPER.name}": fp32 states on the hosts, and on one the whole model in bf16 beside them. The paper says '
+            f"only that {PAPER_NODES} nodes were the fewest (docs/planning.md)"
+        )
     held = [memory(shape, work, way, device, nodes, per_node) for way in ways]
     made, assumed = cost(shape, work, planned, own, device, n, nodes, mfu, PRICE if price is None else price)
     warnings += assumed
@@ -100,11 +114,13 @@ def plan(
         warnings.append(f"price: {PRICE} USD a GPU-hour is assumed; give --price")
     if bandwidth is None:
         warnings.append(f"storage: {BANDWIDTH / 1e9:.0f} GB/s a node are assumed; give --bandwidth")
-    if not device.is_cpu:
+    if host_memory is None and not device.is_cpu:
         warnings.append(
-            f"host: {device.host_memory / 1e12:.0f} TB a node, {HOST_SHARE:.0%} of it free, are assumed (gpus.yml)"
+            f"host: {device.host_memory / 1e12:.3g} TB a node, {HOST_SHARE:.0%} of it free, are assumed; "
+            "give --host-memory"
         )
     warnings += _risks(recipe, held[0], made, planned, saved)
+    needed = {way.name: fewest(shape, work, way, device, per_node, accumulation * n) for way in ways}
     return Plan(
         recipe=str(path),
         shape=shape,
@@ -115,7 +131,8 @@ def plan(
         trained=work.trained(shape),
         schedule=planned,
         settings=held,
-        nodes_needed={way.name: smallest(shape, work, way, device, per_node) for way in ways},
+        nodes_needed={name: held for name, (held, _) in needed.items()},
+        nodes_to_run={name: run for name, (_, run) in needed.items()},
         cost=made,
         checkpoints=saved,
         warnings=warnings,

@@ -69,10 +69,10 @@ def _settings(plan: Plan) -> Table:
     table = Table(title="Memory at the peak of a step, each setting", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("")
     table.add_column("setting")
-    for name in ("a GPU", "spare", "a host", "fits", "nodes"):
+    for name in ("a GPU", "spare", "a host", "fits", "nodes", "run"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in plan.settings:
-        needed = plan.nodes_needed[one.setting.name]
+        needed = (found[one.setting.name] for found in (plan.nodes_needed, plan.nodes_to_run))
         table.add_row(
             "*" if one is plan.own else "",
             one.setting.name,
@@ -80,14 +80,21 @@ def _settings(plan: Plan) -> Table:
             f"{one.headroom:.0%}",
             size(sum(one.host.values())) if one.host else "",
             "yes" if one.fits else "[red]no[/red]",
-            f"{needed:,}" if needed else "none",
+            *(f"{nodes:,}" if nodes else "none" for nodes in needed),
         )
-    table.caption = "* the recipe's own; nodes: the fewest that hold it"
+    saved = "gathered by rank 0" if plan.own.setting.gathered else "saved in parts"
+    table.caption = (
+        f"* the recipe's own; weights are {saved}. nodes: the fewest that hold a step; "
+        f"run: the fewest whose GPUs also make the batch of {plan.schedule.global_batch:,}"
+    )
+    table.caption_justify = "left"
     return table
 
 
 def _parts(own: Memory) -> Table:
-    table = Table(title=f"{own.setting.name}: parts at its peak, the {own.peak}", title_justify="left", box=SIMPLE_HEAD)
+    host = f"; of a host, {own.host_peak}" if own.host else ""
+    title = f"{own.setting.name}: parts at the peak of a GPU, {own.peak}{host}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, min_width=60)
     table.add_column("part")
     table.add_column("a GPU", justify="right")
     table.add_column("a host", justify="right")
