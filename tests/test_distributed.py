@@ -311,6 +311,7 @@ def test_fsdp2_shards_are_joined_for_each_checkpoint_and_at_the_end(fsdp2, bf16,
         consolidate(run.folder / f"checkpoint-{step}", tmp_path / f"{step}", max_shard_size="1MB")
         check_model(tmp_path / f"{step}")
     check_model(run.folder)
+    assert "1 of 1 files" in run.logs[0]  # Axolotl's merge at the end is ours
     by_hand, at_the_end = (
         AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict()
         for folder in (tmp_path / "6", run.folder)
