@@ -203,6 +203,41 @@ def test_checkpoints_failures_and_their_interval():
     assert min(lost, key=lost.get) == 1 and lost[1] == pytest.approx(saved.lost_share)
 
 
+def test_storage_is_of_all_that_is_kept(tmp_path):
+    parts, whole, adapter = (full(name).checkpoints for name in ("405b_sft", "70b_sft", "8b_dpo"))
+    assert parts.weights_seconds is None and parts.kept == 5  # four epochs and a restart point
+    assert parts.storage == 5 * 12 * PUBLISHED["405B"]
+    assert whole.storage == 5 * 14 * PUBLISHED["70B"] + 2 * PUBLISHED["70B"]
+    assert full("405b_sft_fsdp").checkpoints == replace(
+        parts, **{k: getattr(full("405b_sft_fsdp").checkpoints, k) for k in ("interval_steps",)}
+    )
+    assert adapter.storage < 0.01 * whole.storage
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({"restart_steps": None}, 4),
+        ({"save_total_limit": 2}, 3),
+        ({"save_strategy": "no"}, 0),
+        ({"save_strategy": "steps", "save_steps": 1_000, "restart_steps": None}, 5),
+        ({"save_strategy": None, "saves_per_epoch": 2}, 9),
+        ({"save_strategy": "steps", "save_steps": 0.25, "save_total_limit": None}, 5),
+    ],
+)
+def test_checkpoints_that_are_kept(tmp_path, changes, kept):
+    assert plan(edited(tmp_path, "8b_sft", **changes)).checkpoints.kept == kept
+
+
+def test_a_model_that_each_process_holds_is_saved_as_it_is_trained(tmp_path):
+    kept_fp32 = plan(edited(tmp_path, "8b_sft", deepspeed=None)).checkpoints
+    assert (kept_fp32.weights, kept_fp32.state) == (4 * PUBLISHED["8B"], 12 * PUBLISHED["8B"])
+    alone = plan(edited(tmp_path, "8b_sft", deepspeed=None, plugins=None)).checkpoints
+    assert (alone.weights, alone.state) == (2 * PUBLISHED["8B"], 6 * PUBLISHED["8B"])
+    only = plan(edited(tmp_path, "8b_sft", save_only_model=True)).checkpoints
+    assert only.state == only.weights == 2 * PUBLISHED["8B"]
+
+
 def test_risks_are_named(tmp_path):
     unsaved = plan(edited(tmp_path, "405b_sft", save_only_model=True))
     assert any("save_only_model" in warning for warning in unsaved.warnings)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from hermes3.plan.gpus import Gpu, gpu_of
 from hermes3.plan.memory import Memory
@@ -15,6 +16,7 @@ PAPER_EPOCHS = 4
 PAPER_OFFLOAD = 0.55  # the paper: CPU parameter offload costs about 45 % of efficiency
 ASSUMED_MFU = 0.35  # of a model that the paper has no GPU-hours for
 PRETRAINING_MFU = 0.43  # the best that arXiv 2407.21783, table 4, reports for Llama 3 405B in bf16
+AXOLOTL_KEEPS = 4  # checkpoints, where save_total_limit is absent
 HOST_ADAM = 30  # bytes that Adam moves a parameter on the host: gradient and three fp32 states in, those and bf16 out
 # Llama 3 405B: 419 unexpected interruptions in 54 days on 16,384 H100 (The Llama 3 Herd of Models, arXiv 2407.21783,
 # section 3.3.4)
@@ -23,12 +25,14 @@ FAILURES_PER_GPU_HOUR = 419 / (54 * 24 * 16_384)
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Bytes and seconds of a save, and how often to make one."""
+    """Bytes and seconds of a save, how many are there at once, and how often to make one."""
 
-    weights: float  # bf16, or the adapter
-    state: float  # all that a restart needs
-    weights_seconds: float
+    weights: float  # one model's, or the adapter's
+    state: float  # a checkpoint: the weights in one piece, if they are saved so, and all that a restart needs
+    weights_seconds: float | None  # None: no save writes them in one piece
     state_seconds: float
+    kept: int  # checkpoints, when the last is written
+    storage: float  # bytes of these, and of the model that the run's end writes
     interval_seconds: float | None  # Young's
     interval_steps: int | None
     lost_share: float | None  # of the time, to saves and to work done twice, at that interval
@@ -134,28 +138,66 @@ def cost(
     return found, warnings
 
 
+def kept(recipe: dict[str, Any], schedule: Schedule) -> int:
+    """Checkpoints that are there when the last is written: those that the recipe keeps, and its restart point."""
+    strategy, epochs = recipe.get("save_strategy"), math.ceil(schedule.epochs)
+    if strategy in (False, "no"):
+        return 0
+    saves = epochs
+    if recipe.get("saves_per_epoch"):
+        saves = recipe["saves_per_epoch"] * epochs
+    elif recipe.get("save_steps"):  # below 1: a share of all steps
+        every = recipe["save_steps"]
+        saves = math.ceil(1 / every if every < 1 else schedule.steps / every)
+    limit = recipe.get("save_total_limit") or AXOLOTL_KEEPS
+    return min(saves + bool(recipe.get("restart_steps")), limit + 1)  # the oldest goes once the newest is there
+
+
 def checkpoints(
-    shape: Shape, work: Work, own: Memory, made: Cost, gpu: Gpu, gpus: int, bandwidth: float
+    recipe: dict[str, Any],
+    shape: Shape,
+    work: Work,
+    schedule: Schedule,
+    own: Memory,
+    made: Cost,
+    gpu: Gpu,
+    gpus: int,
+    bandwidth: float,
 ) -> Checkpoints:
     """Sizes, save times at `bandwidth` bytes/s a writing node, and the interval of Young 1974.
 
     The interval is sqrt(2 x time of a save x mean time between failures): Young, A first order approximation to the
     optimum checkpoint interval, CACM 17(9); Daly 2006 refines it by what matters only where saves are as long as it.
     """
-    setting = own.setting
-    weights = (
-        (work.width if setting.engine == ZERO3 else 4) * work.trained(shape) if work.rank else 2 * shape.parameters
-    )
-    byte = 2 if setting.engine in (FSDP2, REPLICATED) and not setting.fp32 else 4
-    state = byte * (1 + work.moments) * work.trained(shape)
-    writers = 1 if setting.engine == REPLICATED else own.nodes
-    weights_seconds = weights / bandwidth / (1 if setting.gathered else writers)
-    extra = weights if setting.engine == ZERO3 and setting.gathered else 0
-    state_seconds = state / bandwidth / writers + (weights_seconds if extra else 0)
+    setting, trained = own.setting, work.trained(shape)
+    fp32 = setting.engine == ZERO3 or setting.fp32 or work.width == 4 or work.rank  # what is trained
+    state = (4 if fp32 else 2) * (1 + work.moments) * trained
+    one_piece = setting.gathered or setting.engine == REPLICATED or work.rank
+    if work.rank:
+        weights = (work.width if setting.engine == ZERO3 else 4) * trained
+    else:
+        weights = (setting.gathered or (4 if setting.engine == REPLICATED and fp32 else 2)) * trained
+    beside = weights if setting.engine == ZERO3 and one_piece else 0  # FSDP2 and data parallel train what they save
+    writers = 1 if setting.engine == REPLICATED or (setting.engine == FSDP2 and one_piece) else own.nodes
+    weights_seconds = weights / bandwidth if one_piece else None
+    state_seconds = state / bandwidth / writers + beside / bandwidth
+    if recipe.get("save_only_model"):
+        state, beside, state_seconds = weights, 0, weights / bandwidth / (1 if one_piece else writers)
     interval = steps = lost = None
     if not gpu.is_cpu:
         between = 3600 / (gpus * FAILURES_PER_GPU_HOUR)
         interval = math.sqrt(2 * state_seconds * between)
         steps = max(1, round(interval / made.step_seconds))
         lost = state_seconds / interval + interval / (2 * between)
-    return Checkpoints(weights, state + extra, weights_seconds, state_seconds, interval, steps, lost)
+    count = kept(recipe, schedule)
+    return Checkpoints(
+        weights=weights,
+        state=state + beside,
+        weights_seconds=weights_seconds,
+        state_seconds=state_seconds,
+        kept=count,
+        storage=count * (state + beside) + (weights if one_piece else 0),
+        interval_seconds=interval,
+        interval_steps=steps,
+        lost_share=lost,
+    )

@@ -109,7 +109,7 @@ def plan(
     held = [memory(shape, work, way, device, nodes, per_node) for way in ways]
     made, assumed = cost(shape, work, planned, own, device, n, nodes, mfu, PRICE if price is None else price)
     warnings += assumed
-    saved = checkpoints(shape, work, held[0], made, device, n, bandwidth or BANDWIDTH)
+    saved = checkpoints(recipe, shape, work, planned, held[0], made, device, n, bandwidth or BANDWIDTH)
     if price is None and not device.is_cpu:
         warnings.append(f"price: {PRICE} USD a GPU-hour is assumed; give --price")
     if bandwidth is None:

@@ -57,11 +57,15 @@ def _head(plan: Plan) -> Table:
     else:
         line("GPU-hours", f"{cost.gpu_hours:,.0f}{host}; {cost.usd:,.0f} USD at {cost.price:g} a GPU-hour")
         line("failure", f"{cost.failure_chance:.1%} chance of a hardware failure in the run (Llama 3 405B's rate)")
-    line("weights", f"{size(saved.weights)}, saved in {duration(saved.weights_seconds)}")
-    line("restart point", f"{size(saved.state)}, saved in {duration(saved.state_seconds)}")
+    whole = saved.weights_seconds is not None
+    how = f"saved in {duration(saved.weights_seconds)}" if whole else "once a checkpoint's parts are joined"
+    line("weights", f"{size(saved.weights)}, {how}")
+    line("checkpoint", f"{size(saved.state)}{'' if whole else ' in parts'}, saved in {duration(saved.state_seconds)}")
+    end = " and the final weights" * whole
+    line("storage", f"{size(saved.storage)} at most: {saved.kept} checkpoints at once{end}")
     if saved.interval_seconds:
         every = f"every {duration(saved.interval_seconds)}, {saved.interval_steps:,} steps"
-        line("checkpoint", f"{every} (Young): {saved.lost_share:.1%} of the time goes to saves and repeated work")
+        line("best saved", f"{every} (Young): {saved.lost_share:.1%} of the time goes to saves and repeated work")
     return table
 
 
