@@ -98,6 +98,37 @@ FAULTS = {
         "8b_sft", "num_epochs: 4  # .*", "num_epochs: 3  # ours", "num_epochs", ("without a reason", "set 4")
     ),
     "a stated key left out": Fault("8b_sft", "weight_decay: .*\n", "", "weight_decay", ("missing", "0.01", "set it")),
+    "a step count over the epochs, as the paper's": Fault(
+        "8b_sft",
+        "\nnum_epochs",
+        "\nmax_steps: 100  # paper, SFT\nnum_epochs",
+        "max_steps",
+        ("which states num_epochs: 4", "leave it out"),
+    ),
+    "a step count without a reason": Fault(
+        "8b_sft", "\nnum_epochs", "\nmax_steps: 100  # ours\nnum_epochs", "max_steps", ("without a reason",)
+    ),
+    "a cosine that ends elsewhere": Fault(
+        "8b_sft",
+        "\nlr_scheduler",
+        "\ncosine_min_lr_ratio: 0.1  # paper, SFT\nlr_scheduler",
+        "cosine_min_lr_ratio",
+        ("which states lr_scheduler: cosine", "leave it out"),
+    ),
+    "an adapter as the paper's": Fault(
+        "8b_sft_lora",
+        "adapter: lora  # experiment: .*",
+        "adapter: lora  # paper, DPO",
+        "adapter",
+        ("lora is marked as the paper's, which states none", "leave it out"),
+    ),
+    "another size's base": Fault(
+        "8b_sft",
+        "base_model: outputs/8b/base",
+        "base_model: outputs/70b/base",
+        "base_model",
+        ("is a 70B", "the paper's 8B", "set a model of 8B"),
+    ),
     # data
     "long rows dropped": Fault(
         "8b_sft", "excess_length_strategy: .*\n", "", "excess_length_strategy", ("would be dropped", "raise")
@@ -128,6 +159,9 @@ FAULTS = {
     ),
     "typo in hardware": Fault("8b_sft", "gpus_per_node: 8", "gpu_per_node: 8", "hardware.*", ("gpus_per_node",)),
     "no hardware": Fault("8b_sft", "hardware: .*\n", "", "hardware", ("missing", "add e.g. hardware:")),
+    "unknown GPU": Fault(
+        "8b_sft", "gpu: h100-80gb", "gpu: h100-sxm", "hardware.gpu", ("h100-sxm is unknown", "use one of h100-80gb")
+    ),
     "typo in the DeepSpeed file": Fault(
         "8b_sft",
         '"overlap_comm"',
@@ -316,6 +350,20 @@ FAULTS = {
         "dataset_prepared_path",
         ("must be mixes/hermes3_sft/prepared", "set that"),
     ),
+    "DPO on a model that cannot chat": Fault(
+        "8b_dpo",
+        "base_model: outputs/8b/sft ",
+        "base_model: outputs/8b/base ",
+        "base_model",
+        ("has not learnt to chat", "set outputs/8b/sft"),
+    ),
+    "two recipes write to one folder": Fault(
+        "8b_sft_seed_43",
+        "output_dir: outputs/8b/sft_seed_43",
+        "output_dir: outputs/8b/sft",
+        "output_dir",
+        ("recipes/8b_sft.yml writes too", "a folder of its own"),
+    ),
     "DPO on an adapter": Fault(
         "8b_dpo_seed_43",
         "base_model: outputs/8b/sft ",
@@ -438,7 +486,8 @@ def test_fewer_gpus_at_the_papers_batch_are_no_error(tmp_path):
 def test_a_recipe_of_ones_own_needs_no_marks(tmp_path):
     lines = (ROOT / "recipes/8b_sft.yml").read_text(encoding="utf-8").splitlines()
     path = tmp_path / "mine.yml"
-    path.write_text("\n".join(line.partition("  #")[0] for line in lines if not line.startswith("#")), encoding="utf-8")
+    text = "\n".join(line.partition("  #")[0] for line in lines if not line.startswith("#"))
+    path.write_text(text.replace("output_dir: outputs/8b/sft", "output_dir: outputs/mine"), encoding="utf-8")
     report = checker.check(path)
     assert (report.errors, report.rows) == ([], [])
 
@@ -460,7 +509,10 @@ def test_the_evidence_from_the_source_is_there(reports):
 
 def test_only_what_a_cpu_cannot_do_is_looked_up(reports):
     looked_up = {reader.key for path in SHIPPED for reader in reports[path].readers if not reader.seen}
-    assert {key for key in looked_up if not key.startswith(("liger_", "fsdp_"))} == set()
+    assert {key for key in looked_up if not key.startswith(("liger_", "fsdp_"))} == {
+        "deepspeed",
+        "dataloader_prefetch_factor",
+    }
 
 
 def test_the_trial_sees_who_reads(reports):
@@ -507,6 +559,42 @@ def test_what_only_the_trial_lacks_is_a_note():
         ("note", True)
     ]
     assert {finding.level for finding in found} == {"note"}
+
+
+def test_a_trial_that_stops_knows_the_plugin_s_keys():
+    recipe = read(ROOT / "recipes/tiny_sft.yml")
+    recipe["datasets"] = [recipe["datasets"][0] | {"type": "alpaca"}]
+    lines = {reader.key: reader.line for reader in ignored.readers(recipe, trace(recipe))}
+    assert lines["restart_steps"].startswith("hermes3/train/plugin.py:")
+    assert "restart_steps" in source_line(lines["restart_steps"])
+
+
+def test_files_of_another_kind_can_be_named():
+    recipe = read(ROOT / "recipes/tiny_sft.yml")
+    recipe["datasets"] = [recipe["datasets"][0] | {"ds_type": "json", "data_files": ["a.jsonl"], "revision": "1"}]
+    result = trace(recipe)
+    assert result.stopped is None
+    assert list(ignored.findings(recipe, result)) == []
+
+
+def test_what_overrides_a_stated_value_is_different(tmp_path):
+    path = tmp_path / "8b_sft.yml"
+    text = (ROOT / "recipes/8b_sft.yml").read_text(encoding="utf-8")
+    path.write_text(text.replace("\nnum_epochs", "\nmax_steps: 100  # experiment: short\nnum_epochs"), encoding="utf-8")
+    report = checker.inspect(path)[0]
+    assert report.errors == []
+    assert {row.key: row.status for row in report.rows}["max_steps"] == "different"
+
+
+@pytest.mark.parametrize(
+    ("base", "said"), [("meta-llama/Llama-3.2-3B", "is a Hub id"), ("outputs/mine", "is not built yet")]
+)
+def test_a_hub_id_is_not_a_folder_to_be_built(tmp_path, base, said):
+    path = tmp_path / "mine.yml"
+    text = (ROOT / "recipes/8b_sft.yml").read_text(encoding="utf-8")
+    path.write_text(text.replace("outputs/8b/base\n", f"{base}\n"), encoding="utf-8")
+    report = checker.inspect(path)[0]
+    assert [said in finding.wrong for finding in report.findings if finding.key == "base_model"] == [True]
 
 
 def test_elsewhere_than_at_the_root_there_is_nothing_to_check(tmp_path, monkeypatch):

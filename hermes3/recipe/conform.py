@@ -13,6 +13,13 @@ from hermes3.recipe.paper import Paper, paper_of, rows
 SAME, DIFFERENT, UNSTATED = "same", "different", "unstated"
 # A recipe's own names: no choice that needs a reason
 NAMES = ("output_dir",)
+# Keys that make a stated one mean something else
+OVERRIDES = {
+    "max_steps": "num_epochs",
+    "cosine_min_lr_ratio": "lr_scheduler",
+    "cosine_constant_lr_ratio": "lr_scheduler",
+}
+NOT_STATED = object()
 BATCH = ("micro_batch_size", "gradient_accumulation_steps", "hardware")
 # Two keys that ask for one thing, so that one comment does for both
 FSDP = ("fsdp_version", "fsdp_config")
@@ -48,7 +55,7 @@ def table(path: Path, recipe: dict[str, Any], hardware: Hardware) -> tuple[list[
         line, found = _line(key, value, mark, parts, paper, hardware, stated_of(key, mark, path, paper))
         lines.append(line)
         wrong += found
-    for key in [key for key in paper.values if key not in recipe] if row else []:
+    for key in [key for key, value in paper.values.items() if value is not None and key not in recipe] if row else []:
         mark = left_out(path, key)
         lines.append(Row(key, paper.values[key], None, DIFFERENT, mark.reason))
         if mark.whose is None:
@@ -67,13 +74,16 @@ def table(path: Path, recipe: dict[str, Any], hardware: Hardware) -> tuple[list[
 
 
 def stated_of(key: str, mark: Mark | None, path: Path, paper: Paper) -> Any:
-    """The paper's value of `key`; for DPO, "paper, SFT" in the comment refers to the row of SFT."""
+    """The paper's value of `key`, `NOT_STATED` if it has none, None for a key that it does without.
+
+    For DPO, "paper, SFT" in the comment refers to the row of SFT.
+    """
     if key in paper.values:
         return paper.values[key]
     if mark and mark.whose == "paper" and mark.reason.startswith("SFT"):
         size = path.stem.partition("_")[0]
-        return rows().get(f"{size}_sft", rows()["8b_sft"]).values.get(key)
-    return None
+        return rows().get(f"{size}_sft", rows()["8b_sft"]).values.get(key, NOT_STATED)
+    return NOT_STATED
 
 
 def _line(
@@ -98,7 +108,11 @@ def _line(
         same = paper.gpus == hardware.gpus
         wrong += _untrue(key, value, stated, same, whose, reason)
         return Row(key, stated, value, SAME if same else DIFFERENT, reason), wrong
-    if stated is not None:
+    if OVERRIDES.get(key) in paper.values:
+        over = OVERRIDES[key]
+        wrong += _untrue(key, value, f"{over}: {paper.values[over]}", False, whose, reason)
+        return Row(key, f"{over}: {paper.values[over]}", value, DIFFERENT, reason), wrong
+    if stated is not NOT_STATED:
         same = value == stated and _number(value) == _number(stated)
         if not (same and key in BATCH and paper.gpus != hardware.gpus):  # on other GPUs the paper's 1 is a choice
             wrong += _untrue(key, value, stated, same, whose, reason)
@@ -120,14 +134,19 @@ def _line(
 
 def _untrue(key: str, value: Any, stated: Any, same: bool, whose: str | None, reason: str) -> Iterator[Finding]:
     """What is wrong with the mark of a value that the paper states too."""
+    set_it = "leave it out" if stated is None or key in OVERRIDES else f"set {stated}"
     if same and whose not in ("paper", None):
         yield Finding(key, f"marked {whose}, yet {value} is what the paper states", 'mark it "paper"')
     elif not same and whose == "paper":
         wrong, remedy = "is marked as the paper's, which states", 'or mark it "ours:" or "experiment:" with the reason'
-        yield Finding(key, f"{value} {wrong} {stated}", f"set {stated}, {remedy}")
+        yield Finding(key, f"{value} {wrong} {_or_none(stated)}", f"{set_it}, {remedy}")
     elif not same and whose and not reason:
-        wrong = f"{value} differs from the paper's {stated} without a reason"
-        yield Finding(key, wrong, f"set {stated}, or say why behind the mark")
+        wrong = f"{value} differs from the paper's {_or_none(stated)} without a reason"
+        yield Finding(key, wrong, f"{set_it}, or say why behind the mark")
+
+
+def _or_none(stated: Any) -> Any:
+    return "none" if stated is None else stated
 
 
 def _batch(

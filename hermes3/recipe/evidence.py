@@ -23,9 +23,12 @@ PLUGINS = "axolotl/integrations/"
 @lru_cache
 def sources(package: str) -> list[tuple[str, list[str]]]:
     """The modules of an installed package that may read keys: (`axolotl/train.py`, its lines), shallow ones first."""
-    root = Path(find_spec(package).submodule_search_locations[0])
+    locations = find_spec(package).submodule_search_locations if package else None
+    if not locations:
+        return []
+    root = Path(locations[0])
     files = sorted(root.rglob("*.py"), key=lambda file: (len(file.parts), file))
-    named = [(f"{package}/{file.relative_to(root).as_posix()}", file) for file in files]
+    named = [(f"{package.replace('.', '/')}/{file.relative_to(root).as_posix()}", file) for file in files]
     return [
         (name, file.read_text(encoding="utf-8").splitlines())
         for name, file in named

@@ -36,11 +36,18 @@ def hardware_of(path: Path, recipe: dict[str, Any]) -> Hardware:
             "add e.g. hardware: {gpu: h100-80gb, nodes: 1, gpus_per_node: 8}"
         )
     try:
-        return Hardware.model_validate(declared)
+        hardware = Hardware.model_validate(declared)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(["hardware", *map(str, first["loc"])])
         raise ValueError(f"{path}: {key}: {first['msg']}; hardware has gpu, nodes and gpus_per_node") from None
+    from hermes3.plan.gpus import gpu_of
+
+    try:
+        gpu_of(hardware.gpu)
+    except ValueError as error:
+        raise ValueError(f"{path}: hardware.{error}") from None
+    return hardware
 
 
 def check_world_size(hardware: dict[str, Any]) -> None:

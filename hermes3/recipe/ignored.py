@@ -13,7 +13,9 @@ from hermes3.recipe.reads import Trace
 ENTRIES = ("datasets", "test_datasets")
 SHARDING = "fsdp_config"
 # What stops a trial and no run: rows, kernels or a network that only the run has, or too slow a machine
-LIMITS = re.compile(r"^NotImplementedError|\b(CUDA|GPUs?|triton|bitsandbytes|offline mode|trial ended)\b", re.IGNORECASE)
+LIMITS = re.compile(
+    r"^NotImplementedError|\b(CUDA|GPUs?|triton|bitsandbytes|offline mode|trial ended)\b", re.IGNORECASE
+)
 ENTRY = r"(?:ds_cfg|dataset_config|dataset_cfg|dataset|ds|d)"  # what Axolotl calls an entry of `datasets`
 
 
@@ -40,7 +42,9 @@ def readers(recipe: dict[str, Any], trace: Trace) -> list[Reader]:
 
 
 def _reader(label: str, name: str, trace: Trace, recipe: dict[str, Any]) -> Reader:
-    if seen := trace.readers.get(name):
+    """A key that was left out of the trial may have been asked for there, in vain."""
+    seen = trace.readers.get(name)
+    if seen and name not in trace.left_out:
         return Reader(label, seen[0], True)
     if name not in trace.switched_off and not trace.stopped:
         return Reader(label, None, False)
@@ -48,14 +52,17 @@ def _reader(label: str, name: str, trace: Trace, recipe: dict[str, Any]) -> Read
 
 
 def _shard_reader(label: str, recipe: dict[str, Any]) -> Reader:
-    lines = on_path(_lines(label), recipe, recipe.get("plugins") or [])
+    lines = on_path(_lines(label, recipe), recipe, recipe.get("plugins") or [])
     return Reader(label, lines[0] if lines else None, False)
 
 
-def _lines(label: str) -> list[str]:
-    """Lines of Axolotl that read `KEY`, `datasets.KEY` or `fsdp_config.KEY`."""
+def _lines(label: str, recipe: dict[str, Any]) -> list[str]:
+    """Lines of Axolotl and of the recipe's plugins that read `KEY`, `datasets.KEY` or `fsdp_config.KEY`."""
     part, _, name = label.rpartition(".")
-    return lines_that_read(name, of={"": "cfg", SHARDING: SHARDING}.get(part, ENTRY))
+    of = {"": "cfg", SHARDING: SHARDING}.get(part, ENTRY)
+    modules = dict.fromkeys(plugin.rpartition(".")[0] for plugin in recipe.get("plugins") or [])
+    packages = ["axolotl", *(module.rpartition(".")[0] for module in modules if not module.startswith("axolotl."))]
+    return [line for package in packages for line in lines_that_read(name, of, package)]
 
 
 def findings(recipe: dict[str, Any], trace: Trace) -> Iterator[Finding]:
@@ -71,7 +78,7 @@ def findings(recipe: dict[str, Any], trace: Trace) -> Iterator[Finding]:
             yield Finding("the trial", what, "change what it names, for a run would stop there too")
     for reader in readers(recipe, trace):
         if reader.line is None:
-            lines = _lines(reader.key)
+            lines = _lines(reader.key, recipe)
             elsewhere = f"elsewhere: {', '.join(lines[:2])}" if lines else "nothing in Axolotl reads it"
             finding = note if trace.stopped else Finding
             yield finding(reader.key, f"set, and never read under {_path(recipe)} ({elsewhere})", "leave it out")

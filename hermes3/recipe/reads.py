@@ -44,6 +44,8 @@ CPU_VALUES = {
     "lora_embedding_kernel": False,
     "hardware": {"gpu": CPU, "nodes": 1, "gpus_per_node": 1},
 }
+# Of an entry of `datasets`: which files are read and how, in whose place the trial has a folder of parquet
+FILES = ("ds_type", "data_files", "name", "revision")
 SHORT_VALUES = {
     "gradient_accumulation_steps": 1,
     "num_epochs": 1,
@@ -67,6 +69,11 @@ class Trace:
     switched_off: frozenset[str]
     stopped: str | None = None
 
+    @property
+    def left_out(self) -> frozenset[str]:
+        """Those of them that the trial had no value for at all."""
+        return frozenset(key for key in self.switched_off if CPU_VALUES.get(key) is None)
+
 
 def trial_of(recipe: dict[str, Any]) -> tuple[dict[str, Any], frozenset[str]]:
     """The recipe as a CPU can try it, but for the trial's paths; and the keys that were changed or left out for it."""
@@ -75,7 +82,9 @@ def trial_of(recipe: dict[str, Any]) -> tuple[dict[str, Any], frozenset[str]]:
     dropped = [name for name in recipe.get("plugins") or [] if name.startswith(GPU_PLUGINS)]
     off = {key for name in dropped for key in plugin_keys(name)} | {key for key in CPU_VALUES if key in recipe}
     trial["plugins"] = plugins
-    for key in off | {key for key in SHORT_VALUES if key in recipe}:
+    for entry in [*(trial.get("datasets") or []), *(trial.get("test_datasets") or [])]:
+        off |= {f"datasets.{key}" for key in FILES if entry.pop(key, None) is not None}
+    for key in {key for key in off if "." not in key} | {key for key in SHORT_VALUES if key in recipe}:
         trial[key] = (CPU_VALUES | SHORT_VALUES).get(key)
     if recipe.get("adapter") and not recipe.get("rl"):  # Axolotl would turn its CUDA kernels on by itself
         trial |= {key: value for key, value in CPU_VALUES.items() if key.startswith("lora_")}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hermes3.recipe import base_model
+from hermes3.recipe import base_model, neighbours
 from hermes3.recipe.finding import Finding
 from hermes3.recipe.hardware import CPU
 
@@ -32,6 +32,7 @@ def findings(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     """Everything that needs no import of Axolotl, for the recipe at `path`."""
     for rule in (basic, _settings, _plugins, _numbers, _precision, _cpu, _sharding, _saving, base_model.findings):
         yield from rule(path, recipe)
+    yield from neighbours.findings(path, recipe)
 
 
 def basic(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from hermes3.recipe.finding import ERROR
 from hermes3.recipe.hardware import hardware_of
 from hermes3.recipe.prepared import check_prepared
 
+
 class _Loader(yaml.SafeLoader):
     """YAML that refuses a key which is given twice; PyYAML would take the last."""
 
