@@ -266,9 +266,25 @@ def test_a_recipe_that_cannot_be_planned_says_why(tmp_path, changes, message):
         plan(edited(tmp_path, "8b_sft", **changes))
 
 
-def test_a_model_of_unknown_shape_is_refused_and_a_named_size_is_not(tmp_path):
-    known = edited(tmp_path, "8b_sft", base_model="someone/Llama-70b-instruct").rename(tmp_path / "mine.yml")
-    assert plan(known).shape.parameters == PUBLISHED["70B"]
+@pytest.mark.parametrize(
+    ("base", "size"),
+    [
+        ("someone/Llama-70b-instruct", "70B"),
+        ("outputs/70b/none", "70B"),  # in a file that is named for the paper's 8B
+        ("outputs/none/none", "8B"),
+    ],
+)
+def test_base_model_says_the_size_before_the_files_name_does(tmp_path, base, size):
+    assert plan(edited(tmp_path, "8b_sft", base_model=base)).shape.parameters == PUBLISHED[size]
+
+
+@pytest.mark.parametrize("base", ["meta-llama/Llama-3.2-3B", "outputs/1.5b/none"])
+def test_a_size_that_is_not_published_is_refused(tmp_path, base):
+    with pytest.raises(ValueError, match=f"base_model: {base} has no config.json"):
+        plan(edited(tmp_path, "8b_sft", base_model=base))
+
+
+def test_a_model_of_unknown_shape_is_refused(tmp_path):
     unknown = edited(tmp_path, "8b_sft", base_model="someone/else").rename(tmp_path / "other.yml")
     with pytest.raises(ValueError, match="base_model: someone/else has no config.json"):
         plan(unknown)

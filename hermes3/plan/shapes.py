@@ -1,6 +1,6 @@
 """A Llama's shape and what follows from it: parameters by part, in closed form, without torch.
 
-tests/test_plan_shapes.py builds LlamaForCausalLM on the meta device and compares the counts exactly.
+tests/test_plan.py builds LlamaForCausalLM on the meta device and compares the counts exactly.
 """
 
 import json
@@ -85,9 +85,9 @@ def published() -> dict[str, Shape]:
 
 
 def shape_of(path: Path, recipe: dict[str, Any]) -> Shape:
-    """The shape of the recipe's base model: its folder's config.json, or that of the model that its row or name says.
+    """The shape of the recipe's base model: its folder's config.json, the size that its name says, or the paper's row.
 
-    `ValueError` when neither tells.
+    `ValueError` when none tells, or when the name says a size that is not published here.
     """
     base = str(recipe.get("base_model") or "")
     config = Path(base) / "config.json"
@@ -95,12 +95,13 @@ def shape_of(path: Path, recipe: dict[str, Any]) -> Shape:
         return read_config(config)
     if base in published():
         return published()[base]
+    size = re.findall(r"(?<![a-z0-9.])([0-9.]+b)(?![a-z0-9])", base.lower())
+    known = {name.rsplit("-", 1)[1].lower(): shape for name, shape in published().items()}
+    if size and size[-1] in known:
+        return known[size[-1]]
     paper = paper_of(path)
-    if paper is not None:
+    if paper is not None and not size:
         return published()[paper.base]
-    size = re.search(r"(?<![0-9])(8|70|405)b(?![a-z0-9])", base.lower())
-    if size:
-        return published()[f"meta-llama/Llama-3.1-{size[1]}B"]
     raise ValueError(
         f"{path}: base_model: {base} has no config.json here and is none of {', '.join(published())}; "
         "make the folder, or its config.json alone"
