@@ -1,1 +1,1 @@
-"""What a recipe will take before it runs: steps, memory, nodes, hours, checkpoints, failures, money."""
+"""What a recipe will take before it runs: steps, memory, nodes, hours, checkpoints, interruptions, money."""

@@ -1,4 +1,4 @@
-"""Time, GPU-hours, checkpoints and failures: arithmetic on stated rates."""
+"""Time, GPU-hours, checkpoints and interruptions: arithmetic on stated rates."""
 
 import math
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ ASSUMED_MFU = 0.35  # of a model that the paper has no GPU-hours for
 PRETRAINING_MFU = 0.43  # the best that arXiv 2407.21783, table 4, reports for Llama 3 405B in bf16
 AXOLOTL_KEEPS = 4  # checkpoints, where save_total_limit is absent
 HOST_ADAM = 30  # bytes that Adam moves a parameter on the host: gradient and three fp32 states in, those and bf16 out
-# Llama 3 405B: 419 unexpected interruptions in 54 days on 16,384 H100 (The Llama 3 Herd of Models, arXiv 2407.21783,
-# section 3.3.4)
-FAILURES_PER_GPU_HOUR = 419 / (54 * 24 * 16_384)
+# Llama 3 405B: 419 unexpected interruptions, 78 % of them of hardware, in 54 days on 16,384 H100 (The Llama 3 Herd of
+# Models, arXiv 2407.21783, section 3.3.4)
+INTERRUPTIONS_PER_GPU_HOUR = 419 / (54 * 24 * 16_384)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Cost:
     hours: float
     gpu_hours: float
     host_gpu_hours: float
-    failure_chance: float
+    interruption_chance: float
     price: float
     usd: float
 
@@ -131,7 +131,7 @@ def cost(
         hours=hours + adam,
         gpu_hours=total,
         host_gpu_hours=adam * gpus,
-        failure_chance=0.0 if gpu.is_cpu else 1 - math.exp(-total * FAILURES_PER_GPU_HOUR),
+        interruption_chance=0.0 if gpu.is_cpu else 1 - math.exp(-total * INTERRUPTIONS_PER_GPU_HOUR),
         price=price,
         usd=total * price,
     )
@@ -166,8 +166,8 @@ def checkpoints(
 ) -> Checkpoints:
     """Sizes, save times at `bandwidth` bytes/s a writing node, and the interval of Young 1974.
 
-    The interval is sqrt(2 x time of a save x mean time between failures): Young, A first order approximation to the
-    optimum checkpoint interval, CACM 17(9); Daly 2006 refines it by what matters only where saves are as long as it.
+    The interval is sqrt(2 x time of a save x mean time between interruptions): Young, A first order approximation to
+    the optimum checkpoint interval, CACM 17(9); what Daly 2006 adds matters only where saves are as long as it.
     """
     setting, trained = own.setting, work.trained(shape)
     fp32 = setting.engine == ZERO3 or setting.fp32 or work.width == 4 or work.rank  # what is trained
@@ -185,7 +185,7 @@ def checkpoints(
         state, beside, state_seconds = weights, 0, weights / bandwidth / (1 if one_piece else writers)
     interval = steps = lost = None
     if not gpu.is_cpu:
-        between = 3600 / (gpus * FAILURES_PER_GPU_HOUR)
+        between = 3600 / (gpus * INTERRUPTIONS_PER_GPU_HOUR)
         interval = math.sqrt(2 * state_seconds * between)
         steps = max(1, round(interval / made.step_seconds))
         lost = state_seconds / interval + interval / (2 * between)

@@ -10,7 +10,7 @@ from hermes3.plan.cost import Checkpoints, Cost, checkpoints, cost
 from hermes3.plan.gpus import Gpu, gpu_of
 from hermes3.plan.memory import HOST_SHARE, Memory, fewest, memory
 from hermes3.plan.schedule import Schedule, batches, schedule
-from hermes3.plan.settings import PAPER, PAPER_MODEL, PAPER_NODES, SETTINGS, setting_of
+from hermes3.plan.settings import PAPER, PAPER_MODEL, PAPER_NODES, REPLICATED, SETTINGS, setting_of
 from hermes3.plan.shapes import Shape, published, shape_of
 from hermes3.plan.work import work_of
 from hermes3.recipe.hardware import hardware_of
@@ -67,6 +67,9 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: a recipe is a mapping of keys to values")
     if not isinstance(recipe.get("sequence_len"), int):
         raise ValueError(f"{path}: sequence_len is missing or no number; give the tokens of a sequence")
+    for key in ("load_in_4bit", "load_in_8bit"):
+        if recipe.get(key):
+            raise ValueError(f"{path}: {key}: quantized weights are not planned for; take it out to plan it in bf16")
     return recipe
 
 
@@ -119,6 +122,11 @@ def plan(
             f"host: {device.host_memory / 1e12:.3g} TB a node, {HOST_SHARE:.0%} of it free, are assumed; "
             "give --host-memory"
         )
+    if own.engine == REPLICATED and own.fp32 and work.width == 2:
+        warnings.append(
+            f"autocast on fp32 weights: their bf16 copies ({2 * shape.parameters / 1e9:,.0f} GB) and residuals in fp32 "
+            "are not counted"
+        )
     warnings += _risks(recipe, held[0], made, planned, saved)
     needed = {way.name: fewest(shape, work, way, device, per_node, accumulation * n) for way in ways}
     return Plan(
@@ -143,9 +151,10 @@ def _risks(recipe: dict[str, Any], own: Memory, made: Cost, planned: Schedule, s
     found = []
     if own.fits and own.headroom < TIGHT:
         found.append(f"{own.headroom:.0%} of a GPU is left: fragments of the allocator may take more")
-    if recipe.get("save_only_model") and made.failure_chance > 0.01:
+    if recipe.get("save_only_model") and made.interruption_chance > 0.01:
         found.append(
-            f"save_only_model: a run that fails ({made.failure_chance:.0%}) cannot be resumed and starts from nothing"
+            f"save_only_model: a run that is interrupted ({made.interruption_chance:.0%}) cannot be resumed and starts "
+            "from nothing"
         )
     every = recipe.get("restart_steps") or recipe.get("save_steps") or max(planned.steps_per_epoch)
     if saved.interval_steps and every > 3 * saved.interval_steps:

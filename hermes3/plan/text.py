@@ -53,10 +53,10 @@ def _head(plan: Plan) -> Table:
         f"{duration(cost.hours * 3600)}, {cost.step_seconds:,.2f} s a step; MFU {cost.mfu:.1%} ({cost.mfu_source})",
     )
     if plan.gpu.is_cpu:
-        line("cost", "no price and no failure rate of CPUs")
+        line("cost", "no price and no rate of interruptions of CPUs")
     else:
         line("GPU-hours", f"{cost.gpu_hours:,.0f}{host}; {cost.usd:,.0f} USD at {cost.price:g} a GPU-hour")
-        line("failure", f"{cost.failure_chance:.1%} chance of a hardware failure in the run (Llama 3 405B's rate)")
+        line("interruption", f"{cost.interruption_chance:.1%} chance of one in the run, at Llama 3 405B's rate")
     whole = saved.weights_seconds is not None
     how = f"saved in {duration(saved.weights_seconds)}" if whole else "once a checkpoint's parts are joined"
     line("weights", f"{size(saved.weights)}, {how}")
@@ -64,8 +64,8 @@ def _head(plan: Plan) -> Table:
     end = " and the final weights" * whole
     line("storage", f"{size(saved.storage)} at most: {saved.kept} checkpoints at once{end}")
     if saved.interval_seconds:
-        every = f"every {duration(saved.interval_seconds)}, {saved.interval_steps:,} steps"
-        line("best saved", f"{every} (Young): {saved.lost_share:.1%} of the time goes to saves and repeated work")
+        every = f"{duration(saved.interval_seconds)}, {saved.interval_steps:,} steps"
+        line("save every", f"{every} (Young): {saved.lost_share:.1%} of the time goes to saves and repeated work")
     return table
 
 

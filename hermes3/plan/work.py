@@ -10,6 +10,7 @@ from typing import Any
 from hermes3.plan.shapes import Shape
 
 LORA_LINEARS = 7
+PLANNED_OPTIMIZERS = (None, "adamw_torch", "adamw_torch_fused", "rmsprop")
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,11 @@ def work_of(recipe: dict[str, Any]) -> tuple[Work, list[str]]:
     tokens = recipe["sequence_len"] * micro * (2 if preference else 1)
     if preference:
         warnings.append(f"memory is for pairs at their longest, {tokens:,} tokens a micro-batch")
-    if recipe.get("optimizer") not in (None, "rmsprop") and "adamw" not in str(recipe["optimizer"]):
-        warnings.append(f"optimizer {recipe['optimizer']}: planned as Adam, two fp32 moments a parameter")
+    if recipe.get("optimizer") not in PLANNED_OPTIMIZERS:
+        warnings.append(
+            f"optimizer {recipe['optimizer']}: planned as torch's Adam, two moments in the weights' precision; "
+            "a quantized one takes less"
+        )
     work = Work(
         tokens=tokens,
         width=2 if recipe.get("bf16") or recipe.get("fp16") else 4,
