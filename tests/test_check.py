@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hermes3.recipe import check as checker
-from hermes3.recipe import ignored
+from hermes3.recipe import ignored, show
 from hermes3.recipe.evidence import lines_that_fill, lines_that_read, on_path
 from hermes3.recipe.hardware import hardware_of
 from hermes3.recipe.marks import marks_of
@@ -226,6 +226,9 @@ FAULTS = {
     ),
     # Axolotl's own refusals, for the hardware that is declared
     "no number at all": Fault("8b_sft", "num_epochs: 4", "num_epochs: four", "num_epochs", ("Axolotl refuses it",)),
+    "a value of no form that is taken": Fault(
+        "8b_sft", "bf16: true", "bf16: full", "bf16", ("refuses", "'auto'", " / ")
+    ),
     "packing under dpo": Fault("8b_dpo", "\nrl: dpo", "\nsample_packing: true  # ours\nrl: dpo", ".*", ("refuses",)),
     "bf16 on a CPU": Fault("tiny_sft", "bf16: false", "bf16: true", "bf16", ("cpu", "set bf16: false")),
     # set, accepted and never read
@@ -331,6 +334,57 @@ FAULTS = {
     ),
     "405B gathered": Fault(
         "405b_sft", "zero3_bf16_cpuoffload.json", "zero3_bf16.json", "deepspeed", ("812 GB", "gather_16bit", "false")
+    ),
+    "DeepSpeed in bf16 on a recipe in fp32": Fault(
+        "8b_sft", "bf16: true  #", "bf16: false  #", "deepspeed", ("bf16 is on", "has bf16: false", "set")
+    ),
+    "DeepSpeed in fp16": Fault(
+        "8b_sft", '"bf16": {', '"fp16": {"enabled": true}, "bf16": {', "deepspeed", ("fp16 is on", "set"), json=True
+    ),
+    "DeepSpeed's own accumulation": Fault(
+        "8b_sft",
+        '"gradient_accumulation_steps": "auto"',
+        '"gradient_accumulation_steps": 4',
+        "deepspeed",
+        ("gradient_accumulation_steps is 4", "recipe has gradient_accumulation_steps: 1", '"auto"'),
+        json=True,
+    ),
+    "DeepSpeed's own batch": Fault(
+        "8b_sft", '"train_batch_size": "auto"', '"train_batch_size": 48', "deepspeed", ("is fixed", "set"), json=True
+    ),
+    "DeepSpeed's own optimizer": Fault(
+        "8b_sft", '"bf16": {', '"optimizer": {}, "bf16": {', "deepspeed", ("its optimizer", "leave it out"), json=True
+    ),
+    "DeepSpeed in the recipe": Fault(
+        "8b_sft",
+        "deepspeed: deepspeed_configs/zero3_bf16.json",
+        "deepspeed: {zero_optimization: {stage: 2}, bf16: {enabled: true}}",
+        "deepspeed",
+        ("the mapping", "set stage: 3"),
+    ),
+    "a DeepSpeed part that is no mapping": Fault(
+        "8b_sft", '"bf16": {\n    "enabled": true\n  }', '"bf16": true', "deepspeed", ("no JSON object",), json=True
+    ),
+    "405B gathered by FSDP": Fault(
+        "405b_sft_fsdp",
+        "  state_dict_type: SHARDED",
+        "  state_dict_type: FULL",
+        "fsdp_config.state_dict_type",
+        ("1.6 TB", "set state_dict_type: SHARDED_STATE_DICT"),
+    ),
+    "405B gathered by FSDP at the end": Fault(
+        "405b_sft_fsdp",
+        "final_state_dict_type: SHARDED",
+        "final_state_dict_type: FULL",
+        "fsdp_config.final_state_dict_type",
+        ("1.6 TB", "set final_state_dict_type: SHARDED_STATE_DICT"),
+    ),
+    "a layer that the model has not": Fault(
+        "8b_sft_fsdp",
+        "LlamaDecoderLayer",
+        "MistralDecoderLayer",
+        "fsdp_config.transformer_layer_cls_to_wrap",
+        ("unknown", "did you mean LlamaDecoderLayer?"),
     ),
     # files
     "no DeepSpeed file": Fault(
@@ -595,6 +649,12 @@ def test_a_hub_id_is_not_a_folder_to_be_built(tmp_path, base, said):
     path.write_text(text.replace("outputs/8b/base\n", f"{base}\n"), encoding="utf-8")
     report = checker.inspect(path)[0]
     assert [said in finding.wrong for finding in report.findings if finding.key == "base_model"] == [True]
+
+
+def test_a_file_that_is_not_there_is_not_judged(tmp_path):
+    report = checker.inspect(tmp_path / "nosuch.yml")[0]
+    assert [str(finding) for finding in report.errors] == ["file: no such file; give the path of a recipe"]
+    assert show.line(report).endswith("1 error: not looked at further")
 
 
 def test_elsewhere_than_at_the_root_there_is_nothing_to_check(tmp_path, monkeypatch):

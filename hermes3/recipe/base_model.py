@@ -59,7 +59,7 @@ def _other_size(path: Path, base: str) -> Iterator[Finding]:
 
 
 def _untrained(path: Path, recipe: dict[str, Any], base: str) -> Iterator[Finding]:
-    """Preferences are learnt by a model that can chat, and which is the reference too; not where it is the experiment."""
+    """Preferences are learnt by a model that can chat, and it is the reference too; an experiment may do otherwise."""
     if not recipe.get("rl") or marks_of(path).get("base_model", NONE).whose == "experiment":
         return
     for other in neighbours(path):

@@ -28,6 +28,7 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     readers: list[Reader] = field(default_factory=list)
+    compared: bool = False  # with the paper; not before it can be read
 
     @property
     def errors(self) -> list[Finding]:
@@ -112,6 +113,7 @@ def inspect(path: Path) -> tuple[Report, dict[str, Any] | None]:
     except ValueError as error:
         report.findings.append(from_error(error, "datasets", path))
     report.rows, wrong_marks = table(path, recipe, hardware)
+    report.compared = True
     report.findings += wrong_marks
     return report, recipe if resolved else None
 

@@ -9,20 +9,37 @@ from typing import Any
 from hermes3.recipe.evidence import lines_that_fill
 from hermes3.recipe.finding import Finding
 
+# Numbers that the recipe has too, as transformers fills an "auto"
+SAME_AS = {
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "train_micro_batch_size_per_gpu": "micro_batch_size",
+    "gradient_clipping": "max_grad_norm",
+}
 GATHER = "stage3_gather_16bit_weights_on_model_save"
 
 
 def findings(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
-    """What is wrong with the DeepSpeed file that the recipe at `path` names; a missing one is reported elsewhere."""
+    """What is wrong with the DeepSpeed file that the recipe at `path` names, or with the mapping that it holds instead.
+
+    A missing file is reported elsewhere.
+    """
     file = recipe.get("deepspeed")
-    if not isinstance(file, str) or not Path(file).is_file():
+    if isinstance(file, dict):
+        file, config = "the mapping", file
+    elif not isinstance(file, str) or not Path(file).is_file():
         return
-    try:
-        config = json.loads(Path(file).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        yield Finding("deepspeed", f"{file} is not JSON: {error}", "mend it")
+    else:
+        try:
+            config = json.loads(Path(file).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            yield Finding("deepspeed", f"{file} is not JSON: {error}", "mend it")
+            return
+    parts = ("zero_optimization", "bf16", "fp16")
+    if not isinstance(config, dict) or any(not isinstance(config.get(part, {}), dict) for part in parts):
+        yield Finding("deepspeed", f"{file}: no JSON object, or a part of it is none", "write its keys in { }")
         return
     yield from _keys(file, config)
+    yield from _contradictions(file, config, recipe)
     zero = config.get("zero_optimization", {})
     if zero.get("stage") != 3:
         yield Finding(
@@ -30,17 +47,39 @@ def findings(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
             f"{file}: zero_optimization.stage is {zero.get('stage')}: each GPU would hold a whole copy of the weights",
             "set stage: 3",
         )
-    if config.get("bf16", {}).get("enabled") is not True and recipe.get("bf16"):
-        yield Finding(
-            "deepspeed", f"{file}: bf16 is off, and the recipe has bf16: true", 'set "bf16": {"enabled": true}'
-        )
-    huge = "405b" in f"{path.stem} {recipe.get('base_model')}".lower() and not recipe.get("adapter")
-    if huge and zero.get(GATHER):
+    if trains_405b(path, recipe) and zero.get(GATHER):
         yield Finding(
             "deepspeed",
             f"{file}: {GATHER} is true: each save would gather 812 GB of weights in rank 0's memory",
             f"set {GATHER}: false, and join the parts with `hermes3 consolidate`",
         )
+
+
+def trains_405b(path: Path, recipe: dict[str, Any]) -> bool:
+    """Whether a save in one piece is 812 GB."""
+    return "405b" in f"{path.stem} {recipe.get('base_model')}".lower() and not recipe.get("adapter")
+
+
+def _contradictions(file: str, config: dict[str, Any], recipe: dict[str, Any]) -> Iterator[Finding]:
+    """What the file sets and the recipe says otherwise: DeepSpeed goes by the file, or transformers refuses the run."""
+    for name, key in SAME_AS.items():
+        value = config.get(name, "auto")
+        if value != "auto" and value != recipe.get(key, 1):
+            said = f"{file}: {name} is {value}, and the recipe has {key}: {recipe.get(key)}"
+            yield Finding("deepspeed", said, f'set "{name}": "auto"')
+    if config.get("train_batch_size", "auto") != "auto":
+        yield Finding("deepspeed", f"{file}: train_batch_size is fixed", 'set "auto": it follows from the hardware')
+    for part, key in {"optimizer": "optimizer", "scheduler": "lr_scheduler"}.items():
+        if part in config:
+            yield Finding("deepspeed", f"{file}: its {part} would replace the recipe's {key}", "leave it out")
+    for part in ("bf16", "fp16"):
+        on, wanted = config.get(part, {}).get("enabled") is True, recipe.get(part) is True
+        if on != wanted and config.get(part, {}).get("enabled") != "auto":
+            yield Finding(
+                "deepspeed",
+                f"{file}: {part} is {'on' if on else 'off'}, and the recipe has {part}: {str(wanted).lower()}",
+                f'set "{part}": {{"enabled": {str(wanted).lower()}}}',
+            )
 
 
 def _keys(file: str, config: dict[str, Any]) -> Iterator[Finding]:

@@ -45,12 +45,10 @@ def _in_folder(folder: Path) -> list[Neighbour]:
 
 
 def findings(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
-    """One error if another recipe writes where the one at `path` does: the later run would go on from its checkpoints."""
+    """One error if another recipe writes where the one at `path` does."""
     output = recipe.get("output_dir")
     for other in neighbours(path):
         if isinstance(output, str) and Path(other.output_dir) == Path(output):
-            wrong = (
-                f"{output} is where {other.path} writes too, and the later run would take its checkpoints for its own"
-            )
+            wrong = f"{output} is where {other.path} writes too, and the later run would take up its checkpoints"
             yield Finding("output_dir", wrong, "give this recipe a folder of its own")
             return

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hermes3.recipe import base_model, neighbours
+from hermes3.recipe.deepspeed_file import trains_405b
 from hermes3.recipe.finding import Finding
 from hermes3.recipe.hardware import CPU
 
@@ -182,6 +183,14 @@ def _sharding(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
             "under rl Axolotl saves a sharded adapter by names that PEFT does not find again",
             "shard with deepspeed: deepspeed_configs/zero3_bf16.json",
         )
+    for key in ("state_dict_type", "final_state_dict_type"):
+        config = recipe["fsdp_config"] if isinstance(recipe.get("fsdp_config"), dict) else {}
+        if config.get(key) == "FULL_STATE_DICT" and trains_405b(path, recipe):
+            yield Finding(
+                f"fsdp_config.{key}",
+                "FULL_STATE_DICT: each save would gather 1.6 TB of fp32 weights in rank 0's memory",
+                f"set {key}: SHARDED_STATE_DICT",
+            )
 
 
 def _saving(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:

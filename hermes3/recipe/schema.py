@@ -31,9 +31,9 @@ def findings(recipe: dict[str, Any], hardware: Hardware) -> tuple[list[Finding],
         try:
             resolved = validate_config(DictDefault(copy.deepcopy(recipe)), *_capabilities(hardware)).to_dict()
         except ValidationError as error:
-            return [*wrong, *map(_fault, error.errors())], {}
+            return [*wrong, *_faults(error.errors())], {}
         except (ValueError, DeprecationWarning) as error:
-            return [*wrong, _fault({"loc": (), "msg": str(error)})], {}
+            return [*wrong, *_faults([{"loc": (), "msg": str(error)}])], {}
     named = " ".join(map(str, wrong))
     for text in warnings:
         key = next((key for key in recipe if key in text), "recipe")
@@ -42,10 +42,17 @@ def findings(recipe: dict[str, Any], hardware: Hardware) -> tuple[list[Finding],
     return wrong, resolved
 
 
-def _fault(error: dict[str, Any]) -> Finding:
-    """One of pydantic's errors. Axolotl's own validators give no place, but their message names the keys."""
-    key = ".".join(str(part) for part in error["loc"]) or "recipe"
-    return Finding(key, f"Axolotl refuses it: {error['msg'].removeprefix('Value error, ')}", "change it as it says")
+def _faults(errors: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Pydantic's errors, one finding a key: each form that a value could have had is an error of its own there.
+
+    Axolotl's own validators give no place, but their message names the keys.
+    """
+    said: dict[str, list[str]] = {}
+    for error in errors:
+        key = str(error["loc"][0]) if error["loc"] else "recipe"
+        said.setdefault(key, []).append(error["msg"].removeprefix("Value error, "))
+    for key, texts in said.items():
+        yield Finding(key, f"Axolotl refuses it: {' / '.join(dict.fromkeys(texts))}", "change it as it says")
 
 
 @contextmanager
@@ -126,10 +133,19 @@ def _names(recipe: dict[str, Any]) -> Iterator[Finding]:
             yield from _unknown(entry, DPODataset if recipe.get("rl") == "dpo" else SFTDataset, f"{key}.")
     if isinstance(recipe.get("fsdp_config"), dict):
         yield from _unknown(recipe["fsdp_config"], FSDPConfig, "fsdp_config.")
+        if layer := recipe["fsdp_config"].get("transformer_layer_cls_to_wrap"):
+            yield from _unknown_value("fsdp_config.transformer_layer_cls_to_wrap", layer, _layers())
     optimizers = {name.value for enum in (OptimizerNames, CustomSupportedOptimizers) for name in enum}
     yield from _unknown_value("optimizer", recipe.get("optimizer", "adamw_torch_fused"), optimizers)
     schedules = {name.value for name in SchedulerType} | {"one_cycle", "rex"}
     yield from _unknown_value("lr_scheduler", recipe.get("lr_scheduler", "cosine"), schedules)
+
+
+def _layers() -> set[str]:
+    """The classes that transformers keeps whole when it spreads a Llama."""
+    from transformers import LlamaForCausalLM
+
+    return set(LlamaForCausalLM._no_split_modules)
 
 
 def _unknown(given: dict[str, Any], model: Any, prefix: str) -> Iterator[Finding]:

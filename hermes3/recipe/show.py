@@ -22,7 +22,7 @@ def line(report: Report) -> str:
     seen = sum(reader.seen for reader in report.readers)
     n_errors = len(report.errors)
     state = f"BAD  {report.path}: {n_errors} error{'s' * (n_errors != 1)}" if n_errors else f"ok   {report.path}"
-    parts = [paper if report.rows else "claims nothing of the paper"]
+    parts = [paper if report.rows else "claims nothing of the paper" if report.compared else "not looked at further"]
     if report.readers:
         parts.append(f"{seen} keys read in the trial, {sum(bool(r.line) for r in report.readers) - seen} in the source")
     return f"{state}: {'; '.join(parts)}"

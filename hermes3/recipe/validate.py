@@ -10,6 +10,9 @@ from hermes3.recipe.finding import ERROR
 from hermes3.recipe.hardware import hardware_of
 from hermes3.recipe.prepared import check_prepared
 
+# The form of the parts that are looked into
+LISTS = {"plugins": str, "datasets": dict, "test_datasets": dict}
+
 
 class _Loader(yaml.SafeLoader):
     """YAML that refuses a key which is given twice; PyYAML would take the last."""
@@ -17,25 +20,20 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
         lines: dict[str, int] = {}
         for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if key.value in lines and key.tag != "tag:yaml.org,2002:merge":
-                wrong = f"given twice, on lines {lines[key.value]} and {line}, and the first would be dropped"
-                raise ValueError(f"{key.value}: {wrong}; keep one of them")
-            if isinstance(key, yaml.ScalarNode):
-                lines[key.value] = line
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                wrong = f"given twice, on lines {lines[name]} and {line}, and the first would be dropped"
+                raise ValueError(f"{name}: {wrong}; keep one of them")
+            lines[name] = line
         return super().construct_mapping(node, deep)
 
 
-# The form of the parts that are looked into
-LISTS = {"plugins": str, "datasets": dict, "test_datasets": dict}
-
-
 def read(path: Path) -> dict[str, Any]:
-    """The recipe as written. `ValueError` when it is not a YAML mapping, gives a key twice, or a part has the wrong form."""
+    """The recipe as written. `ValueError` when it is no YAML mapping, gives a key twice, or has a part of the wrong form."""
     try:
         recipe = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506, a safe loader
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
+        raise ValueError(f"{path}: no such file; give the path of a recipe") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not YAML: {error}") from error
     except ValueError as error:
