@@ -7,7 +7,6 @@ prepared data, conformance with the paper, and which of its keys Axolotl reads.
 import logging
 import os
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -45,9 +44,14 @@ class Report:
         }
 
 
-def notes(reports: list[Report]) -> dict[str, int]:
-    """The notes of all reports -> of how many recipes each is true."""
-    return Counter(str(finding) for report in reports for finding in report.findings if finding.level == NOTE)
+def notes(reports: list[Report]) -> dict[str, list[Path]]:
+    """The notes of all reports -> the recipes of which each is true."""
+    found: dict[str, list[Path]] = {}
+    for report in reports:
+        for finding in report.findings:
+            if finding.level == NOTE:
+                found.setdefault(str(finding), []).append(report.path)
+    return found
 
 
 def default_recipes() -> list[Path]:

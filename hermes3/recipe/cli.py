@@ -27,15 +27,18 @@ def check(
     if as_json:
         print(json.dumps([report.to_json() for report in reports], indent=1))
     else:
-        console = Console(width=None if sys.stdout.isatty() else 160)
+        wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160  # a file has no width of its own
+        console, detailed = Console(width=wide), table or reads  # then a recipe's notes stand with its table
         for report in reports:
             print(show.line(report))
             if report.rows and not reads and (table or len(reports) == 1):
-                console.print(show.conformance(report))
+                console.print(show.conformance(report, console.width))
             if report.readers and reads:
                 console.print(show.reads(report))
-        for what, n in check.notes(reports).items():
-            print(f"note {what}{f' (and {n - 1} more)' if n > 1 else ''}")
+            for text in show.notes([report]) if detailed else []:
+                print(text)
+        for text in [] if detailed else show.notes(reports):
+            print(text)
         print(show.CHECKED)
     for report in reports:
         for finding in report.errors:

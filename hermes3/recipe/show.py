@@ -2,12 +2,16 @@
 
 from collections import Counter
 
+from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 
+from hermes3.recipe import check
 from hermes3.recipe.check import Report
 from hermes3.recipe.conform import DIFFERENT, SAME, UNSTATED
 
 COLOURS = {SAME: "green", DIFFERENT: "yellow", UNSTATED: "dim"}
+NARROW = 120  # columns; below, a column of reasons is eight wide
 CHECKED = (
     "Checked: Axolotl's schema and validators for the declared hardware; unknown, deprecated and unread keys; the\n"
     "paper's values and global batch; DeepSpeed's schema; files, prepared data, checkpoints and plugins that it needs."
@@ -28,13 +32,35 @@ def line(report: Report) -> str:
     return f"{state}: {'; '.join(parts)}"
 
 
-def conformance(report: Report) -> Table:
-    table = Table(title=f"{report.path} and the paper", title_justify="left", header_style="bold")
+def notes(reports: list[Report]) -> list[str]:
+    """Each note once: `note recipes/8b_sft.yml (and 9 more): base_model: ...`."""
+    found = check.notes(reports).items()
+    return [f"note {paths[0]}{f' (and {len(paths) - 1} more)' * (len(paths) > 1)}: {text}" for text, paths in found]
+
+
+def conformance(report: Report, width: int) -> RenderableType:
+    """The table; on a screen of fewer than 120 columns each reason stands on a line of its own, under its key."""
+    cells = [
+        (row.key, _text(row.paper), _text(row.recipe), f"[{COLOURS[row.status]}]{row.status}[/]", _plain(row.reason))
+        for row in report.rows
+    ]
+    title = f"{report.path} and the paper"
+    if width < NARROW:
+        longest, parts = max(len(row.key) for row in report.rows), []
+        for *values, reason in [("[bold]key[/]", "[bold]paper[/]", "[bold]recipe[/]", "", ""), *cells]:
+            line = Table.grid(padding=(0, 1), expand=True)
+            line.add_column(width=longest)
+            line.add_column(ratio=1, overflow="fold")
+            line.add_column(ratio=1, overflow="fold")
+            line.add_column(width=len(DIFFERENT))
+            line.add_row(*values)
+            parts += [line, Padding(reason, (0, 0, 0, 2), style="dim")] if reason else [line]
+        return Group(f"[italic]{title}[/]", *parts)
+    table = Table(title=title, title_justify="left", header_style="bold")
     for name in ("key", "paper", "recipe", "", "reason"):
         table.add_column(name, overflow="fold", no_wrap=name == "key")
-    for row in report.rows:
-        status = f"[{COLOURS[row.status]}]{row.status}[/]"
-        table.add_row(row.key, _text(row.paper), _text(row.recipe), status, _plain(row.reason))
+    for values in cells:
+        table.add_row(*values)
     return table
 
 

@@ -29,7 +29,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The recipe as written. `ValueError` when it is no YAML mapping, gives a key twice, or has a part of the wrong form."""
+    """The recipe as written. `ValueError` when it is no YAML mapping, or a key is given twice or has a wrong form."""
     try:
         recipe = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506, a safe loader
     except FileNotFoundError:
