@@ -6,6 +6,7 @@ from rich.table import Table
 
 from hermes3.plan.memory import Memory
 from hermes3.plan.plan import Plan
+from hermes3.plan.settings import REPLICATED
 
 
 def show(plan: Plan, console: Console | None = None) -> None:
@@ -86,9 +87,10 @@ def _settings(plan: Plan) -> Table:
             "yes" if one.fits else "[red]no[/red]",
             *(f"{nodes:,}" if nodes else "none" for nodes in needed),
         )
-    saved = "gathered by rank 0" if plan.own.setting.gathered else "saved in parts"
+    own = plan.own.setting
+    saved = "; weights are gathered by rank 0 to save" if own.gathered else "; weights are saved in parts"
     table.caption = (
-        f"* the recipe's own; weights are {saved}. nodes: the fewest that hold a step; "
+        f"* the recipe's own{saved if own.engine != REPLICATED else ''}. nodes: the fewest that hold a step; "
         f"run: the fewest whose GPUs also make the batch of {plan.schedule.global_batch:,}"
     )
     table.caption_justify = "left"
