@@ -1,7 +1,11 @@
 """`hermes3 check`: green on every shipped recipe, red on planted faults, and honest about who reads a key."""
 
+import ast
+import io
 import json
 import re
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +15,7 @@ import pytest
 from hermes3.recipe import check as checker
 from hermes3.recipe import ignored, show
 from hermes3.recipe.evidence import lines_that_fill, lines_that_read, on_path
+from hermes3.recipe.finding import Finding
 from hermes3.recipe.hardware import hardware_of
 from hermes3.recipe.marks import marks_of
 from hermes3.recipe.reads import trace, trial_of
@@ -231,6 +236,14 @@ FAULTS = {
     ),
     "packing under dpo": Fault("8b_dpo", "\nrl: dpo", "\nsample_packing: true  # ours\nrl: dpo", ".*", ("refuses",)),
     "bf16 on a CPU": Fault("tiny_sft", "bf16: false", "bf16: true", "bf16", ("cpu", "set bf16: false")),
+    "flash-attention on a CPU": Fault(
+        "tiny_sft", "implementation: sdpa", "implementation: flash_attention_2", "attn_implementation", ("set", "sdpa")
+    ),
+    "Liger on a CPU": Fault(
+        "tiny_sft", HERMES, f"  - axolotl.integrations.liger.LigerPlugin\n{HERMES}", "plugins", ("needs a GPU", "out")
+    ),
+    "precision by the machine": Fault("tiny_sft", "bf16: false", "bf16: auto", "bf16", ("trains in fp16", "set bf16:")),
+    "fp16": Fault("8b_sft", "\nbf16: true", "\nfp16: true  # ours: x\nbf16: true", "fp16", ("overflows", "leave fp16")),
     # set, accepted and never read
     "neftune under dpo without the plugin": Fault(
         "8b_dpo", f"plugins:\n{HERMES}.*\n", "", "neftune_noise_alpha", ("never read", "causal.py", "leave it out")
@@ -341,6 +354,12 @@ FAULTS = {
     "DeepSpeed in fp16": Fault(
         "8b_sft", '"bf16": {', '"fp16": {"enabled": true}, "bf16": {', "deepspeed", ("fp16 is on", "set"), json=True
     ),
+    "DeepSpeed file that is no JSON": Fault(
+        "8b_sft", '"bf16": {', '"bf16": {,', "deepspeed", ("is not JSON", "mend it"), json=True
+    ),
+    "DeepSpeed's value of a wrong form": Fault(
+        "8b_sft", '"stage": 3', '"stage": "three"', "deepspeed", ("zero_optimization.stage: Input",), json=True
+    ),
     "DeepSpeed's own accumulation": Fault(
         "8b_sft",
         '"gradient_accumulation_steps": "auto"',
@@ -387,6 +406,7 @@ FAULTS = {
         ("unknown", "did you mean LlamaDecoderLayer?"),
     ),
     # files
+    "no model": Fault("8b_sft", "base_model: .*\n", "", "base_model", ("missing", "name the folder")),
     "no DeepSpeed file": Fault(
         "8b_sft", "zero3_bf16.json", "zero4.json", "deepspeed", ("no file", f"there are.*{ZERO3}")
     ),
@@ -470,7 +490,24 @@ def changed(text: str, fault: Fault) -> str:
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory) -> dict[str | Path, checker.Report]:
+def made() -> Iterator[set[tuple[str, int]]]:
+    """File and line of every place in the source that has made a finding."""
+    places, init = set(), Finding.__init__
+
+    def noted(self, *args, **kwargs):
+        frame = sys._getframe(1)
+        while frame.f_code.co_filename.endswith("/finding.py"):
+            frame = frame.f_back
+        places.add((frame.f_code.co_filename, frame.f_lineno))
+        init(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Finding, "__init__", noted)
+        yield places
+
+
+@pytest.fixture(scope="module")
+def reports(made, tmp_path_factory) -> dict[str | Path, checker.Report]:
     """All shipped recipes and all faults, by path and by fault; tried for a step where it is who reads that matters."""
     import torch
     from safetensors.torch import save_file
@@ -514,8 +551,16 @@ def plain(said: str) -> str:
     return ".*".join(re.escape(part) for part in said.split(".*"))
 
 
-def test_every_kind_of_fault_is_planted():
-    assert len(FAULTS) >= 25
+def test_every_kind_of_fault_is_planted(reports, made):
+    """Each place in the source that makes an error has made one for a fault or a shipped recipe."""
+    missing = []
+    for file in sorted((ROOT / "hermes3/recipe").glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Finding", "from_error"):
+                lines = range(node.lineno, node.end_lineno + 1)
+                if file.name != "finding.py" and not any((str(file), line) in made for line in lines):
+                    missing.append(f"{file.name}:{node.lineno}")
+    assert missing == []
 
 
 def test_a_fault_is_the_only_error(reports):
@@ -655,6 +700,26 @@ def test_a_file_that_is_not_there_is_not_judged(tmp_path):
     report = checker.inspect(tmp_path / "nosuch.yml")[0]
     assert [str(finding) for finding in report.errors] == ["file: no such file; give the path of a recipe"]
     assert show.line(report).endswith("1 error: not looked at further")
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_table_fits_its_screen(width):
+    from rich.console import Console
+
+    console = Console(width=width, file=io.StringIO())
+    report = checker.inspect(ROOT / "recipes/8b_sft.yml")[0]
+    console.print(show.conformance(report, width))
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) < 3 * len(report.rows)  # a column of reasons would take eight lines for each
+    assert any("fused is ours" in line for line in lines)
+    assert max(map(len, lines)) <= width
+
+
+def test_a_note_names_its_recipes(reports):
+    found = show.notes([reports[path] for path in SHIPPED if path.stem.startswith("405b_sft")])
+    assert [text.partition(": base_model: ")[0] for text in found] == [
+        f"note {ROOT / 'recipes/405b_sft.yml'} (and 1 more)"
+    ]
 
 
 def test_elsewhere_than_at_the_root_there_is_nothing_to_check(tmp_path, monkeypatch):
