@@ -1,13 +1,12 @@
 """A recipe's DeepSpeed JSON held to DeepSpeed's own configuration classes, and to what this project trains with."""
 
-import difflib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hermes3.recipe.evidence import lines_that_fill
-from hermes3.recipe.finding import Finding
+from hermes3.recipe.finding import Finding, nearest
 
 # Numbers that the recipe has too, as transformers fills an "auto"
 SAME_AS = {
@@ -107,8 +106,7 @@ def _keys(file: str, config: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _unknown(file: str, name: str, known: set[str]) -> Finding:
-    close = difflib.get_close_matches(name, known, n=1)
-    return Finding("deepspeed", f"{file}: unknown key {name}", f"did you mean {close[0]}?" if close else "leave it out")
+    return Finding("deepspeed", f"{file}: unknown key {name}", nearest(name, known))
 
 
 def _top_level() -> set[str]:

@@ -1,5 +1,7 @@
 """What a check finds: one thing wrong with one key, and what to do about it."""
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,12 @@ class Finding:
 def note(key: str, what: str, remedy: str) -> Finding:
     """Something to know that does not make a recipe wrong."""
     return Finding(key, what, remedy, NOTE)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The remedy for a name that is not among the known ones."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else "leave it out"
 
 
 def from_error(error: ValueError, key: str, path: Path | None = None) -> Finding:

@@ -4,16 +4,15 @@ Axolotl drops an unknown key without a word, at every level, and renames a depre
 """
 
 import copy
-import difflib
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any, get_args
 
-from hermes3.recipe.finding import Finding
+from hermes3.recipe.finding import Finding, nearest
 from hermes3.recipe.hardware import CPU, Hardware
 
 
@@ -153,7 +152,7 @@ def _unknown(given: dict[str, Any], model: Any, prefix: str) -> Iterator[Finding
     known = _keys(model)
     for name, value in given.items():
         if name not in known:
-            yield Finding(prefix + name, "unknown key, which Axolotl drops without a word", _nearest(name, known))
+            yield Finding(prefix + name, "unknown key, which Axolotl drops without a word", nearest(name, known))
         elif isinstance(value, dict) and name != "fsdp_config" and (part := _part(model, name)):
             yield from _unknown(value, part, f"{prefix}{name}.")
 
@@ -169,12 +168,7 @@ def _part(model: Any, name: str) -> Any:
 
 def _unknown_value(key: str, value: Any, known: set[str]) -> Iterator[Finding]:
     if value not in known:
-        yield Finding(key, f"unknown {key} {value}", _nearest(str(value), known))
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]}?" if close else "leave it out"
+        yield Finding(key, f"unknown {key} {value}", nearest(str(value), known))
 
 
 def _keys(model: Any) -> set[str]:
