@@ -56,6 +56,8 @@ SHORT_VALUES = {
 # Names, which decide nothing
 NAMES = ("wandb_name", "wandb_project", "wandb_mode", "output_dir", "base_model", "dataset_prepared_path", "path")
 MAX_SECONDS = 120  # for a trial; it takes two
+# Variables of a launcher around this process, which is no rank of its job
+LAUNCHED = ("ACCELERATE_", "FSDP_", "PARALLELISM_", "WORLD_", "RANK", "LOCAL_RANK", "MASTER_")
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ def _train(work: Path, trial: dict[str, Any], readers: dict[str, list[str]]) -> 
     from axolotl.integrations.base import PluginManager
 
     torch.set_num_threads(1)  # a forked process must not use the parent's thread pool
-    for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_", "PARALLELISM_", "WORLD_"))]:
+    for name in [name for name in os.environ if name.startswith(LAUNCHED)]:
         del os.environ[name]
     os.environ |= {
         "HF_HUB_OFFLINE": "1",
