@@ -153,22 +153,11 @@ def stand_in(shape: Shape, width: int | None) -> Shape:
 def write_model(out: Path, shape: Shape, gpu: Gpu) -> None:
     """Random weights with the Hermes tokenizer over Llama 3.1's vocabulary."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     shutil.rmtree(out, ignore_errors=True)
     made = make(out.parent / "tokenizer")
-    config = LlamaConfig(
-        num_hidden_layers=shape.layers,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        vocab_size=shape.vocab,
-        max_position_embeddings=131_072,
-        tie_word_embeddings=shape.tied,
-        dtype="float32" if gpu.is_cpu else "bfloat16",
-    )
+    config = shape.llama_config(max_position_embeddings=131_072, dtype="float32" if gpu.is_cpu else "bfloat16")
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).to(config.dtype)  # on the CPU: this process must hold nothing on the GPU
     assert sum(p.numel() for p in model.parameters()) == shape.parameters

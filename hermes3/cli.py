@@ -103,10 +103,10 @@ def chat_show(
 
 @app.command()
 def consolidate(
-    checkpoint: Annotated[Path, typer.Argument(help="checkpoint-N of a DeepSpeed run, such as the 405B's")],
+    checkpoint: Annotated[Path, typer.Argument(help="checkpoint-N of a run under ZeRO-3 or FSDP2")],
     out: Annotated[Path, typer.Argument(help="folder to write: the whole model in bf16")],
 ) -> None:
-    """Join the parts that the ranks of a DeepSpeed run saved into one model, to evaluate, merge or serve."""
+    """Join the parts that the ranks of a run saved into one model, to evaluate, merge or serve."""
     from hermes3.train import consolidate
 
     print(f"{out}: {consolidate.consolidate(checkpoint, out):,} bytes of weights")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import AutoConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
 from hermes3.cli import app
@@ -43,19 +43,8 @@ def full(recipe: str, **kwargs) -> Plan:
 
 
 def llama(shape: Shape) -> LlamaForCausalLM:
-    config = AutoConfig.for_model(
-        "llama",
-        num_hidden_layers=shape.layers,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        vocab_size=shape.vocab,
-        tie_word_embeddings=shape.tied,
-    )
     with torch.device("meta"):
-        return LlamaForCausalLM(config)
+        return LlamaForCausalLM(shape.llama_config())
 
 
 @pytest.mark.parametrize("size", PUBLISHED)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from torch.distributed._tools.mem_tracker import MemTracker
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from hermes3.plan.gpus import gpu_of
 from hermes3.plan.memory import HOST_SHARE, OVERHEAD, fewest, memory
@@ -26,19 +26,7 @@ MOST = 0.10  # of the measured bytes
 
 
 def model(shape: Shape) -> LlamaForCausalLM:
-    return LlamaForCausalLM(
-        LlamaConfig(
-            num_hidden_layers=shape.layers,
-            hidden_size=shape.hidden,
-            intermediate_size=shape.intermediate,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.kv_heads,
-            head_dim=shape.head_dim,
-            vocab_size=shape.vocab,
-            tie_word_embeddings=shape.tied,
-            use_cache=False,
-        )
-    )
+    return LlamaForCausalLM(shape.llama_config(use_cache=False))
 
 
 def zero3(offload: str) -> Setting:

@@ -8,11 +8,14 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from hermes3.recipe.paper import paper_of
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,22 @@ class Shape:
     def multiplied(self) -> int:
         """Parameters that a token is multiplied with: all but the norms' and the input embedding's."""
         return self.layers * sum(i * o for i, o in self.linears) + self.embedding
+
+    def llama_config(self, **others: Any) -> "LlamaConfig":
+        """The transformers configuration of this shape."""
+        from transformers import LlamaConfig
+
+        return LlamaConfig(
+            num_hidden_layers=self.layers,
+            hidden_size=self.hidden,
+            intermediate_size=self.intermediate,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            vocab_size=self.vocab,
+            tie_word_embeddings=self.tied,
+            **others,
+        )
 
     def lora(self, rank: int) -> int:
         """Parameters of an adapter on all seven linears: rank x (inputs + outputs) each."""

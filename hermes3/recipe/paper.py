@@ -12,13 +12,12 @@ import yaml
 class Paper:
     """One row of `paper.yml`; None or absent: the paper does not say.
 
-    `global_batch`: packed sequences a step. `values`: recipe keys as a recipe must spell them, `source`: the part of
-    the paper that states each. `words`: what the paper says of a key that has no value to compare.
+    `global_batch`: packed sequences a step. `values`: recipe keys as a recipe must spell them. `words`: what the paper
+    says of a key that has no value to compare.
     """
 
     base: str
     values: dict[str, Any]
-    source: dict[str, str]
     gpus: int | None = None
     global_batch: int | None = None
     gpu_hours: int | None = None
@@ -35,9 +34,8 @@ def rows() -> dict[str, Paper]:
 
 
 def _row(values: dict[str, dict[str, Any]], unstated: list[str], **rest: Any) -> Paper:
-    source = {key: part for part, keys in values.items() for key in keys}
     merged = {key: value for keys in values.values() for key, value in keys.items()}
-    return Paper(values=merged, source=source, unstated=tuple(unstated), **rest)
+    return Paper(values=merged, unstated=tuple(unstated), **rest)
 
 
 def paper_of(recipe: Path) -> Paper | None:

@@ -21,7 +21,7 @@ def write_model(out: Path) -> None:
     llama.mkdir(parents=True)
     corpus = out.with_name("corpus.txt")
     corpus.write_text(TEXT + "\n", encoding="utf-8")
-    vocab_size = tiny_base._write_tokenizer(llama, [corpus])
+    vocab_size = tiny_base.write_tokenizer(llama, [corpus])
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=16,

@@ -5,7 +5,6 @@ place of the gathered weights, and then again as the optimizer's state; and when
 4.9 TB each for 405B.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,15 +25,17 @@ def save_shards_once(trainer: "Trainer") -> None:
         return
     from peft import PeftModel
     from transformers.trainer import SAFE_WEIGHTS_NAME, WEIGHTS_NAME, remove_dummy_checkpoint
-    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
     if isinstance(trainer.model, PeftModel):
         return  # the adapter alone is gathered, whatever the key says
     save_model = trainer.save_model
+    checkpoint = None  # step of the last one; not asked of the file system, where ranks might see different things
 
     def save(output_dir: str | None = None, _internal_call: bool = False) -> None:
-        last = Path(trainer.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}/latest"
-        if not _internal_call and not last.is_file():  # DeepSpeed writes it last
+        nonlocal checkpoint
+        if _internal_call:
+            checkpoint = trainer.state.global_step
+        elif checkpoint != trainer.state.global_step:
             return save_model(output_dir)
         output_dir = output_dir or trainer.args.output_dir
         if trainer.args.should_save:

@@ -51,7 +51,7 @@ def build(out: Path, corpus: list[Path], seed: int = 0) -> tuple[int, int]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     with new_folder(out) as tmp:
-        vocab_size = _write_tokenizer(tmp, corpus)
+        vocab_size = write_tokenizer(tmp, corpus)
         torch.manual_seed(seed)
         config = LlamaConfig(
             vocab_size=vocab_size,
@@ -90,7 +90,8 @@ def _texts(corpus: list[Path]) -> Iterator[str]:
                     yield json.dumps(row["tools"], ensure_ascii=False)
 
 
-def _write_tokenizer(out: Path, corpus: list[Path]) -> int:
+def write_tokenizer(out: Path, corpus: list[Path]) -> int:
+    """Learn a vocabulary from the files of `corpus` and write it to folder `out`; its number of entries."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
