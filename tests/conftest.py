@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,6 +100,38 @@ def quick_gc():
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory):
+    """A Slurm cluster of four nodes, each with 16 CPUs and eight pretended GPUs. Every test finds it idle."""
+    with _slurm_lab(tmp_path_factory.mktemp("slurm")) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def slurm16(tmp_path_factory):
+    """Sixteen nodes of eight pretended H100, 96 CPUs and 1 TB: to ask whether jobs of real size are accepted."""
+    with _slurm_lab(tmp_path_factory.mktemp("slurm16"), nodes=16, cpus=96, memory_mb=1_000_000) as lab:
+        yield lab
+
+
+def _slurm_lab(root: Path, **size):
+    import slurm_lab
+
+    if missing := slurm_lab.missing():
+        reason = f"no Slurm here: {', '.join(missing)} not found (apt install slurmctld slurmd slurm-client munge)"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    return slurm_lab.SlurmLab(root, **size)
+
+
+@pytest.fixture(autouse=True)
+def idle_slurm(request):
+    """After a test with a cluster: no job is left on it, and every node is up."""
+    yield
+    for name in {"slurm", "slurm16"} & set(request.fixturenames):
+        if shutil.which("sbatch"):  # without it the test was skipped
+            request.getfixturevalue(name).reset()
 
 
 def real_rows() -> list[dict]:
