@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 .DEFAULT_GOAL := demo
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench gpu-check lock clean
+.PHONY: demo test lint bench gpu-check quantize-check lock clean
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export AXOLOTL_DO_NOT_TRACK := 1# Axolotl calls home without it
@@ -85,6 +85,13 @@ bench: .venv/.installed # 15 minutes on two cores, 8 GB of disk
 
 gpu-check: .venv/.installed # needs CUDA and requirements-gpu.txt; one GPU, 20 GB of disk
 	python -m bench.gpu_check
+
+# of the evaluation environment only what quantizing needs: no vLLM, no GPU
+quantize-check: $(S)/07-sft # 5 minutes, 7 GB of disk
+	$(PYTHON) -m venv .venv-quantize
+	.venv-quantize/bin/pip install -q --disable-pip-version-check -c requirements-eval.txt llmcompressor typer
+	.venv-quantize/bin/pip install -q --disable-pip-version-check --no-deps -e .
+	.venv-quantize/bin/python -m bench.quantize_check
 
 lock: .venv/.installed
 	pip install -q pip-tools uv

@@ -112,6 +112,17 @@ def consolidate(
     print(f"{out}: {consolidate.consolidate(checkpoint, out):,} bytes of weights")
 
 
+@app.command()
+def quantize(
+    model: Annotated[Path, typer.Argument(help="folder of a whole model")],
+    out: Annotated[Path, typer.Argument(help="folder to write: the model with FP8 weights, for vLLM")],
+) -> None:
+    """Round the weights of MODEL to FP8, as the paper evaluated its 405B; needs requirements-eval.txt."""
+    from hermes3.quantize import quantize
+
+    print(f"{out}: {quantize(model, out):,} bytes of weights")
+
+
 @app.command("eval")
 def evaluate(
     model: Annotated[Path, typer.Argument(help="folder of a whole model (merged, if it was trained with LoRA)")],
