@@ -1,0 +1,115 @@
+"""The model card: its metadata are read back by huggingface_hub, its prompts are the template's."""
+
+import json
+
+import pytest
+from huggingface_hub import ModelCard
+from transformers import AutoTokenizer
+
+from hermes3.card import QUESTION, push, write_card
+from hermes3.cli import main
+
+SCORE = {"value": 0.75, "low": 0.6565, "high": 0.8251, "interval": "wilson", "n": 100}
+
+
+@pytest.fixture
+def report(tmp_path):
+    """A report of one stage with one score."""
+    row = {"task": "arc_easy", "metric": "acc_norm", "task_label": "ARC-E", "metric_label": "accuracy"}
+    evaluation = {
+        "stage": "SFT",
+        "lm_eval_version": "0.4.11",
+        "transformers_version": "5.16.1",
+        "chat_template_sha": "ab" * 32,
+        "limit": None,
+        "tasks": {"arc_easy": {"n_shot": 0, "samples": 100}},
+    }
+    total = {"rows": 10, "tokens": 1234, "loss_tokens": 567}
+    facts = {
+        "scores": {"stages": ["SFT"], "rows": [row | {"scores": {"SFT": SCORE}}]},
+        "evaluations": [evaluation],
+        "mixes": [{"name": "hermes3_sft", "kind": "sft", "total": total, "output_sha256": "cd" * 32}],
+        "verdict": ["One score, as a test."],
+    }
+    (tmp_path / "report.json").write_text(json.dumps(facts))
+    return tmp_path / "report.json"
+
+
+@pytest.fixture
+def model(base, tmp_path):
+    """A whole model in a folder that may be written to."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in base.iterdir():
+        (folder / file.name).symlink_to(file)
+    return folder
+
+
+def card(model, report, in_root, recipe="recipes/8b_sft.yml", stage="SFT"):
+    write_card(model, report, stage, in_root / recipe, "somebody/hermes-8b")
+    return ModelCard.load(model / "README.md")
+
+
+def test_the_hub_reads_scores_with_their_intervals(model, report, pytestconfig):
+    data = card(model, report, pytestconfig.rootpath).data
+    (result,) = data.eval_results
+    assert (result.dataset_type, result.metric_type, result.metric_value) == ("arc_easy", "acc_norm", 0.75)
+    assert result.metric_name.endswith("95 % interval 0.6565 to 0.8251")
+    assert result.metric_args == {"num_fewshot": 0, "samples": 100}
+    assert (data.base_model, data.license, data.pipeline_tag) == (
+        "meta-llama/Llama-3.1-8B",
+        "llama3.1",
+        "text-generation",
+    )
+
+
+def test_what_it_was_made_of(model, report, pytestconfig):
+    text = card(model, report, pytestconfig.rootpath).text
+    for told in (
+        "One score, as a test.",
+        "1,234 tokens, of which 567 bear loss",
+        "cd" * 32,
+        "| `learning_rate` | 7e-06 |",
+    ):
+        assert told in text
+    assert "vllm serve somebody/hermes-8b --enable-auto-tool-choice --tool-call-parser hermes" in text
+
+
+def test_prompts_are_the_template_s(model, report, pytestconfig):
+    text = card(model, report, pytestconfig.rootpath).text
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    assert tokenizer.apply_chat_template([QUESTION], tokenize=False, add_generation_prompt=True) in text
+    assert "<tools> {" in text and "<schema>\n{" in text
+
+
+def test_a_demo_has_no_base_on_the_hub(model, report, pytestconfig):
+    assert card(model, report, pytestconfig.rootpath, "recipes/tiny_sft.yml").data.base_model is None
+
+
+def test_bad_input_is_refused(model, report, pytestconfig, tmp_path):
+    with pytest.raises(ValueError, match="no stage DPO; it has SFT"):
+        card(model, report, pytestconfig.rootpath, stage="DPO")
+    (tmp_path / "half.json").write_text(report.read_text()[:50])
+    with pytest.raises(ValueError, match="half.json: not a report"):
+        card(model, tmp_path / "half.json", pytestconfig.rootpath)
+    (model / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"no model.safetensors"):
+        card(model, report, pytestconfig.rootpath)
+
+
+def test_nothing_is_uploaded_unless_asked(model, report, monkeypatch, capsys):
+    """Uploading itself needs an account; here the Hub's client stands in."""
+    calls = []
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.create_repo", lambda self, name, **options: calls.append((name, options))
+    )
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", lambda self, **options: calls.append(options) or "there")
+    arguments = ["hermes3", "card", str(model), "--report", str(report), "--stage", "SFT"]
+    arguments += ["--recipe", "recipes/8b_sft.yml", "--name", "somebody/hermes-8b"]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit):
+        main()
+    assert not calls and str(model / "README.md") in capsys.readouterr().out
+    assert push(model, "somebody/hermes-8b") == "there"
+    assert calls[0] == ("somebody/hermes-8b", {"private": True, "exist_ok": True})
+    assert calls[1]["folder_path"] == model and "checkpoint-*" in calls[1]["ignore_patterns"]
