@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from hermes3.evaluate import cli as evaluate_cli
 from hermes3.mix import cli as mix_cli
 from hermes3.plan import cli as plan_cli
 from hermes3.recipe import cli as recipe_cli
+from hermes3.slurm import cli as slurm_cli
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
@@ -19,6 +21,9 @@ tokenizer_app = typer.Typer(no_args_is_help=True, help="Make the Hermes tokenize
 app.add_typer(mix_cli.app, name="mix")
 app.command("check")(recipe_cli.check)
 app.command("plan")(plan_cli.plan)
+app.command("launch")(slurm_cli.launch)
+app.command("eval")(evaluate_cli.evaluate)
+app.command("select")(evaluate_cli.select)
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(chat_app, name="chat")
 
@@ -121,19 +126,6 @@ def quantize(
     from hermes3.quantize import quantize
 
     print(f"{out}: {quantize(model, out):,} bytes of weights")
-
-
-@app.command("eval")
-def evaluate(
-    model: Annotated[Path, typer.Argument(help="folder of a whole model (merged, if it was trained with LoRA)")],
-    out: Annotated[Path, typer.Option(help="folder for the results")],
-    suite: Annotated[Path, typer.Option(help="which tasks")] = Path("eval/suites/tiny.yml"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the lm_eval command, do not run it")] = False,
-) -> None:
-    """Evaluate MODEL with lm-eval, scored through the model's own chat template."""
-    from hermes3.evaluate import run
-
-    run(model, out, suite, dry_run)
 
 
 @app.command()

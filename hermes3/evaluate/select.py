@@ -1,0 +1,177 @@
+"""Choosing an epoch by the paper's rule.
+
+Section 3 of the paper: every group's scores are min-max normalised over the epochs, and the epoch with the highest mean
+of the groups is kept.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hermes3.evaluate.epoch import epoch_model
+from hermes3.evaluate.suite import Group, load
+from hermes3.evaluate.whole import leaves, results_files
+from hermes3.files import write_text
+from hermes3.report.results import Stage, read_stage
+
+
+def choose(scores: dict[str, dict[int, float]]) -> dict[str, Any]:
+    """The rule. `scores`: group -> epoch -> score, higher is better.
+
+    Returns `epoch`, `totals` (epoch -> 0 to 100, None for a single epoch) and `notes` in words. `ValueError` where an
+    epoch lacks a score.
+    """
+    epochs = sorted({epoch for of_group in scores.values() for epoch in of_group})
+    for group, of_group in scores.items():
+        if missing := [epoch for epoch in epochs if of_group.get(epoch) is None or of_group[epoch] != of_group[epoch]]:
+            raise ValueError(f"{group}: no score of epoch {', '.join(map(str, missing))}; evaluate it there too")
+    if len(epochs) == 1:
+        return {"epoch": epochs[0], "totals": {epochs[0]: None}, "notes": ["One epoch: nothing to choose from."]}
+    notes, normalised = [], []
+    for group, of_group in scores.items():
+        low, high = min(of_group.values()), max(of_group.values())
+        if low == high:  # 0 / 0 of the rule; the same for every epoch, so it decides nothing
+            notes.append(f"{group} is {low:g} at every epoch: it counts 0 for each, and decides nothing.")
+        span = (high - low) or 1.0
+        normalised.append({epoch: (of_group[epoch] - low) / span for epoch in epochs})
+    totals = {epoch: 100 * sum(one[epoch] for one in normalised) / len(normalised) for epoch in epochs}
+    best = [epoch for epoch in epochs if totals[epoch] > max(totals.values()) - 1e-9]
+    if len(best) > 1:
+        notes.append(f"Epochs {', '.join(map(str, best))} are equal: the first of them is taken, as it trained least.")
+    return {"epoch": best[0], "totals": totals, "notes": notes}
+
+
+def select(run: Path, suite_name: str, results: dict[int, Path]) -> dict[str, Any]:
+    """Choose among the epochs of `run`; `results`: epoch -> folder of `hermes3 eval --epoch`.
+
+    Writes `run`/select.json, and the links `run`/best to the epoch's whole model and `run`/best_results to its results.
+    `ValueError` where a score is missing, the epochs were not evaluated alike, or results are of another model.
+    """
+    suite = load(suite_name)
+    groups = {name: group for name, group in suite.groups.items() if group.selects}
+    models = {epoch: epoch_model(run, epoch) for epoch in results}
+    settings = {epoch: _setting(folder, epoch, models[epoch]) for epoch, folder in results.items()}
+    _evaluated_alike(results, settings)
+    scores: dict[str, dict[int, float]] = {name: {} for name in groups}
+    for epoch, folder in results.items():
+        stage, members = read_stage(f"epoch {epoch}", folder), _members(folder)
+        for name, group in groups.items():
+            scores[name][epoch] = _group_score(name, group, stage, members)
+    chosen = choose(scores)
+    if (limit := next(iter(settings.values()))["limit"]) is not None:
+        chosen["notes"].append(f"Only {limit} questions a task: a first look, no ground to choose on.")
+    if left := sorted(set(_epochs(run)) - set(results)):
+        chosen["notes"].append(f"Epoch {', '.join(map(str, left))} of {run} was not among them.")
+    folders = {epoch: str(folder) for epoch, folder in results.items()}
+    record = {"run": str(run), "suite": suite.name, "scores": scores, **chosen, "results": folders}
+    record |= {"model": str(models[chosen["epoch"]])}
+    write_text(run / "select.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    link(run / "best", models[chosen["epoch"]])
+    link(run / "best_results", results[chosen["epoch"]])
+    return record
+
+
+def table(chosen: dict[str, Any]) -> str:
+    """The scores, the normalised mean and the choice as text; fractions as percentages."""
+    totals = chosen["totals"]
+    rows = [("", *(f"epoch {epoch}" for epoch in totals))]
+    for group, of_group in chosen["scores"].items():
+        factor = 100 if max(of_group.values()) <= 1 else 1
+        rows.append((group, *(f"{factor * of_group[epoch]:.2f}" for epoch in totals)))
+    rows.append(("normalised mean", *("-" if total is None else f"{total:.2f}" for total in totals.values())))
+    width = max(len(row[0]) for row in rows)
+    lines = ["  ".join([row[0].ljust(width), *(cell.rjust(7) for cell in row[1:])]) for row in rows]
+    links = [f"{chosen['run']}/best -> {chosen['model']}"] if "run" in chosen else []
+    return "\n".join([*lines, f"chosen: epoch {chosen['epoch']}", *chosen["notes"], *links])
+
+
+def link(path: Path, target: Path) -> None:
+    """Make `path` a relative link to `target`, replacing a former link in one step."""
+    if path.exists() and not path.is_symlink():
+        raise ValueError(f"{path} is there and no link; move it away")
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new.unlink(missing_ok=True)
+    new.symlink_to(os.path.relpath(target.resolve(), path.parent.resolve()), target_is_directory=True)
+    os.replace(new, path)
+
+
+def named(pairs: Iterable[str]) -> dict[int, Path]:
+    """{epoch: folder} of arguments given as EPOCH=FOLDER, in the order of the epochs."""
+    found: dict[int, Path] = {}
+    for pair in pairs:
+        epoch, equals, folder = pair.partition("=")
+        if not (epoch.isdigit() and equals and folder):
+            raise ValueError(f"{pair}: give it as EPOCH=FOLDER")
+        if int(epoch) in found:
+            raise ValueError(f"epoch {epoch} is given twice")
+        found[int(epoch)] = Path(folder)
+    return dict(sorted(found.items()))
+
+
+def _epochs(run: Path) -> dict[int, Path]:
+    from hermes3.train.epochs import epochs_of
+
+    return epochs_of(run)
+
+
+def _setting(folder: Path, epoch: int, model: Path) -> dict[str, Any]:
+    path = folder / "run.json"
+    if not path.is_file():
+        raise ValueError(f"{folder}: no run.json; evaluate with `hermes3 eval RUN --epoch {epoch} --out {folder}`")
+    setting = json.loads(path.read_text(encoding="utf-8"))["setting"]
+    if Path(setting["model"]).resolve() != model.resolve():
+        raise ValueError(f"{folder}: results of {setting['model']}, but epoch {epoch} is {model}")
+    from hermes3.evaluate.setting import fingerprint
+
+    if setting["weights"] != fingerprint(model):
+        raise ValueError(f"{folder}: {model} has changed since it was evaluated; evaluate it again")
+    return setting
+
+
+def _evaluated_alike(results: dict[int, Path], settings: dict[int, dict[str, Any]]) -> None:
+    first, *others = settings
+    for epoch in others:
+        for key in settings[first].keys() - {"model", "weights"}:
+            ours, theirs = settings[first][key], settings[epoch].get(key)
+            if ours != theirs:
+                raise ValueError(
+                    f"{results[epoch]}: {key} is {theirs}, in {results[first]} it is {ours}; evaluate all epochs alike"
+                )
+
+
+def _members(folder: Path) -> dict[str, list[str]]:
+    """lm-eval's groups in the results of `folder`: group -> the tasks that it consists of."""
+    found: dict[str, list[str]] = {}
+    for path in results_files(folder):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        found |= {task: leaves(results, task) for task in results.get("group_subtasks", {})}
+    return found
+
+
+def _group_score(name: str, group: Group, stage: Stage, members: dict[str, list[str]]) -> float:
+    values, weights = [], []
+    for task in group.tasks:
+        for leaf in members.get(task, [task]):
+            facts = stage.tasks.get(leaf)
+            if facts is None:
+                raise ValueError(f"{stage.folder}: no results of {leaf}, which {name} needs; evaluate it there")
+            if group.by == "lm_eval" and facts["n_shot"] != group.num_fewshot:
+                raise ValueError(f"{stage.folder}: {leaf} has {facts['n_shot']} shots, not {group.num_fewshot}")
+            of_metrics = [_value(stage, leaf, metric) for metric in group.metrics(task)]
+            values.append(sum(of_metrics) / len(of_metrics))
+            weights.append(facts["samples"] if group.aggregation == "weighted" else 1)
+    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+
+
+def _value(stage: Stage, task: str, metric: str) -> float:
+    wanted, _, filter_key = metric.partition(",")
+    found = [
+        score
+        for (of_task, name, of_filter), score in stage.scores.items()
+        if (of_task, name) == (task, wanted) and filter_key in ("", of_filter)
+    ]
+    if len(found) != 1:
+        raise ValueError(f"{stage.folder}: {len(found)} scores {metric} of {task}; name one: METRIC,FILTER")
+    return found[0].value

@@ -1,0 +1,95 @@
+"""What a score depends on: the model's files, its template and BOS, the backend, the seed, the versions.
+
+Two results are of one setting if these are equal; else they are not reused and not compared.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from hermes3.files import sha256
+
+TASKS = Path("eval/tasks")  # our own lm-eval tasks
+PACKAGES = ("lm_eval", "transformers", "torch", "vllm")
+SMALL = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+def setting_of(model: Path, backend: str, model_args: str, seed: int, limit: int | None) -> dict[str, Any]:
+    """The setting as plain data, for `run.json`. `ValueError` where prompts would begin with two BOS."""
+    return {
+        "model": str(model),
+        "weights": fingerprint(model),
+        "chat_template_sha": sha256(model / "chat_template.jinja"),  # as lm-eval writes it into its results
+        "bos": prompt_start(model),
+        "backend": backend,
+        "model_args": model_args,
+        "seed": seed,
+        "limit": limit,
+        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+    }
+
+
+def digest(setting: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def fingerprint(model: Path) -> str:
+    """Changes when the model does: contents of its small files, size and time of its weights.
+
+    Hashing 812 GB of weights takes ten minutes; like `make`, a file of the same size and time counts as the same.
+    """
+    parts = [(name, sha256(model / name)) for name in SMALL if (model / name).is_file()]
+    stats = [(path.name, path.stat()) for path in sorted(model.glob("*.safetensors"))]
+    parts += [(name, f"{stat.st_size} {stat.st_mtime_ns}") for name, stat in stats]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def prompt_start(model: Path) -> dict[str, Any]:
+    """{"token": BOS or None, "count": how often a chat prompt begins with it}, encoded as lm-eval encodes it.
+
+    lm-eval 0.4.11 lets the tokenizer add its special tokens unless the text begins with the token that `bos_token` (or
+    else `eos_token`) names: `tok_encode` of lm_eval/models/huggingface.py and vllm_causallms.py. A tokenizer that adds
+    a BOS which its configuration does not name gets two, and a template may write two. Every score would be wrong, a
+    little. `ValueError` then.
+    """
+    from tokenizers import Tokenizer
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    config = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
+    named = {key: value for key, value in config.items() if key.endswith("_token") and value is not None}
+    tokens = {key: value["content"] if isinstance(value, dict) else value for key, value in named.items()}
+    template = (model / "chat_template.jinja").read_text(encoding="utf-8")
+    conversation = [{"role": "user", "content": "x"}]
+    text = render_jinja_template([conversation], chat_template=template, add_generation_prompt=True, **tokens)[0][0]
+    prefix = tokens.get("bos_token") or tokens.get("eos_token")
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    found = tokenizer.encode(text, add_special_tokens=not (prefix and text.startswith(prefix))).tokens
+    if len(found) > 1 and found[0] == found[1]:
+        raise ValueError(
+            f"{model}: prompts would begin with two {found[0]}; let either chat_template.jinja or tokenizer.json write "
+            f"it, and bos_token of tokenizer_config.json (now {tokens.get('bos_token')}) name it"
+        )
+    bos = tokens.get("bos_token")
+    return {"token": bos, "count": int(found[0] == bos)}
+
+
+def own_tasks() -> tuple[set[str], str]:
+    """The names of our tasks in eval/tasks, and a hash of all that they consist of."""
+    files = sorted(path for path in TASKS.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    names = {
+        name
+        for path in files
+        if path.suffix in (".yaml", ".yml")
+        for name in re.findall(r"^(?:task|group): *(\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    return names, hashlib.sha256(repr([(str(path), sha256(path)) for path in files]).encode()).hexdigest()[:16]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,76 @@
+"""`eval/suites/*.yml`: which tasks make up which score, and how they are run."""
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+SUITES = Path("eval/suites")
+
+
+class Group(BaseModel):
+    """One score of a table: the mean over its tasks.
+
+    `tasks`: lm-eval's name of a task or group -> metric, as `acc_norm`, or `exact_match,strict-match` where a task has
+    several filters; of several metrics the mean counts. `aggregation`: `mean` counts every task alike, `weighted` every
+    question. `by`: what runs it. `selects`: whether it counts when an epoch is chosen.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    tasks: dict[str, str | list[str]] = Field(min_length=1)
+    num_fewshot: int = Field(ge=0)
+    aggregation: Literal["mean", "weighted"] = "mean"
+    by: Literal["lm_eval", "mt_bench"] = "lm_eval"
+    selects: bool = True
+
+    def metrics(self, task: str) -> list[str]:
+        named = self.tasks[task]
+        return [named] if isinstance(named, str) else named
+
+
+class Suite(BaseModel):
+    """A suite. `max_length`: tokens of prompt and answer; `limit`: questions a task, for a first look."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    groups: dict[str, Group] = Field(min_length=1)
+    batch_size: int | Literal["auto"]
+    max_length: int
+    device: str
+    dtype: str
+    seed: int
+    limit: int | None = Field(default=None, ge=1)
+
+    def by_shots(self) -> dict[int, list[str]]:
+        """num_fewshot -> the tasks that lm_eval runs with it, in the suite's order."""
+        shots: dict[int, list[str]] = {}
+        for group in self.groups.values():
+            if group.by == "lm_eval":
+                tasks = shots.setdefault(group.num_fewshot, [])
+                tasks += [task for task in group.tasks if task not in tasks]
+        return dict(sorted(shots.items()))
+
+
+def load(named: str | Path) -> Suite:
+    """Read a suite by its name in eval/suites or by its file; `ValueError` names the file and the key."""
+    path = Path(named)
+    if path.suffix not in (".yml", ".yaml"):
+        path = SUITES / f"{named}.yml"
+    if not path.is_file():
+        raise ValueError(f"no suite {path}; there are {', '.join(sorted(file.stem for file in SUITES.glob('*.yml')))}")
+    try:
+        suite = Suite.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    shots: dict[str, int] = {}
+    for name, group in suite.groups.items():
+        for task in group.tasks:
+            if shots.setdefault(task, group.num_fewshot) != group.num_fewshot:
+                raise ValueError(f"{path}: groups.{name}: {task} has {shots[task]} shots too; make it two suites")
+    return suite
