@@ -1,0 +1,172 @@
+"""The stages from mixes to report as data, made of a file of launch/pipelines/ and the two recipes that it names."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hermes3.mix import spec as specs
+from hermes3.plan.schedule import mix_of
+from hermes3.recipe.hardware import Hardware, hardware_of
+from hermes3.recipe.validate import read
+from hermes3.slurm.submit import TRAIN
+
+PIPELINES = Path("launch/pipelines")
+EVAL, MIX, STEP = "launch/eval.sbatch", "launch/mix.sbatch", "launch/step.sbatch"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Mixes(_Strict):
+    """The specs of the mixes that the recipes train on."""
+
+    sft: Path
+    dpo: Path
+
+
+class Evaluation(_Strict):
+    """What an evaluation job asks of Slurm, and which suites score the epochs and the final models."""
+
+    hardware: Hardware
+    epochs: str
+    final: str
+    options: list[str] = []  # further ones of `hermes3 eval`
+
+
+class Pipeline(_Strict):
+    """A file of launch/pipelines/. `base`: evaluate the base model too. `sbatch`: options for one script's jobs."""
+
+    sft: Path
+    dpo: Path
+    mixes: Mixes
+    evaluation: Evaluation
+    base: bool = False
+    sbatch: dict[Literal["train", "eval", "mix", "step"], list[str]] = {}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One job. `reads`: what a user edits; a change of it makes the stage run again. `leaves`: what it makes.
+
+    `hardware` None: a few CPUs, as the script says. `run`: a training run's output_dir. `spec`: a mix's spec.
+    `given`: the base model, which no stage makes.
+    """
+
+    name: str
+    script: str
+    arguments: list[str]
+    needs: list[str]
+    reads: list[Path]
+    leaves: Path
+    hardware: Hardware | None = None
+    run: Path | None = None
+    spec: Path | None = None
+    given: Path | None = None
+    options: list[str] = field(default_factory=list)
+
+    @property
+    def command(self) -> str:
+        return " ".join([self.script, *self.arguments])
+
+
+def load(given: str) -> tuple[str, Pipeline]:
+    """(name, pipeline) of `given`, a name in launch/pipelines/ or a file. `ValueError` names the file and the key."""
+    path = Path(given) if given.endswith((".yml", ".yaml")) else PIPELINES / f"{given}.yml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in PIPELINES.glob("*.yml")))
+        raise ValueError(f"{path}: no such pipeline; there are {known or f'none in {Path.cwd() / PIPELINES}'}")
+    try:
+        return path.stem, Pipeline.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def stages(pipeline: Pipeline, commands: Path) -> list[Stage]:
+    """The pipeline's stages, each after those that it needs. `commands`: the folder of what the report shows of them.
+
+    `ValueError` for recipes that are no chain.
+    """
+    sft, dpo = read(pipeline.sft), read(pipeline.dpo)
+    run, aligned = _output(pipeline.sft, sft), _output(pipeline.dpo, dpo)
+    best = run / "best"
+    if Path(str(dpo.get("base_model"))) != best:
+        raise ValueError(f"{pipeline.dpo}: base_model: {dpo.get('base_model')}; set {best}, the epoch that is selected")
+    scores, report = run.parent / "eval", run.parent / "report"
+    suite, final = pipeline.evaluation.epochs, pipeline.evaluation.final
+    epochs = [str(n) for n in range(1, int(sft.get("num_epochs") or 1) + 1)]
+    mixes = {"mix_sft": (pipeline.mixes.sft, mix_of(sft)), "mix_dpo": (pipeline.mixes.dpo, mix_of(dpo))}
+
+    found = [_mix(name, spec, out) for name, (spec, out) in mixes.items()]
+    base, scored = Path(str(sft.get("base_model"))), {}  # scored: as the report names it -> results
+    if pipeline.base:
+        scored["base"] = scores / "base"
+        found.append(replace(_eval("eval_base", pipeline, base, final, scored["base"], []), given=base))
+    found.append(replace(_train("sft", pipeline.sft, sft, run, ["mix_sft"]), given=base))
+    for n in epochs:
+        found.append(_eval(f"eval_epoch_{n}", pipeline, run, suite, scores / f"epoch_{n}", ["sft"], "--epoch", n))
+    select = ["hermes3", "select", str(run), "--suite", suite, *(f"{n}={scores / f'epoch_{n}'}" for n in epochs)]
+    found.append(_step("select", select, [f"eval_epoch_{n}" for n in epochs], best, [suite_path(suite)]))
+    scored["SFT"] = run / "best_results"
+    if final != suite:  # else the chosen epoch has these scores already
+        scored["SFT"] = scores / "sft"
+        found.append(_eval("eval_sft", pipeline, best, final, scored["SFT"], ["select"]))
+    found.append(_train("dpo", pipeline.dpo, dpo, aligned, ["mix_dpo", "select"]))
+    found.append(_step("merge", ["axolotl", "merge-lora", str(pipeline.dpo)], ["dpo"], aligned / "merged", []))
+    scored["SFT+DPO"] = scores / "dpo"
+    found.append(_eval("eval_dpo", pipeline, aligned / "merged", final, scored["SFT+DPO"], ["merge"]))
+    page = ["hermes3", "report", "--out", str(report), "--commands", str(commands)]
+    page += [word for _, out in mixes.values() for word in ("--mix", str(out))]
+    page += ["--run", f"SFT={run}", "--run", f"DPO={aligned}"]
+    page += [word for name, folder in scored.items() for word in ("--scores", f"{name}={folder}")]
+    needs = [one.name for one in found if one.script == EVAL and not one.name.startswith("eval_epoch")]
+    found.append(_step("report", page, needs, report / "index.html", []))
+    return [replace(one, options=pipeline.sbatch.get(Path(one.script).stem, [])) for one in found]
+
+
+def missing(stages: list[Stage]) -> list[str]:
+    """What these stages read and no stage makes, and is not there, each with its remedy where there is one."""
+    found = []
+    for one in stages:
+        found += [f"{one.name}: {path} is not there" for path in one.reads if not path.exists()]
+        if one.given and not one.given.is_dir():
+            found.append(f"{one.name}: base_model: no {one.given}; see the comment on its line in the recipe")
+        if one.spec and one.spec.exists() and not (base := specs.load(one.spec).tokenizer).is_dir():
+            found.append(f"{one.name}: tokenizer: no {base}; make it with `hermes3 tokenizer build BASE {base}`")
+    return found
+
+
+def suite_path(suite: str) -> Path:
+    """The file of a suite that is given by its name or as a file."""
+    return Path(suite) if suite.endswith((".yml", ".yaml")) else Path("eval/suites") / f"{suite}.yml"
+
+
+def _output(path: Path, recipe: dict[str, Any]) -> Path:
+    if not recipe.get("output_dir"):
+        raise ValueError(f"{path}: output_dir is missing; give the folder that the run writes")
+    return Path(str(recipe["output_dir"]))
+
+
+def _mix(name: str, spec: Path, out: Path) -> Stage:
+    return Stage(name, MIX, [str(spec), str(out)], [], [spec], out / "manifest.json", spec=spec)
+
+
+def _train(name: str, path: Path, recipe: dict[str, Any], output: Path, needs: list[str]) -> Stage:
+    reads = [path, *([Path(recipe["deepspeed"])] if isinstance(recipe.get("deepspeed"), str) else [])]
+    return Stage(name, TRAIN, [str(path)], needs, reads, output, hardware_of(path, recipe), run=output)
+
+
+def _eval(name: str, pipeline: Pipeline, model: Path, suite: str, out: Path, needs: list[str], *more: str) -> Stage:
+    arguments = [str(model), "--suite", suite, "--out", str(out), *more, *pipeline.evaluation.options]
+    reads = [suite_path(suite), Path("eval/tasks")]
+    return Stage(name, EVAL, arguments, needs, reads, out, pipeline.evaluation.hardware)
+
+
+def _step(name: str, command: list[str], needs: list[str], leaves: Path, reads: list[Path]) -> Stage:
+    return Stage(name, STEP, command, needs, reads, leaves)

@@ -1,0 +1,85 @@
+"""What a stage of a pipeline leaves of itself: NAME.json when it is submitted, NAME.done when it has ended well.
+
+`HERMES3_STAMP` in a job's environment is the path of its NAME.done; without it a job is no stage, and nothing is
+written. The scripts of launch/ end with `python -m hermes3.slurm.stage done`, or `failed CODE`. Imports are light: a
+job that has lost its environment's packages can still say that it failed.
+"""
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hermes3.files import sha256, write_text
+
+VARIABLE = "HERMES3_STAMP"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A submitted stage. `reads`: file -> sha256; `needed_by`: stages that wait for it; `again`: the user's command."""
+
+    stage: str
+    job: int | None
+    log: str
+    command: str
+    reads: dict[str, str]
+    needed_by: list[str]
+    again: str
+
+
+def write(stamp: Path, record: Record) -> None:
+    """Note a stage as submitted; it is not done from now on."""
+    stamp.unlink(missing_ok=True)
+    write_text(stamp.with_suffix(".json"), json.dumps(asdict(record), indent=1) + "\n")
+
+
+def read(stamp: Path) -> Record | None:
+    """The stage's record; None if it was never submitted."""
+    path = stamp.with_suffix(".json")
+    try:
+        return Record(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: no record of a stage ({error}); delete it, and the stage runs again") from None
+
+
+def hashes(paths: list[Path]) -> dict[str, str]:
+    """File -> sha256, of files and of all files in folders; a path that is not there is left out."""
+    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    return {str(file): sha256(file) for file in files if file.is_file() and "__pycache__" not in file.parts}
+
+
+def done(stamp: Path) -> None:
+    """Note a stage as complete."""
+    ended = {"job": os.environ.get("SLURM_JOB_ID"), "ended": time.strftime("%Y-%m-%d %H:%M:%S")}
+    write_text(stamp, json.dumps(ended) + "\n")
+
+
+def failure(stamp: Path, code: str) -> str:
+    """What a failed stage says last in its log."""
+    record = read(stamp)
+    name = record.stage if record else stamp.stem
+    text = f"hermes3: stage {name} failed with exit code {code}; the reason is above."
+    if record and record.needed_by:
+        text += f" Slurm cancels what needs it: {', '.join(record.needed_by)}."
+    return text + (f" When it is mended: {record.again}" if record else "")
+
+
+def main(arguments: list[str]) -> None:
+    """`done`, or `failed CODE`."""
+    if not (given := os.environ.get(VARIABLE)):
+        return
+    if arguments == ["done"]:
+        done(Path(given))
+    elif len(arguments) == 2 and arguments[0] == "failed":
+        print(failure(Path(given), arguments[1]), file=sys.stderr)
+    else:
+        sys.exit("usage: python -m hermes3.slurm.stage done | failed CODE")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,216 @@
+"""`hermes3 launch RECIPE`: what is asked of Slurm for one training run, written as files to read, and submitted."""
+
+import json
+import math
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hermes3.files import write_text
+from hermes3.plan.schedule import batches, mix_of
+from hermes3.recipe.base_model import HUB_ID
+from hermes3.recipe.hardware import CPU, Hardware, hardware_of
+from hermes3.recipe.validate import read
+from hermes3.slurm import queue
+from hermes3.slurm.resize import resize
+
+TRAIN = "launch/train.sbatch"
+FOLDER = Path("logs/launch")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One run: `line` is its sbatch command, `settings` what it will be, `missing` what it reads and is not there."""
+
+    name: str
+    line: list[str]
+    settings: dict[str, Any]
+    missing: list[str]
+
+    @property
+    def folder(self) -> Path:
+        return FOLDER / self.name
+
+
+def prepare(path: Path, nodes: int | None, options: list[str], check: bool = True) -> Launch:
+    """Make the launch of the recipe at `path`, on `nodes` nodes or its own. Nothing is submitted.
+
+    Another number of nodes writes the resolved recipe into logs/launch/NAME. `check`: hold the recipe to
+    `hermes3 check`, and to the memory that `hermes3 plan` says. Raises ValueError for a recipe that would fail.
+    """
+    in_repository()
+    reject(options, {"--nodes": "give hermes3 launch --nodes N, which keeps the global batch", "-N": "as --nodes"})
+    name, recipe = path.stem, read(path)
+    if nodes not in (None, hardware_of(path, recipe).nodes):
+        name = f"{path.stem}-{nodes}nodes"
+        path = resize(path, nodes, FOLDER / name)
+        recipe = read(path)
+    hardware = hardware_of(path, recipe)
+    plan = look([path], check)[path]
+    line = sbatch(TRAIN, [str(path)], path.stem, hardware, time_limit(plan), options)
+    settings = {
+        "recipe": str(path),
+        "hardware": hardware.model_dump(),
+        "gpus": hardware.gpus,
+        "micro_batch_size": recipe.get("micro_batch_size") or 1,
+        "gradient_accumulation_steps": recipe.get("gradient_accumulation_steps") or 1,
+        "global_batch": batches(path, recipe, hardware.gpus)[0],
+        "base_model": recipe.get("base_model"),
+        "mix": str(mix_of(recipe)),
+        "output_dir": recipe.get("output_dir"),
+        "git_commit": commit(),
+        "expected_steps": plan["schedule"]["steps"] if plan else None,
+        "expected_hours": round(plan["cost"]["hours"], 1) if plan else None,
+        "expected_gpu_hours": round(plan["cost"]["gpu_hours"]) if plan else None,
+        "time_limit": time_limit(plan) or f"that of {TRAIN}",
+    }
+    return Launch(name, line, settings, missing(path, recipe))
+
+
+def write(launch: Launch) -> None:
+    """Write submit.sh and settings.yml into the launch's folder."""
+    write_text(launch.folder / "submit.sh", f"#!/usr/bin/env bash\n{shell(launch.line)}\n")
+    write_text(launch.folder / "settings.yml", yaml.safe_dump(launch.settings, sort_keys=False))
+
+
+def submit(launch: Launch) -> int:
+    """Submit it; the job's id. Raises ValueError when what it reads is missing, or it waits or runs already."""
+    if launch.missing:
+        raise ValueError("\n  ".join(["nothing is submitted:", *launch.missing]))
+    refuse_twice(launch.settings["recipe"], Path(launch.settings["recipe"]).stem)
+    return queue.submit(launch.line)
+
+
+def refuse_twice(what: str, job_name: str) -> None:
+    """`ValueError` when a job of this name waits or runs: two runs would write into one output_dir."""
+    if job := queue.jobs().get(job_name):
+        raise ValueError(
+            f"{what}: job {job.id} ({job.state}) of this folder trains it already, into the same output_dir; "
+            f"wait for it, or end it with scancel {job.id}"
+        )
+
+
+def sbatch(
+    script: str,
+    arguments: list[str],
+    job: str,
+    hardware: Hardware | None,
+    time: str | None,
+    options: list[str],
+    stamp: Path | None = None,
+) -> list[str]:
+    """The sbatch command. A user's `options` come last, so that they win over these and over the script's own.
+
+    GPUs are asked for by their number alone: what a site calls its types is not what recipes call them.
+    """
+    line = ["sbatch", "--parsable", f"--job-name={job}"]
+    if hardware:
+        line.append(f"--nodes={hardware.nodes}")
+        if hardware.gpu != CPU:
+            line.append(f"--gpus-per-node={hardware.gpus_per_node}")
+    if time:
+        line.append(f"--time={time}")
+    if stamp:
+        line.append(f"--export=ALL,HERMES3_STAMP={stamp}")
+    return [*line, *options, script, *arguments]
+
+
+def shell(line: list[str]) -> str:
+    """The command as a user would type it: a line an option, and the script with its arguments on the last."""
+    at = next(place for place, part in enumerate(line) if part.endswith(".sbatch"))
+    options = shlex.join(line[:at]).replace(" --", " \\\n  --")
+    return f"{options} \\\n  {shlex.join(line[at:])}"
+
+
+def time_limit(plan: dict[str, Any] | None) -> str | None:
+    """A quarter more than planned, and an hour for starting and saving; whole hours, None where nothing is planned.
+
+    The limit need not be right: a run that meets it goes on by itself in another job. But schedulers start short jobs
+    sooner, and a site's default is often an hour.
+    """
+    return f"{math.ceil(plan['cost']['hours'] * 1.25 + 1)}:00:00" if plan else None
+
+
+def look(paths: list[Path], check: bool = True) -> dict[Path, dict[str, Any] | None]:
+    """What `hermes3 plan` says of each recipe; None for CPUs, whose speed is not known.
+
+    `check`: raise ValueError with what `hermes3 check` finds, and for a model that does not fit. The verbs run as
+    processes of their own, side by side: they load Axolotl, hide the GPUs and print a page.
+    """
+    verb = [sys.executable, "-m", "hermes3.cli"]
+    planned = [path for path in paths if hardware_of(path, read(path)).gpu != CPU]
+    started = [_start([*verb, "plan", str(path), "--json"]) for path in planned]
+    if check and paths:
+        said = _finish(_start([*verb, "check", "--json", *map(str, paths)]), ok=(0, 1))
+        errors = [
+            f"{report['recipe']}: {found['key']}: {found['wrong']}; {found['remedy']}"
+            for report in said
+            for found in report["findings"]
+            if found["level"] == "error"
+        ]
+        if errors:
+            raise ValueError("\n  ".join(["`hermes3 check` refuses (--no-check launches all the same):", *errors]))
+    plans: dict[Path, dict[str, Any] | None] = dict.fromkeys(paths)
+    plans |= {path: _finish(process) for path, process in zip(planned, started, strict=True)}
+    for path, plan in plans.items():
+        if check and plan and not plan["settings"][0]["fits"]:
+            fewest = plan["settings"][0]["nodes_to_run"]
+            raise ValueError(
+                f"{path}: does not fit on {plan['nodes']} nodes ({fewest or 'no number of nodes'} would do); see "
+                f"`hermes3 plan {path}` (--no-check launches all the same)"
+            )
+    return plans
+
+
+def _start(argv: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(argv, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def _finish(process: subprocess.Popen, ok: tuple[int, ...] = (0,)) -> Any:
+    out, err = process.communicate()
+    if process.returncode not in ok or not out.strip():
+        raise ValueError(err.strip().removeprefix("hermes3: ") or f"{process.args}: exit code {process.returncode}")
+    return json.loads(out)
+
+
+def missing(path: Path, recipe: dict[str, Any]) -> list[str]:
+    """What the run reads and is not there, each with its remedy: the mix, and the model where it is a folder."""
+    found, base, mix = [], str(recipe.get("base_model")), mix_of(recipe)
+    if not Path(base).is_dir() and not HUB_ID.fullmatch(base):
+        found.append(f"{path}: base_model: {base} is not there; see the comment on its line")
+    if not (mix / "manifest.json").is_file():
+        found.append(f"{path}: datasets: {mix} is not built; sbatch launch/mix.sbatch data_mixes/{mix.name}.yml")
+    return found
+
+
+def in_repository() -> None:
+    """`ValueError` elsewhere than at the repository's root, from where scripts and recipes name their files."""
+    if not Path(TRAIN).is_file():
+        raise ValueError(f"{TRAIN}: no such file in {Path.cwd()}; run this from the root of the repository")
+
+
+def reject(options: list[str], refused: dict[str, str]) -> None:
+    """`ValueError` for sbatch options that are none, or at odds with ours. `refused`: option -> remedy."""
+    if options and not options[0].startswith("-"):
+        raise ValueError(f"{options[0]}: options of sbatch go last, after --, as in: hermes3 launch RECIPE -- -A NAME")
+    for option in options:
+        for name, remedy in refused.items():
+            if re.fullmatch(rf"{name}(=.*)?" if name.startswith("--") else rf"{name}.*", option):
+                raise ValueError(f"{option}: not for sbatch; {remedy}")
+
+
+def commit() -> str | None:
+    """The repository's commit, with -dirty behind it where files differ from it; None without git."""
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], text=True, capture_output=True
+        )
+    except FileNotFoundError:
+        return None
+    return said.stdout.strip() or None

@@ -1,0 +1,38 @@
+# shellcheck shell=bash
+# Sourced by eval.sbatch, mix.sbatch and step.sbatch: how a command of one node runs, and what a stage of a pipeline
+# (hermes3 launch --pipeline) leaves of itself.
+container=()
+. launch/env.sh
+
+# As one task on the node. cpu-bind: Slurm would give one task one core.
+task=(srun --nodes=1 --ntasks=1 --cpu-bind=none "${container[@]}")
+
+# finish CODE: end the job, and say what that means for the stages behind it.
+finish() {
+  if (($1)); then
+    python -m hermes3.slurm.stage failed "$1"
+  else
+    python -m hermes3.slurm.stage "done"
+  fi
+  exit "$1"
+}
+
+# run_on COMMAND...: run what goes on where it was cut off. When the time limit is near (--signal=B:USR1@...), queue the
+# job again: Slurm itself never does that. Not for ever, as a piece that is longer than the limit would never end.
+run_on() {
+  local near='' code=0 restarts=${SLURM_RESTART_COUNT:-0}
+  trap 'near=1' USR1
+  # in the background: bash runs a trap when a command ends, or at once in `wait`
+  "${task[@]}" "$@" &
+  wait $! || code=$?
+  if [[ -n $near ]]; then
+    if ((restarts < 10)); then
+      echo "hermes3: the time limit is near: job $SLURM_JOB_ID is queued again, and goes on where it is"
+      scontrol requeue "$SLURM_JOB_ID"
+      sleep 600 # until Slurm ends this script
+    fi
+    echo "hermes3: the time limit has come $((restarts + 1)) times: give more, hermes3 launch ... -- --time=HH:MM:SS"
+    finish 1
+  fi
+  finish "$code"
+}
