@@ -1,0 +1,120 @@
+"""`python -m hermes3.slurm.verdict LOGS/attempt_N`: try a run that crashed again (exit code 0), or stop (1), and why.
+
+It reads the logs of the ranks alone, in a fraction of a second. Stop: a user's error, which the next attempt would meet
+too; a crash that was there before, with the same message at the same place of the run; more than `MAX_CRASHES`. What it
+prints ends with the error itself. Each crash is kept as `crash.json` in its attempt's folder, for the verdicts to come.
+"""
+
+import json
+import os
+import re
+import sys
+from itertools import islice, takewhile
+from pathlib import Path
+
+from hermes3.files import write_text
+
+# Attempts that a job may lose. Llama 3's training lost something every 16 days for each 128 GPUs (Grattafiori et al.
+# 2024, section 3.3.4): what makes a run of a day crash five times must be looked at.
+MAX_CRASHES = 5
+# Errors of what was written, not of the machine
+USERS = {
+    "AssertionError",
+    "AttributeError",
+    "FileNotFoundError",
+    "ImportError",
+    "IndexError",
+    "KeyError",
+    "ModuleNotFoundError",
+    "NameError",
+    "NotADirectoryError",
+    "NotImplementedError",
+    "OutOfMemoryError",
+    "PermissionError",
+    "SafetensorError",
+    "SyntaxError",
+    "TypeError",
+    "UnicodeDecodeError",
+    "ValidationError",
+    "ValueError",
+}
+LINES = 20  # of a message that are shown
+TAIL = 400_000  # bytes of a log that are read: far more than the longest traceback
+TRACEBACK = "Traceback (most recent call last):"
+ERROR = re.compile(r"(?:\w+\.)*([A-Z]\w*)(?::|$)")  # `torch.OutOfMemoryError: CUDA out of memory.`
+EPOCH = re.compile(r"'epoch': '?([\d.]+)")
+KILLED = "no error in any log: a rank was killed from outside, as when the host's memory is full or a node is lost"
+NOT_STARTED = "no rank has started: srun could not launch on all nodes, or preprocessing was killed"
+NO_STEP = "notice of the end came before the first step: give more time (--time) or less notice (--signal)"
+# Kinds of ours that say too little to be one and the same crash: only their number ends a job
+VAGUE = {"NotStarted", "NoStep"}
+
+
+def tail(log: Path) -> str:
+    """The end of a log: a line for each state of a progress bar, and no rank before the lines of a traceback."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - TAIL))
+        text = file.read().decode(errors="replace").replace("\r", "\n")
+    return re.sub(r"^\[rank\d+\]: ?", "", text, flags=re.MULTILINE)
+
+
+def last_error(text: str) -> tuple[str, str] | None:
+    """Class and message (up to `LINES` lines) of the exception that ended the process; None without one."""
+    start = text.rfind(TRACEBACK)
+    if start < 0 or EPOCH.search(text, start):  # one that was caught: training went on
+        return None
+    lines = text[start:].splitlines()[1:]
+    for number, line in enumerate(lines):
+        if found := ERROR.match(line):  # the frames and their carets are indented, the exception is not
+            message = takewhile(lambda one: one.strip() and not one.startswith(("[", "wandb:")), lines[number:])
+            return found[1], "\n".join(islice(message, LINES))
+    return None
+
+
+def crash(attempt: Path) -> dict[str, str | None]:
+    """What ended the attempt: `log`, `kind` (class of the error), `message`, `epoch` (the last that was logged).
+
+    A user's error goes before others: one rank's error ends the others with errors of their own, such as a closed
+    connection.
+    """
+    logs = sorted(attempt.glob("*.log"))
+    ranks = [log for log in logs if log.name.startswith("rank_")]
+    epochs = EPOCH.findall(tail(attempt / "rank_0.log")) if ranks else []
+    epoch = epochs[-1] if epochs else None
+    found = [(log.name, *error) for log in logs if (error := last_error(tail(log)))]
+    found.sort(key=lambda one: one[1] not in USERS)
+    log, kind, message = found[0] if found else (None, *(("Killed", KILLED) if ranks else ("NotStarted", NOT_STARTED)))
+    return {"log": log, "kind": kind, "message": message, "epoch": epoch}
+
+
+def verdict(attempt: Path, notified: bool = False) -> tuple[bool, str]:
+    """Whether to try again, and why. `notified`: it was told to end. Writes `crash.json`, unless it ended as told."""
+    now = crash(attempt)
+    if notified and now["epoch"]:
+        return True, f"{attempt.name}: ended on notice, in epoch {now['epoch']}"
+    if notified:
+        now |= {"log": None, "kind": "NoStep", "message": NO_STEP}
+    before = [json.loads(path.read_text(encoding="utf-8")) for path in attempt.parent.glob("attempt_*/crash.json")]
+    write_text(attempt / "crash.json", json.dumps(now, indent=1))
+    most = int(os.environ.get("HERMES3_MAX_CRASHES", MAX_CRASHES))
+    again = False
+    if now["kind"] in USERS:
+        why = "an error that another attempt would meet too"
+    elif now["kind"] not in VAGUE and signature(now) in map(signature, before):
+        why = "the same crash as before, at the same place"
+    else:
+        why = f"crash {len(before) + 1} of at most {most} (HERMES3_MAX_CRASHES)"
+        again = len(before) + 1 < most
+    place = f"epoch {now['epoch']}" if now["epoch"] else "before the first step"
+    return again, f"{attempt.name}, {now['log'] or 'all ranks'}, {place}: {why}\n{now['message']}"
+
+
+def signature(crash: dict) -> tuple:
+    """What two crashes share that are one: all but the numbers, which are of processes, ports and addresses."""
+    return crash["kind"], re.sub(r"0x[0-9a-f]+|\d+", "#", crash["message"]), crash["epoch"]
+
+
+if __name__ == "__main__":
+    again, why = verdict(Path(sys.argv[1]), Path(os.environ.get("HERMES3_STOP_FILE", "")).is_file())
+    print(f"{'queued again' if again else 'stopped'}: {why}")
+    sys.exit(not again)
