@@ -82,8 +82,12 @@ def plan(
     price: float | None = None,
     bandwidth: float | None = None,
     host_memory: float | None = None,
+    packed: bool = True,
 ) -> Plan:
-    """Plan the recipe at `path`, on its own hardware unless `gpus` or `gpu` say other. `ValueError` if it cannot."""
+    """Plan the recipe at `path`, on its own hardware unless `gpus` or `gpu` say other. `ValueError` if it cannot.
+
+    `packed` False: the mix is not packed, which takes Axolotl and seconds; the steps of SFT are then the paper's.
+    """
     recipe = read(path)
     hardware = hardware_of(path, recipe)
     device = gpu_of(gpu or hardware.gpu)
@@ -97,7 +101,7 @@ def plan(
     work, warnings = work_of(recipe)
     batch, accumulation = batches(path, recipe, n)
     work = replace(work, accumulation=accumulation)
-    planned, assumed = schedule(path, recipe, batch, mix)
+    planned, assumed = schedule(path, recipe, batch, mix, packed)
     warnings += assumed
     ways = [own]
     if not device.is_cpu:

@@ -50,13 +50,18 @@ def mix_of(recipe: dict[str, Any]) -> Path:
     return Path(str((recipe.get("datasets") or [{}])[0].get("path"))).parent
 
 
-def schedule(path: Path, recipe: dict[str, Any], batch: int, mix: Path | None) -> tuple[Schedule, list[str]]:
-    """The run's schedule, and what was assumed of it. `mix` None: the recipe's own, if it is built."""
+def schedule(
+    path: Path, recipe: dict[str, Any], batch: int, mix: Path | None, packed: bool = True
+) -> tuple[Schedule, list[str]]:
+    """The run's schedule, and what was assumed of it. `mix` None: the recipe's own, if it is built.
+
+    `packed` False: as if no SFT mix were built.
+    """
     if mix is None and (mix_of(recipe) / "manifest.json").is_file():
         mix = mix_of(recipe)
     if recipe.get("rl"):
         return _pairs(recipe, batch, mix)
-    return _packed(path, recipe, batch, mix) if mix else _as_the_paper(recipe, batch)
+    return _packed(path, recipe, batch, mix) if mix and packed else _as_the_paper(recipe, batch)
 
 
 def _packed(path: Path, recipe: dict[str, Any], batch: int, mix: Path) -> tuple[Schedule, list[str]]:

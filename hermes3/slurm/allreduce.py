@@ -1,0 +1,179 @@
+"""Do all ranks reduce together, right and fast? Started on each node by `srun python -m hermes3.slurm.allreduce`.
+
+Bus bandwidth is what the slowest link carries: bytes / seconds x 2 (n - 1) / n for n ranks (nccl-tests,
+doc/PERFORMANCE.md). nccl-tests measures it where it is installed, else torch, over NCCL on GPUs and gloo on CPUs.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hermes3.slurm.srun import Srun
+
+# GB/s below which the slow node is looked for. Sockets over a service network carry 1 to 6, where NCCL found no
+# InfiniBand; one link of 100 Gb/s carries 12. docs/slurm.md says what to set for better ones.
+FLOOR = 10.0
+SIZE = {"cuda": 2**30, "cpu": 2**22}  # bytes: large enough for the links to be the limit
+REPEATS = {"cuda": 20, "cpu": 3}
+
+
+def floor(gpu: str) -> float:
+    """GB/s; on CPUs none."""
+    return float(os.environ.get("HERMES3_MIN_BUS_GBPS", 0 if gpu == "cpu" else FLOOR))
+
+
+def over(srun: "Srun", nodes: list[str], gpu: str, per_node: int, out: Path) -> tuple[dict[str, str], str]:
+    """({bad node: what was seen there}, what to print) of an all-reduce over all ranks of the job."""
+    if len(nodes) * per_node == 1:
+        return {}, "all-reduce: one rank has nobody to reduce with"
+    least = floor(gpu)
+    measured, said = measure(srun, nodes, gpu, per_node, out / "allreduce.log")
+    if measured is not None and measured >= least:
+        return {}, f"all-reduce: {said}"
+    bad = suspects(srun, nodes, gpu, per_node, least, out)
+    return bad, f"all-reduce: {said}; {least:g} GB/s are asked for (HERMES3_MIN_BUS_GBPS)"
+
+
+def suspects(srun: "Srun", nodes: list[str], gpu: str, per_node: int, least: float, out: Path) -> dict[str, str]:
+    """The nodes that are slow alone, or with both of their neighbours in a ring of pairs.
+
+    A good node has a good neighbour, unless both are bad. All nodes where no single one stands out.
+    """
+    seen: dict[str, list[tuple[float, str]]] = {node: [] for node in nodes}
+
+    def together(groups: list[list[str]]) -> list[tuple[float, str]]:
+        def one(group: list[str]) -> tuple[float, str]:
+            got, said = measure(srun, group, gpu, per_node, out / f"allreduce-{'-'.join(group)}.log")
+            return (-1.0 if got is None else got), said
+
+        with ThreadPoolExecutor(len(groups)) as pool:
+            return list(pool.map(one, groups))
+
+    if per_node > 1:
+        for node, (got, said) in zip(nodes, together([[node] for node in nodes]), strict=True):
+            if got < least or got < 0:
+                seen[node].append((got, f"alone: {said}"))
+    bad = {node: found[0][1] for node, found in seen.items() if found}
+    ring = list(zip(nodes, [*nodes[1:], nodes[0]], strict=True)) if len(nodes) > 2 else []
+    rounds = [ring[0:-1:2], ring[1:-1:2], ring[-1:]] if len(nodes) % 2 else [ring[0::2], ring[1::2]]
+    for pairs in rounds if not bad and ring else []:  # the pairs of a round share no node
+        for pair, (got, said) in zip(pairs, together([sorted(pair, key=nodes.index) for pair in pairs]), strict=True):
+            for node in pair:
+                seen[node].append((got, f"with {pair[1] if node == pair[0] else pair[0]}: {said}"))
+    for node, found in seen.items():
+        if found and max(found)[0] < max(least, 0):
+            bad[node] = max(found)[1]
+    return bad or {node: "no single node stands out" for node in nodes}
+
+
+def measure(srun: "Srun", nodes: list[str], gpu: str, per_node: int, log: Path) -> tuple[float | None, str]:
+    """(GB/s of bus bandwidth, what to print). None: the ranks did not come together, or computed something wrong.
+
+    `nodes` in the job's order, in which Slurm numbers the tasks: the first holds rank 0, where the ranks meet.
+    """
+    ranks, env = len(nodes) * per_node, {"MASTER_ADDR": nodes[0], "MASTER_PORT": str(_port(nodes[0]))}
+    if gpu != "cpu" and shutil.which("all_reduce_perf"):
+        command = ["all_reduce_perf", "-b", "1G", "-e", "1G", "-g", str(per_node)]
+        code, said, errors = srun.run(nodes, command, env=env)
+        log.write_text(said + errors, encoding="utf-8")
+        speed = nccl_tests(said, ranks) if code == 0 else None
+        if speed is not None:
+            return speed, f"{ranks} ranks, {speed:,.3g} GB/s bus bandwidth (nccl-tests)"
+    device = "cpu" if gpu == "cpu" else "cuda"
+    arguments = ["-m", "hermes3.slurm.allreduce", "--per-node", str(per_node), "--device", device]
+    code, said, errors = srun.python(nodes, arguments, env=env)
+    log.write_text(said + errors, encoding="utf-8")
+    lines = [line for line in said.splitlines() if line.startswith('{"ranks"')]
+    if code == 0 and lines:
+        got = json.loads(lines[-1])
+        took = f"{got['bytes'] / 2**20:,.0f} MiB in {1000 * got['seconds']:,.1f} ms"
+        return got["busbw"], f"{ranks} ranks, {got['busbw']:,.3g} GB/s bus bandwidth ({took}, {got['backend']})"
+    why = "not done in time" if code is None else f"failed with {code}"
+    return None, f"{ranks} ranks {why}, see {log}"
+
+
+def nccl_tests(said: str, ranks: int) -> float | None:
+    """The bus bandwidth that all_reduce_perf printed; None unless all ranks took part and computed the right sum.
+
+    Built without MPI, each of its processes reduces with itself alone, and says so only by its list of ranks.
+    """
+    listed = {int(rank) for rank in re.findall(r"^#\s+Rank\s+(\d+)\s", said, re.MULTILINE)}
+    speed = re.search(r"^# Avg bus bandwidth\s*:\s*([\d.]+)", said, re.MULTILINE)
+    wrong = re.search(r"^# Out of bounds values\s*:\s*(\d+)", said, re.MULTILINE)
+    if listed != set(range(ranks)) or not speed or (wrong and int(wrong[1])):
+        return None
+    return float(speed[1])
+
+
+def _port(head: str) -> int:
+    """A port of this step's own: steps of one job may meet on one node, and jobs may share a node."""
+    _port.count = getattr(_port, "count", 0) + 1
+    return 20_000 + (int(os.environ.get("SLURM_JOB_ID", os.getpid())) * 37 + _port.count) % 10_000
+
+
+# on a node
+
+
+def one_rank(local: int, per_node: int, device: str) -> None:
+    """Reduce, check the sum, and on rank 0 print what was measured."""
+    import torch
+    import torch.distributed as dist
+
+    from hermes3.slurm.srun import limit
+
+    node, nodes = int(os.environ.get("SLURM_PROCID", 0)), int(os.environ.get("SLURM_NTASKS", 1))
+    rank, world = node * per_node + local, nodes * per_node
+    if device == "cuda":
+        torch.cuda.set_device(local)
+    init = f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    backend, limit = {"cuda": "nccl", "cpu": "gloo"}[device], timedelta(seconds=limit())
+    dist.init_process_group(backend, init_method=init, rank=rank, world_size=world, timeout=limit)
+    values = torch.full((SIZE[device] // 4,), float(rank), device=device)
+    dist.all_reduce(values)
+    if not torch.equal(values, torch.full_like(values, world * (world - 1) / 2)):
+        raise ValueError(f"rank {rank}: the sum over all ranks is wrong: this node, or a link to it, spoils data")
+    spent = []
+    for _ in range(REPEATS[device]):
+        dist.barrier()
+        start = time.perf_counter()
+        dist.all_reduce(values)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        spent.append(time.perf_counter() - start)
+    seconds = sorted(spent)[len(spent) // 2]
+    if rank == 0:
+        busbw = SIZE[device] / seconds * 2 * (world - 1) / world / 1e9
+        version = ".".join(map(str, torch.cuda.nccl.version())) if device == "cuda" else torch.__version__
+        found = {"ranks": world, "bytes": SIZE[device], "seconds": seconds, "busbw": busbw}
+        print(json.dumps(found | {"backend": f"{backend} {version}"}), flush=True)
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--per-node", type=int, required=True)
+    parser.add_argument("--device", choices=list(SIZE), required=True)
+    given = parser.parse_args()
+    import torch  # noqa: F401, once for all ranks of the node, which are forked before CUDA is touched
+
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=one_rank, args=(i, given.per_node, given.device)) for i in range(given.per_node)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    sys.exit(max(abs(rank.exitcode or 0) for rank in ranks))
+
+
+if __name__ == "__main__":
+    main()

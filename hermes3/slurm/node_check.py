@@ -1,0 +1,225 @@
+"""What a node says of itself before it may train: `python -m hermes3.slurm.node_check <expected.json`, JSON to stdout.
+
+It runs on each node of a job, and imports neither torch nor Axolotl: seconds. What it is asked comes by stdin and what
+it answers goes by stdout, as a node that lacks the shared file system must be able to say so.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from hermes3.slurm import gpu_health
+
+SHM = 1e9  # bytes: NCCL and the data loaders' workers share memory there; a container has 64 MB unless told otherwise
+PACKAGES = (
+    "torch",
+    "nvidia-nccl-cu12",
+    "nvidia-nccl-cu13",
+    "axolotl",
+    "transformers",
+    "accelerate",
+    "deepspeed",
+    "trl",
+)
+PACKAGES += ("peft", "flash-attn", "liger-kernel")
+
+
+@dataclass
+class Expected:
+    """What the head node asks. Paths are absolute; `base_model` and `mix` None where there is no folder to look at.
+
+    `tokens`: file -> its content, written by the head node. `hash_files`: files of the mix that this node reads whole.
+    """
+
+    gpu: str
+    gpus_per_node: int
+    repository: str
+    recipe: str
+    output_dir: str
+    storage: float  # bytes
+    host_memory: float  # bytes
+    base_model: str | None
+    mix: str | None
+    tokens: dict[str, str]
+    hash_files: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Check:
+    """`ok` None: not looked at, and `said` why. `same`: what must be the same on every node."""
+
+    ok: bool | None
+    said: str
+    remedy: str = ""
+    same: str | None = None
+
+
+def gpus(asked: Expected) -> Check:
+    found = len(list(gpu_health.ask_nvidia_smi().iter("gpu")))
+    if found == asked.gpus_per_node:
+        return Check(True, f"{found} GPUs")
+    remedy = "one has fallen off the bus, so drain the node; or the job asked for fewer than the recipe declares"
+    return Check(False, f"{found} GPUs, the recipe declares {asked.gpus_per_node}", remedy)
+
+
+def health(asked: Expected) -> Check:
+    found, dcgm = gpu_health.faults(gpu_health.ask_nvidia_smi()), gpu_health.dcgm_faults()
+    if found := [*found, *(dcgm or [])]:
+        return Check(False, "; ".join(found), "drain the node and reset its GPUs; ask the site")
+    return Check(True, "nvidia-smi and dcgmi find nothing" if dcgm is not None else "nvidia-smi finds nothing")
+
+
+def idle(asked: Expected) -> Check:
+    if found := gpu_health.processes(gpu_health.ask_nvidia_smi()):
+        return Check(False, "; ".join(found), "another job's leftovers: ask the site to end them")
+    return Check(True, "nothing runs on the GPUs")
+
+
+def versions(asked: Expected) -> Check:
+    """The driver, the packages and the code are one on all nodes; else ranks compute different things, or hang."""
+    found = {}
+    if asked.gpu != "cpu":
+        found["driver"] = gpu_health.ask_nvidia_smi().findtext("driver_version", "?")
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    git = ["git", "-c", "safe.directory=*", "-C", asked.repository, "rev-parse", "--short=12", "HEAD"]
+    if shutil.which("git") and (ran := subprocess.run(git, capture_output=True, text=True)).returncode == 0:
+        found["commit"] = ran.stdout.strip()
+    found["recipe"] = sha256(Path(asked.recipe).read_bytes()).hexdigest()[:12]
+    said = ", ".join(f"{name} {version}" for name, version in sorted(found.items()))
+    return Check(True, said, "install the same environment and driver on it, or leave it out", same=said)
+
+
+def disk(asked: Expected) -> Check:
+    """Room for all that the run will hold there at once, less what it has written already."""
+    out = Path(asked.output_dir)
+    there = next(folder for folder in (out, *out.parents) if folder.exists())
+    held = sum(path.stat().st_size for path in out.rglob("*") if path.is_file() and not path.is_symlink())
+    free, needed = shutil.disk_usage(there).free, max(0.0, asked.storage - held)
+    said = f"{free / 1e9:,.1f} GB free at {there}, {needed / 1e9:,.1f} GB needed"
+    return Check(free >= needed, said, "free some, or set output_dir elsewhere (`hermes3 plan` says what takes it)")
+
+
+def shared(asked: Expected) -> Check:
+    """The head node's files are seen with their content, and the output folder can be written."""
+    for path, content in asked.tokens.items():
+        try:
+            seen = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            return Check(False, f"{error}", f"mount the shared file system of {Path(path).parent} on this node")
+        if seen != content:
+            return Check(False, f"{path}: another content than the head node wrote", "mount the same file system there")
+    with tempfile.TemporaryFile(dir=asked.output_dir) as file:
+        file.write(b"written")
+    return Check(True, f"{len(asked.tokens)} files of the head node seen, {asked.output_dir} written")
+
+
+def model(asked: Expected) -> Check:
+    from hermes3.model_folder import check_model
+
+    if asked.base_model is None:
+        return Check(None, "base_model is no folder: a model of the Hub is not looked at")
+    folder = Path(asked.base_model)
+    check_model(folder)
+    files = sorted((path.name, path.stat().st_size) for path in folder.iterdir() if path.is_file())
+    small = [(folder / name).read_bytes() for name, _ in files if name.endswith((".json", ".jinja"))]
+    seen = sha256(repr((files, small)).encode()).hexdigest()[:12]
+    return Check(True, f"{len(files)} files, {seen}", "copy the model again, and mount one file system", same=seen)
+
+
+def mix(asked: Expected) -> Check:
+    from hermes3.mix.manifest import prepared_folder
+
+    if asked.mix is None:
+        return Check(None, "datasets name no mix")
+    folder = Path(asked.mix)
+    text = (folder / "manifest.json").read_bytes()
+    name = prepared_folder(json.loads(text))
+    if (folder / "prepared").resolve() != folder.resolve() / name:
+        return Check(False, f"{folder}/prepared does not lead to {name}", REMEDY["mix"])
+    seen = sha256(text).hexdigest()[:12]
+    return Check(True, f"manifest {seen}", "copy the mix again, and mount one file system", same=seen)
+
+
+def mix_files(asked: Expected) -> dict[str, Check]:
+    """The hash of each file that this node was given to read, against the manifest."""
+    if asked.mix is None or not asked.hash_files:
+        return {}
+    from hermes3.files import sha256 as of_file
+
+    folder, found = Path(asked.mix), {}
+    listed = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["output"].get("files", {})
+    for name in asked.hash_files:
+        ok = of_file(folder / name) == listed.get(name)
+        said = "as in the manifest" if ok else f"{folder / name}: not the hash that the manifest has"
+        found[f"mix {name}"] = Check(ok, said, "copy or build the mix again; `hermes3 mix verify` looks at all of it")
+    return found
+
+
+def shm(asked: Expected) -> Check:
+    size = shutil.disk_usage("/dev/shm").free
+    remedy = "in a container give more, e.g. --shm-size=16g, or mount the host's /dev/shm"
+    return Check(size >= SHM, f"{size / 1e9:,.1f} GB free in /dev/shm, {SHM / 1e9:g} needed", remedy)
+
+
+def memory(asked: Expected) -> Check:
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    said = f"{free / 1e9:,.0f} GB of memory available, {asked.host_memory / 1e9:,.0f} needed"
+    return Check(free >= asked.host_memory, said, "a larger node, or more of them (`hermes3 plan`); look for leftovers")
+
+
+CHECKS: dict[str, Callable[[Expected], Check]] = {
+    check.__name__: check for check in (gpus, health, idle, versions, disk, shared, model, mix, shm, memory)
+}
+OF_GPUS = ("gpus", "health", "idle")
+# of a check that ends with an error; the model's own errors name theirs
+REMEDY = dict.fromkeys(OF_GPUS, "drain the node; ask the site for its driver") | {
+    "versions": "mount the repository and its environment on this node",
+    "disk": "mount the file system of output_dir on this node",
+    "shared": "mount the file system of output_dir on this node, writable",
+    "model": "build or copy the model, and mount its file system on this node",
+    "mix": "build the mix with `hermes3 mix build`, and mount its file system on this node",
+    "shm": "mount /dev/shm",
+    "memory": "mount /proc",
+}
+
+
+def answer(asked: Expected) -> dict[str, Any]:
+    """All checks of this node. A check that fails by an error is bad, and says the error."""
+    start, found = time.time(), {}
+    for name, check in CHECKS.items():
+        if name in OF_GPUS and asked.gpu == "cpu":
+            found[name] = Check(None, "the recipe declares CPUs")
+            continue
+        print(name, file=sys.stderr, flush=True)  # where a node that hangs has come to
+        try:
+            found[name] = check(asked)
+        except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
+            found[name] = Check(False, f"{error}", REMEDY[name])
+    try:
+        found |= mix_files(asked)
+    except (OSError, ValueError, KeyError) as error:
+        found["mix"] = Check(False, f"{error}", REMEDY["mix"])
+    checks = {name: asdict(check) for name, check in found.items()}
+    return {"node": node_name(), "clock": time.time(), "seconds": round(time.time() - start, 2), "checks": checks}
+
+
+def node_name() -> str:
+    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
+
+
+if __name__ == "__main__":
+    print(json.dumps(answer(Expected(**json.load(sys.stdin)))))

@@ -1,0 +1,167 @@
+"""`python -m hermes3.slurm.preflight RECIPE LOGS [SRUN OPTIONS]`: may the nodes of this job train?
+
+Every node answers for itself (`node_check`), then all reduce together (`allreduce`). Exit code 0: train. 1: every node
+has the fault, so it is the recipe's, the data's or the site's, and another attempt would meet it. 3: the nodes in
+LOGS/../bad_nodes are bad; launch/preflight.sh queues the job again without them. LOGS is the folder of this attempt in
+the job's. Without a job this machine is looked at.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hermes3.files import write_text
+from hermes3.slurm import allreduce
+from hermes3.slurm.judge import compare, judge, table
+from hermes3.slurm.node_check import Expected, node_name
+from hermes3.slurm.srun import Srun, limit
+
+GO, STOP, REQUEUE = 0, 1, 3
+SKEW = 5.0  # seconds that a node's clock may be off: the logs of ranks are read side by side
+
+
+def expected(path: Path, out: Path) -> Expected:
+    """What the recipe at `path` needs of a node. `ValueError` when it cannot be read."""
+    from hermes3.plan.plan import plan
+    from hermes3.plan.schedule import mix_of
+    from hermes3.recipe.hardware import hardware_of
+    from hermes3.recipe.validate import read
+
+    recipe = read(path)
+    hardware, planned = hardware_of(path, recipe), plan(path, packed=False)
+    output = Path(str(recipe.get("output_dir"))).absolute()
+    base = Path(str(recipe.get("base_model")))
+    on_hub = base.parts and len(base.parts) == 2 and not base.parent.exists()
+    tokens = {}
+    for folder in (out, output):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            token = folder / f".preflight-{os.environ.get('SLURM_JOB_ID', os.getpid())}"
+            write_text(token, os.urandom(16).hex())
+        except OSError as error:
+            raise ValueError(f"{path}: output_dir: cannot write to it from {node_name()}: {error}") from error
+        tokens[str(token)] = token.read_text(encoding="utf-8")
+    return Expected(
+        gpu=hardware.gpu,
+        gpus_per_node=hardware.gpus_per_node,
+        repository=str(Path.cwd()),
+        recipe=str(path.absolute()),
+        output_dir=str(output),
+        storage=planned.checkpoints.storage,
+        host_memory=sum(planned.own.host.values()),
+        base_model=None if on_hub else str(base.absolute()),
+        mix=str(mix_of(recipe).absolute()),
+        tokens=tokens,
+    )
+
+
+def shares(mix: Path, nodes: int) -> list[list[str]]:
+    """The training files of the mix that each node hashes: every file twice, on two nodes where there are two.
+
+    A file that is broken for one of its two readers is that node's fault, for both the file's. 1.6 GB in all at full
+    size: on one node alone several seconds, on sixteen a fraction of one.
+    """
+    try:
+        manifest = json.loads((mix / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return [[] for _ in range(nodes)]  # each node says so itself
+    names = sorted(name for name in manifest["output"].get("files", {}) if name.startswith("train/"))
+    given: list[list[str]] = [[] for _ in range(nodes)]
+    for i, name in enumerate(names):
+        for node in {i % nodes, (i + 1) % nodes}:
+            given[node].append(name)
+    return given
+
+
+def ask(srun: Srun, nodes: list[str], asked: Expected, out: Path) -> dict[str, dict[str, Any]]:
+    """node -> its answer, kept as NODE.json too. A node that gives none has one check, `answer`, that is bad.
+
+    A step for each node, so that one which cannot start, or hangs, keeps no other from answering.
+    """
+    given = shares(Path(asked.mix or ""), len(nodes))
+
+    def of_one(i: int) -> dict[str, Any]:
+        node, question = nodes[i], json.dumps(asdict(asked) | {"hash_files": given[i]})
+        before = time.time()
+        code, said, errors = srun.python([node], ["-m", "hermes3.slurm.node_check"], question)
+        try:
+            got = json.loads(said.strip().splitlines()[-1])
+            skew = max(before - got["clock"], got["clock"] - time.time(), 0)
+            ok, remedy = skew <= SKEW, "set its clock (chrony or ntpd)"
+            got["checks"]["clock"] = {"ok": ok, "said": f"its clock is off by {skew:.0f} s", "remedy": remedy}
+        except (ValueError, IndexError):
+            lines = [line for line in errors.strip().splitlines() if not line.startswith(("srun:", "slurmstepd"))]
+            last = (lines or errors.strip().splitlines() or ["no word"])[-1]
+            why = f"no answer in {limit():g} s, last at {last}" if code is None else f"exit code {code}: {last}"
+            remedy = "log in to it: is the shared file system there, does the environment start?"
+            got = {"node": node, "checks": {"answer": {"ok": False, "said": why, "remedy": remedy}}}
+        write_text(out / f"{node}.json", json.dumps(got, indent=1) + "\n")
+        return got
+
+    with ThreadPoolExecutor(len(nodes)) as pool:
+        return dict(zip(nodes, pool.map(of_one, range(len(nodes))), strict=True))
+
+
+def most(nodes: int) -> int:
+    """Nodes that a job may exclude over all its attempts: a quarter of its own, two at least."""
+    return int(os.environ.get("HERMES3_MAX_BAD_NODES", max(2, math.ceil(nodes / 4))))
+
+
+def run(path: Path, logs: Path, options: list[str]) -> int:
+    """The exit code; the table, the faults and what follows from them are printed."""
+    start = time.time()
+    srun = Srun(options)
+    nodes = srun.nodes()
+    out = logs / "preflight"
+    asked = expected(path, out)
+    try:
+        answers = ask(srun, nodes, asked, out)
+    finally:
+        for token in asked.tokens:
+            Path(token).unlink(missing_ok=True)
+    compare(answers)
+    bad, shared = judge(answers)
+    if not bad and not shared:
+        found, said = allreduce.over(srun, nodes, asked.gpu, asked.gpus_per_node, out)
+        bad = {node: [f"all-reduce: {fault}"] for node, fault in found.items()}
+        for node in nodes:
+            answers[node]["checks"]["all-reduce"] = {"ok": node not in bad, "said": said, "remedy": ""}
+    else:
+        said = "all-reduce: not tried"
+    for node, got in answers.items():
+        write_text(out / f"{node}.json", json.dumps(got, indent=1) + "\n")
+    print(f"preflight of {len(nodes)} nodes, {time.time() - start:.0f} s: {path}\n{table(answers)}\n{said}")
+    for node, lines in bad.items():
+        print("\n".join(f"{node}: {line}" for line in lines))
+    if shared:
+        raise ValueError("preflight: the same on every node, so no node's fault:\n  " + "\n  ".join(shared))
+    return exclude(bad, nodes, logs.absolute().parent / "bad_nodes") if bad else GO
+
+
+def exclude(bad: dict[str, list[str]], nodes: list[str], file: Path) -> int:
+    """Add the bad nodes to `file`, a node and its faults a line. `ValueError` where they are too many by now."""
+    before = file.read_text(encoding="utf-8") if file.exists() else ""
+    write_text(file, before + "".join(f"{node}\t{'; '.join(lines)}\n" for node, lines in bad.items()))
+    total = len({line.split("\t")[0] for line in file.read_text(encoding="utf-8").splitlines()})
+    if total > most(len(nodes)):
+        raise ValueError(
+            f"preflight: {total} bad nodes in {file}, more than the {most(len(nodes))} that this job may exclude: look "
+            "at them first; then set HERMES3_MAX_BAD_NODES, or submit with --exclude"
+        )
+    if "SLURM_JOB_ID" not in os.environ:
+        raise ValueError("preflight: this machine is not fit for the recipe, see above")
+    return REQUEUE
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(run(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))
+    except ValueError as error:
+        sys.stdout.flush()
+        sys.exit(f"hermes3: {error}")
