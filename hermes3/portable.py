@@ -5,6 +5,7 @@ transformers 5 writes the rotary embedding as `rope_parameters` and its tokenize
 second. Both read the older names, so both names are written. Gone once the evaluation environment has transformers 5.
 """
 
+import contextlib
 import functools
 import json
 from pathlib import Path
@@ -51,7 +52,8 @@ def _mended(save):
     @functools.wraps(save)
     def save_pretrained(self, save_directory, *args, **kwargs):
         saved = save(self, save_directory, *args, **kwargs)
-        mend(Path(save_directory))
+        with contextlib.suppress(json.JSONDecodeError):  # another rank is writing the same file; it mends it after that
+            mend(Path(save_directory))
         return saved
 
     return save_pretrained

@@ -46,8 +46,22 @@ class OnCPU(BasePlugin):
         cfg.device_map = {"": "cpu"}
 
 
+def die_saving(trainer) -> None:
+    """KILL_SAVING="STEP RANK METHOD": that rank is killed at that step's save, as the trainer's METHOD would begin."""
+    step, rank, method = os.environ.get("KILL_SAVING", "-1 0 save_model").split()
+    save = getattr(trainer, method)
+
+    def save_or_die(*args, **kwargs):
+        if (trainer.state.global_step, trainer.args.process_index) == (int(step), int(rank)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return save(*args, **kwargs)
+
+    setattr(trainer, method, save_or_die)
+
+
 class Record(TrainerCallback):
     def __init__(self, trainer):
+        die_saving(trainer)
         self.trainer, self.packs = trainer, []
         self.file = Path(trainer.args.output_dir) / f"record-{trainer.args.process_index}.jsonl"
         trainer.model.register_forward_pre_hook(self.see, with_kwargs=True)
@@ -107,7 +121,7 @@ class Run:
 
 
 def train(recipe: Path, ranks: int = 2, **env) -> Run:
-    """Train `recipe` on so many ranks; `env`: further variables of theirs, e.g. KILL_AT, a step."""
+    """Train `recipe` on so many ranks; `env`: further variables of theirs: KILL_AT, a step, or KILL_SAVING."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}

@@ -6,8 +6,10 @@ from axolotl.integrations.base import BasePlugin
 from axolotl.utils.samplers import MultipackBatchSampler
 from transformers import TrainerCallback, set_seed
 
+from hermes3.portable import save_portably
 from hermes3.recipe.hardware import check_world_size
 from hermes3.train.adapter import dropout_args, save_adapter_alone
+from hermes3.train.complete import mark_complete, resume_from_complete
 from hermes3.train.consolidate import merge_in_parts
 from hermes3.train.cpu_ranks import on_cpu_ranks, use_gloo
 from hermes3.train.loss import weigh_tokens
@@ -25,6 +27,8 @@ class HermesPlugin(BasePlugin):
         return "hermes3.train.args.HermesArgs"
 
     def register(self, cfg: dict) -> None:
+        save_portably()
+        resume_from_complete()
         if on_cpu_ranks(cfg):
             use_gloo(cfg)
         if cfg.get("fsdp_config"):
@@ -33,6 +37,7 @@ class HermesPlugin(BasePlugin):
     def post_trainer_create(self, cfg, trainer) -> None:
         keep_fp32(cfg, trainer)
         save_shards_once(trainer)
+        mark_complete(trainer)
         if cfg.token_weighted_loss:
             weigh_tokens(trainer)
         if cfg.rl in ("dpo", "ipo"):

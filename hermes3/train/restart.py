@@ -8,38 +8,56 @@ import shutil
 from pathlib import Path
 
 from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-MARK = "restart_point"  # an empty file in a checkpoint's folder: it goes when a newer checkpoint is there
+from hermes3.train.complete import RESTART_POINT as MARK
 
 
 class RestartPoints(TrainerCallback):
-    """Saves every `steps` optimizer steps. A restart point at an epoch's last step becomes the epoch's checkpoint."""
+    """Saves every `steps` optimizer steps, and where `asked`. At an epoch's last step it is the epoch's checkpoint.
 
-    def __init__(self, steps: int):
+    The mark is there before the save and goes before what an epoch saves, so that a run which dies in between never
+    takes one for the other.
+    """
+
+    def __init__(self, steps: int | None):
         self.steps = steps
+        self.asked = False  # a checkpoint at the end of this step, whatever its number
         self.due = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        ended = state.global_step and state.epoch == int(state.epoch)
+        if ended and args.save_strategy == "epoch":  # the run before died between the restart point and the epoch's end
+            self._unmark(args, state)
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.due = state.global_step % self.steps == 0 and not control.should_save
-        control.should_save |= self.due
+        regular = bool(self.steps) and state.global_step % self.steps == 0
+        self.due = (regular or self.asked) and not control.should_save
+        if not self.due:
+            return
+        control.should_save = True
+        if state.is_world_process_zero:
+            newest = self._newest(args, state)
+            newest.mkdir(parents=True, exist_ok=True)
+            (newest / MARK).touch()
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        self.due = False
-        if state.is_world_process_zero:  # an epoch that ends at a restart point: from here on it is the epoch's
-            (self._newest(args, state) / MARK).unlink(missing_ok=True)
+        if not control.should_save:
+            return
+        self._unmark(args, state)
+        if self.due:  # this step's is whole; a second save would leave none if it were broken off
+            control.should_save = self.due = False
 
     def on_save(self, args, state, control, **kwargs):
-        args.distributed_state.wait_for_everyone()  # other ranks may still write their part of the new checkpoint
         if not state.is_world_process_zero:
             return
-        newest = self._newest(args, state)
-        if self.due:
-            (newest / MARK).touch()
-        for mark in Path(args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{MARK}"):
-            if mark.parent != newest:
+        for mark in Path(args.output_dir).glob(f"checkpoint-*/{MARK}"):
+            if mark.parent != self._newest(args, state):
                 shutil.rmtree(mark.parent)
+
+    def _unmark(self, args, state) -> None:
+        if state.is_world_process_zero:
+            (self._newest(args, state) / MARK).unlink(missing_ok=True)
 
     @staticmethod
     def _newest(args, state) -> Path:
-        return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        return Path(args.output_dir) / f"checkpoint-{state.global_step}"
