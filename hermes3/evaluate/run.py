@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hermes3.evaluate.setting import TASKS, digest, own_tasks, setting_of
+from hermes3.evaluate.setting import digest, own_tasks, setting_of
 from hermes3.evaluate.suite import Suite
 from hermes3.evaluate.whole import fault, results_files, set_aside, whole_tasks
 from hermes3.files import write_text
@@ -51,7 +51,7 @@ def command(
         *("lm_eval", "run", "--model", backend),
         *("--model_args", f"pretrained={model},{model_args(suite, backend, more)}"),
         *(("--device", suite.device) if backend == "hf" else ()),
-        *("--include_path", str(TASKS), "--tasks", ",".join(tasks), "--num_fewshot", str(shots)),
+        *("--include_path", str(suite.include_path), "--tasks", ",".join(tasks), "--num_fewshot", str(shots)),
         *("--apply_chat_template", "--batch_size", str(batch_size), "--seed", str(suite.seed)),
         *(("--limit", str(suite.limit)) if suite.limit else ()),
         *("--output_path", str(out / f"{shots}_shot"), "--log_samples"),
@@ -70,10 +70,13 @@ def run(model: Path, out: Path, suite: Suite, backend: str = "hf", more: str = "
             print(shlex.join(command(model, out, suite, shots, tasks, backend, more)))
         return
     check_model(model)
-    if backend == "vllm" and not importlib.util.find_spec("vllm"):
-        raise ValueError("--backend vllm: no vllm here; it has an environment of its own, requirements-eval.txt")
+    for module in [*suite.needs, *(["vllm"] if backend == "vllm" else [])]:
+        if not importlib.util.find_spec(module):
+            raise ValueError(
+                f"{suite.name}: no {module} here; install requirements-eval.txt, an environment of its own"
+            )
     setting = setting_of(model, backend, model_args(suite, backend, more), suite.seed, suite.limit)
-    own_names, own_hash = own_tasks()
+    own_names, own_hash = own_tasks(suite.include_path)
     changed = _set_aside_other_settings(out, setting, own_hash)
     shots_of = {task: shots for shots, tasks in suite.by_shots().items() for task in tasks}
     done = whole_tasks(out, shots_of, own_names if changed else None)

@@ -1,7 +1,6 @@
-"""Choosing an epoch by the paper's rule.
+"""Choosing an epoch by the paper's rule (its Table 2).
 
-Section 3 of the paper: every group's scores are min-max normalised over the epochs, and the epoch with the highest mean
-of the groups is kept.
+Every group's scores are min-max-normalised over the epochs, and the epoch with the highest mean of the groups is kept.
 """
 
 import json
@@ -11,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from hermes3.evaluate.epoch import epoch_model
-from hermes3.evaluate.suite import Group, load
-from hermes3.evaluate.whole import leaves, results_files
+from hermes3.evaluate.setting import fingerprint
+from hermes3.evaluate.suite import Suite, load
 from hermes3.files import write_text
+from hermes3.report.groups import groups_of, member
 from hermes3.report.results import Stage, read_stage
+from hermes3.train.epochs import epochs_of
 
 
 def choose(scores: dict[str, dict[int, float]]) -> dict[str, Any]:
@@ -50,19 +51,16 @@ def select(run: Path, suite_name: str, results: dict[int, Path]) -> dict[str, An
     `ValueError` where a score is missing, the epochs were not evaluated alike, or results are of another model.
     """
     suite = load(suite_name)
-    groups = {name: group for name, group in suite.groups.items() if group.selects}
     models = {epoch: epoch_model(run, epoch) for epoch in results}
     settings = {epoch: _setting(folder, epoch, models[epoch]) for epoch, folder in results.items()}
     _evaluated_alike(results, settings)
-    scores: dict[str, dict[int, float]] = {name: {} for name in groups}
-    for epoch, folder in results.items():
-        stage, members = read_stage(f"epoch {epoch}", folder), _members(folder)
-        for name, group in groups.items():
-            scores[name][epoch] = _group_score(name, group, stage, members)
+    by_epoch = {epoch: _group_scores(read_stage(f"epoch {epoch}", folder), suite) for epoch, folder in results.items()}
+    names = next(iter(by_epoch.values()))
+    scores = {name: {epoch: of_epoch[name] for epoch, of_epoch in by_epoch.items()} for name in names}
     chosen = choose(scores)
     if (limit := next(iter(settings.values()))["limit"]) is not None:
         chosen["notes"].append(f"Only {limit} questions a task: a first look, no ground to choose on.")
-    if left := sorted(set(_epochs(run)) - set(results)):
+    if left := sorted(set(epochs_of(run)) - set(results)):
         chosen["notes"].append(f"Epoch {', '.join(map(str, left))} of {run} was not among them.")
     folders = {epoch: str(folder) for epoch, folder in results.items()}
     record = {"run": str(run), "suite": suite.name, "scores": scores, **chosen, "results": folders}
@@ -110,12 +108,6 @@ def named(pairs: Iterable[str]) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def _epochs(run: Path) -> dict[int, Path]:
-    from hermes3.train.epochs import epochs_of
-
-    return epochs_of(run)
-
-
 def _setting(folder: Path, epoch: int, model: Path) -> dict[str, Any]:
     path = folder / "run.json"
     if not path.is_file():
@@ -123,8 +115,6 @@ def _setting(folder: Path, epoch: int, model: Path) -> dict[str, Any]:
     setting = json.loads(path.read_text(encoding="utf-8"))["setting"]
     if Path(setting["model"]).resolve() != model.resolve():
         raise ValueError(f"{folder}: results of {setting['model']}, but epoch {epoch} is {model}")
-    from hermes3.evaluate.setting import fingerprint
-
     if setting["weights"] != fingerprint(model):
         raise ValueError(f"{folder}: {model} has changed since it was evaluated; evaluate it again")
     return setting
@@ -141,37 +131,22 @@ def _evaluated_alike(results: dict[int, Path], settings: dict[int, dict[str, Any
                 )
 
 
-def _members(folder: Path) -> dict[str, list[str]]:
-    """lm-eval's groups in the results of `folder`: group -> the tasks that it consists of."""
-    found: dict[str, list[str]] = {}
-    for path in results_files(folder):
-        results = json.loads(path.read_text(encoding="utf-8"))
-        found |= {task: leaves(results, task) for task in results.get("group_subtasks", {})}
-    return found
-
-
-def _group_score(name: str, group: Group, stage: Stage, members: dict[str, list[str]]) -> float:
-    values, weights = [], []
-    for task in group.tasks:
-        for leaf in members.get(task, [task]):
-            facts = stage.tasks.get(leaf)
-            if facts is None:
-                raise ValueError(f"{stage.folder}: no results of {leaf}, which {name} needs; evaluate it there")
-            if group.by == "lm_eval" and facts["n_shot"] != group.num_fewshot:
-                raise ValueError(f"{stage.folder}: {leaf} has {facts['n_shot']} shots, not {group.num_fewshot}")
-            of_metrics = [_value(stage, leaf, metric) for metric in group.metrics(task)]
-            values.append(sum(of_metrics) / len(of_metrics))
-            weights.append(facts["samples"] if group.aggregation == "weighted" else 1)
-    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
-
-
-def _value(stage: Stage, task: str, metric: str) -> float:
-    wanted, _, filter_key = metric.partition(",")
-    found = [
-        score
-        for (of_task, name, of_filter), score in stage.scores.items()
-        if (of_task, name) == (task, wanted) and filter_key in ("", of_filter)
-    ]
-    if len(found) != 1:
-        raise ValueError(f"{stage.folder}: {len(found)} scores {metric} of {task}; name one: METRIC,FILTER")
-    return found[0].value
+def _group_scores(stage: Stage, suite: Suite) -> dict[str, float]:
+    """Group -> score, of the groups that count. `ValueError` for a task not measured, or not with its shots."""
+    measured = {group.name: group for group in groups_of([stage], [suite])}
+    scores = {}
+    for name, given in suite.groups.items():
+        if not given.selects:
+            continue
+        members = measured[name].members if name in measured else [(task, "", "") for task in given.tasks]
+        for key in members:
+            if member(stage, key) is None:
+                raise ValueError(
+                    f"{stage.folder}: no score {key[1]} of {key[0]}, which {name} needs; evaluate it there"
+                )
+            if (shots := stage.tasks[key[0]]["n_shot"]) != given.num_fewshot:
+                raise ValueError(f"{stage.folder}: {key[0]} has {shots} shots, {name} wants {given.num_fewshot}")
+        parts = [member(stage, key) for key in members]
+        weights = [part.n if measured[name].by_question else 1 for part in parts]
+        scores[name] = sum(part.value * weight for part, weight in zip(parts, weights, strict=True)) / sum(weights)
+    return scores

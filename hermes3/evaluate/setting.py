@@ -12,7 +12,6 @@ from typing import Any
 
 from hermes3.files import sha256
 
-TASKS = Path("eval/tasks")  # our own lm-eval tasks
 PACKAGES = ("lm_eval", "transformers", "torch", "vllm")
 SMALL = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -76,9 +75,9 @@ def prompt_start(model: Path) -> dict[str, Any]:
     return {"token": bos, "count": int(found[0] == bos)}
 
 
-def own_tasks() -> tuple[set[str], str]:
-    """The names of our tasks in eval/tasks, and a hash of all that they consist of."""
-    files = sorted(path for path in TASKS.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+def own_tasks(folder: Path) -> tuple[set[str], str]:
+    """The names of the tasks that are no part of lm-eval but of `folder`, and a hash of all that they consist of."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     names = {
         name
         for path in files

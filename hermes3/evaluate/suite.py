@@ -31,7 +31,11 @@ class Group(BaseModel):
 
 
 class Suite(BaseModel):
-    """A suite. `max_length`: tokens of prompt and answer; `limit`: questions a task, for a first look."""
+    """A suite. `max_length`: tokens of prompt and answer; `limit`: questions a task, for a first look.
+
+    `include_path`: a folder of tasks beside lm-eval's own; `needs`: modules that its tasks import and lm-eval does not
+    bring.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -43,6 +47,8 @@ class Suite(BaseModel):
     dtype: str
     seed: int
     limit: int | None = Field(default=None, ge=1)
+    include_path: Path = Path("eval/tasks")
+    needs: list[str] = []
 
     def by_shots(self) -> dict[int, list[str]]:
         """num_fewshot -> the tasks that lm_eval runs with it, in the suite's order."""

@@ -49,7 +49,7 @@ def whole_tasks(out: Path, tasks: dict[str, int], own: set[str] | None = None) -
             set_aside(path, "it is cut short")
             continue
         if changed := sorted((own or set()) & set(results["n-samples"])):
-            set_aside(path, f"eval/tasks, which {changed[0]} is from, has changed since")
+            set_aside(path, f"the folder of tasks that {changed[0]} is from has changed since")
             continue
         faults |= {task: fault(path, results, task, tasks[task]) for task in present}
     for task, wrong in faults.items():
