@@ -32,6 +32,23 @@ class ChatTask(ConfigurableTask):
         return chat_template(prompt(doc))
 
 
+class EndOfTurnTask(ChatTask):
+    """Whether answers end within `max_gen_toks`, told by their tokens: no backend of lm-eval says why it stopped.
+
+    ended: something is said, in fewer than nine tenths of the tokens allowed. A cut answer encodes anew to about as
+    many as it was made of; a tenth is room for those that merge.
+    """
+
+    def fewshot_context(self, doc, num_fewshot, *args, chat_template=None, **kwargs):
+        text = super().fewshot_context(doc, num_fewshot, *args, chat_template=chat_template, **kwargs)
+        self.encode = chat_template.__self__.tok_encode
+        return text
+
+    def process_results(self, doc, results):
+        tokens = len(self.encode(results[0], add_special_tokens=False))
+        return {"ended": int(0 < tokens < 0.9 * self.config.generation_kwargs["max_gen_toks"])}
+
+
 def prompt(doc: dict) -> list[dict]:
     """The row's messages; its tools are offered by the system message, since lm-eval hands no tools to a template."""
     row = json.loads(doc["row"])
