@@ -39,6 +39,7 @@ class SlurmLab:
         self.addresses = {node: f"{subnet}{i}" for i, node in enumerate(self.nodes, 1)}
         self.controller = f"{subnet}254"
         self.conf = slurm_conf.write(self.root, self.addresses, self.controller, cpus, memory_mb, gpus)
+        self.version = slurm_conf.version()
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(DROPPED)} | {"SLURM_CONF": str(self.conf)}
         self.daemons: dict[str, subprocess.Popen] = {}
         self.inside: list[str] = []  # how a command comes into the cluster's network

@@ -1,34 +1,251 @@
-"""What goes wrong in sbatch scripts does not in ours: seen on a real Slurm."""
+"""What goes wrong in sbatch scripts does not in ours. Each fault is shown on a real Slurm, and ours without it."""
 
+import re
+import subprocess
 import textwrap
 from pathlib import Path
 
 import pytest
+from quick_site import QuickSite
 
 ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted(ROOT.glob("launch/*.sbatch"))
+BATCH = re.compile(r"^#SBATCH .*", re.MULTILINE)
 
 
 @pytest.fixture
 def job(tmp_path, slurm):
     """Submit a script of a few lines; its id and its log."""
 
-    def submit(body: str, *options: object) -> tuple[int, Path]:
-        script, log = tmp_path / "job.sbatch", tmp_path / "job.log"
-        script.write_text("#!/bin/bash\n" + textwrap.dedent(body))
+    def submit(body: str, *options: object, name: str = "job") -> tuple[int, Path]:
+        script, log = tmp_path / f"{name}.sbatch", tmp_path / f"{name}.log"
+        script.write_text("#!/bin/bash\n" + textwrap.dedent(body).strip() + "\n")
         return slurm.submit("-D", tmp_path, "-o", log, *options, script), log
 
     return submit
 
 
-def test_each_task_knows_its_own_node(slurm, job):
-    """SLURM_NODEID is the task's: expanded in the script it would be the batch node's, 0 for all."""
-    jid, log = job(
-        """
-        srun bash -c 'echo $SLURM_NODEID $(hostname) $CUDA_VISIBLE_DEVICES'
-        srun bash -c "echo $SLURM_NODEID of the batch node"
-        """,
-        *("-N2", "--ntasks-per-node=1", "--gres=gpu:2"),
-    )
+@pytest.fixture
+def site(tmp_path, slurm) -> QuickSite:
+    return QuickSite(tmp_path / "site", slurm)
+
+
+def wait_text(slurm, log: Path, text: str) -> None:
+    slurm.until(lambda: log.exists() and text in log.read_text(), 60, f"{text!r} in {log}")
+
+
+# The lines that sbatch reads
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_what_sbatch_reads_of_a_script(script):
+    text = script.read_text()
+    assert text.startswith("#!/usr/bin/env bash\n")
+    first = next(line for line in text.splitlines() if line and not line.startswith("#"))
+    assert first == "set -euo pipefail"
+    options = BATCH.findall(text)
+    assert options and text.rindex(options[-1]) < text.index(first)  # after the first command they are comments
+    assert not [line for line in options if "$" in line or "`" in line]  # no shell reads them
+    assert "#SBATCH --output=logs/%x-%j.log" in options
+    assert "#SBATCH --open-mode=append" in options and "#SBATCH --requeue" in options
+    assert all("=B:USR1@" in line for line in options if "--signal" in line)
+
+
+def test_the_log_folder_is_part_of_the_repository():
+    tracked = subprocess.run(["git", "ls-files", "logs"], cwd=ROOT, text=True, capture_output=True, check=True)
+    assert tracked.stdout.split() == ["logs/.gitignore"]
+
+
+def test_without_its_log_folder_a_job_fails_and_says_nothing(slurm, tmp_path):
+    if slurm.version >= (24, 11):
+        pytest.skip("this Slurm makes the folder")
+    jid = slurm.submit("-D", tmp_path, "-o", "none/%j.log", "--wrap", "true")
+    assert slurm.wait_job(jid)["JobState"] == "FAILED" and not (tmp_path / "none").exists()
+
+
+def test_an_option_after_the_first_command_is_not_read(slurm, job):
+    jid, _ = job("true\n#SBATCH --nodes=2\ntrue")
+    assert slurm.wait_job(jid)["NumNodes"] == "1"
+
+
+def test_a_shell_variable_in_an_option_is_not_expanded(slurm, tmp_path):
+    (tmp_path / "job.sbatch").write_text("#!/bin/bash\n#SBATCH --nodes=$NODES\ntrue\n")
+    refused = slurm.run("sbatch", tmp_path / "job.sbatch", check=False, env={"NODES": "2"})
+    assert refused.returncode and "$NODES" in refused.stderr
+
+
+# Exit codes
+
+
+def test_without_pipefail_a_failed_step_is_a_completed_job(slurm, job):
+    jid, _ = job("srun false | tee /dev/null")
     assert slurm.wait_job(jid)["JobState"] == "COMPLETED"
-    lines = log.read_text().splitlines()
-    assert sorted(lines[:2]) == ["0 n1 0,1", "1 n2 0,1"] and lines[2:] == ["0 of the batch node"] * 2
+    jid, _ = job("set -o pipefail; srun false | tee /dev/null", name="with")
+    assert slurm.wait_job(jid)["JobState"] == "FAILED"
+
+
+def test_a_dead_rank_does_not_leave_the_others_waiting(slurm, site):
+    """For an hour, in this training: without --kill-on-bad-exit the job would not end."""
+    jid = site.submit("if rank == '1': sys.exit(7)\ntime.sleep(3600)", HERMES3_MAX_CRASHES="1")
+    assert site.end(jid) == ("FAILED", 0)
+
+
+# Nodes and ranks
+
+
+def test_an_allocation_of_another_size_submits_itself_anew(slurm, site):
+    train = "print('GPUs', os.environ['CUDA_VISIBLE_DEVICES'], 'CPUs', os.environ['SLURM_CPUS_PER_TASK'])"
+    first = site.submit(train, "--time=33", "--nodes=1", recipe=site.recipe(2, "h100-80gb", 8))
+    assert site.end(first) == ("COMPLETED", 0)
+    assert site.end(first + 1) == ("COMPLETED", 0), site.log(first)
+    job = slurm.job(first + 1)
+    assert (job["NumNodes"], job["TimeLimit"]) == ("2", "00:33:00")
+    ranks = [(site.folder / f"logs/{first + 1}/attempt_1/rank_{rank}.log").read_text() for rank in range(2)]
+    assert ranks == ["GPUs 0,1,2,3,4,5,6,7 CPUs 16\n"] * 2
+    assert not (site.folder / f"logs/{first}").exists()
+
+
+def test_each_node_has_its_rank_and_all_meet_on_the_first_host(slurm, site):
+    jid = site.submit("")
+    assert site.end(jid) == ("COMPLETED", 0), site.log(jid)
+    launched = sorted((site.folder / "torchrun.txt").read_text().splitlines())
+    found = [re.search(r"(n\d): --nnodes (\d) .*--node-rank (\d) --master-addr (\w+) ", line) for line in launched]
+    assert [one.groups() for one in found] == [("n1", "2", "0", "n1"), ("n2", "2", "1", "n1")]
+
+
+def test_a_variable_of_the_task_expanded_in_the_script_is_the_first_node_s(slurm, job):
+    jid, log = job('srun bash -c "echo $SLURM_NODEID"', "-N2", "--ntasks-per-node=1")
+    assert slurm.wait_job(jid)["JobState"] == "COMPLETED" and log.read_text().split() == ["0", "0"]
+
+
+def test_localhost_is_another_host_on_each_node(slurm, job):
+    if not slurm.own_network:
+        pytest.skip("nodes have networks of their own only as root")
+    listen = "python3 -c 'import socket, time; s = socket.create_server((\"\", 29500)); time.sleep(4)'"
+    ask = "python3 -c 'import socket, sys; socket.create_connection((sys.argv[1], 29500))'"
+    each = f"if [ $SLURM_NODEID = 0 ]; then {listen}; else sleep 2; {ask} n1 && echo n1; {ask} localhost || echo no; fi"
+    jid, log = job(f"cat >each.sh <<'EOF'\n{each}\nEOF\nsrun bash each.sh", "-N2", "--ntasks-per-node=1")
+    assert slurm.wait_job(jid)["JobState"] == "COMPLETED"
+    assert log.read_text().splitlines()[0] == "n1" and log.read_text().splitlines()[-1] == "no"
+
+
+def test_the_mix_is_prepared_once_on_one_node(slurm, site):
+    jid = site.submit("step(1)\nif attempt == 1: os.kill(os.getpid(), 9)")
+    assert site.end(jid) == ("COMPLETED", 1), site.log(jid)
+    prepared = [path.read_text() for path in site.folder.glob("logs/*/*/preprocess.log")]
+    assert prepared == ["on n1\n"]
+
+
+# The notice of the end
+
+
+def test_a_trap_behind_a_foreground_step_comes_too_late(slurm, job):
+    jid, log = job("trap 'echo trapped' USR1; echo up; srun bash -c 'sleep 5; echo done'")
+    wait_text(slurm, log, "up")
+    slurm.run("scancel", "--batch", "--signal=USR1", jid)
+    slurm.wait_job(jid)
+    assert log.read_text().split() == ["up", "done", "trapped"]
+
+
+def test_a_signal_without_its_b_ends_the_ranks_and_not_the_script(slurm, job):
+    jid, log = job("trap 'echo trapped' USR1; srun bash -c 'echo up; exec sleep 60' & wait $!")
+    wait_text(slurm, log, "up")
+    slurm.run("scancel", "--signal=USR1", jid)  # as --signal=USR1@60 does
+    slurm.wait_job(jid)
+    assert "trapped" not in log.read_text() and "User defined signal 1" in log.read_text()
+
+
+UNTIL_STOPPED = """
+step(0.5)
+print("up", attempt)
+if attempt == 1:
+    while not stop.exists(): time.sleep(0.1)
+    sys.exit(75)
+"""
+
+
+def test_on_notice_ranks_stop_and_the_job_goes_on(slurm, site):
+    jid = site.submit(UNTIL_STOPPED)
+    site.wait_log(jid, "up 1")
+    slurm.run("scancel", "--batch", "--signal=USR1", jid)
+    assert site.end(jid) == ("COMPLETED", 1)
+    log = site.log(jid)  # of both attempts: a requeue does not cut it off
+    assert "attempt 1 on" in log and "ended on notice" in log and "up 2" in log
+    assert not list(site.folder.glob(f"logs/{jid}/attempt_*/crash.json"))
+
+
+def test_without_append_a_requeue_cuts_the_log_off(slurm, job):
+    jid, log = job("echo attempt ${SLURM_RESTART_COUNT:-0}; sleep 2", "--requeue")
+    wait_text(slurm, log, "attempt 0")
+    slurm.run("scontrol", "requeue", jid)
+    slurm.wait_job(jid)
+    assert log.read_text().split() == ["attempt", "1"]
+
+
+def test_ranks_that_do_not_stop_are_ended_in_time_for_another_attempt(slurm, site):
+    """Slurm never queues a job again that its time limit has ended. Ten seconds before that, says squeue here."""
+    site.script("bin/squeue", "#!/bin/bash\ndate -d '10 seconds' +%FT%T\n")
+    jid = site.submit("step(0.5)\nprint('up', attempt)\nif attempt == 1: time.sleep(3600)")
+    site.wait_log(jid, "up 1")
+    slurm.run("scancel", "--batch", "--signal=USR1", jid)
+    assert site.end(jid) == ("COMPLETED", 1)
+
+
+# Crashes
+
+
+def test_a_crash_is_tried_again_up_to_a_cap(slurm, site):
+    jid = site.submit("step(attempt / 10)\nraise RuntimeError('NCCL error')", HERMES3_MAX_CRASHES="2")
+    assert site.end(jid) == ("FAILED", 1)
+    assert site.log(jid).splitlines()[-1] == "RuntimeError: NCCL error"
+
+
+def test_the_same_crash_at_the_same_place_ends_the_job(slurm, site):
+    jid = site.submit("if rank == '1': time.sleep(3600)\nstep(0.5)\nraise RuntimeError(f'size mismatch at {id(job)}')")
+    assert site.end(jid) == ("FAILED", 1)
+    assert "the same crash as before" in site.log(jid)
+
+
+def test_a_user_s_error_fails_once_with_its_message_last(slurm, site):
+    jid = site.submit("if rank == '1': raise ValueError('lora_r: must be positive')\ntime.sleep(3600)")
+    assert site.end(jid) == ("FAILED", 0)
+    assert site.log(jid).splitlines()[-1] == "ValueError: lora_r: must be positive"
+
+
+def test_a_recipe_that_cannot_be_read_fails_with_its_message_last(slurm, site):
+    recipe = site.recipe()
+    recipe.write_text("hardware: {gpu: cpu, nodes: two}\n")
+    jid = site.submit("", recipe=recipe)
+    assert site.end(jid) == ("FAILED", 0)
+    assert site.log(jid).splitlines()[-1].startswith(f"{recipe}: hardware.nodes: ")
+
+
+def test_a_failed_launch_is_tried_again(slurm, site):
+    """Slurm does not, when srun has ended before the lost node is noticed: the job is FAILED."""
+    site.script(
+        "bin/srun",
+        '#!/bin/bash\n[[ -n ${SLURM_RESTART_COUNT:-} || $* != *torchrun* ]] && exec /usr/bin/srun "$@"\n'
+        "echo 'srun: error: Application launch failed' >&2; exit 141\n",
+    )
+    jid = site.submit("")
+    assert site.end(jid) == ("COMPLETED", 1), site.log(jid)
+    assert "no rank has started" in site.log(jid)
+
+
+def test_a_node_lost_while_ranks_are_launched(slurm, site):
+    site.script("launch/preflight.sh", "#!/bin/bash\ntouch ready\nuntil [ -e go ]; do sleep 0.1; done\n")
+    jid = site.submit("")
+    slurm.until((site.folder / "ready").exists, 60, "the preflight")
+    slurm.kill_node("n2")
+    (site.folder / "go").touch()
+    slurm.run("scontrol", "update", "nodename=n2", "state=down", "reason=power")
+    assert site.end(jid) == ("COMPLETED", 1), site.log(jid)
+    assert "n2" not in slurm.run("scontrol", "show", "hostnames", slurm.job(jid)["NodeList"]).stdout.split()
+
+
+def test_a_stage_leaves_its_stamp_only_when_it_has_ended_well(slurm, site):
+    stamp = site.folder / "stamps/sft.done"
+    jid = site.submit("raise ValueError('wrong')", HERMES3_STAMP=str(stamp))
+    assert site.end(jid) == ("FAILED", 0) and not stamp.exists()
+    jid = site.submit("", HERMES3_STAMP=str(stamp))
+    assert site.end(jid) == ("COMPLETED", 0) and stamp.exists()

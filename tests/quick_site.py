@@ -1,0 +1,75 @@
+"""A folder to submit launch/train.sbatch from whose training takes a second: the scripts and Slurm are the real ones.
+
+In place of Axolotl stands a module `axolotl` whose training is given as Python text; in place of torchrun, which loads
+torch for five seconds, a script that starts the node's one rank; in place of the preflight, one that finds nothing.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ("train.sbatch", "env.sh", "rank.sh")
+TORCHRUN = """\
+#!/bin/bash
+echo "$SLURMD_NODENAME: $*" >>torchrun.txt
+for last; do :; done
+RANK=$SLURM_NODEID exec bash launch/rank.sh "$last"
+"""
+# What Axolotl prints at each logging step
+TRAIN = """\
+import os, sys, time
+from pathlib import Path
+rank, job, stop = os.environ["RANK"], os.environ["SLURM_JOB_ID"], Path(os.environ["HERMES3_STOP_FILE"])
+attempt = int(os.environ.get("SLURM_RESTART_COUNT", 0)) + 1
+def step(epoch): print({"loss": "1.0", "epoch": str(epoch)})
+"""
+
+
+class QuickSite:
+    """`submit` a training of `nodes` nodes; `log` is what its job has printed."""
+
+    def __init__(self, folder: Path, slurm):
+        self.folder, self.slurm = folder, slurm
+        for name in ("launch", "logs", "bin", "axolotl/cli", "prepared"):
+            (folder / name).mkdir(parents=True)
+        for name in SCRIPTS:
+            (folder / "launch" / name).symlink_to(ROOT / "launch" / name)
+        self.script("launch/preflight.sh", "#!/bin/bash\n")
+        self.script("bin/torchrun", TORCHRUN)
+        for name in ("axolotl/__init__.py", "axolotl/cli/__init__.py"):
+            (folder / name).touch()
+        (folder / "axolotl/cli/preprocess.py").write_text("import socket\nprint('on', socket.gethostname())\n")
+
+    def script(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text)
+        (self.folder / name).chmod(0o755)
+
+    def recipe(self, nodes: int = 2, gpu: str = "cpu", gpus_per_node: int = 1) -> Path:
+        hardware = {"gpu": gpu, "nodes": nodes, "gpus_per_node": gpus_per_node}
+        path = self.folder / "recipe.yml"
+        path.write_text(yaml.safe_dump({"hardware": hardware, "dataset_prepared_path": "prepared"}))
+        return path
+
+    def submit(self, train: str, *options: str, recipe: Path | None = None, **env: str) -> int:
+        """Submit a recipe (two CPU nodes) that trains by the Python text `train`; the job's id."""
+        (self.folder / "axolotl/cli/train.py").write_text(TRAIN + train)
+        path = f"{self.folder}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        env |= {"PATH": path, "PYTHONPATH": str(self.folder)}
+        recipe = recipe or self.recipe()
+        options = options or ("--nodes=2",)
+        return self.slurm.submit(*options, "launch/train.sbatch", recipe, cwd=self.folder, env=env)
+
+    def log(self, jid: int) -> str:
+        log = self.folder / f"logs/train-{jid}.log"
+        return log.read_text() if log.exists() else ""
+
+    def wait_log(self, jid: int, text: str) -> None:
+        self.slurm.until(lambda: text in self.log(jid), 60, f"{text!r} in the log of job {jid}")
+
+    def end(self, jid: int) -> tuple[str, int]:
+        """State and number of requeues, once the job has ended."""
+        job = self.slurm.wait_job(jid)
+        return job["JobState"], int(job["Restarts"])
