@@ -18,6 +18,7 @@ import slurm_conf
 from slurm_conf import program
 
 NEEDS = ("slurmctld", "slurmd", "sbatch", "munged", "unshare", "setpriv")
+FOR_NETWORKS = ("ip", "nsenter")
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 # a job's own variables would reach the jobs submitted from here
 DROPPED = ("SLURM", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SINFO_", "SCANCEL_")
@@ -25,7 +26,7 @@ DROPPED = ("SLURM", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SINFO_", "SCANCEL
 
 def missing() -> list[str]:
     """The programs that a cluster needs and this machine lacks."""
-    return [name for name in NEEDS if not program(name)]
+    return [name for name in (*NEEDS, *(FOR_NETWORKS if os.getuid() == 0 else ())) if not program(name)]
 
 
 class SlurmLab:
