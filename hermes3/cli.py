@@ -11,6 +11,7 @@ from hermes3.evaluate import cli as evaluate_cli
 from hermes3.mix import cli as mix_cli
 from hermes3.plan import cli as plan_cli
 from hermes3.recipe import cli as recipe_cli
+from hermes3.report import cli as report_cli
 from hermes3.slurm import cli as slurm_cli
 
 app = typer.Typer(
@@ -24,23 +25,11 @@ app.command("plan")(plan_cli.plan)
 app.command("launch")(slurm_cli.launch)
 app.command("eval")(evaluate_cli.evaluate)
 app.command("select")(evaluate_cli.select)
+app.command("report")(report_cli.report)
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(chat_app, name="chat")
 
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
-
-
-def _named(pairs: list[str], option: str) -> dict[str, Path]:
-    """{"name": folder} of options given as NAME=FOLDER, in their order."""
-    named = {}
-    for pair in pairs:
-        name, equals, folder = pair.partition("=")
-        if not (name and equals and folder):
-            raise ValueError(f"{option} {pair}: give it as NAME=FOLDER")
-        if name in named:
-            raise ValueError(f"{option} {name} is given twice")
-        named[name] = Path(folder)
-    return named
 
 
 @app.command("tiny-base")
@@ -126,41 +115,6 @@ def quantize(
     from hermes3.quantize import quantize
 
     print(f"{out}: {quantize(model, out):,} bytes of weights")
-
-
-@app.command()
-def report(
-    out: Annotated[Path, typer.Option(help="folder to write: index.html, report.md, report.json")],
-    mix: Annotated[list[Path], typer.Option(help="mix folder")] = [],  # noqa: B006 (Typer copies it)
-    run: Annotated[list[str], typer.Option(help="NAME=FOLDER of a training run")] = [],  # noqa: B006
-    scores: Annotated[list[str], typer.Option(help="NAME=FOLDER of lm-eval results, earlier stage first")] = [],  # noqa: B006
-    commands: Annotated[Path | None, typer.Option(help="folder of stage stamps, each holding its command")] = None,
-) -> None:
-    """Write one page that says what was trained on what, and how it scores, with intervals."""
-    from hermes3.report.build import write_report
-
-    stamps = sorted(commands.glob("[0-9]*")) if commands else []
-    lines = [stamp.read_text(encoding="utf-8").strip() for stamp in stamps if stamp.suffix != ".new"]
-    write_report(out, mix, _named(run, "--run"), _named(scores, "--scores"), lines)
-    print((out / "summary.txt").read_text(encoding="utf-8"))
-
-
-@app.command()
-def card(
-    model: Annotated[Path, typer.Argument(help="folder of a whole model")],
-    report: Annotated[Path, typer.Option(help="report.json of `hermes3 report`")],
-    stage: Annotated[str, typer.Option(help="which of the report's stages MODEL is")],
-    recipe: Annotated[Path, typer.Option(help="the recipe that made it")],
-    name: Annotated[str, typer.Option(help="its name on the Hub, OWNER/NAME")],
-    push: Annotated[bool, typer.Option("--push", help="upload the folder, to a private repository")] = False,
-) -> None:
-    """Write MODEL's Hugging Face card: what it is made of, its scores with intervals, its prompts."""
-    from hermes3 import card
-
-    card.write_card(model, report, stage, recipe, name)
-    print(model / "README.md")
-    if push:
-        print(card.push(model, name))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The report of one chain: mixes, training runs and scores in one dict, rendered as a page, as Markdown and as JSON."""
+"""The report: mixes, training runs and scores in one dict, rendered as a page, as Markdown and as JSON."""
 
 import json
 from pathlib import Path
@@ -6,65 +6,113 @@ from typing import Any
 
 from hermes3.files import write_text
 from hermes3.report import charts, text
+from hermes3.report.cost import cost_of
 from hermes3.report.curves import read_run
+from hermes3.report.epochs import read_selection
+from hermes3.report.groups import PAPER_SUITE, groups_of
 from hermes3.report.mixes import read_mix
 from hermes3.report.page import render
+from hermes3.report.paper import compare_with_paper, what_dpo_changed
+from hermes3.report.provenance import recipe_facts, recipe_of, repository
 from hermes3.report.results import Stage, read_stage
-from hermes3.report.scores import score_table
+from hermes3.report.scores import ALIGNMENT, score_table
+from hermes3.report.seeds import seed_table
+from hermes3.report.verdict import verdict
 
 HERE = Path(__file__).parent
-SIZE_LIMIT = 1_000_000  # bytes of index.html: it must open from a mail or a pull request
+SIZE_LIMIT = 3_000_000  # bytes of index.html: it must open from a mail or a pull request
 
 
 def write_report(
-    out: Path, mixes: list[Path], runs: dict[str, Path], scores: dict[str, Path], commands: list[str]
+    out: Path,
+    mixes: list[Path],
+    runs: dict[str, Path],
+    scores: dict[str, list[Path]],
+    commands: list[str],
+    size: str | None = None,
+    suites: list[Any] | None = None,
 ) -> dict[str, Any]:
     """Write `out`/index.html, report.md, report.json and summary.txt, all from one dict, which is returned.
 
     `mixes` are folders with a manifest.json, `runs` maps a name to a training output folder, `scores` maps a stage to
-    an lm-eval output folder, in the order of the chain; `commands` are those that were run. The
-    same inputs give the same bytes. Raises ValueError naming what is missing or contradicts itself.
+    lm-eval output folders, one a seed, in the order of the chain; `commands` are those that were run. `size` is that of
+    the paper's model to compare the last stage with, by default that of the runs' recipes; `suites` name the groups of
+    tasks, by default all of eval/suites. The same inputs give the same bytes. Raises ValueError naming what is missing
+    or contradicts itself.
     """
-    report = collect(mixes, runs, scores, commands)
+    report = collect(mixes, runs, scores, commands, size, suites)
     page = render(HERE / "page.html.jinja", report, _charts(report), text.FILTERS)
     if len(page.encode()) > SIZE_LIMIT:
-        raise ValueError(f"{out}/index.html would have {len(page.encode())} bytes; log fewer steps (logging_steps)")
+        raise ValueError(f"{out}/index.html would have {len(page.encode())} bytes; give fewer runs or stages")
     write_text(out / "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     write_text(out / "report.md", render(HERE / "page.md.jinja", report, {}, text.FILTERS))
-    write_text(out / "summary.txt", text.summary(report["scores"]) + f"The report: {out}/index.html\n")
+    write_text(out / "summary.txt", text.summary(report) + f"The report: {out}/index.html\n")
     write_text(out / "index.html", page)
     return report
 
 
-def collect(mixes: list[Path], runs: dict[str, Path], scores: dict[str, Path], commands: list[str]) -> dict[str, Any]:
+def collect(
+    mixes: list[Path],
+    runs: dict[str, Path],
+    scores: dict[str, list[Path]],
+    commands: list[str],
+    size: str | None = None,
+    suites: list[Any] | None = None,
+) -> dict[str, Any]:
     """The report as plain data: what report.json holds."""
     if not scores:
         raise ValueError("scores: no stage given; name at least one lm-eval output folder")
-    stages = [read_stage(name, folder) for name, folder in scores.items()]
     run_data = [read_run(name, folder) for name, folder in runs.items()]
     mix_data = [read_mix(folder) for folder in mixes]
-    table = score_table(stages)
-    return {
+    recipes = {name: recipe_of(folder) for name, folder in runs.items()}
+    read = {name: _seeds(name, folders) for name, folders in scores.items()}
+    stages = [seeds[0] for seeds in read.values()]
+    groups = groups_of(stages, _suites() if suites is None else suites)
+    report: dict[str, Any] = {
         "title": "Hermes 3 recipes: " + " → ".join(scores),
-        "verdict": text.verdict(table, run_data),
-        "scores": table,
+        "paper": compare_with_paper(stages[-1], groups, size, recipes),
+        "scores": score_table(stages, groups),
+        "seeds": [seed_table(name, seeds, groups) for name, seeds in read.items() if len(seeds) > 1],
+        "selections": [found for name, folder in runs.items() if (found := read_selection(name, folder))],
+        "costs": [cost_of(name, folder, recipes[name]) for name, folder in runs.items()],
         "runs": run_data,
         "mixes": mix_data,
-        "evaluations": [_evaluation(stage) for stage in stages],
+        "repository": repository(),
+        "recipes": [recipe_facts(name, folder) for name, folder in runs.items()],
+        "evaluations": [_evaluation(stage) for seeds in read.values() for stage in seeds],
         "versions": _versions(mix_data, stages),
         "commands": commands,
+    }
+    table = report["scores"]
+    report["dpo"] = what_dpo_changed(table, report["paper"].get("size"))
+    table["alignment"] = [row for row in table["rows"] if row["suite"] == ALIGNMENT]
+    return report | {
+        "verdict": verdict(report),
         "captions": {
             "scores": text.scores_caption(table),
             "training": text.training_caption(run_data),
             "mixes": {mix["name"]: text.mix_caption(mix) for mix in mix_data if mix["kind"] == "sft"},
+            "paper": text.paper_caption(report["paper"]) if "rows" in report["paper"] else "",
         },
     }
 
 
+def _seeds(name: str, folders: list[Path]) -> list[Stage]:
+    return [read_stage(name if place == 1 else f"{name}, seed {place}", path) for place, path in enumerate(folders, 1)]
+
+
+def _suites() -> list[Any]:
+    """All of eval/suites: the paper's first, so that its groups give their names to what several suites measure."""
+    from hermes3.evaluate.suite import SUITES, load
+
+    names = sorted(path.stem for path in SUITES.glob("*.yml"))
+    return [load(name) for name in sorted(names, key=lambda name: (name != PAPER_SUITE, name != "epoch_selection"))]
+
+
 def _evaluation(stage: Stage) -> dict[str, Any]:
-    tasks = {task: {**facts, "samples": len(stage.docs[task])} for task, facts in stage.tasks.items()}
-    file = str(stage.results_file.relative_to(stage.folder))
-    return {"stage": stage.name, "file": file, **stage.harness, "tasks": tasks, "skipped": stage.skipped}
+    files = [str(path.relative_to(stage.folder)) for path in stage.results_files]
+    facts = {"stage": stage.name, "folder": str(stage.folder), "files": files}
+    return facts | stage.harness | {"tasks": stage.tasks, "skipped": stage.skipped}
 
 
 def _versions(mixes: list[dict[str, Any]], stages: list[Stage]) -> list[dict[str, Any]]:
@@ -82,7 +130,13 @@ def _versions(mixes: list[dict[str, Any]], stages: list[Stage]) -> list[dict[str
 
 
 def _charts(report: dict[str, Any]) -> dict[str, Any]:
-    drawn = {"scores": charts.scores_chart(report["scores"])}
+    scores = report["scores"]
+    main = [row for row in scores["rows"] if row["suite"] != ALIGNMENT]
+    drawn = {"scores": charts.scores_chart(main, scores["stages"], "scores")}
+    if scores["alignment"]:
+        drawn["alignment"] = charts.scores_chart(scores["alignment"], scores["stages"], "alignment")
+    if "rows" in report["paper"]:
+        drawn["paper"] = charts.paper_chart(report["paper"])
     if report["runs"]:
         drawn["training"] = charts.training_chart(report["runs"])
     return drawn | {

@@ -3,9 +3,10 @@
 import json
 from math import isfinite, log
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-# Column of the report -> key of log_history. Only preference runs have the last two.
+# Column of the report -> key of log_history. Preference runs have accuracy and margin; perf/* is our plugin's.
 COLUMNS = {
     "step": "step",
     "epoch": "epoch",
@@ -14,7 +15,12 @@ COLUMNS = {
     "grad_norm": "grad_norm",
     "accuracy": "rewards/accuracies",
     "margin": "rewards/margins",
+    "tokens_per_second_per_gpu": "perf/tokens_per_second_per_gpu",
+    "mfu": "perf/mfu",
+    "packing_efficiency": "perf/packing_efficiency",
+    "memory_gb": "perf/memory_gb",
 }
+PERF = ("tokens_per_second_per_gpu", "mfu", "packing_efficiency", "memory_gb")
 LN2 = log(2)
 
 
@@ -24,8 +30,8 @@ def read_run(name: str, folder: Path) -> dict[str, Any]:
     `points` holds one dict per logged step; the loss is the mean since the log entry before. Values that JSON has no
     form for (nan, inf) become None and are counted. Raises ValueError naming `folder` where there is no log.
     """
-    path = _find(folder)
-    history = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+    path = find_log(folder)
+    history = read_history(path)
     points = [_row(entry, COLUMNS) for entry in history if "loss" in entry]
     if not points:
         raise ValueError(f"{path}: log_history of run {name!r} has no loss; set logging_steps and train again")
@@ -41,12 +47,22 @@ def read_run(name: str, folder: Path) -> dict[str, Any]:
         "first_loss": points[0]["loss"],
         "last_loss": points[-1]["loss"],
         "not_finite": sum(point["loss"] is None for point in points),
+        "performance": _performance(points),
         "points": points,
         "evaluations": evaluations,
     }
 
 
-def _find(folder: Path) -> Path:
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Entries of the log; `ValueError` naming the file when it is cut short."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["log_history"]
+    except (ValueError, KeyError):
+        raise ValueError(f"{path}: no whole log of the trainer; the file is cut short") from None
+
+
+def find_log(folder: Path) -> Path:
+    """`trainer_state.json` of the run, or of its highest-numbered checkpoint."""
     checkpoints = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
     checkpoints.sort(key=lambda path: int(path.name.split("-")[-1]), reverse=True)
     for candidate in (folder, *checkpoints):
@@ -59,3 +75,9 @@ def _find(folder: Path) -> Path:
 def _row(entry: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
     row = {column: entry[key] for column, key in columns.items() if key in entry}
     return {column: value if isfinite(value) else None for column, value in row.items()}
+
+
+def _performance(points: list[dict[str, Any]]) -> dict[str, float]:
+    """Median of what each logged step measured, memory's highest; without what the run did not log."""
+    logged = {key: [point[key] for point in points if point.get(key) is not None] for key in PERF}
+    return {key: max(values) if key == "memory_gb" else median(values) for key, values in logged.items() if values}

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hermes3.files import sha256
 from hermes3.mix.categories import CATEGORIES
 
 
@@ -24,6 +25,7 @@ def read_mix(folder: Path) -> dict[str, Any]:
     return {
         "folder": str(folder),
         **{key: manifest[key] for key in ("name", "kind", "seed", "sequence_len", "tokenizer", "versions", "sources")},
+        "manifest_sha256": sha256(path),
         "output_sha256": manifest["output"]["sha256"],
         "categories": _categories(manifest),
         "total": total,

@@ -1,137 +1,140 @@
-"""The scores table: every metric of every stage, stages compared pairwise on the same documents, and their means."""
+"""The scores table: every score of every stage, stages compared pairwise on the same documents, and their means."""
 
 from typing import Any
 
+from hermes3.report.groups import Group, compare, member, score_of, why_not
 from hermes3.report.results import Score, ScoreKey, Stage
-from hermes3.report.stats import holm, mcnemar, mean_interval
+from hermes3.report.stats import holm, mean_interval
 
 ALPHA = 0.05
 
-TASK_LABELS = {
-    "tiny_choice": "Multiple choice",
-    "tiny_tool_call": "Tool call",
-    "tiny_json_mode": "JSON mode",
-    "tiny_preference": "Preference",
-    "tiny_end_of_turn": "End of turn",
-}
 METRIC_LABELS = {
     "acc": "accuracy",
     "acc_norm": "length-normalised accuracy",
     "valid": "valid form",
     "exact": "exact match",
     "exact_match": "exact match",
+    "prompt_level_strict_acc": "prompts, strict",
+    "inst_level_strict_acc": "instructions, strict",
+    "prompt_level_strict_acc+inst_level_strict_acc": "strict, mean of prompts and instructions",
     "ended": "answers that end within the limit",
 }
-# The metric that stands for a task in the mean: the strictest one that it has.
+# The metric that stands for a task that no suite names: the strictest one that it has.
 HEADLINE = ("exact_match", "acc", "valid", "exact", "acc_norm")
 NOT_QUALITY = {"ended": "it says that an answer stops, not that it is right"}
+ALIGNMENT = "alignment"  # the suite whose rows are a section of their own
 
 
-def score_table(stages: list[Stage]) -> dict[str, Any]:
-    """Rows of all scores, with Holm-corrected comparisons of consecutive stages, and the headline mean per stage.
+def score_table(stages: list[Stage], groups: list[Group]) -> dict[str, Any]:
+    """Rows of the scores that stand for something, `details` of all others, and the mean of the rows per stage.
 
-    A pair is compared only where both stages saw the same documents under the same task version and number of shots;
-    otherwise the comparison says why not, and the task is left out of the means.
+    `rows` are the suites' groups and one metric of every task that is in none. A pair of stages is compared only where
+    both saw the same prompts of the same documents; otherwise it says why not, and the row is left out of the means.
+    Holm's correction covers all tests of `rows`, and again all of `details`.
     """
     keys = list(dict.fromkeys(key for stage in stages for key in stage.scores))
-    headline = {task: _headline([key for key in keys if key[0] == task]) for task, _, _ in keys}
-    rows = []
-    for key in keys:
-        task, metric, filter_key = key
-        label = METRIC_LABELS.get(metric, metric) + ("" if filter_key == "none" else f" ({filter_key})")
-        rows.append(
-            {
-                "task": task,
-                "metric": metric,
-                "filter": filter_key,
-                "task_label": TASK_LABELS.get(task, task),
-                "metric_label": label,
-                "headline": headline[task] == key and metric not in NOT_QUALITY,
-                "scores": {stage.name: _as_dict(stage.scores.get(key)) for stage in stages},
-                "comparisons": [
-                    _compare(before, after, key) for before, after in zip(stages, stages[1:], strict=False)
-                ],
-            }
-        )
-    tested = [pair for row in rows for pair in row["comparisons"] if "p" in pair]
-    for pair, adjusted in zip(tested, holm([pair["p"] for pair in tested]), strict=True):
-        pair["p_holm"] = adjusted
-        if adjusted < ALPHA:
-            pair["mark"] = "better" if pair["gain"] > 0 else "worse"
-    return {"stages": [stage.name for stage in stages], "rows": rows, "means": _means(stages, headline)}
+    grouped = {key[0] for group in groups for key in group.members}
+    loose = {task: _headline([key for key in keys if key[0] == task]) for task, _, _ in keys if task not in grouped}
+    shown = [*groups, *(Group(_label(task), (key,)) for task, key in loose.items())]
+    alone = {group.members[0] for group in shown if len(group.members) == 1}
+    rows = [_row(stages, group) for group in shown]
+    named = {group.members[0][0]: group.name for group in shown if len(group.members) == 1}
+    details = [_row(stages, Group(named.get(key[0], _label(key[0])), (key,))) for key in keys if key not in alone]
+    for table in (rows, details):
+        _mark([pair for row in table for pair in row["comparisons"]])
+    means = _means(stages, [(group, row) for group, row in zip(shown, rows, strict=True)])
+    return {"stages": [stage.name for stage in stages], "rows": rows, "details": details, "means": means}
+
+
+def _row(stages: list[Stage], group: Group) -> dict[str, Any]:
+    scores = {stage.name: _as_dict(score_of(stage, group)) for stage in stages}
+    task, metric, filter_key = group.members[0]
+    tasks = [key[0] for key in group.members]
+    shots = list({stage.tasks[name]["n_shot"] for stage in stages for name in tasks if name in stage.tasks})
+    return {
+        "task": task if len(group.members) == 1 else group.name,
+        "task_label": group.name,
+        "tasks": tasks,
+        "metric": metric,
+        "filter": filter_key,
+        "metric_label": _metric(group),
+        "shots": shots[0] if len(shots) == 1 else None,
+        "suite": group.suite,
+        "scale": 1 if any(score and score["value"] > 1 for score in scores.values()) else 100,
+        "scores": scores,
+        "comparisons": [compare(before, after, group) for before, after in zip(stages, stages[1:], strict=False)],
+    }
 
 
 def _headline(keys: list[ScoreKey]) -> ScoreKey:
     return min(keys, key=lambda key: HEADLINE.index(key[1]) if key[1] in HEADLINE else len(HEADLINE))
 
 
+def _label(task: str) -> str:
+    """tiny_tool_call -> `Tool call`; any other name is lm-eval's own."""
+    return task.removeprefix("tiny_").replace("_", " ").capitalize() if task.startswith("tiny_") else task
+
+
+def _metric(group: Group) -> str:
+    metric, filter_key = group.members[0][1:]
+    words = METRIC_LABELS.get(metric, metric) + ("" if filter_key == "none" else f" ({filter_key})")
+    tasks = len(group.members)
+    return words if tasks == 1 else f"{words}, {tasks} tasks" + ("" if group.by_question else " weighing the same")
+
+
 def _as_dict(score: Score | None) -> dict[str, Any] | None:
     if score is None:
         return None
-    right = None if score.outcomes is None else sum(score.outcomes.values())
+    right = sum(score.outcomes.values()) if score.binary and score.outcomes is not None else None
     interval = {"low": score.low, "high": score.high, "interval": score.interval}
     return {"value": score.value, **interval, "n": score.n, "right": right, "higher_is_better": score.higher_is_better}
 
 
-def _difference(before: Stage, after: Stage, key: ScoreKey) -> str | None:
-    """Why the scores under `key` of two stages cannot be compared, in words; None where they can."""
-    task = key[0]
-    for stage in (before, after):
-        if key not in stage.scores:
-            return f"not measured on {stage.name}"
-    counts = [len(stage.docs[task]) for stage in (before, after)]
-    if counts[0] != counts[1]:
-        return f"{counts[0]} samples on {before.name}, {counts[1]} on {after.name}"
-    ours, theirs = before.docs[task], after.docs[task]
-    differing = sum(doc_hash != theirs.get(doc_id) for doc_id, doc_hash in ours.items())
-    if differing:
-        return f"{differing} of {counts[0]} documents differ"
-    for fact, words in (("version", "task versions"), ("n_shot", "numbers of shots")):
-        if before.tasks[task][fact] != after.tasks[task][fact]:
-            return f"{words} {before.tasks[task][fact]} and {after.tasks[task][fact]}"
-    return None
+def _mark(pairs: list[dict[str, Any]]) -> None:
+    tested = [pair for pair in pairs if "p" in pair]
+    for pair, adjusted in zip(tested, holm([pair["p"] for pair in tested]), strict=True):
+        pair["p_holm"] = adjusted
+        if adjusted < ALPHA:
+            pair["mark"] = "better" if pair["gain"] > 0 else "worse"
 
 
-def _compare(before: Stage, after: Stage, key: ScoreKey) -> dict[str, Any]:
-    pair: dict[str, Any] = {"before": before.name, "after": after.name}
-    if reason := _difference(before, after, key):
-        return pair | {"mark": "not comparable", "reason": reason}
-    old, new = before.scores[key], after.scores[key]
-    gain = (new.value - old.value) * (1 if new.higher_is_better else -1)
-    pair |= {"change": new.value - old.value, "gain": gain, "disjoint": _disjoint(old, new)}
-    if old.outcomes is None or new.outcomes is None:
-        return pair | {"mark": "not tested", "reason": "samples are not 0 or 1"}
-    changes = [new.outcomes[doc] - outcome for doc, outcome in old.outcomes.items()]
-    gained, lost = changes.count(1), changes.count(-1)
-    return pair | {"mark": "no clear difference", "gained": gained, "lost": lost, "p": mcnemar(gained, lost)}
-
-
-def _disjoint(old: Score, new: Score) -> bool:
-    if old.low is None or new.low is None:
-        return False
-    return old.high < new.low or new.high < old.low
-
-
-def _means(stages: list[Stage], headline: dict[str, ScoreKey]) -> dict[str, Any]:
-    """Unweighted mean of the headline metrics per stage, over the tasks that every stage ran on the same documents."""
-    tasks, left_out = [], []
-    for task, key in headline.items():
-        reasons = [reason for stage in stages[1:] if (reason := _difference(stages[0], stage, key))]
-        scores = [stage.scores[key] for stage in stages if key in stage.scores]
-        if not reasons and any(score.low is None for score in scores):
-            reasons = ["no interval"]
-        if not reasons and not scores[0].higher_is_better:
-            reasons = ["lower is better"]
-        if not reasons and key[1] in NOT_QUALITY:
-            reasons = [NOT_QUALITY[key[1]]]
-        label = TASK_LABELS.get(task, task)
-        if reasons:
-            left_out.append({"task": label, "reason": reasons[0]})
-        else:
-            tasks.append(task)
+def _means(stages: list[Stage], rows: list[tuple[Group, dict[str, Any]]]) -> dict[str, Any]:
+    """Unweighted mean of the rows per stage, over those that every stage ran alike; every task counts once."""
+    taken: list[Group] = []
+    left_out = []
+    counted: set[str] = set()
+    for group, row in rows:
+        reason = _not_in_mean(stages, group, row)
+        if reason is None and counted & set(row["tasks"]):
+            reason = "its tasks are in another row"
+        if reason is None:
+            taken.append(group)
+            counted |= set(row["tasks"])
+        elif row["suite"] != ALIGNMENT:
+            left_out.append({"task": group.name, "reason": reason})
     means = {}
-    for stage in stages if tasks else []:
-        scores = [stage.scores[headline[task]] for task in tasks]
+    for stage in stages if taken else []:
+        scores = [score_of(stage, group) for group in taken]
         mean, low, high = mean_interval([(score.value, score.low, score.high) for score in scores])
         means[stage.name] = {"value": mean, "low": low, "high": high}
-    return {"tasks": [TASK_LABELS.get(task, task) for task in tasks], "left_out": left_out, "stages": means}
+    return {"tasks": [group.name for group in taken], "left_out": left_out, "stages": means}
+
+
+def _not_in_mean(stages: list[Stage], group: Group, row: dict[str, Any]) -> str | None:
+    if row["suite"] == ALIGNMENT:
+        return "a section of its own"
+    if row["metric"] in NOT_QUALITY:
+        return NOT_QUALITY[row["metric"]]
+    if row["scale"] == 1:
+        return "not in percent"
+    if missing := [stage.name for stage in stages if row["scores"][stage.name] is None]:
+        lacks = [key[0] for stage in stages for key in group.members if member(stage, key) is None]
+        what = f" ({len(lacks)} of {len(group.members)} tasks)" if len(group.members) > 1 and lacks else ""
+        return f"not measured on {missing[0]}{what}"
+    reasons = [reason for stage in stages[1:] if (reason := why_not(stages[0], stage, group))]
+    scores = row["scores"].values()
+    if not reasons and any(score["low"] is None for score in scores):
+        reasons = ["no interval"]
+    if not reasons and not next(iter(scores))["higher_is_better"]:
+        reasons = ["lower is better"]
+    return reasons[0] if reasons else None

@@ -1,0 +1,46 @@
+"""The verb `hermes3 report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    out: Annotated[Path, typer.Option(help="folder to write: index.html, report.md, report.json")],
+    mix: Annotated[list[Path], typer.Option(help="mix folder")] = [],  # noqa: B006 (Typer copies it)
+    run: Annotated[list[str], typer.Option(help="NAME=FOLDER of a training run")] = [],  # noqa: B006
+    scores: Annotated[
+        list[str], typer.Option(help="NAME=FOLDER of lm-eval results, earlier stage first; a NAME again: another seed")
+    ] = [],  # noqa: B006
+    commands: Annotated[Path | None, typer.Option(help="folder of stage stamps, each holding its command")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="8b, 70b or 405b: the paper's model for the last stage; its recipe's by default")
+    ] = None,
+) -> None:
+    """Write one page that says whether it reproduced: scores with intervals, against the paper and stage by stage."""
+    from hermes3.report.build import write_report
+
+    stamps = sorted(commands.glob("[0-9]*")) if commands else []
+    lines = [stamp.read_text(encoding="utf-8").strip() for stamp in stamps if stamp.suffix != ".new"]
+    runs: dict[str, Path] = {}
+    for name, folder in _pairs(run, "--run"):
+        if name in runs:
+            raise ValueError(f"--run {name} is given twice")
+        runs[name] = folder
+    stages: dict[str, list[Path]] = {}
+    for name, folder in _pairs(scores, "--scores"):
+        stages.setdefault(name, []).append(folder)
+    write_report(out, mix, runs, stages, lines, size)
+    print((out / "summary.txt").read_text(encoding="utf-8"))
+
+
+def _pairs(given: list[str], option: str) -> list[tuple[str, Path]]:
+    """(name, folder) of options given as NAME=FOLDER, in their order."""
+    pairs = []
+    for pair in given:
+        name, equals, folder = pair.partition("=")
+        if not (name and equals and folder):
+            raise ValueError(f"{option} {pair}: give it as NAME=FOLDER")
+        pairs.append((name, Path(folder)))
+    return pairs
