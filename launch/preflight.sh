@@ -4,6 +4,10 @@
 set -euo pipefail
 recipe=$1 logs=$2
 shift 2
+if [[ ${HERMES3_PREFLIGHT:-} == skip ]]; then
+  echo "preflight: skipped (HERMES3_PREFLIGHT)"
+  exit 0
+fi
 code=0
 python -m hermes3.slurm.preflight "$recipe" "$logs" "$@" || code=$?
 [[ $code == 3 ]] || exit "$code"

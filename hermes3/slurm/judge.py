@@ -58,6 +58,8 @@ def table(answers: dict[str, dict[str, Any]]) -> str:
             cell = "BAD" if False in ok else "ok" if True in ok else "-"
             cells.append(f"{cell:{len(name)}}")
         lines.append(" ".join([f"{node:{wide}}", *cells]).rstrip())
-    checks = [pair for got in answers.values() for pair in got["checks"].items()]
-    skipped = {f"- {name}: {check['said']}" for name, check in checks if check["ok"] is None}
-    return "\n".join([*lines, *sorted(skipped)])
+    skipped: dict[str, list[str]] = {}
+    for name, check in [pair for got in answers.values() for pair in got["checks"].items()]:
+        if check["ok"] is None and name not in skipped.setdefault(check["said"], []):
+            skipped[check["said"]].append(name)
+    return "\n".join([*lines, *(f"not looked at: {', '.join(names)}, as {why}" for why, names in skipped.items())])

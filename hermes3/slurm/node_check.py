@@ -130,7 +130,7 @@ def model(asked: Expected) -> Check:
     from hermes3.model_folder import check_model
 
     if asked.base_model is None:
-        return Check(None, "base_model is no folder: a model of the Hub is not looked at")
+        return Check(None, "base_model is a name on the Hub")
     folder = Path(asked.base_model)
     check_model(folder)
     files = sorted((path.name, path.stat().st_size) for path in folder.iterdir() if path.is_file())

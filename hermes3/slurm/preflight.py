@@ -19,46 +19,54 @@ from typing import Any
 from hermes3.files import write_text
 from hermes3.slurm import allreduce
 from hermes3.slurm.judge import compare, judge, table
-from hermes3.slurm.node_check import Expected, node_name
+from hermes3.slurm.node_check import Expected
 from hermes3.slurm.srun import Srun, limit
 
 GO, STOP, REQUEUE = 0, 1, 3
 SKEW = 5.0  # seconds that a node's clock may be off: the logs of ranks are read side by side
 
 
-def expected(path: Path, out: Path) -> Expected:
-    """What the recipe at `path` needs of a node. `ValueError` when it cannot be read."""
+def expected(path: Path, out: Path) -> tuple[Expected, list[str]]:
+    """What the recipe at `path` needs of a node, and what this node lacks to say it all: it may itself be the bad one.
+
+    `ValueError` when the recipe cannot be read.
+    """
     from hermes3.plan.plan import plan
     from hermes3.plan.schedule import mix_of
     from hermes3.recipe.hardware import hardware_of
     from hermes3.recipe.validate import read
 
-    recipe = read(path)
-    hardware, planned = hardware_of(path, recipe), plan(path, packed=False)
-    output = Path(str(recipe.get("output_dir"))).absolute()
-    base = Path(str(recipe.get("base_model")))
-    on_hub = base.parts and len(base.parts) == 2 and not base.parent.exists()
+    recipe, lacks = read(path), []
+    hardware = hardware_of(path, recipe)
+    output, base = Path(str(recipe.get("output_dir"))).absolute(), Path(str(recipe.get("base_model")))
+    storage = host_memory = 0.0
+    try:
+        planned = plan(path, packed=False)
+        storage, host_memory = planned.checkpoints.storage, float(sum(planned.own.host.values()))
+    except ValueError as error:
+        lacks.append(f"{error}")
     tokens = {}
     for folder in (out, output):
+        token = folder / f".preflight-{os.environ.get('SLURM_JOB_ID', os.getpid())}"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            token = folder / f".preflight-{os.environ.get('SLURM_JOB_ID', os.getpid())}"
-            write_text(token, os.urandom(16).hex())
+            write_text(token, content := os.urandom(16).hex())
+            tokens[str(token)] = content
         except OSError as error:
-            raise ValueError(f"{path}: output_dir: cannot write to it from {node_name()}: {error}") from error
-        tokens[str(token)] = token.read_text(encoding="utf-8")
-    return Expected(
+            lacks.append(f"{path}: output_dir: {error}")
+    on_hub = len(base.parts) == 2 and not base.parent.exists()  # owner/name
+    asked = Expected(
         gpu=hardware.gpu,
         gpus_per_node=hardware.gpus_per_node,
         repository=str(Path.cwd()),
         recipe=str(path.absolute()),
         output_dir=str(output),
-        storage=planned.checkpoints.storage,
-        host_memory=sum(planned.own.host.values()),
+        storage=storage,
+        host_memory=host_memory,
         base_model=None if on_hub else str(base.absolute()),
         mix=str(mix_of(recipe).absolute()),
         tokens=tokens,
     )
+    return asked, lacks
 
 
 def shares(mix: Path, nodes: int) -> list[list[str]]:
@@ -119,7 +127,7 @@ def run(path: Path, logs: Path, options: list[str]) -> int:
     srun = Srun(options)
     nodes = srun.nodes()
     out = logs / "preflight"
-    asked = expected(path, out)
+    asked, lacks = expected(path, out)
     try:
         answers = ask(srun, nodes, asked, out)
     finally:
@@ -127,7 +135,7 @@ def run(path: Path, logs: Path, options: list[str]) -> int:
             Path(token).unlink(missing_ok=True)
     compare(answers)
     bad, shared = judge(answers)
-    if not bad and not shared:
+    if not (bad or shared or lacks):
         found, said = allreduce.over(srun, nodes, asked.gpu, asked.gpus_per_node, out)
         bad = {node: [f"all-reduce: {fault}"] for node, fault in found.items()}
         for node in nodes:
@@ -141,6 +149,8 @@ def run(path: Path, logs: Path, options: list[str]) -> int:
         print("\n".join(f"{node}: {line}" for line in lines))
     if shared:
         raise ValueError("preflight: the same on every node, so no node's fault:\n  " + "\n  ".join(shared))
+    if lacks and not bad:
+        raise ValueError(f"preflight: {'; '.join(lacks)}")
     return exclude(bad, nodes, logs.absolute().parent / "bad_nodes") if bad else GO
 
 

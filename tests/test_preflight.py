@@ -1,0 +1,388 @@
+"""Nodes that must not train are found before they do: each check on real files, and jobs on a real Slurm."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from small_mix import write_mix, write_recipe
+
+from hermes3.files import sha256
+from hermes3.slurm import allreduce, node_check, preflight
+from hermes3.slurm.declared import declared
+from hermes3.slurm.judge import compare, judge, table
+from hermes3.slurm.srun import Srun
+
+ROOT = Path(__file__).parents[1]
+LENGTHS = [20, 30, 40, 25] * 4
+BIN = Path(sys.executable).parent
+# What `nvidia-smi -q -x` says of a GPU, cut down to what is read; stand-ins, as there is no GPU here
+GPU = """<gpu><ecc_errors>
+<volatile><sram_correctable>4</sram_correctable><dram_uncorrectable>{ecc}</dram_uncorrectable></volatile>
+<aggregate><dram_uncorrectable>7</dram_uncorrectable><sram_threshold_exceeded>No</sram_threshold_exceeded></aggregate>
+</ecc_errors><remapped_rows><remapped_row_pending>{pending}</remapped_row_pending></remapped_rows>
+<gpu_recovery_action>{action}</gpu_recovery_action><clocks_event_reasons>
+<clocks_event_reason_sw_power_cap>Active</clocks_event_reason_sw_power_cap>
+<clocks_event_reason_hw_slowdown>{slow}</clocks_event_reason_hw_slowdown></clocks_event_reasons>
+<processes>{processes}</processes></gpu>"""
+WELL = {"ecc": 0, "pending": "No", "action": "None", "slow": "Not Active", "processes": ""}
+PROCESS = "<process_info><pid>7</pid><type>{}</type><process_name>python</process_name></process_info>"
+
+
+def smi(*ills: dict) -> str:
+    gpus = "".join(GPU.format(**WELL | ill) for ill in ills)
+    return f"<nvidia_smi_log><driver_version>570.86</driver_version>{gpus}</nvidia_smi_log>"
+
+
+def program(folder: Path, name: str, script: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+    return folder
+
+
+@pytest.fixture
+def on_path(tmp_path, monkeypatch):
+    """Put a program before those of this machine."""
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    return lambda name, script: program(tmp_path / "bin", name, script)
+
+
+@pytest.fixture
+def mix(tmp_path) -> Path:
+    """A mix whose manifest lists its files, as `hermes3 mix build` writes it."""
+    mix = write_mix(tmp_path / "mix", LENGTHS)
+    manifest = json.loads((mix / "manifest.json").read_text())
+    files = {str(path.relative_to(mix)): sha256(path) for path in sorted(mix.rglob("*.parquet"))}
+    manifest["output"]["files"] = files
+    (mix / "manifest.json").write_text(json.dumps(manifest))
+    return mix
+
+
+@pytest.fixture
+def asked(tmp_path, mix, base) -> node_check.Expected:
+    """What a node is asked that has all it needs; its model is a copy, to be broken."""
+    recipe = write_recipe(tmp_path / "run", mix, shutil.copytree(base, tmp_path / "base"))
+    expected, lacks = preflight.expected(recipe, tmp_path / "logs")
+    assert lacks == []
+    return replace(expected, hash_files=preflight.shares(mix, 1)[0])
+
+
+def bad(asked: node_check.Expected) -> dict[str, str]:
+    return {name: check["said"] for name, check in node_check.answer(asked)["checks"].items() if check["ok"] is False}
+
+
+# a node's own checks
+
+
+def test_a_good_node_passes_every_check(asked):
+    found = node_check.answer(asked)["checks"]
+    assert bad(asked) == {}
+    assert [name for name, check in found.items() if check["ok"] is None] == ["gpus", "health", "idle"]
+    assert asked.hash_files == ["train/part-00000.parquet", "train/part-00001.parquet"]
+    assert {f"mix {name}" for name in asked.hash_files} < set(found)
+    assert "torch 2" in found["versions"]["said"] and "axolotl" in found["versions"]["said"]
+
+
+def test_the_plan_says_how_much_room_the_checkpoints_take(asked, tmp_path):
+    """What is there already is part of it."""
+    from hermes3.plan.plan import plan
+
+    assert asked.storage == plan(Path(asked.recipe), packed=False).checkpoints.storage > 0
+    free = shutil.disk_usage(tmp_path).free
+    assert list(bad(replace(asked, storage=free + 1e9))) == ["disk"]
+    with (Path(asked.output_dir) / "weights").open("wb") as file:
+        file.truncate(2_000_000_000)  # a sparse file: no block of it is written
+    assert bad(replace(asked, storage=free + 1e9)) == {}
+
+
+def test_the_head_nodes_files_must_be_seen_with_their_content(asked):
+    (token,) = [Path(path) for path in asked.tokens if "/logs/" in path]
+    token.write_text("of another file system")
+    assert "another content" in bad(asked)["shared"]
+    token.unlink()
+    assert str(token) in bad(asked)["shared"]
+
+
+def test_an_output_folder_that_cannot_be_written_is_bad(asked):
+    gone = {path: text for path, text in asked.tokens.items() if "/logs/" in path}
+    shutil.rmtree(asked.output_dir)
+    assert "out" in bad(replace(asked, tokens=gone))["shared"]
+
+
+def test_a_broken_off_model_is_bad(asked):
+    weights = Path(asked.base_model) / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.truncate(weights.stat().st_size - 1)
+    assert "its header says" in bad(asked)["model"]
+
+
+def test_a_spoilt_file_of_the_mix_is_bad(asked, mix):
+    path = mix / asked.hash_files[1]
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    assert list(bad(asked)) == [f"mix {asked.hash_files[1]}"]
+
+
+def test_prepared_data_of_another_mix_are_bad(asked, mix):
+    (mix / "prepared").unlink()
+    (mix / "prepared-of-another").mkdir()
+    (mix / "prepared").symlink_to("prepared-of-another")
+    assert "does not lead to" in bad(asked)["mix"]
+
+
+def test_too_little_memory_is_bad(asked, monkeypatch):
+    monkeypatch.setattr(node_check, "SHM", 1e18)
+    assert list(bad(replace(asked, host_memory=1e18))) == ["shm", "memory"]
+
+
+def test_every_file_of_the_mix_is_read_by_two_nodes(mix):
+    given = preflight.shares(mix, 3)
+    names = sorted(sum(given, []))
+    assert names == sorted(2 * [f"train/part-0000{i}.parquet" for i in range(2)]) and max(map(len, given)) < 3
+
+
+# GPUs
+
+
+@pytest.mark.parametrize(
+    ("ill", "said"),
+    [
+        ({"ecc": 2}, "GPU 1: 2 uncorrected ECC errors"),
+        ({"pending": "Yes"}, "GPU 1: row remapping is pending"),
+        ({"action": "Reset"}, "GPU 1: the driver asks for: Reset"),
+        ({"slow": "Active"}, "GPU 1: its clocks are held down (hw_slowdown)"),
+    ],
+)
+def test_a_gpu_that_is_not_well(ill, said, asked, on_path):
+    on = replace(asked, gpu="h100-80gb", gpus_per_node=2)
+    on_path("nvidia-smi", f"echo '{smi({}, ill)}'")
+    assert list(bad(on)) == ["health"] and bad(on)["health"].startswith(said)
+
+
+def test_gpus_are_counted_and_must_be_free(asked, on_path):
+    """A display server's process is none that computes. The errors of the card's whole life are no fault."""
+    said = smi({"processes": PROCESS.format("G")}, {"processes": PROCESS.format("C")})
+    on_path("nvidia-smi", f"echo '{said}'")
+    found = bad(replace(asked, gpu="h100-80gb", gpus_per_node=8))
+    assert found == {"gpus": "2 GPUs, the recipe declares 8", "idle": "GPU 1: python (pid 7)"}
+
+
+def test_a_driver_that_does_not_answer_is_bad(asked, on_path):
+    on_path("nvidia-smi", "echo No devices were found; exit 6")
+    found = bad(replace(asked, gpu="h100-80gb", gpus_per_node=8))
+    assert set(found) == {"gpus", "health", "idle", "versions"}
+    assert found["gpus"] == "nvidia-smi ended with 6: No devices were found"
+
+
+def test_dcgm_has_its_say(asked, on_path):
+    tests = [
+        {"name": "Inforom", "results": [{"status": "Pass"}]},
+        {"name": "NVML Library", "results": [{"status": "Fail"}]},
+    ]
+    said = json.dumps({"DCGM Diagnostic": {"test_categories": [{"category": "Deployment", "tests": tests}]}})
+    on_path("nvidia-smi", f"echo '{smi({})}'")
+    on_path("dcgmi", f"echo '{said}'; exit 226")
+    on = replace(asked, gpu="h100-80gb", gpus_per_node=1)
+    assert bad(on) == {"health": "dcgmi diag: NVML Library failed"}
+    on_path("dcgmi", "echo Error: unable to connect to host engine; exit 1")
+    assert bad(on) == {}
+
+
+# what the answers say together
+
+
+def answers(**checks: list) -> dict:
+    """Of as many nodes as each check has values: True, False, None, or what must be the same."""
+    nodes = [f"n{i}" for i in range(1, max(map(len, checks.values())) + 1)]
+    made = {node: {"checks": {}} for node in nodes}
+    for name, values in checks.items():
+        for node, value in zip(nodes, values, strict=False):
+            same = value if isinstance(value, str) else None
+            check = {"ok": True if same else value, "said": same or f"{name}!", "remedy": "do it", "same": same}
+            made[node]["checks"][name.replace("__", " ")] = check
+    return made
+
+
+@pytest.mark.parametrize(
+    ("checks", "nodes", "of_all"),
+    [
+        ({"mix": [True, False, True]}, ["n2"], False),
+        ({"mix": [False, False, False]}, [], True),
+        ({"model": [False]}, [], True),  # on one node alone a missing model is the user's still
+        ({"gpus": [False]}, ["n1"], False),
+        ({"gpus": [False, False]}, [], True),  # the recipe declares another number than the nodes have
+        ({"health": [False, False]}, ["n1", "n2"], False),
+        ({"versions": ["torch 1", "torch 2", "torch 1"]}, ["n2"], False),
+        ({"versions": ["torch 1", "torch 2"]}, ["n2"], False),  # the head node's count
+        ({"mix__part-0": [False, False, None]}, [], False),
+    ],
+)
+def test_whose_fault_it_is(checks, nodes, of_all):
+    made = answers(**checks)
+    if "mix__part-0" in checks:  # both of its readers find it broken, the third did not look
+        del made["n3"]["checks"]["mix part-0"]
+        nodes, of_all = [], True
+    compare(made)
+    found, shared = judge(made)
+    assert list(found) == nodes and bool(shared) == of_all
+
+
+def test_the_table_has_a_line_a_node():
+    made = answers(
+        gpus=[None, None], versions=["torch 1, nccl 2", "torch 3, nccl 2"], mix=[True, True], mix__part=[True]
+    )
+    compare(made)
+    lines = table(made).splitlines()
+    assert lines[:3] == ["node gpus versions mix", "n1   -    ok       ok", "n2   -    BAD      ok"]
+    assert judge(made)[0] == {"n2": ["versions: torch 3; others: torch 1 -> do it"]}
+
+
+def test_not_the_whole_cluster_is_excluded(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    nodes, file = [f"n{i}" for i in range(16)], tmp_path / "bad_nodes"
+    assert preflight.exclude({"n1": ["x"], "n2": ["x"]}, nodes, file) == preflight.REQUEUE
+    assert preflight.exclude({"n2": ["again"], "n3": ["x"], "n4": ["x"]}, nodes, file) == preflight.REQUEUE
+    with pytest.raises(ValueError, match="5 bad nodes in .*, more than the 4"):
+        preflight.exclude({"n5": ["x"]}, nodes, file)
+
+
+def test_what_hangs_is_ended(monkeypatch):
+    monkeypatch.setenv("HERMES3_PREFLIGHT_SECONDS", "0.5")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert Srun([]).run(["here"], ["sh", "-c", "echo mix >&2; exec sleep 100"]) == (None, "", "mix\n")
+
+
+NCCL_TESTS = """#  Rank  0 Group  0 Pid 11 on n1 device  0 [0x19] NVIDIA H100 80GB HBM3
+#  Rank  1 Group  0 Pid 11 on n1 device  1 [0x3b] NVIDIA H100 80GB HBM3
+  1073741824     268435456     float     sum      -1   2351.2  456.68  456.68      0   2350.1  456.89  456.89      0
+# Out of bounds values : 0 OK
+# Avg bus bandwidth    : 456.785
+"""
+
+
+def test_nccl_tests_are_read_and_not_trusted():
+    """Built without MPI its processes each reduce alone: two of them print rank 0 and 1 twice, and never rank 2."""
+    assert allreduce.nccl_tests(NCCL_TESTS, 2) == 456.785
+    assert allreduce.nccl_tests(NCCL_TESTS + NCCL_TESTS, 4) is None
+    assert allreduce.nccl_tests(NCCL_TESTS.replace("values : 0 OK", "values : 3 FAILED"), 2) is None
+
+
+# on a real Slurm
+
+
+@pytest.fixture
+def site(tmp_path) -> Path:
+    """A folder that jobs are submitted from, as the repository's root is, with logs of its own."""
+    (tmp_path / "site/logs").mkdir(parents=True)
+    (tmp_path / "site/launch").symlink_to(ROOT / "launch")
+    script = 'trap "" TERM; launch/preflight.sh "$1" "logs/$SLURM_JOB_ID/attempt_$((${SLURM_RESTART_COUNT:-0} + 1))"'
+    script = f"#!/bin/bash\n#SBATCH --open-mode=append --requeue\n{script}; code=$?; exit $((code == 3 ? 0 : code))\n"
+    (tmp_path / "site/preflight.sbatch").write_text(script)
+    return tmp_path / "site"
+
+
+def submit(slurm, site: Path, script: str, recipe: Path, nodes: int, path: Path = BIN, **env: str) -> tuple[int, Path]:
+    """(job, its log)"""
+    log = site / "logs/job.log"
+    env |= {"PATH": f"{path}:{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    return slurm.submit(f"-N{nodes}", "--ntasks-per-node=1", "-o", log, script, recipe, cwd=site, env=env), log
+
+
+def on(slurm, node: str, *command: object) -> None:
+    """Run in the node's own namespaces: what is mounted there, no other node sees."""
+    slurm.run("srun", "-w", node, *command)
+
+
+def test_a_job_finishes_without_its_broken_node(slurm, site, mix, base, tmp_path):
+    """n2 does not see the model: an empty file system lies over it there. The job ends on n1 and n3."""
+    model = shutil.copytree(base, tmp_path / "base")
+    hardware = {"gpu": "cpu", "nodes": 2, "gpus_per_node": 1}
+    recipe = write_recipe(tmp_path / "run", mix, model, hardware=hardware, num_epochs=1)
+    Path(declared(recipe).split()[-1]).touch()  # so small a mix is prepared as it is loaded
+    on(slurm, "n2", "mount", "-t", "tmpfs", "none", model)
+    try:
+        jid, log = submit(slurm, site, "launch/train.sbatch", recipe, 2)
+        job = slurm.wait_job(jid, timeout=600)
+    finally:
+        on(slurm, "n2", "umount", model)
+    said = log.read_text(errors="replace")
+    assert (job["JobState"], job["Restarts"], job["ExcNodeList"]) == ("COMPLETED", "1", "n2"), said[-5000:]
+    assert "n2" not in job["NodeList"] and (tmp_path / "run/out/model.safetensors").is_file()
+    assert f"n2: model: {model}: no config.json" in said and "GB/s bus bandwidth" in said
+    assert (site / f"logs/{jid}/bad_nodes").read_text().startswith("n2\tmodel: ")
+    first, second = (site / f"logs/{jid}/attempt_{n}/preflight" for n in (1, 2))
+    assert json.loads((first / "n2.json").read_text())["checks"]["model"]["ok"] is False
+    assert sorted(path.stem for path in second.glob("*.json")) == sorted(slurm_nodes(slurm, job["NodeList"]))
+
+
+def slurm_nodes(slurm, expression: str) -> list[str]:
+    return slurm.run("scontrol", "show", "hostnames", expression).stdout.split()
+
+
+def test_a_fault_of_all_nodes_fails_once(slurm, site, mix, tmp_path):
+    hardware = {"gpu": "cpu", "nodes": 2, "gpus_per_node": 1}
+    recipe = write_recipe(tmp_path / "run", mix, tmp_path / "no_such_model", hardware=hardware)
+    jid, log = submit(slurm, site, "preflight.sbatch", recipe, 2)
+    job = slurm.wait_job(jid)
+    assert (job["JobState"], job["Restarts"]) == ("FAILED", "0")
+    *_, head, last = log.read_text().splitlines()
+    assert head == "hermes3: preflight: the same on every node, so no node's fault:"
+    assert f"model: {tmp_path}/no_such_model: no config.json" in last
+    assert not (site / f"logs/{jid}/bad_nodes").exists()
+
+
+def test_the_node_that_runs_the_script_may_be_the_broken_one(slurm, site, mix, base, tmp_path):
+    model = shutil.copytree(base, tmp_path / "base")
+    recipe = write_recipe(tmp_path / "run", mix, model, hardware={"gpu": "cpu", "nodes": 2, "gpus_per_node": 1})
+    on(slurm, "n1", "mount", "-t", "tmpfs", "none", model)
+    try:
+        jid, log = submit(slurm, site, "preflight.sbatch", recipe, 2)
+        slurm.until(lambda: slurm.job(jid)["ExcNodeList"] == "n1", 120, "n1 excluded")
+    finally:
+        slurm.run("scancel", jid)
+        on(slurm, "n1", "umount", model)
+    assert f"n1: model: {model}: no config.json" in log.read_text()
+
+
+def test_a_gpu_with_memory_errors_keeps_its_node_out(slurm, site, mix, base, tmp_path):
+    """nvidia-smi is a stand-in that reports an error on n2 alone; with the GPUs themselves the job would go on."""
+    well, ill = smi(*[{}] * 8), smi(*[{}] * 7, {"ecc": 1})
+    script = f"case $SLURMD_NODENAME in n2) echo '{ill}';; *) echo '{well}';; esac"
+    hardware = {"gpu": "h100-80gb", "nodes": 2, "gpus_per_node": 8}
+    recipe = write_recipe(tmp_path / "run", mix, base, hardware=hardware)
+    jid, log = submit(slurm, site, "preflight.sbatch", recipe, 2, program(tmp_path / "bin", "nvidia-smi", script))
+    slurm.until(lambda: slurm.job(jid)["ExcNodeList"] == "n2", 120, "n2 excluded")
+    assert "n2: health: GPU 7: 1 uncorrected ECC errors (dram_uncorrectable)" in log.read_text()
+
+
+def test_a_node_with_a_slow_link_is_found(slurm, site, mix, base, tmp_path):
+    """n2's network lets 40 Mbit/s through: alone it does well, with both of its neighbours it does not."""
+    if not slurm.own_network or not shutil.which("tc", path="/usr/sbin:/sbin:/usr/bin"):
+        pytest.skip("needs root and tc, to slow one node's network down")
+    recipe = write_recipe(tmp_path / "run", mix, base, hardware={"gpu": "cpu", "nodes": 4, "gpus_per_node": 1})
+    link = ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "40mbit", "burst", "64kb", "latency", "50ms"]
+    on(slurm, "n2", *link)
+    try:
+        jid, log = submit(slurm, site, "preflight.sbatch", recipe, 4, HERMES3_MIN_BUS_GBPS="0.015")
+        slurm.until(lambda: log.exists() and "all-reduce: " in log.read_text(), 300, "the table")
+        slurm.until(lambda: slurm.job(jid)["JobState"] != "RUNNING", 60, "an end")
+    finally:
+        on(slurm, "n2", "tc", "qdisc", "del", "dev", "eth0", "root")
+    assert slurm.job(jid)["ExcNodeList"] == "n2", log.read_text()
+    assert "n2: all-reduce: with n" in log.read_text()
+
+
+def test_a_single_machine_is_looked_at_without_slurm(mix, base, tmp_path):
+    """Two processes of it reduce together over gloo."""
+    recipe = write_recipe(tmp_path / "run", mix, base, hardware={"gpu": "cpu", "nodes": 1, "gpus_per_node": 2})
+    command = [sys.executable, "-m", "hermes3.slurm.preflight", recipe, tmp_path / "logs"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    ran = subprocess.run(command, capture_output=True, text=True, env=env | {"OMP_NUM_THREADS": "1"})
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "all-reduce: 2 ranks, " in ran.stdout and "GB/s bus bandwidth" in ran.stdout
