@@ -25,7 +25,7 @@ chat = hermes3/messages.py $(wildcard hermes3/chat/*)
 	.venv/bin/pip install --disable-pip-version-check --no-deps -e .
 	touch $@
 
-demo: $(S)/12-report
+demo: $(S)/14-report
 	@cat $(T)/report/summary.txt
 
 $(S)/01-data: $(wildcard data_mixes/samples/*) hermes3/chat/prompts.py | .venv/.installed
@@ -52,23 +52,33 @@ $(S)/07-sft: recipes/tiny_sft.yml $(S)/04-mix-sft hermes3/train/plugin.py
 	@rm -rf $(T)/sft
 	@$(stage) 'supervised fine-tuning (about 3 minutes)' accelerate launch -m axolotl.cli.train recipes/tiny_sft.yml
 
-$(S)/08-eval-sft: $(S)/07-sft $(suite)
-	@$(stage) 'evaluate SFT' hermes3 eval $(T)/sft --out $(T)/eval/sft
+epochs = 1 2 3 4
+$(epochs:%=$(S)/08-eval-epoch-%): $(S)/08-eval-epoch-%: $(S)/07-sft $(suite)
+	@$(stage) 'evaluate epoch $* of SFT' hermes3 eval $(T)/sft --epoch $* --out $(T)/eval/epoch_$*
 
-$(S)/09-dpo: recipes/tiny_dpo.yml $(S)/05-mix-dpo $(S)/07-sft
+$(S)/09-select: $(epochs:%=$(S)/08-eval-epoch-%)
+	@$(stage) "choose an epoch by the paper's rule" \
+	  hermes3 select $(T)/sft --suite tiny $(foreach n,$(epochs),$n=$(T)/eval/epoch_$n)
+
+$(S)/10-dpo: recipes/tiny_dpo.yml $(S)/05-mix-dpo $(S)/09-select
 	@rm -rf $(T)/dpo
 	@$(stage) 'direct preference optimisation' accelerate launch -m axolotl.cli.train recipes/tiny_dpo.yml
 
-$(S)/10-merge: $(S)/09-dpo
+$(S)/11-merge: $(S)/10-dpo
 	@$(stage) 'merge the adapter' axolotl merge-lora recipes/tiny_dpo.yml
 
-$(S)/11-eval-dpo: $(S)/10-merge $(suite)
+$(S)/12-eval-dpo: $(S)/11-merge $(suite)
 	@$(stage) 'evaluate SFT+DPO' hermes3 eval $(T)/dpo/merged --out $(T)/eval/dpo
 
-$(S)/12-report: $(S)/06-eval-base $(S)/08-eval-sft $(S)/11-eval-dpo $(wildcard hermes3/report/*)
+# two questions a task show that these run; docs/alignment.md says what they measure
+$(S)/13-eval-alignment: $(S)/12-eval-dpo eval/suites/alignment.yml
+	@$(stage) 'evaluate its alignment' hermes3 eval $(T)/dpo/merged --suite alignment --device cpu --limit 2 \
+	  --out $(T)/eval/dpo/alignment
+
+$(S)/14-report: $(S)/06-eval-base $(S)/09-select $(S)/13-eval-alignment $(wildcard hermes3/report/*)
 	@$(stage) 'write the report' hermes3 report --out $(T)/report --mix mixes/tiny_sft --mix mixes/tiny_dpo \
 	  --run SFT=$(T)/sft --run DPO=$(T)/dpo --commands $(S) \
-	  --scores base=$(T)/eval/base --scores SFT=$(T)/eval/sft --scores SFT+DPO=$(T)/eval/dpo
+	  --scores base=$(T)/eval/base --scores SFT=$(T)/sft/best_results --scores SFT+DPO=$(T)/eval/dpo
 
 test: .venv/.installed
 	.venv/bin/python -m pytest

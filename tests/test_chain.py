@@ -128,7 +128,7 @@ def test_the_dpo_folder_holds_the_adapter_alone():
 
 
 def test_prompts_went_through_the_chat_template():
-    samples = sorted((TINY / "eval/sft").rglob("samples_tiny_tool_call_*.jsonl"))[-1]
+    samples = sorted((TINY / "sft/best_results").rglob("samples_tiny_tool_call_*.jsonl"))[-1]
     prompt = json.loads(samples.read_text().splitlines()[0])["arguments"]["gen_args_0"]["arg_0"]
     assert prompt.startswith("<|begin_of_text|><|im_start|>system\nYou are a function calling AI model.")
     assert prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
@@ -142,7 +142,20 @@ def test_the_merged_model_is_whole():
         with safe_open(folder / "model.safetensors", "pt") as tensors:
             return set(tensors.keys())
 
-    assert names(TINY / "dpo/merged") == names(TINY / "sft")
+    assert names(TINY / "dpo/merged") == names(TINY / "sft/best")
+
+
+def test_dpo_starts_from_the_epoch_that_the_rule_chose():
+    from hermes3.evaluate.select import choose
+    from hermes3.train.epochs import epochs_of
+
+    chosen = json.loads((TINY / "sft/select.json").read_text())
+    assert set(chosen["totals"]) == set("1234")
+    scores = {group: {int(epoch): one for epoch, one in given.items()} for group, given in chosen["scores"].items()}
+    assert choose(scores)["epoch"] == chosen["epoch"]
+    assert (TINY / "sft/best").resolve() == epochs_of(TINY / "sft")[chosen["epoch"]].resolve()
+    assert (TINY / "sft/best_results").resolve() == TINY / f"eval/epoch_{chosen['epoch']}"
+    assert yaml.safe_load((ROOT / "recipes/tiny_dpo.yml").read_text())["base_model"] == "outputs/tiny/sft/best"
 
 
 def test_wandb_runs_are_on_disk():
@@ -193,7 +206,7 @@ def test_real_data_trains(tmp_path):
 
 def test_the_lm_eval_command_is_plain():
     shown = subprocess.run(
-        [Path(sys.executable).with_name("hermes3"), "eval", "outputs/tiny/sft", "--out", "x", "--dry-run"],
+        [Path(sys.executable).with_name("hermes3"), "eval", "outputs/tiny/sft/best", "--out", "x", "--dry-run"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -426,10 +426,10 @@ FAULTS = {
     ),
     "DPO on a model that cannot chat": Fault(
         "8b_dpo",
-        "base_model: outputs/8b/sft ",
+        "base_model: outputs/8b/sft/best ",
         "base_model: outputs/8b/base ",
         "base_model",
-        ("has not learnt to chat", "set outputs/8b/sft"),
+        ("has not learnt to chat", "set outputs/8b/sft/best, .* `hermes3 select` chose"),
     ),
     "two recipes write to one folder": Fault(
         "8b_sft_seed_43",
@@ -440,14 +440,21 @@ FAULTS = {
     ),
     "DPO on an adapter": Fault(
         "8b_dpo_seed_43",
-        "base_model: outputs/8b/sft ",
+        "base_model: outputs/8b/sft/best ",
         "base_model: outputs/8b/dpo ",
         "base_model",
         ("adapter", "axolotl merge-lora .*8b_dpo.yml", "set outputs/8b/dpo/merged"),
     ),
+    "DPO on the best epoch of an adapter": Fault(
+        "8b_dpo_seed_43",
+        "base_model: outputs/8b/sft/best ",
+        "base_model: outputs/8b/dpo/best ",
+        "base_model",
+        ("adapter", "set outputs/8b/dpo/merged"),
+    ),
     "DPO on a model with an adapter inside": Fault(
         "8b_dpo",
-        "base_model: outputs/8b/sft ",
+        "base_model: outputs/8b/sft/best ",
         "base_model: {unmerged} ",
         "base_model",
         ("lora_A", "merge-lora", "merged/"),

@@ -11,10 +11,9 @@ from typing import Any
 
 from hermes3.evaluate.epoch import epoch_model
 from hermes3.evaluate.setting import fingerprint
-from hermes3.evaluate.suite import Suite, load
+from hermes3.evaluate.suite import Group, load
 from hermes3.files import write_text
-from hermes3.report.groups import groups_of, member
-from hermes3.report.results import Stage, read_stage
+from hermes3.report.results import Stage, read_stage, with_shots
 from hermes3.train.epochs import epochs_of
 
 
@@ -54,9 +53,12 @@ def select(run: Path, suite_name: str, results: dict[int, Path]) -> dict[str, An
     models = {epoch: epoch_model(run, epoch) for epoch in results}
     settings = {epoch: _setting(folder, epoch, models[epoch]) for epoch, folder in results.items()}
     _evaluated_alike(results, settings)
-    by_epoch = {epoch: _group_scores(read_stage(f"epoch {epoch}", folder), suite) for epoch, folder in results.items()}
-    names = next(iter(by_epoch.values()))
-    scores = {name: {epoch: of_epoch[name] for epoch, of_epoch in by_epoch.items()} for name in names}
+    stages = {epoch: read_stage(f"epoch {epoch}", folder) for epoch, folder in results.items()}
+    scores = {
+        name: {epoch: _group_score(name, group, stage) for epoch, stage in stages.items()}
+        for name, group in suite.groups.items()
+        if group.selects
+    }
     chosen = choose(scores)
     if (limit := next(iter(settings.values()))["limit"]) is not None:
         chosen["notes"].append(f"Only {limit} questions a task: a first look, no ground to choose on.")
@@ -131,22 +133,36 @@ def _evaluated_alike(results: dict[int, Path], settings: dict[int, dict[str, Any
                 )
 
 
-def _group_scores(stage: Stage, suite: Suite) -> dict[str, float]:
-    """Group -> score, of the groups that count. `ValueError` for a task not measured, or not with its shots."""
-    measured = {group.name: group for group in groups_of([stage], [suite])}
-    scores = {}
-    for name, given in suite.groups.items():
-        if not given.selects:
-            continue
-        members = measured[name].members if name in measured else [(task, "", "") for task in given.tasks]
-        for key in members:
-            if member(stage, key) is None:
+def _group_score(name: str, group: Group, stage: Stage) -> float:
+    values, weights = [], []
+    for task in group.tasks:
+        for leaf in _leaves(task, stage):
+            other = with_shots(leaf, group.num_fewshot)  # where the newest results are of another number of shots
+            key = other if other in stage.tasks else leaf
+            if key not in stage.tasks:
+                raise ValueError(f"{stage.folder}: {name} needs {leaf}, which was not measured; evaluate it there")
+            facts = stage.tasks[key]
+            if facts["n_shot"] != group.num_fewshot:
                 raise ValueError(
-                    f"{stage.folder}: no score {key[1]} of {key[0]}, which {name} needs; evaluate it there"
+                    f"{stage.folder}: {leaf} has {facts['n_shot']} shots, {name} wants {group.num_fewshot}"
                 )
-            if (shots := stage.tasks[key[0]]["n_shot"]) != given.num_fewshot:
-                raise ValueError(f"{stage.folder}: {key[0]} has {shots} shots, {name} wants {given.num_fewshot}")
-        parts = [member(stage, key) for key in members]
-        weights = [part.n if measured[name].by_question else 1 for part in parts]
-        scores[name] = sum(part.value * weight for part, weight in zip(parts, weights, strict=True)) / sum(weights)
-    return scores
+            of_metrics = [_value(stage, key, metric) for metric in group.metrics(task)]
+            values.append(sum(of_metrics) / len(of_metrics))
+            weights.append(facts["samples"] if group.aggregation == "weighted" else 1)
+    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+
+
+def _leaves(task: str, stage: Stage) -> list[str]:
+    return [leaf for one in stage.subtasks.get(task, []) for leaf in _leaves(one, stage)] or [task]
+
+
+def _value(stage: Stage, task: str, metric: str) -> float:
+    wanted, _, filter_key = metric.partition(",")
+    found = [
+        score
+        for (of_task, name, of_filter), score in stage.scores.items()
+        if (of_task, name) == (task, wanted) and filter_key in ("", of_filter)
+    ]
+    if len(found) != 1:
+        raise ValueError(f"{stage.folder}: {task} has {len(found)} scores {metric}; name one, as METRIC,FILTER")
+    return found[0].value

@@ -15,6 +15,7 @@ from hermes3.recipe.neighbours import neighbours
 from hermes3.recipe.paper import paper_of
 
 SIZE = re.compile(r"(?<![\w.])\d+b(?![a-z0-9])")  # 8b of outputs/8b/base and of meta-llama/Llama-3.1-8B
+BEST = "best"  # in a run's folder: the link to the epoch that `hermes3 select` chose
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
@@ -28,11 +29,11 @@ def findings(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     yield from _untrained(path, recipe, base)
     folder = Path(base)
     for output, other in sorted(_adapters(path).items()):
-        if Path(output) == folder:
+        if folder in (Path(output), Path(output) / BEST):
             yield Finding(
                 "base_model",
                 f"{base} is what {other} writes, an adapter and no whole model",
-                f"run `axolotl merge-lora {other}` and set {base}/merged",
+                f"run `axolotl merge-lora {other}` and set {output}/merged",
             )
     if folder.is_dir():
         try:
@@ -67,7 +68,7 @@ def _untrained(path: Path, recipe: dict[str, Any], base: str) -> Iterator[Findin
             yield Finding(
                 "base_model",
                 f"{base} is what {other.path} starts from, and so has not learnt to chat",
-                f"set {other.output_dir}, which that recipe writes",
+                f"set {other.output_dir}/{BEST}, the epoch of that recipe's run that `hermes3 select` chose",
             )
             return
 
