@@ -10,8 +10,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hermes3.mix.manifest import prepared_folder
-
 
 def check_prepared(path: Path, recipe: dict[str, Any]) -> None:
     """`ValueError` unless the prepared data of the recipe at `path` can be those of its mix, and of no other.
@@ -34,6 +32,8 @@ def check_prepared(path: Path, recipe: dict[str, Any]) -> None:
         raise ValueError(f"{path}: dataset_prepared_path: must be {link}, in the mix that datasets name; set that")
     if not mix.exists():
         return
+    from hermes3.mix.manifest import prepared_folder  # needs pyarrow, which a host of containers may not have
+
     again = f"build {mix} again with `hermes3 mix build`"
     if not (mix / "manifest.json").is_file():
         raise ValueError(f"{path}: datasets: {mix} is no mix, it has no manifest.json; {again}")
