@@ -17,7 +17,9 @@ def launch(
     ] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="another number of nodes, at the same global batch")] = None,
     done: Annotated[list[str], typer.Option(help="take this stage of the pipeline for complete")] = [],  # noqa: B006
-    check: Annotated[bool, typer.Option("--check/--no-check", help="hold recipes to `hermes3 check` before")] = True,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="recipes are checked first, and the cluster asked")
+    ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="write the files to read, submit nothing")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
@@ -40,7 +42,7 @@ def _recipe(path: Path, nodes: int | None, options: list[str], check: bool, dry_
 
     made = submit.prepare(path, nodes, options, check)
     submit.write(made)
-    job = None if dry_run else submit.submit(made)
+    job = None if dry_run else submit.submit(made, check)
     if as_json:
         said = {"job": job, "folder": str(made.folder), "command": made.line, "missing": made.missing}
         print(json.dumps({**said, "settings": made.settings}))
@@ -80,6 +82,8 @@ def _pipeline(given: str, options: list[str], done: list[str], check: bool, dry_
         missing = chain.missing(list(to_run.values()))
         if missing and not dry_run:
             raise ValueError("\n  ".join(["nothing is submitted:", *missing]))
+        if check and not dry_run:
+            made.test()
         submitted = {} if dry_run else made.submit()
     rows = made.rows(submitted)
     if as_json:

@@ -47,6 +47,16 @@ class Submission:
                 )
                 yield one, line, [need for need in one.needs if self.found[need].what != COMPLETE]
 
+    def test(self) -> None:
+        """`ValueError` for the first stage that this cluster cannot run; nothing is submitted."""
+        for one, line, _ in self.lines():
+            try:
+                queue.test(line)
+            except ValueError as error:
+                raise ValueError(
+                    f"stage {one.name}: this cluster cannot run it now; nothing is submitted\n  {error}"
+                ) from None
+
     def submit(self) -> dict[str, int]:
         """Submit the lines; {stage: job}. When one is refused, those before it are cancelled: no half chain is left."""
         for one in self.stages:

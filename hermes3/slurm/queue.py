@@ -32,6 +32,17 @@ def submit(line: list[str]) -> int:
     return int(_slurm(*line).split(";")[0])
 
 
+def test(line: list[str]) -> None:
+    """Ask whether this cluster can run an sbatch line. `ValueError` with what sbatch says, if not.
+
+    By default (EnforcePartLimits=NO) Slurm takes a job for 99 nodes where there are 4, and it waits for ever.
+    """
+    try:
+        _slurm(*line[:1], "--test-only", *line[1:])
+    except ValueError as error:
+        raise ValueError(f"{error}\n  nodes that are down count as none; --no-check submits all the same") from None
+
+
 def cancel(ids: list[int]) -> None:
     """Take jobs out of the queue."""
     _slurm("scancel", *map(str, ids))

@@ -79,11 +79,16 @@ def write(launch: Launch) -> None:
     write_text(launch.folder / "settings.yml", yaml.safe_dump(launch.settings, sort_keys=False))
 
 
-def submit(launch: Launch) -> int:
-    """Submit it; the job's id. Raises ValueError when what it reads is missing, or it waits or runs already."""
+def submit(launch: Launch, check: bool = True) -> int:
+    """Submit it; the job's id. `check`: ask first whether the cluster can run it.
+
+    Raises ValueError when what it reads is missing, or it waits or runs already.
+    """
     if launch.missing:
         raise ValueError("\n  ".join(["nothing is submitted:", *launch.missing]))
     refuse_twice(launch.settings["recipe"], Path(launch.settings["recipe"]).stem)
+    if check:
+        queue.test(launch.line)
     return queue.submit(launch.line)
 
 
@@ -176,7 +181,9 @@ def _finish(process: subprocess.Popen, ok: tuple[int, ...] = (0,)) -> Any:
     out, err = process.communicate()
     if process.returncode not in ok or not out.strip():
         raise ValueError(err.strip().removeprefix("hermes3: ") or f"{process.args}: exit code {process.returncode}")
-    return json.loads(out)
+    # libraries that are loaded may print a line before, as with WANDB_MODE=offline
+    start = re.search(r'^(\[|\{".*)$', out, re.MULTILINE)
+    return json.loads(out[start.start() :] if start else out)
 
 
 def missing(path: Path, recipe: dict[str, Any]) -> list[str]:

@@ -1,0 +1,49 @@
+"""A copy of the repository in which a test may launch: links to what is read, recipes and logs of its own."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+READ = ("launch", "deepspeed_configs", "data_mixes", ".venv")
+COPIED = ("recipes", "eval")
+HERMES3 = (sys.executable, "-m", "hermes3.cli")
+
+
+def make(folder: Path) -> Path:
+    """The site at `folder`: scripts are the repository's, recipes and suites are copied; nothing else is there."""
+    folder.mkdir()
+    for name in READ:
+        (folder / name).symlink_to(ROOT / name)
+    for name in COPIED:  # what a test edits, and what the stages' hashes are of
+        shutil.copytree(ROOT / name, folder / name)
+    for name in ("logs", "outputs", "mixes"):
+        (folder / name).mkdir()
+    return folder
+
+
+def edit(path: Path, **values: object) -> None:
+    """Set top-level keys of a recipe, marked as an experiment's; `ValueError` for one that is not there."""
+    text = path.read_text()
+    for key, value in values.items():
+        line = f"{key}: {json.dumps(value)}  # experiment: a test's"
+        text, n = re.subn(rf"^{key}:.*$", line, text, flags=re.MULTILINE)
+        if not n:
+            raise ValueError(f"{path}: no {key}")
+    path.write_text(text)
+
+
+def launch(lab, site: Path, *arguments: object, check: bool = True) -> subprocess.CompletedProcess:
+    """`hermes3 launch` as typed on the login node of `lab`; in JSON unless it fails."""
+    return lab.run(*HERMES3, "launch", "--json", *arguments, cwd=site, check=check)
+
+
+def launch_alone(site: Path, *arguments: object) -> subprocess.CompletedProcess:
+    """`hermes3 launch` on a machine without Slurm."""
+    env = {**os.environ, "PATH": "/nowhere"}
+    argv = [*HERMES3, "launch", *map(str, arguments)]
+    return subprocess.run(argv, cwd=site, env=env, text=True, capture_output=True)

@@ -1,0 +1,307 @@
+"""`hermes3 launch --pipeline` on a real Slurm: the chain runs to the report, a failure stops it, a rerun ends it."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import slurm_site
+import yaml
+from conftest import ROOT
+from slurm_site import launch
+
+from hermes3.mix import spec as specs
+from hermes3.slurm import chain, stage, states
+from hermes3.slurm.chain import Stage
+
+AGAIN = "hermes3 launch --pipeline it"
+
+
+@pytest.fixture
+def site(tmp_path):
+    return slurm_site.make(tmp_path / "site")
+
+
+@pytest.fixture
+def stand_in(slurm, site):
+    """Take a chain of shell commands (stand_in_chain.py) through the pipeline: {stage: {...}} -> what it says."""
+
+    def run(stages: dict, *more: str, submit: bool = True, check: bool = True) -> dict:
+        (site / "chain.json").write_text(json.dumps({"name": "it", "stages": stages}))
+        helper = [
+            sys.executable,
+            ROOT / "tests/stand_in_chain.py",
+            "chain.json",
+            *more,
+            *(["--submit"] if submit else []),
+        ]
+        done = slurm.run(*helper, cwd=site, check=check)
+        return json.loads(done.stdout) if check else done
+
+    return run
+
+
+def log_of(site: Path, one: str) -> str:
+    return Path(site / stage.read(site / f"logs/pipeline/it/{one}.done").log).read_text()
+
+
+def finish(slurm, timeout: float = 120) -> None:
+    slurm.until(lambda: not slurm.jobs(), timeout, "no job left", every=0.5)
+
+
+def test_a_failing_stage_stops_what_depends_on_it_and_a_rerun_finishes_the_rest(slurm, site, stand_in):
+    (site / "settings").write_text("1")
+    stages = {
+        "data": {"run": "echo data >>ran", "reads": ["settings"]},
+        "train": {"run": "echo train >>ran; test -e repaired || exit 3", "needs": ["data"]},
+        "other": {"run": "echo other >>ran"},
+        "score": {"run": "echo score >>ran", "needs": ["train", "other"]},
+        "report": {"run": "echo report >>ran", "needs": ["score"]},
+    }
+    assert set(stand_in(stages)["submitted"]) == set(stages)
+    finish(slurm)
+    assert sorted((site / "ran").read_text().split()) == ["data", "other", "train"]
+    last = log_of(site, "train").splitlines()[-1]
+    assert "stage train failed with exit code 3" in last and "score, report" in last and last.endswith(AGAIN)
+
+    said = stand_in(stages, submit=False)["states"]
+    assert [said[one][0] for one in stages] == ["complete", "to run", "complete", "to run", "to run"]
+    assert "ended unfinished: see logs/it_train-" in said["train"][1]
+    assert "was cancelled before it began" in said["report"][1]
+
+    (site / "repaired").touch()
+    (site / "ran").unlink()
+    assert list(stand_in(stages)["submitted"]) == ["train", "score", "report"]
+    finish(slurm)
+    assert (site / "ran").read_text().split() == ["train", "score", "report"]
+    again = stand_in(stages)
+    assert again["submitted"] == {} and {what for what, _ in again["states"].values()} == {"complete"}
+
+    (site / "settings").write_text("2")  # as a user edits a recipe
+    changed = stand_in(stages, submit=False)["states"]
+    assert [changed[one][0] for one in stages] == ["to run", "to run", "complete", "to run", "to run"]
+    assert changed["data"][1].startswith("settings has changed since job ")
+
+
+def test_what_is_in_the_queue_is_not_submitted_twice(slurm, site, stand_in):
+    first = {"slow": {"run": "until test -e go; do sleep 0.2; done"}, "next": {"run": "true", "needs": ["slow"]}}
+    jobs = stand_in(first)["submitted"]
+    again = stand_in({**first, "last": {"run": "true", "needs": ["next"]}})
+    assert list(again["submitted"]) == ["last"]
+    assert again["states"]["next"] == ["in the queue", f"job {jobs['next']} PENDING (Dependency)"]
+    (site / "go").touch()
+    finish(slurm)
+    assert all(slurm.job(jid)["JobState"] == "COMPLETED" for jid in [*jobs.values(), *again["submitted"].values()])
+
+
+def test_a_running_stage_whose_need_must_run_first_is_not_left_behind(slurm, site, stand_in):
+    (site / "settings").write_text("1")
+    stages = {"data": {"run": "true", "reads": ["settings"]}, "slow": {"run": "sleep 60", "needs": ["data"]}}
+    job = stand_in(stages)["submitted"]["slow"]
+    slurm.wait_job(job, ("RUNNING",))
+    (site / "settings").write_text("2")
+    refused = stand_in(stages, check=False)
+    assert refused.returncode == 1 and f"scancel {job}" in refused.stderr and "settings has changed" in refused.stderr
+
+
+def test_a_refused_submission_leaves_no_half_chain(slurm, site, stand_in):
+    stages = {
+        "first": {"run": "sleep 60"},
+        "second": {"run": "true", "needs": ["first"]},
+        "third": {"run": "true", "needs": ["second"], "options": ["--partition=none"]},
+    }
+    refused = stand_in(stages, check=False)
+    assert refused.returncode == 1
+    assert "stage third was refused; the 2 before it are cancelled" in refused.stderr
+    assert "invalid partition specified: none" in refused.stderr  # sbatch's own words
+    finish(slurm, 30)
+    del stages["third"]["options"]
+    assert list(stand_in(stages)["submitted"]) == list(stages)
+
+
+def test_a_stage_that_the_cluster_cannot_run_is_refused_before_anything_is_submitted(slurm, stand_in):
+    """Though sbatch itself takes it."""
+    big = {"run": "true", "needs": ["first"], "options": ["--nodes=99", "--ntasks=99"]}
+    stages = {"first": {"run": "true"}, "big": big}
+    refused = stand_in(stages, "--test", check=False)
+    assert refused.returncode == 1 and "stage big: this cluster cannot run it now" in refused.stderr
+    assert not slurm.jobs()
+
+
+def test_work_that_meets_its_time_limit_goes_on_in_another_job(slurm, site):
+    """eval.sbatch with a `hermes3` that is cut off the first time."""
+    (site / ".venv").unlink()
+    commands = {
+        "hermes3": 'echo "attempt ${SLURM_RESTART_COUNT:-0}: $*"; [[ -n ${SLURM_RESTART_COUNT:-} ]] || sleep 100',
+        "python": f'exec {sys.executable} "$@"',
+    }
+    for name, body in commands.items():
+        script = site / ".venv/bin" / name
+        script.parent.mkdir(parents=True, exist_ok=True)
+        script.write_text(f"#!/bin/bash\n{body}\n")
+        script.chmod(0o755)
+    stamp = site / "logs/it.done"
+    jid = slurm.submit(f"--export=ALL,HERMES3_STAMP={stamp}", "launch/eval.sbatch", "m", "--suite", "tiny", cwd=site)
+    log = site / f"logs/eval-{jid}.log"
+    slurm.until(lambda: log.is_file() and "attempt 0" in log.read_text(), 60, "it runs")
+    slurm.run("scancel", "--batch", "--signal=USR1", jid)  # as Slurm does ahead of the limit
+    assert slurm.wait_job(jid)["JobState"] == "COMPLETED"
+    text = log.read_text()
+    assert "attempt 0: eval m --suite tiny" in text and "is queued again" in text and "attempt 1" in text
+    assert json.loads(stamp.read_text())["job"] == str(jid)
+
+
+# the rules, without Slurm
+
+
+def a_stage(tmp_path: Path, name: str, needs: list[str] | None = None, **more) -> Stage:
+    reads, leaves = tmp_path / f"{name}.yml", tmp_path / f"{name}.out"
+    reads.write_text("1")
+    return Stage(name, "launch/step.sbatch", ["true"], needs or [], [reads], leaves, **more)
+
+
+def complete(one: Stage) -> None:
+    stamp = states.stamp_of("it", one)
+    one.leaves.mkdir()
+    stage.write(
+        stamp, stage.Record(one.name, 7, f"logs/{one.name}-7.log", one.command, stage.hashes(one.reads), [], AGAIN)
+    )
+    stage.done(stamp)
+
+
+def test_a_training_is_not_taken_up_from_the_checkpoints_of_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mix = a_stage(tmp_path, "mix")
+    sft = a_stage(tmp_path, "sft", ["mix"], run=tmp_path / "sft.out")
+    for one in (mix, sft):
+        complete(one)
+
+    def what(done: tuple[str, ...] = ()) -> dict[str, str]:
+        return {name: it.what for name, it in states.states(AGAIN, "it", [mix, sft], {}, list(done)).items()}
+
+    assert what() == {"mix": "complete", "sft": "complete"}
+    sft.reads[0].write_text("2")
+    assert what()["sft"] == "to run"  # no checkpoint is in the way
+    (sft.run / "checkpoint-10").mkdir()
+    with pytest.raises(ValueError, match=r"sft: .*sft.yml has changed since job 7.*mv .*sft.out .*--done sft"):
+        what()
+    assert what(("sft",))["sft"] == "complete"
+    sft.reads[0].write_text("1")
+    mix.reads[0].write_text("2")
+    with pytest.raises(ValueError, match="mix, which it needs, runs again"):
+        what()
+    with pytest.raises(ValueError, match="--done sfd: no such stage; there are mix, sft"):
+        what(("sfd",))
+
+
+def test_an_unfinished_training_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sft = a_stage(tmp_path, "sft", run=tmp_path / "sft.out")
+    complete(sft)
+    (sft.run / "checkpoint-10").mkdir()
+    states.stamp_of("it", sft).unlink()
+    assert states.states(AGAIN, "it", [sft], {}, [])["sft"].what == "to run"
+
+
+def test_what_a_stage_left_and_is_gone_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one = a_stage(tmp_path, "merge")
+    complete(one)
+    one.leaves.rmdir()
+    assert states.states(AGAIN, "it", [one], {}, [])["merge"].why.endswith("merge.out is gone")
+
+
+def test_a_mix_is_complete_when_it_was_built_from_its_spec_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spec, manifest = tmp_path / "one.yml", tmp_path / "mixes/one/manifest.json"
+    spec.write_text((ROOT / "data_mixes/tiny_dpo.yml").read_text())
+    mix = Stage("mix_dpo", "launch/mix.sbatch", [], [], [spec], manifest, spec=spec)
+
+    def what() -> tuple[str, str]:
+        it = states.states(AGAIN, "it", [mix], {}, [])["mix_dpo"]
+        return it.what, it.why
+
+    assert what() == ("to run", f"{manifest.parent} is not built")
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"spec": specs.load(spec).model_dump(mode="json"), "lock": None}))
+    assert what()[0] == "complete"
+    spec.write_text(spec.read_text().replace("seed: 42", "seed: 43"))
+    assert what() == ("to run", f"{spec} has changed since {manifest.parent} was built")
+
+
+@pytest.mark.parametrize("name", ["tiny", "8b", "70b", "405b"])
+def test_every_pipeline_names_what_is_there(name):
+    """Scripts, suites and recipes; each stage stands behind those that it needs, and all lead to the report."""
+    read = chain.load(name)[1]
+    stages = chain.stages(read, Path("commands"))
+    names = [one.name for one in stages]
+    assert all(names.index(need) < names.index(one.name) for one in stages for need in one.needs)
+    needed = {need for one in stages for need in one.needs}
+    assert [one for one in names if one not in needed] == ["report"]
+    assert [path for one in stages for path in [Path(one.script), *one.reads] if not path.exists()] == []
+    assert [one.name for one in stages if one.name.startswith("eval_epoch")] == [
+        f"eval_epoch_{n}" for n in (1, 2, 3, 4)
+    ]
+
+
+def test_a_pipeline_file_says_what_is_wrong_with_it(tmp_path):
+    with pytest.raises(ValueError, match="launch/pipelines/9b.yml: no such pipeline; there are 405b, 70b, 8b, tiny"):
+        chain.load("9b")
+    given = yaml.safe_load((ROOT / "launch/pipelines/tiny.yml").read_text())
+    path = tmp_path / "it.yml"
+    path.write_text(yaml.safe_dump({**given, "suite": "tiny"}))
+    with pytest.raises(ValueError, match=f"{path}: suite: Extra inputs are not permitted"):
+        chain.load(str(path))
+    dpo = tmp_path / "dpo.yml"
+    dpo.write_text(Path(given["dpo"]).read_text().replace("outputs/tiny/sft/best", "outputs/tiny/sft"))
+    path.write_text(yaml.safe_dump({**given, "dpo": str(dpo)}))
+    with pytest.raises(ValueError, match=f"{dpo}: base_model: .*; set outputs/tiny/sft/best"):
+        chain.stages(chain.load(str(path))[1], Path("commands"))
+
+
+# the chain itself
+
+
+def small_chain(site: Path, base: Path, samples: Path) -> None:
+    """The tiny recipes on two small mixes, two epochs, four questions a task: small.yml."""
+    (site / "outputs/tiny").mkdir()
+    (site / "outputs/tiny/base").symlink_to(base)
+    (site / "outputs/tiny/data").symlink_to(samples)
+    for kind, file, rows in (
+        ("sft", "train/json_mode.jsonl", "messages"),
+        ("dpo", "preference/train.jsonl", "preference"),
+    ):
+        spec = yaml.safe_load((ROOT / f"data_mixes/tiny_{kind}.yml").read_text())
+        source = {"name": "one", "path": f"outputs/tiny/data/{file}", "adapter": rows, "licence": "our own"}
+        spec["categories"] = {"steering_alignment": {"tokens": 8000, "sources": [source]}}
+        (site / f"small_{kind}.yml").write_text(yaml.safe_dump(spec))
+        recipe = site / f"recipes/tiny_{kind}.yml"
+        recipe.write_text(recipe.read_text().replace(f"mixes/tiny_{kind}/", f"mixes/small_{kind}/"))
+    slurm_site.edit(site / "recipes/tiny_sft.yml", num_epochs=2, warmup_steps=2)
+    slurm_site.edit(site / "recipes/tiny_dpo.yml", warmup_steps=2)
+    small = yaml.safe_load((ROOT / "launch/pipelines/tiny.yml").read_text())
+    small["mixes"] = {"sft": "small_sft.yml", "dpo": "small_dpo.yml"}
+    small["base"] = False
+    small["evaluation"]["options"] = ["--limit", "4"]
+    (site / "small.yml").write_text(yaml.safe_dump(small))
+
+
+def test_the_chain_runs_to_the_report(slurm, site, base, samples):
+    small_chain(site, base, samples)
+    said = json.loads(launch(slurm, site, "--pipeline", "small.yml", "--no-check").stdout)
+    assert list(said["submitted"]) == [
+        *("mix_sft", "mix_dpo", "sft", "eval_epoch_1", "eval_epoch_2", "select", "dpo", "merge", "eval_dpo", "report")
+    ]
+    finish(slurm, 1500)
+    ended = {name: slurm.job(jid)["JobState"] for name, jid in said["submitted"].items()}
+    failed = [path for path in (site / "logs").glob("*.log") if "failed with exit code" in path.read_text()]
+    assert set(ended.values()) == {"COMPLETED"}, f"{ended}\n{failed and failed[0].read_text()[-3000:]}"
+
+    chosen = json.loads((site / "outputs/tiny/sft/select.json").read_text())
+    assert (site / "outputs/tiny/sft/best").resolve() == (site / chosen["model"]).resolve()
+    report = json.loads((site / "outputs/tiny/report/report.json").read_text())
+    assert [one["stage"] for one in report["evaluations"]] == ["SFT", "SFT+DPO"]
+    assert len(report["commands"]) == len(said["submitted"])
+    again = json.loads(launch(slurm, site, "--pipeline", "small.yml", "--no-check").stdout)
+    assert again["submitted"] == {}
+    assert {one["state"] for one in again["stages"]} == {"complete"}
