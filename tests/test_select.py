@@ -161,6 +161,15 @@ def test_a_first_look_says_that_it_is_one(run):
     assert "Only 400 questions a task" in select(run / "run", run / "two.yml", results(run))["notes"][0]
 
 
+def test_a_group_can_be_left_out_and_that_is_said(run):
+    """MT-Bench, where there is no judge."""
+    chosen = select(run / "run", run / "two.yml", results(run), ["Tools"])
+    assert chosen["epoch"] == 3 and set(chosen["scores"]) == {"Choice"}
+    assert "Chosen without Tools." in chosen["notes"]
+    with pytest.raises(ValueError, match="--without Tolls: no group of two; there are Choice, Tools"):
+        select(run / "run", run / "two.yml", results(run), ["Tolls"])
+
+
 def test_an_epoch_that_is_none_is_named(run):
     with pytest.raises(ValueError, match="no epoch 5; there are 1, 2, 3"):
         select(run / "run", run / "two.yml", {5: run / "1"})

@@ -43,6 +43,7 @@ def select(
     run: Annotated[Path | None, typer.Argument(help="folder of the training run")] = None,
     results: Annotated[list[str] | None, typer.Argument(help="EPOCH=FOLDER of its results, for every epoch")] = None,
     suite: Annotated[str, typer.Option(help="its groups are what counts: a name in eval/suites, or a file")] = "tiny",
+    without: Annotated[list[str], typer.Option(help="leave out this group, as MT-Bench")] = [],  # noqa: B006
     published: Annotated[str | None, typer.Option(help="apply the rule to a table of eval/published: table2")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
@@ -56,5 +57,5 @@ def select(
     else:
         if run is None or not results:
             raise ValueError("give RUN and EPOCH=FOLDER for every epoch, or --published table2")
-        chosen = rule.select(run, suite, rule.named(results))
+        chosen = rule.select(run, suite, rule.named(results), without)
     print(json.dumps(chosen) if as_json else rule.table(chosen))

@@ -43,13 +43,15 @@ def choose(scores: dict[str, dict[int, float]]) -> dict[str, Any]:
     return {"epoch": best[0], "totals": totals, "notes": notes}
 
 
-def select(run: Path, suite_name: str, results: dict[int, Path]) -> dict[str, Any]:
-    """Choose among the epochs of `run`; `results`: epoch -> folder of `hermes3 eval --epoch`.
+def select(run: Path, suite_name: str, results: dict[int, Path], without: Iterable[str] = ()) -> dict[str, Any]:
+    """Choose among the epochs of `run`. `results`: epoch -> folder of `hermes3 eval --epoch`. Groups `without` do not count.
 
     Writes `run`/select.json, and the links `run`/best to the epoch's whole model and `run`/best_results to its results.
     `ValueError` where a score is missing, the epochs were not evaluated alike, or results are of another model.
     """
-    suite = load(suite_name)
+    suite, left_out = load(suite_name), set(without)
+    if unknown := sorted(left_out - suite.groups.keys()):
+        raise ValueError(f"--without {unknown[0]}: no group of {suite.name}; there are {', '.join(suite.groups)}")
     models = {epoch: epoch_model(run, epoch) for epoch in results}
     settings = {epoch: _setting(folder, epoch, models[epoch]) for epoch, folder in results.items()}
     _evaluated_alike(results, settings)
@@ -57,9 +59,11 @@ def select(run: Path, suite_name: str, results: dict[int, Path]) -> dict[str, An
     scores = {
         name: {epoch: _group_score(name, group, stage) for epoch, stage in stages.items()}
         for name, group in suite.groups.items()
-        if group.selects
+        if group.selects and name not in left_out
     }
     chosen = choose(scores)
+    if left_out:
+        chosen["notes"].append(f"Chosen without {', '.join(sorted(left_out))}.")
     if (limit := next(iter(settings.values()))["limit"]) is not None:
         chosen["notes"].append(f"Only {limit} questions a task: a first look, no ground to choose on.")
     if left := sorted(set(epochs_of(run)) - set(results)):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from hermes3.evaluate.suite import load as load_suite
 from hermes3.mix import spec as specs
 from hermes3.plan.schedule import mix_of
 from hermes3.recipe.hardware import Hardware, hardware_of
@@ -111,7 +112,8 @@ def stages(pipeline: Pipeline, commands: Path) -> list[Stage]:
     found.append(replace(_train("sft", pipeline.sft, sft, run, ["mix_sft"]), given=base))
     for n in epochs:
         found.append(_eval(f"eval_epoch_{n}", pipeline, run, suite, scores / f"epoch_{n}", ["sft"], "--epoch", n))
-    select = ["hermes3", "select", str(run), "--suite", suite, *(f"{n}={scores / f'epoch_{n}'}" for n in epochs)]
+    select = ["hermes3", "select", str(run), *(f"{n}={scores / f'epoch_{n}'}" for n in epochs), "--suite", suite]
+    select += [word for group in judged(suite) for word in ("--without", group)]
     found.append(_step("select", select, [f"eval_epoch_{n}" for n in epochs], best, [suite_path(suite)]))
     scored["SFT"] = run / "best_results"
     if final != suite:  # else the chosen epoch has these scores already
@@ -140,6 +142,11 @@ def missing(stages: list[Stage]) -> list[str]:
         if one.spec and one.spec.exists() and not (base := specs.load(one.spec).tokenizer).is_dir():
             found.append(f"{one.name}: tokenizer: no {base}; make it with `hermes3 tokenizer build BASE {base}`")
     return found
+
+
+def judged(suite: str) -> list[str]:
+    """Groups that count when an epoch is chosen, and that need a judge's endpoint: no stage makes their scores."""
+    return [name for name, group in load_suite(suite).groups.items() if group.selects and group.by == "mt_bench"]
 
 
 def suite_path(suite: str) -> Path:

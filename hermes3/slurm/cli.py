@@ -93,6 +93,8 @@ def _pipeline(given: str, options: list[str], done: list[str], check: bool, dry_
     print(f"to read: {folder}/submit.sh")
     for text in missing:
         print(f"missing: {text}", file=sys.stderr)
+    for group in chain.judged(read.evaluation.epochs):
+        print(f"epochs are chosen without {group}, which needs a judge (hermes3 mt-bench)")
     if dry_run:
         print(f"nothing was submitted (--dry-run{unknown})")
     elif submitted:
