@@ -8,12 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from lm_eval_files import DATE, dpo_history, sft_history, write_mix, write_report, write_run, write_scores
 
-from hermes3.report import build
 from hermes3.report.stats import wilson
 
-DATE = "2025-01-02T03-04-05.678901"
-HEX = "0123456789abcdef" * 4
 # stage -> task -> metric -> right answers of 100 documents; every stage is right on the first documents.
 STAGES = {
     stage: {
@@ -27,94 +25,6 @@ STAGES = {
         ("SFT+DPO", 61, 94, 81, 70),
     ]
 }
-
-
-def write_scores(
-    folder: Path, tasks: dict[str, dict[str, int]], n: int = 100, date: str = DATE, salt: str = ""
-) -> Path:
-    """An lm-eval 0.4.11 output folder: results_<date>.json and samples_<task>_<date>.jsonl under the model's name."""
-    model = folder / "outputs__model"
-    model.mkdir(parents=True, exist_ok=True)
-    results = {}
-    for task, metrics in tasks.items():
-        results[task] = {"alias": task}
-        for metric, right in metrics.items():
-            results[task] |= {f"{metric},none": right / n, f"{metric}_stderr,none": 0.01}
-        samples = [
-            {"doc_id": doc, "doc": {}, "filter": "none", "metrics": list(metrics), "doc_hash": f"{task}{doc}{salt}"}
-            | {metric: float(doc < right) for metric, right in metrics.items()}
-            for doc in range(n)
-        ]
-        lines = "".join(json.dumps(sample) + "\n" for sample in samples)
-        (model / f"samples_{task}_{date}.jsonl").write_text(lines)
-    facts = {
-        "results": results,
-        "configs": {task: {"task": task} for task in tasks},
-        "versions": dict.fromkeys(tasks, 1),
-        "n-shot": dict.fromkeys(tasks, 0),
-        "higher_is_better": {task: dict.fromkeys(metrics, True) for task, metrics in tasks.items()},
-        "n-samples": {task: {"original": n, "effective": n} for task in tasks},
-        "config": {"model": "hf", "model_args": {"pretrained": "outputs/model", "dtype": "float32"}, "limit": None},
-        "git_hash": "abc1234",
-        "transformers_version": "5.16.0",
-        "lm_eval_version": "0.4.11",
-        "chat_template_sha": HEX,
-    }
-    (model / f"results_{date}.json").write_text(json.dumps(facts))
-    return folder
-
-
-def write_run(folder: Path, history: list[dict], checkpoint: str = "") -> Path:
-    target = folder / checkpoint
-    target.mkdir(parents=True)
-    (target / "trainer_state.json").write_text(json.dumps({"log_history": history}))
-    return folder
-
-
-def sft_history(steps: int = 60) -> list[dict]:
-    return [
-        {"step": s, "epoch": 2 * s / steps, "loss": 1 + 8 * math.exp(-s / 12), "learning_rate": 1e-3, "grad_norm": 1.0}
-        for s in range(1, steps + 1)
-    ]
-
-
-def dpo_history(first_loss: float = 0.693147, steps: int = 40) -> list[dict]:
-    return [
-        {"step": s, "epoch": 2 * s / steps, "loss": first_loss - 0.005 * (s - 1), "learning_rate": 1e-4}
-        | {"grad_norm": 1.0, "rewards/accuracies": 0.5 + s / 100, "rewards/margins": s / 80}
-        for s in range(1, steps + 1)
-    ]
-
-
-def write_mix(folder: Path, kind: str) -> Path:
-    counts = (
-        {"rows": 300, "tokens": 60_000, "loss_tokens": 40_000},
-        {"rows": 100, "tokens": 40_000, "loss_tokens": 9_000},
-    )
-    names = ("general_instructions", "math") if kind == "sft" else ("alignment", "style")
-    source = {"name": "sample|set", "category": names[0], "path": "data_mixes/samples/a.jsonl", "files": {"a": HEX}}
-    manifest = {
-        "name": f"tiny_{kind}",
-        "kind": kind,
-        "seed": 7,
-        "sequence_len": 512,
-        "tokenizer": {"path": "outputs/tiny_base", "sha256": HEX},
-        "versions": {"tokenizers": "0.22.0", "pyarrow": "21.0.0"},
-        "sources": [source | {"rows_read": 412, "rows_kept": 400}],
-        "categories": dict(zip(names, counts, strict=True)),
-        "total": {"rows": 400, "tokens": 100_000, "loss_tokens": 49_000},
-        "rejects": {"filters/refusal": 5, "dedup/near_duplicate": 7},
-        "output": {"sha256": HEX},
-    }
-    folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
-
-
-def write_report(out: Path, mixes: list, runs: dict, scores: dict, commands: list, **more) -> dict:
-    """The report without the suites' names for tasks, which are another file's; one folder a stage."""
-    folders = {name: [given] if isinstance(given, Path) else given for name, given in scores.items()}
-    return build.write_report(out, mixes, runs, folders, commands, **{"suites": []} | more)
 
 
 @pytest.fixture

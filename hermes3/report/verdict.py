@@ -46,12 +46,13 @@ def reproduced(paper: dict[str, Any]) -> str:
     compared = [(row, pair) for row, pair in rows if "p" in pair]
     apart = not_comparable(rows)
     if not compared:
-        return f"Did it reproduce? It cannot be said: none of {len(rows)} rows can be compared. {apart}"
+        return f"Did it reproduce? It cannot be said: none of the table's rows ({len(rows)}) can be compared. {apart}"
     worse = [(row, pair) for row, pair in compared if pair["mark"] == "worse"]
     better = [(row, pair) for row, pair in compared if pair["mark"] == "better"]
     mean = paper["mean"]
     drifts = not worse and mean is not None and mean["high"] < 0
-    of = f"{len(compared)} rows" if len(compared) == len(rows) else f"{len(compared)} rows compared (of {len(rows)})"
+    count = f"{len(compared)} row{'s' if len(compared) > 1 else ''}"
+    of = count if len(compared) == len(rows) else f"{count} compared (of {len(rows)})"
     than = f"{paper['stage']} is worse than {words} as published"
     if worse:
         answer = f"It did not reproduce in full: {than} on {len(worse)} of {of}: {_gaps(worse)}."

@@ -1,0 +1,198 @@
+"""The report on input that is not as it should be: refused, or called not comparable in words; never averaged."""
+
+import json
+from pathlib import Path
+
+import pytest
+from lm_eval_files import DATE, write_report, write_run, write_scores
+
+from hermes3.report.results import read_stage
+
+LATER = "2025-03-01T00-00-00.000001"
+TASKS = {"a": {"acc": 60}, "b": {"acc": 50}}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_scores(tmp_path / "SFT", TASKS)
+
+
+def cut(path: Path, share: float = 0.7) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+
+
+def results(folder: Path) -> Path:
+    return folder / "outputs__model" / f"results_{DATE}.json"
+
+
+def samples(folder: Path, task: str = "a") -> Path:
+    return folder / "outputs__model" / f"samples_{task}_{DATE}.jsonl"
+
+
+def refused(folder: Path, *words: str) -> None:
+    """Both the reader and the whole report refuse, and the report writes nothing."""
+    with pytest.raises(ValueError) as error:
+        read_stage("SFT", folder)
+    for word in words:
+        assert word in str(error.value)
+    out = folder.parent / "out"
+    with pytest.raises(ValueError, match="."):
+        write_report(out, [], {}, {"SFT": folder}, [])
+    assert not out.exists()
+
+
+def test_a_truncated_results_file(folder: Path) -> None:
+    cut(results(folder))
+    refused(folder, results(folder).name, "cut short: evaluate again")
+
+
+def test_a_results_file_of_something_else(folder: Path) -> None:
+    results(folder).write_text('{"results": {}}')
+    refused(folder, "n-samples is missing")
+
+
+def test_samples_cut_within_a_line(folder: Path) -> None:
+    cut(samples(folder))
+    refused(folder, f"{samples(folder).name}:71: no whole record", "cut short: evaluate again")
+
+
+def test_samples_cut_between_lines(folder: Path) -> None:
+    lines = samples(folder).read_text().splitlines(keepends=True)
+    samples(folder).write_text("".join(lines[:-1]))
+    refused(folder, samples(folder).name, "99 documents", "is over 100")
+
+
+def test_empty_samples(folder: Path) -> None:
+    samples(folder).write_text("")
+    refused(folder, samples(folder).name, "empty")
+
+
+def test_missing_samples(folder: Path) -> None:
+    samples(folder).unlink()
+    refused(folder, samples(folder).name, "--log_samples")
+
+
+def test_a_document_twice(folder: Path) -> None:
+    """lm-eval appends to a samples file of the same second."""
+    lines = samples(folder).read_text().splitlines(keepends=True)
+    samples(folder).write_text("".join([*lines[:-1], lines[0]]))
+    refused(folder, f"{samples(folder).name}:100: document 0 comes twice")
+
+
+def test_samples_of_another_run(folder: Path) -> None:
+    """As many lines, another score."""
+    rows = [json.loads(line) for line in samples(folder).read_text().splitlines()]
+    samples(folder).write_text("".join(json.dumps(row | {"acc": 1.0}) + "\n" for row in rows))
+    refused(folder, "a acc is 0.6000", "100 of 100 right", "not of one run")
+
+
+@pytest.mark.parametrize(
+    ("fact", "words"),
+    [
+        ({"model_name": "outputs/other"}, "two models"),
+        ({"lm_eval_version": "0.4.9"}, "two versions of lm-eval"),
+        ({"chat_template_sha": "f" * 64}, "two chat templates"),
+        ({"system_instruction_sha": "f" * 64}, "two system instructions"),
+    ],
+)
+def test_two_of_a_kind_in_one_folder(folder: Path, fact: dict, words: str) -> None:
+    """Another task, evaluated later, of another model or by other means."""
+    write_scores(folder / "more", {"c": {"acc": 10}}, date=LATER, **fact)
+    refused(folder, f"results of {words} in one folder", next(iter(fact.values())), "a folder of its own")
+
+
+def test_an_older_model_in_the_folder_is_no_reason_to_guess(folder: Path) -> None:
+    """All tasks are in the newer results, and still the folder is refused."""
+    write_scores(folder, TASKS, date=LATER, model_name="outputs/other")
+    refused(folder, "two models")
+
+
+def test_two_numbers_of_shots_are_two_scores(folder: Path) -> None:
+    write_scores(folder / "5_shot", {"a": {"acc": 80}}, date=LATER, shots=5)
+    stage = read_stage("SFT", folder)
+    assert {key[0]: score.value for key, score in stage.scores.items()} == {"a": 0.8, "a (0-shot)": 0.6, "b": 0.5}
+    assert (stage.tasks["a"]["n_shot"], stage.tasks["a (0-shot)"]["n_shot"]) == (5, 0)
+
+
+def test_newer_results_of_a_task_replace_it_and_no_other(folder: Path) -> None:
+    write_scores(folder / "again", {"a": {"acc": 80}}, date=LATER)
+    stage = read_stage("SFT", folder)
+    assert {key[0]: score.value for key, score in stage.scores.items()} == {"a": 0.8, "b": 0.5}
+    assert stage.skipped == [f"outputs__model/results_{DATE}.json: newer results hold a"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"chat_template_sha": "f" * 64}, "chat templates 01234567 and ffffffff"),
+        ({"chat_template_sha": None}, "chat templates 01234567 and none"),
+        ({"system_instruction_sha": "f" * 64}, "system instructions none and ffffffff"),
+        ({"lm_eval_version": "0.4.9"}, "lm-eval 0.4.11 and 0.4.9"),
+        ({"versions": {"a": 2, "b": 2}}, "task versions 1 and 2"),
+        ({"shots": 5}, "numbers of shots 0 and 5"),
+        ({"n": 50}, "100 samples on SFT, 50 on SFT+DPO"),
+        ({"salt": "other"}, "100 of 100 documents differ"),
+    ],
+)
+def test_stages_that_were_not_evaluated_alike(folder: Path, tmp_path: Path, facts: dict, reason: str) -> None:
+    tasks = {task: {"acc": 40} for task in TASKS}
+    after = write_scores(tmp_path / "DPO", tasks, **facts)
+    report = write_report(tmp_path / "out", [], {}, {"SFT": folder, "SFT+DPO": after}, [])
+    for row in report["scores"]["rows"]:
+        assert row["comparisons"] == [{"before": "SFT", "after": "SFT+DPO", "mark": "not comparable", "reason": reason}]
+    assert report["scores"]["means"]["stages"] == {}
+    said = f"Not comparable between SFT and SFT+DPO: a and b ({reason})."
+    assert any(said in sentence for sentence in report["verdict"])
+    for name in ("index.html", "report.md"):
+        assert reason in (tmp_path / "out" / name).read_text()
+
+
+def test_prompts_that_no_setting_explains(folder: Path, tmp_path: Path) -> None:
+    after = write_scores(tmp_path / "DPO", TASKS)
+    rows = [json.loads(line) for line in samples(after).read_text().splitlines()]
+    text = "".join(json.dumps(row | {"prompt_hash": str(row["doc_id"] < 30)}) + "\n" for row in rows)
+    samples(folder).write_text(text.replace("True", "False"))
+    samples(after).write_text(text)
+    report = write_report(tmp_path / "out", [], {}, {"SFT": folder, "SFT+DPO": after}, [])
+    assert report["scores"]["rows"][0]["comparisons"][0]["reason"] == "30 of 100 prompts differ"
+    assert "reason" not in report["scores"]["rows"][1]["comparisons"][0]
+
+
+def test_a_seed_that_was_evaluated_otherwise_is_left_out_of_the_mean(folder: Path, tmp_path: Path) -> None:
+    second = write_scores(tmp_path / "second", {"a": {"acc": 64}, "b": {"acc": 50}})
+    third = write_scores(tmp_path / "third", TASKS, chat_template_sha="f" * 64)
+    report = write_report(tmp_path / "out", [], {}, {"SFT": [folder, second, third]}, [], suites=_suite())
+    row = report["seeds"][0]["rows"][0]
+    assert row["values"] == [0.6, 0.64]
+    assert row["left_out"] == ["SFT, seed 3: chat templates 01234567 and ffffffff"]
+    assert "SFT, seed 3: chat templates" in (tmp_path / "out" / "report.md").read_text()
+
+
+def _suite() -> list:
+    from hermes3.evaluate.suite import Suite
+
+    groups = {name.upper(): {"tasks": {name: "acc"}, "num_fewshot": 0} for name in TASKS}
+    return [Suite(name="s", groups=groups, batch_size=1, max_length=1, device="cpu", dtype="float32", seed=1)]
+
+
+def test_seeds(folder: Path, tmp_path: Path) -> None:
+    """60, 64 and 65 of 100: mean 63, deviation 2.65; the standard error of 60 of 100 is 4.8 with Wilson's width."""
+    seeds = [folder] + [write_scores(tmp_path / str(k), {"a": {"acc": k}, "b": {"acc": 50}}) for k in (64, 65)]
+    report = write_report(tmp_path / "out", [], {}, {"SFT": seeds}, [], suites=_suite())
+    a, b = report["seeds"][0]["rows"]
+    assert (a["mean"], a["deviation"]) == (pytest.approx(0.63), pytest.approx(0.0264575))
+    assert a["sampling"] == pytest.approx(0.048, abs=0.001)
+    assert b["deviation"] == 0
+    assert "3 seeds of SFT deviate by 1.3 points in the median row, most on A (2.6)" in " ".join(report["verdict"])
+    assert report["scores"]["rows"][0]["scores"]["SFT"]["value"] == 0.6
+    assert [one["stage"] for one in report["evaluations"]] == ["SFT", "SFT, seed 2", "SFT, seed 3"]
+
+
+def test_a_truncated_log_and_selection(folder: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [{"step": 1, "loss": 1.0}])
+    for name in ("select.json", "trainer_state.json"):
+        (run / name).write_text('{"log_history": [{"st')
+        with pytest.raises(ValueError, match=f"{name}: no whole"):
+            write_report(tmp_path / "out", [], {"SFT": run}, {"SFT": folder}, [])
+        (run / name).write_text('{"log_history": [{"step": 1, "loss": 1.0}]}')

@@ -1,0 +1,218 @@
+"""The report against the paper: what is comparable, what the marks are, and every sentence of the verdict."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from hermes3.report import verdict
+from hermes3.report.groups import Group, groups_of, score_of
+from hermes3.report.paper import compare_with_paper, published, size_of, what_dpo_changed
+from hermes3.report.results import Score, Stage
+from hermes3.report.scores import score_table
+from hermes3.report.stats import wilson
+from hermes3.report.versus import Published, versus
+
+COLUMNS = {"ours": "the paper's model", "llama": "Llama"}
+N = 1000
+
+
+def stage_of(right: dict[str, float], name: str = "SFT", shots: int = 0, n: int = N, asked: int | None = None) -> Stage:
+    """A stage with so many right answers of `n` a task, the first documents right."""
+    scores, docs, tasks = {}, {}, {}
+    for task, k in right.items():
+        outcomes = {doc: int(doc < k) for doc in range(n)}
+        scores[task, "acc", "none"] = Score(k / n, n, *wilson(k, n), "wilson", True, outcomes, binary=True)
+        docs[task] = {doc: (f"{task}{doc}", "") for doc in range(n)}
+        tasks[task] = {"version": 1, "n_shot": shots, "samples": n, "questions": asked or n}
+    harness = dict.fromkeys(("lm_eval_version", "chat_template_sha", "system_instruction_sha"), "x")
+    return Stage(name, Path("out"), [], scores, docs, tasks, harness, {})
+
+
+def groups(*names: str) -> list[Group]:
+    return [Group(name, ((name, "acc", "none"),), suite="paper") for name in names]
+
+
+def rows(**values: float) -> list[Published]:
+    return [Published(name, "0-shot", {"ours": value, "llama": value - 10}, shots=0) for name, value in values.items()]
+
+
+def compared(right: dict[str, float], **values: float) -> dict:
+    return versus(stage_of(right), groups(*values), rows(**values), COLUMNS)
+
+
+def row_of(table: dict, name: str) -> dict:
+    return next(row for row in table["rows"] if row["name"] == name)
+
+
+def test_a_published_score_is_a_draw_of_as_many_questions() -> None:
+    """600 of 1000 against 57.0: z = 0.03 / sqrt(2 * 0.585 * 0.415 / 1000) = 1.361, p = 0.1734; Newcombe's interval."""
+    pair = row_of(compared({"a": 600}, a=57.0), "a")["against"]["ours"]
+    assert pair["mark"] == "same"
+    assert pair["p"] == pytest.approx(0.1734, abs=2e-4)
+    assert (pair["low"], pair["difference"], pair["high"]) == pytest.approx((-0.0132, 0.03, 0.0730), abs=2e-4)
+
+
+def test_marks_and_holm_go_column_by_column() -> None:
+    """A p of 0.03 is a mark alone in its column, and none among three."""
+    alone = compared({"a": 600}, a=55.2)
+    assert row_of(alone, "a")["against"]["ours"]["mark"] == "better"
+    table = compared({"a": 600, "b": 500, "c": 500}, a=55.2, b=50, c=50)
+    pair = row_of(table, "a")["against"]["ours"]
+    assert pair["p"] < 0.05 < pair["p_holm"] == pytest.approx(3 * pair["p"])
+    assert pair["mark"] == "same"
+    assert row_of(table, "a")["against"]["llama"]["mark"] == "better"
+
+
+@pytest.mark.parametrize(
+    ("stage", "row", "reason"),
+    [
+        (stage_of({}), {}, "not measured"),
+        (stage_of({"a": 500}, shots=5), {}, "measured with 5 shots, published with 0"),
+        (stage_of({"a": 50}, n=100, asked=1000), {}, "only 100 of 1000 questions (--limit)"),
+        (stage_of({"a": 500}), {"questions": 1001}, "1000 questions, published over 1001"),
+        (stage_of({"a": 500}), {"unlike": "another suite"}, "another suite"),
+    ],
+)
+def test_not_comparable_says_why(stage: Stage, row: dict, reason: str) -> None:
+    given = Published("a", "0-shot", {"ours": 50, "llama": 40}, **{"shots": 0} | row)
+    table = versus(stage, groups("a"), [given], COLUMNS)
+    for pair in table["rows"][0]["against"].values():
+        assert (pair["mark"], pair["reason"]) == ("not comparable", reason)
+        assert "p" not in pair
+    assert table["mean"] is None
+    assert reason in verdict.reproduced(table)
+
+
+def test_a_group_lacking_tasks_is_not_averaged() -> None:
+    group = Group("A", tuple((task, "acc", "none") for task in "abc"), by_question=False, suite="paper")
+    stage = stage_of({"a": 500, "c": 700})
+    table = versus(stage, [group], rows(A=60), COLUMNS)
+    assert table["rows"][0]["score"] is None
+    assert table["rows"][0]["against"]["ours"]["reason"] == "1 of 3 tasks not measured: b"
+
+
+def test_groups_weigh_tasks_or_questions() -> None:
+    big, small = stage_of({"a": 900}), stage_of({"b": 20}, n=100)
+    merged = [big.__dict__[key] | small.__dict__[key] for key in ("scores", "docs", "tasks")]
+    stage = Stage("x", Path("out"), [], *merged, big.harness, {})
+    keys = (("a", "acc", "none"), ("b", "acc", "none"))
+    by_task, by_question = score_of(stage, Group("g", keys, by_question=False)), score_of(stage, Group("g", keys))
+    assert by_task.value == pytest.approx((0.9 + 0.2) / 2)
+    assert by_question.value == pytest.approx(920 / 1100)
+    assert (by_question.low, by_question.high) == pytest.approx(wilson(920, 1100))
+    # as if 2,880 / 1,192 of the questions were asked again
+    repeated = score_of(stage, Group("g", keys, design_effect=2.4))
+    assert repeated.value == by_question.value
+    assert (repeated.low, repeated.high) == pytest.approx(wilson(920 / 2.4, 1100 / 2.4))
+
+
+def suite(name: str, **given: dict) -> SimpleNamespace:
+    of = {
+        group: SimpleNamespace(
+            tasks=tasks, num_fewshot=0, aggregation="weighted", metrics=lambda task, tasks=tasks: [tasks[task]]
+        )
+        for group, tasks in given.items()
+    }
+    return SimpleNamespace(name=name, groups=of)
+
+
+def test_suites_name_groups_through_lm_evals_own_and_each_once() -> None:
+    stage = stage_of({"mmlu_a": 500, "mmlu_b": 600, "x": 700})
+    stage.subtasks.update({"mmlu": ["mmlu_stem"], "mmlu_stem": ["mmlu_a", "mmlu_b"]})
+    paper = suite("paper", MMLU={"mmlu": "acc"}, X={"x": "acc"}, GONE={"gone": "acc"})
+    other = suite("quick", MMLU={"mmlu_a": "acc"}, X={"x": "acc"}, BOTH={"x": "acc", "mmlu_b": "acc"})
+    found = groups_of([stage], [paper, other])
+    assert [(group.name, len(group.members)) for group in found] == [("MMLU", 2), ("X", 1), ("BOTH", 2)]
+    # another number of shots is another measurement: no group takes it for its own
+    five = stage_of({"x": 700}, shots=5)
+    assert groups_of([five], [paper]) == []
+    assert [row["task"] for row in score_table([five], [])["rows"]] == ["x"]
+
+
+def test_reproduced() -> None:
+    table = compared({"a": 600, "b": 700}, a=59.5, b=70.5)
+    assert verdict.reproduced(table).startswith(
+        "It reproduced: SFT is worse than the paper's model as published on none of 2 rows. The mean difference is +0.0"
+    )
+    assert "±4.1 points in the median: smaller gaps go unseen" in verdict.reproduced(table)
+    assert "Not comparable" not in verdict.reproduced(table)
+
+
+def test_reproduced_as_far_as_measured() -> None:
+    text = verdict.reproduced(compared({"a": 600}, a=59.5, b=70.5, c=1))
+    assert text.startswith("It reproduced as far as it was measured: SFT is worse than")
+    assert "on none of 1 row compared (of 3)" in text
+    assert text.endswith("Not comparable: b and c (not measured).")
+
+
+def test_not_reproduced() -> None:
+    text = verdict.reproduced(compared({"a": 600, "b": 700, "c": 900}, a=59.5, b=79, c=80))
+    assert text.startswith(
+        "It did not reproduce in full: SFT is worse than the paper's model as published on 1 of 3 rows: b (−9.0). "
+        "It is better on c (+10.0)."
+    )
+
+
+def test_many_small_gaps_are_not_called_a_reproduction() -> None:
+    """Eight rows 2.5 points low: none alone is worse, all together are."""
+    names = "abcdefgh"
+    table = compared(dict.fromkeys(names, 600), **dict.fromkeys(names, 62.5))
+    assert {row["against"]["ours"]["mark"] for row in table["rows"]} == {"same"}
+    assert "on none of 8 rows, but over all of them together" in verdict.reproduced(table)
+    assert verdict.reproduced(table).startswith("It did not reproduce in full")
+
+
+def test_nothing_comparable_is_no_verdict() -> None:
+    assert verdict.reproduced(compared({}, a=50)).startswith(
+        "Did it reproduce? It cannot be said: none of the table's rows (1) can be compared. Not comparable: a (not mea"
+    )
+
+
+def test_llama_is_the_second_column() -> None:
+    table = compared({"a": 600, "b": 700}, a=69, b=70)
+    assert verdict.against_others(table) == "Against Llama as published, SFT is better on 1 and same on 1 of 2 rows."
+
+
+def test_mt_bench_is_on_its_own_scale() -> None:
+    values = {doc: 7.0 + (doc % 5) / 2 for doc in range(80)}
+    score = Score(8.0, 80, 7.84, 8.16, "t", True, values)
+    tasks = {"mt_bench": {"version": 1, "n_shot": 0, "samples": 80, "questions": 80}}
+    stage = Stage("SFT", Path("out"), [], {("mt_bench", "score", "none"): score}, {"mt_bench": {}}, tasks, {}, {})
+    group = Group("MT-Bench", (("mt_bench", "score", "none"),))
+    table = versus(stage, [group], [Published("MT-Bench", "average", {"ours": 8.27}, scale=1)], {"ours": "it"})
+    pair = table["rows"][0]["against"]["ours"]
+    assert (pair["mark"], pair["difference"]) == ("worse", pytest.approx(-0.27))
+    assert table["mean"] is None  # not a share
+    assert "MT-Bench (−0.27)" in verdict.reproduced(table)
+
+
+def test_the_papers_own_tables() -> None:
+    table, columns = published("8b")
+    assert columns == {"hermes3_8b": "Hermes 3 8B", "llama31_8b": "Llama 3.1 8B Instruct"}
+    assert len(table) == 17
+    found = {row.name: row for row in table}
+    assert found["MMLU"].values == {"hermes3_8b": 64.79, "llama31_8b": 68.05}
+    assert found["MT-Bench"].scale == 1
+    assert "66.70" in found["IFEval"].note
+    stages = [stage_of({"agi": 400}, "SFT"), stage_of({"agi": 450}, "SFT+DPO")]
+    scores = score_table(stages, [Group("AGIEval", (("agi", "acc", "none"),))])
+    step = {row["name"]: row for row in what_dpo_changed(scores, "8b")}
+    assert step["AGIEval"]["published"] == pytest.approx(0.0109)
+    assert step["AGIEval"]["inside"] is False
+    assert step["IFEval"]["ours"]["reason"] == "not measured"
+    assert "which tasks of BIG-Bench" in step["Big Bench"]["ours"]["reason"]
+    assert what_dpo_changed(scores, "70b") == []
+
+
+def test_which_of_the_papers_models() -> None:
+    recipes = {"SFT": Path("recipes/70b_sft.yml"), "DPO": Path("recipes/70b_dpo.yml")}
+    assert size_of(recipes) == "70b"
+    assert size_of(recipes | {"DPO": Path("recipes/8b_dpo.yml")}) is None
+    assert size_of({"SFT": Path("recipes/tiny_sft.yml")}) is None
+    assert size_of({"SFT": None}) is None
+    stage = stage_of({"a": 1})
+    assert "follows a recipe of the paper" in compare_with_paper(stage, [], None, {})["reason"]
+    assert compare_with_paper(stage, [], None, recipes)["size"] == "70b"
+    with pytest.raises(ValueError, match="--size 9b: the paper has 8b, 70b, 405b"):
+        compare_with_paper(stage, [], "9b", {})
