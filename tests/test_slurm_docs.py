@@ -1,0 +1,89 @@
+"""docs/slurm.md: its commands are what their programs take, its names are in the code, its figures are the plan's."""
+
+import re
+import shlex
+import subprocess
+from importlib.util import find_spec
+
+import pytest
+from conftest import ROOT
+from test_readme import parse_accelerate, parse_hermes3
+
+PAGE = (ROOT / "docs/slurm.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.strip().splitlines()]
+PLACEHOLDERS = {"1234", "logs/8b_sft-1234.log", "logs/1234/attempt_1", "logs/1234/attempt_1/rank_17.log"}
+
+
+def are_known(words: list[str], help_text: str) -> None:
+    """Every option, up to the first word that is none, is one that the program's own help names."""
+    for word in words:
+        if not word.startswith("-"):
+            return  # srun's: from here on it is another program's
+        assert not word.startswith("--") or word.split("=")[0] in help_text, word
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_what_its_program_takes(command, request):
+    words = shlex.split(command.removeprefix("until ").split("; do ")[0] if command.startswith("until") else command)
+    while re.fullmatch(r"[A-Z0-9_]+=.*", words[0]):
+        words.pop(0)
+    program = words[0].removeprefix(".venv/bin/")
+    if program == "hermes3":
+        parse_hermes3(words[1:])
+        if "--" in words:
+            are_known(words[words.index("--") + 1 :], request.getfixturevalue("slurm").run("sbatch", "--help").stdout)
+    elif program == "accelerate":
+        assert (ROOT / parse_accelerate(words)).is_file()
+    elif program in ("sbatch", "srun", "scancel", "scontrol", "squeue"):
+        said = request.getfixturevalue("slurm").run(program, "--help").stdout
+        if program == "scontrol":
+            assert words[1] in said
+        are_known(words[1:], said)
+    elif program == "torchfrtrace":
+        said = subprocess.run([ROOT / ".venv/bin/torchfrtrace", "--help"], capture_output=True, text=True).stdout
+        are_known(words[1:], said)
+    elif program == "python":
+        assert words[1] == "-m" and find_spec(words[2])
+    else:
+        assert program in ("python3.11", "pip", "source", "tail", "less", "enroot"), f"no check for {command}"
+    files = [word for word in words[1:] if re.fullmatch(r"[\w.]+(/[\w.-]+)+|[\w-]+\.txt", word)]
+    missing = [word for word in files if word not in PLACEHOLDERS and not word.startswith(("outputs/", "logs/here"))]
+    assert [word for word in missing if not (ROOT / word).exists() and "meta-llama" not in word] == []
+
+
+def test_every_variable_of_the_page_is_read_by_the_code():
+    code = "".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("hermes3", "launch")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".sh", ".sbatch")
+    )
+    named = set(re.findall(r"\b(?:HERMES3|TORCH|NCCL|HF)_\w+", PAGE))
+    assert len(named) > 8 and [name for name in sorted(named) if name not in code] == []
+
+
+def test_the_table_of_the_preflight_has_every_check():
+    from hermes3.slurm.node_check import CHECKS
+
+    rows = re.findall(r"^\| `([\w-]+)` \|", PAGE, re.MULTILINE)
+    assert sorted(rows) == sorted([*CHECKS, "answer", "clock", "all-reduce"])
+
+
+def test_the_defaults_and_figures_are_those_of_the_code():
+    from hermes3.plan.plan import plan
+    from hermes3.plan.text import size
+    from hermes3.recipe.validate import read
+    from hermes3.slurm import allreduce, srun, verdict
+
+    assert f"`HERMES3_PREFLIGHT_SECONDS` ({srun.SECONDS})" in PAGE
+    assert f"`HERMES3_MIN_BUS_GBPS`: {allreduce.FLOOR:g} by default" in PAGE
+    assert f"at most {verdict.MAX_CRASHES} times (`HERMES3_MAX_CRASHES`)" in PAGE
+    notice = re.search(r"^#SBATCH --signal=B:USR1@(\d+)$", (ROOT / "launch/train.sbatch").read_text(), re.MULTILINE)
+    assert f"notice {notice[1]} s before" in PAGE
+    for name, said in (("8b", "{minutes:.0f} minutes of the 8B"), ("405b", "{minutes:.0f} of the 405B")):
+        path = ROOT / f"recipes/{name}_sft.yml"
+        made = plan(path)
+        minutes = read(path)["restart_steps"] * made.cost.step_seconds / 60
+        assert said.format(minutes=minutes) in PAGE.replace("\n", " ")
+        assert size(made.checkpoints.storage) in PAGE and size(made.checkpoints.state) in PAGE
+    assert size(sum(made.own.host.values())) in PAGE  # the 405B's
