@@ -9,6 +9,7 @@ import typer
 
 from hermes3.evaluate import cli as evaluate_cli
 from hermes3.mix import cli as mix_cli
+from hermes3.mt_bench import cli as mt_bench_cli
 from hermes3.plan import cli as plan_cli
 from hermes3.recipe import cli as recipe_cli
 from hermes3.report import cli as report_cli
@@ -24,6 +25,7 @@ app.command("check")(recipe_cli.check)
 app.command("plan")(plan_cli.plan)
 app.command("launch")(slurm_cli.launch)
 app.command("eval")(evaluate_cli.evaluate)
+app.command("mt-bench")(mt_bench_cli.mt_bench)
 app.command("select")(evaluate_cli.select)
 app.command("report")(report_cli.report)
 app.add_typer(tokenizer_app, name="tokenizer")

@@ -1,0 +1,339 @@
+"""MT-Bench on loopback. Model and judge are a stand-in server: it answers by rule, so that every mean is known."""
+
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from conftest import ROOT
+
+from hermes3.mt_bench import endpoint as endpoint_module
+from hermes3.mt_bench import judge
+from hermes3.mt_bench.endpoint import Endpoint
+from hermes3.mt_bench.questions import load
+from hermes3.mt_bench.run import ASKED, Bench, run
+from hermes3.report.results import read_stage
+
+REAL = ROOT.parent / "shared/data/eval/mt_bench_question.jsonl"
+QUESTIONS = [
+    {"question_id": 1, "category": "writing", "turns": ["Write a line.", "Now a longer one."], "reference": ["n/a"]},
+    {"question_id": 2, "category": "math", "turns": ["What is 2 + 2?", "And twice that?"], "reference": ["4", "8"]},
+    {"question_id": 3, "category": "math", "turns": ["What is 3 + 3?", "And half of it?"]},
+    {"question_id": 4, "category": "stem", "turns": ["Why is ice light?", "And lead?"]},
+]
+
+
+class StandIn(ThreadingHTTPServer):
+    """Speaks the OpenAI form. As `model` it repeats what it was asked; as a judge it rates by `rate(prompt)`."""
+
+    daemon_threads = True
+
+    def __init__(
+        self, rate=lambda prompt: f"Fine.\nRating: [[{1 + len(prompt) % 10}]]", before=lambda request: None, port=0
+    ):
+        self.requests, self.rate, self.before = [], rate, before
+        self.lock, self.busy, self.most = threading.Lock(), 0, 0
+        super().__init__(("127.0.0.1", port), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    def __exit__(self, *args):
+        self.shutdown()
+        self.server_close()
+
+    def asked(self, name):
+        return [request for request in self.requests if request["model"] == name]
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        server, body = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with server.lock:
+            server.requests.append(body | {"path": self.path, "key": self.headers.get("Authorization")})
+            server.busy += 1
+            server.most = max(server.most, server.busy)
+        wrong = server.before(body)
+        said = body["messages"][-1]["content"]
+        text = f"You said: {said}" if body["model"] == "model" else server.rate(said)
+        answer = {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]}
+        payload = json.dumps(wrong or answer).encode()
+        self.send_response(wrong["status"] if wrong else 200)
+        self.send_header("Content-Length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+        with server.lock:
+            server.busy -= 1
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(endpoint_module, "WAIT", 0.01)
+
+
+@pytest.fixture
+def questions(tmp_path):
+    path = tmp_path / "question.jsonl"
+    path.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
+    return path
+
+
+def bench(server, questions, out, **more):
+    given = {"model": "model", "judge_url": server.url, "judge_model": "judge", "endpoint": server.url, "parallel": 3}
+    return Bench(questions=questions, out=out, **(given | more))
+
+
+def ask(server, timeout=5.0):
+    chat = Endpoint(server.url, "model", None, timeout).chat
+    return chat([{"role": "user", "content": "x"}], temperature=0, max_tokens=9, seed=1)
+
+
+def results_of(out):
+    (path,) = out.rglob("results_*.json")
+    return json.loads(path.read_text())
+
+
+def test_scores_are_the_means_of_the_ratings(questions, tmp_path, capsys):
+    with StandIn() as server:
+        run(bench(server, questions, tmp_path / "out"))
+    by_hand, by_category = [], {}
+    for question in load(questions):
+        said = [f"You said: {turn}" for turn in question.turns]
+        two = [1 + len(judge.prompt(question, said, turn)[-1]["content"]) % 10 for turn in (0, 1)]
+        by_hand.append(two)
+        by_category.setdefault(question.category, []).append(sum(two) / 2)
+    stage = read_stage("ours", tmp_path / "out")  # as the report reads it
+    assert stage.scores["mt_bench", "turn_1", "none"].value == statistics.mean(one for one, _ in by_hand)
+    assert stage.scores["mt_bench", "turn_2", "none"].value == statistics.mean(two for _, two in by_hand)
+    score = stage.scores["mt_bench", "score", "none"]
+    assert score.value == statistics.mean(map(statistics.mean, by_hand)) and score.n == 4 and not stage.skipped
+    results = results_of(tmp_path / "out")
+    more = results["mt_bench"]
+    assert more["categories"] == {name: statistics.mean(values) for name, values in by_category.items()}
+    assert (more["interval"]["low"], more["interval"]["high"]) == (score.low, score.high)
+    assert more["judge"]["model"] == "judge" and "judged by judge" in results["versions"]["mt_bench"]
+    assert f"MT-Bench {score.value:.2f}" in capsys.readouterr().out
+
+
+def test_the_second_turn_holds_the_first_answer_and_the_judge_sees_what_it_needs(questions, tmp_path):
+    with StandIn() as server:
+        run(bench(server, questions, tmp_path / "out"))
+    assert {request["path"] for request in server.requests} == {"/v1/chat/completions"}
+    turns = {request["messages"][0]["content"]: request for request in server.asked("model") if request["messages"][2:]}
+    second = turns["What is 2 + 2?"]["messages"]
+    assert [one["role"] for one in second] == ["user", "assistant", "user"]
+    assert [one["content"] for one in second[1:]] == ["You said: What is 2 + 2?", "And twice that?"]
+    warmth = {request["messages"][0]["content"]: request["temperature"] for request in server.asked("model")}
+    assert warmth["Write a line."] == 0.7 and warmth["What is 2 + 2?"] == 0 and warmth["Why is ice light?"] == 0.1
+    seen = [request["messages"][-1]["content"] for request in server.asked("judge")]
+    assert len(seen) == 8 and {request["temperature"] for request in server.asked("judge")} == {0}
+    of_math = [prompt for prompt in seen if "What is 2 + 2?" in prompt]
+    assert ["Reference for message 2 ===\n8" in prompt for prompt in sorted(of_math, key=len)] == [False, True]
+    assert all("Reference for message 1 ===\n4" in prompt for prompt in of_math)
+    assert not any("Reference" in prompt or "n/a" in prompt for prompt in seen if "Write a line." in prompt)
+
+
+@pytest.mark.parametrize(
+    ("reply", "found"),
+    [
+        ("Good.\nRating: [[7]]", 7),
+        ("**Rating: [[ 10 ]]**\n", 10),
+        ("Rating: [[1]].", 1),
+        ("Rating: 7", None),
+        ("Rating: [7]", None),
+        ("Rating: [[0]]", None),
+        ("Rating: [[11]]", None),
+        ("Rating: [[7.5]]", None),
+        ("Rating: [[7/10]]", None),
+        ("Rating: [[seven]]", None),
+        ("Rating: [[7]]\nI might be wrong.", None),
+        ("It asks for [[10]], and gets\nRating: [[2]]", None),
+        ("", None),
+    ],
+)
+def test_a_rating_is_read_strictly(reply, found):
+    assert judge.rating(reply) == found
+
+
+def test_a_judge_that_gives_no_rating_is_asked_again(questions, tmp_path):
+    first = lambda prompt: "Rating: [[4]]" if prompt == judge.AGAIN else "A fine answer, I would say."  # noqa: E731
+    with StandIn(first) as server:
+        run(bench(server, questions, tmp_path / "out"))
+    assert len(server.asked("judge")) == 16
+    assert results_of(tmp_path / "out")["results"]["mt_bench"]["score,none"] == 4
+
+
+def test_a_question_without_a_rating_is_never_averaged_in_silence(questions, tmp_path, capsys):
+    stubborn = lambda prompt: "No." if "ice light" in prompt or prompt == judge.AGAIN else "Rating: [[6]]"  # noqa: E731
+    out = tmp_path / "out"
+    with StandIn(stubborn) as server:
+        with pytest.raises(ValueError, match="judge gave no rating for question 4; .*--max-unrated 1"):
+            run(bench(server, questions, out))
+        assert not list(out.rglob("results_*.json"))
+        before = len(server.requests)
+        run(bench(server, questions, out, max_unrated=1))
+        assert len(server.requests) - before == 2 * ASKED  # that question's two turns, and nothing else
+        assert results_of(out)["mt_bench"]["unrated"] == [4]
+        assert results_of(out)["n-samples"]["mt_bench"] == {"original": 4, "effective": 3}
+        assert read_stage("ours", out).scores["mt_bench", "score", "none"].value == 6
+        assert "left out, as the judge gave no rating: question 4" in capsys.readouterr().out
+
+
+def test_a_server_that_dies_leaves_what_was_answered_and_the_rest_is_asked_later(questions, tmp_path):
+    out, dead = tmp_path / "out", threading.Event()
+
+    def die(request):
+        if len(server.asked("model")) > 4:
+            dead.set()
+        return {"status": 503, "error": "gone"} if dead.is_set() else None
+
+    with StandIn(before=die) as server, pytest.raises(ValueError, match=f"{server.url}: .*503"):
+        run(bench(server, questions, out, parallel=1))
+    with pytest.raises(ValueError, match="no answer in 5 tries"):  # nobody listens any more
+        run(bench(server, questions, out, parallel=1))
+    assert sorted(path.name for path in (out / "answers").iterdir()) == ["1.json", "2.json"]
+    with StandIn(port=server.server_port) as again:
+        run(bench(again, questions, out))
+        assert [len(again.asked(name)) for name in ("model", "judge")] == [4, 8]
+        run(bench(again, questions, out))
+        assert len(again.requests) == 12 and len(list(out.rglob("results_*.json"))) == 1
+    with StandIn() as elsewhere:  # nothing tells that it is the same model
+        run(bench(elsewhere, questions, out))
+        assert len(elsewhere.asked("model")) == 8 and not elsewhere.asked("judge")
+
+
+def test_answers_of_a_known_model_are_resumed_at_any_address(base, questions, tmp_path):
+    """A folder's files tell the model, wherever it is served; another judge rates the same answers anew."""
+    out, given = tmp_path / "out", {"model": str(base), "judge_model": "judge"}
+    with StandIn() as first:
+        run(bench(first, questions, out, **given))
+    (out / "answers/2.json").write_text('{"key": "half')
+    with StandIn() as second:
+        run(bench(second, questions, out, **given))
+        assert len(second.asked(str(base))) == 2 and not second.asked("judge")
+        run(bench(second, questions, out, **given | {"judge_model": "org/other"}))
+        assert len(second.asked(str(base))) == 2 and len(second.asked("org/other")) == 8
+    assert {path.parent.name for path in (out / "ratings").rglob("*.json")} == {"judge", "org__other"}
+
+
+@pytest.mark.parametrize("status", [429, 500])
+def test_a_busy_server_is_tried_again(status):
+    with StandIn(before=lambda request: {"status": status} if len(server.requests) < 3 else None) as server:
+        assert ask(server) == ("You said: x", False)
+    assert len(server.requests) == 3
+
+
+def test_a_refusal_is_not_tried_again_and_says_why():
+    with (
+        StandIn(before=lambda request: {"status": 401, "error": "no such key"}) as server,
+        pytest.raises(ValueError) as raised,
+    ):
+        ask(server)
+    assert f"{server.url}: 401 Unauthorized" in str(raised.value) and "no such key" in str(raised.value)
+    assert len(server.requests) == 1
+
+
+def test_a_server_that_says_something_else_is_named():
+    with (
+        StandIn(before=lambda request: {"status": 200, "detail": "hello"}) as server,
+        pytest.raises(ValueError) as raised,
+    ):
+        ask(server)
+    assert f"{server.url}: not the form of a chat completion" in str(raised.value)
+
+
+def test_a_reply_that_never_comes_ends_in_an_error():
+    with StandIn(before=lambda request: time.sleep(2)) as server, pytest.raises(ValueError) as raised:
+        ask(server, timeout=0.1)
+    assert "no answer in 5 tries" in str(raised.value) and "timed out" in str(raised.value)
+    assert len(server.requests) == 5
+
+
+def test_no_more_requests_are_under_way_than_allowed(questions, tmp_path):
+    with StandIn(before=lambda request: time.sleep(0.05)) as server:
+        run(bench(server, questions, tmp_path / "out", parallel=2))
+    assert server.most == 2
+
+
+def test_keys_go_to_their_own_server_and_are_written_nowhere(questions, tmp_path):
+    with StandIn() as model, StandIn() as grader:
+        env = {"PATH": "/bin", "HERMES3_MODEL_API_KEY": "model-secret", "HERMES3_JUDGE_API_KEY": "judge-secret"}
+        argv = [sys.executable, "-m", "hermes3.cli", "mt-bench", "model", "--endpoint", model.url]
+        argv += [
+            "--judge-url",
+            grader.url,
+            "--judge-model",
+            "judge",
+            "--questions",
+            questions,
+            "--out",
+            tmp_path / "out",
+        ]
+        done = subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert {request["key"] for request in model.requests} == {"Bearer model-secret"}
+        assert {request["key"] for request in grader.requests} == {"Bearer judge-secret"}
+    files = [path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(files) == 10 and not any("secret" in text for text in [*files, done.stdout, done.stderr])
+
+
+def test_an_address_with_a_secret_is_refused():
+    with pytest.raises(ValueError, match="^localhost: no secrets in an address"):
+        Endpoint("http://user:secret@localhost/v1", "model", None, 5)
+
+
+def test_a_dry_run_asks_nothing(questions, tmp_path, capsys):
+    with StandIn() as server:
+        run(bench(server, questions, tmp_path / "out"), dry_run=True)
+    assert not server.requests and not (tmp_path / "out").exists()
+    assert "4 questions of two turns, 0 of them answered" in capsys.readouterr().out
+
+
+def test_a_model_of_a_folder_answers_here(base, questions, tmp_path, monkeypatch):
+    from hermes3.mt_bench import run as run_module
+
+    monkeypatch.setattr(run_module, "MAX_TOKENS", 8)
+    with StandIn() as server:
+        for out in ("one", "two"):
+            run(bench(server, questions, tmp_path / out, model=str(base), endpoint=None, limit=2))
+        assert not server.asked(str(base))
+    one, two = (
+        [json.loads((tmp_path / out / f"answers/{n}.json").read_text()) for n in (1, 2)] for out in ("one", "two")
+    )
+    assert one == two and all(record["cut"] == [True, True] for record in one)
+    assert results_of(tmp_path / "one")["chat_template_sha"] and results_of(tmp_path / "one")["model_name"] == str(base)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "question.jsonl:2: no JSON"),
+        ('{"question_id": 9, "category": "math", "turns": ["a"]}', "question.jsonl:2: turns: "),
+        ('{"question_id": 9, "turns": ["a", "b"]}', "question.jsonl:2: category: "),
+        (json.dumps(QUESTIONS[0]), "question_id 1 stands there twice"),
+    ],
+)
+def test_a_bad_question_file_is_refused(tmp_path, line, message):
+    path = tmp_path / "question.jsonl"
+    path.write_text(json.dumps(QUESTIONS[0]) + "\n" + line + "\n")
+    with pytest.raises(ValueError, match=message):
+        load(path)
+    with pytest.raises(ValueError, match="no such file"):
+        load(tmp_path / "none.jsonl")
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason=f"{REAL} is not there; the questions are not ours to ship")
+def test_the_real_questions_run_through(tmp_path):
+    with StandIn() as server:
+        run(bench(server, REAL, tmp_path / "out", parallel=8))
+    results = results_of(tmp_path / "out")
+    assert results["n-samples"]["mt_bench"] == {"original": 80, "effective": 80}
+    assert len(results["mt_bench"]["categories"]) == 8
+    referenced = [request for request in server.asked("judge") if "=== Reference" in request["messages"][-1]["content"]]
+    assert len(server.asked("judge")) == 160 and 30 <= len(referenced) <= 60
