@@ -1,0 +1,174 @@
+"""Two nodes of a real Slurm train the tiny recipe through launch/train.sbatch, and survive what clusters do to jobs."""
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ranks
+import torch
+from small_mix import SEQUENCE_LEN, write_mix, write_recipe
+
+from hermes3.slurm.declared import declared
+
+ROOT = Path(__file__).parents[1]
+PLUGINS = ["hermes3.train.plugin.HermesPlugin", "ranks.Recorder", "held.Held"]
+STEPS = 36  # 3 epochs of 12
+ROUNDING = 1e-6  # fp32: two ranks' gradients are summed in another order than two micro-batches'
+PATIENCE = 600  # seconds that an attempt may take on a busy machine; 30 on an idle one
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """A folder that jobs are submitted from, as the repository's root is, with logs of its own."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "launch").symlink_to(ROOT / "launch")
+    (site / "logs").mkdir()
+    return site
+
+
+@pytest.fixture(scope="module")
+def mix(site) -> Path:
+    """60 rows in 24 packs in each epoch: of an odd number two ranks would leave one out, and one rank would not."""
+    lengths = np.random.default_rng(2).lognormal(np.log(20), 0.6, 60).clip(6, SEQUENCE_LEN).astype(int)
+    return write_mix(site / "mix", lengths.tolist())
+
+
+@pytest.fixture(scope="module")
+def recipe(site, mix, base):
+    """Write a recipe for so many nodes of one process each, into a folder of that name."""
+
+    def write(name: str, nodes: int = 2, **changes) -> Path:
+        changes = {"logging_steps": 1, "save_strategy": "epoch", "restart_steps": 8, "warmup_steps": 2} | changes
+        changes |= {"hardware": {"gpu": "cpu", "nodes": nodes, "gpus_per_node": 1}, "plugins": PLUGINS}
+        return write_recipe(site / name, mix, base, gradient_accumulation_steps=2 // nodes, **changes)
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def submit(slurm, site):
+    """Submit the training of a recipe; the job's id."""
+
+    def submit(recipe: Path, *options: str, hold: str = "") -> int:
+        env = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT / "tests")}
+        env |= {"OMP_NUM_THREADS": "1", "HOLD": hold, "HOLD_IN": str(recipe.parent)}
+        return slurm.submit(*options, "launch/train.sbatch", recipe, cwd=site, env=env)
+
+    return submit
+
+
+def log_of(site: Path, jid: int) -> str:
+    return "".join(path.read_text(errors="replace") for path in site.glob(f"logs/*-{jid}.log"))
+
+
+def trained(slurm, site: Path, jid: int) -> dict[str, str]:
+    job = slurm.wait_job(jid, timeout=PATIENCE)
+    assert job["JobState"] == "COMPLETED", log_of(site, jid)[-5000:]
+    return job
+
+
+def prepared(recipe: Path) -> Path:
+    """Tell the script that the mix is prepared for the recipe: another one of the same mix has seen to that."""
+    Path(declared(recipe).split()[-1]).touch()
+    return recipe
+
+
+def kill(jid: int, rank: int) -> None:
+    """SIGKILL to a rank of a job, on whichever node it is."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            env = process.joinpath("environ").read_bytes().split(b"\0")
+            trains = b"axolotl.cli.train" in process.joinpath("cmdline").read_bytes().split(b"\0")
+            if trains and {f"SLURM_JOB_ID={jid}".encode(), f"RANK={rank}".encode()} <= set(env):
+                found.append(int(process.name))
+    os.kill(found[0], signal.SIGKILL)
+
+
+def end_of_time(slurm, jid: int) -> None:
+    """Move the job's time limit to one or two minutes from now, within the notice that it has asked for."""
+    hours, minutes, _ = slurm.job(jid)["RunTime"].split(":")
+    slurm.run("scontrol", "update", f"jobid={jid}", f"timelimit={int(hours) * 60 + int(minutes) + 2}")
+
+
+@pytest.fixture(scope="module")
+def two(slurm, site, recipe, submit) -> ranks.Run:
+    """A training on two nodes that nothing disturbs, submitted without a word on nodes."""
+    path = recipe("two")
+    jid = submit(path)
+    trained(slurm, site, jid)
+    assert "Submitted batch job" in log_of(site, jid)  # by itself, for the two nodes that the recipe declares
+    job = trained(slurm, site, jid + 1)
+    assert job["NumNodes"] == "2" and job["Restarts"] == "0"
+    return ranks.result(path, [0, 0])
+
+
+def test_two_nodes_train_as_one_does(two, recipe):
+    one = ranks.train(recipe("one", nodes=1), 1)
+    assert one.codes == [0], one.logs
+    assert two.steps() == one.steps() and len(two.losses()) == STEPS
+    assert two.losses() == pytest.approx(one.losses(), abs=ROUNDING)
+
+
+def test_each_rank_has_a_log_and_the_mix_is_prepared_once(two, site):
+    attempt = site / "logs/2/attempt_1"
+    assert sorted(log.name for log in attempt.glob("*.log")) == ["preprocess.log", "rank_0.log", "rank_1.log"]
+    assert (attempt / "rank_0.log").read_text() in log_of(site, 2)
+    assert "Tokenizing" not in (attempt / "rank_0.log").read_text()
+
+
+def test_a_job_survives_all_that_ends_it_and_trains_the_same_model(slurm, site, recipe, submit, two):
+    """One job, a fault in each of four attempts. Each loses the steps since its last checkpoint, the notice none."""
+    path = prepared(recipe("survivor"))
+    jid = submit(path, "--nodes=2", "--signal=B:USR1@110", hold="10,20,27,29")
+
+    def held(step: int) -> None:
+        files = [path.parent / f"held-{step}-{rank}" for rank in range(2)]
+        slurm.until(lambda: all(map(Path.exists, files)), PATIENCE, f"job {jid}: both ranks held at step {step}")
+
+    def free(step: int) -> None:
+        (path.parent / f"free-{step}").touch()
+
+    held(10)
+    kill(jid, rank=1)
+    free(10)
+
+    held(20)
+    slurm.run("scontrol", "update", f"nodename={last_node(slurm, jid)}", "state=down", "reason=test")
+    free(20)
+
+    held(27)
+    slurm.run("scontrol", "requeue", jid)
+    free(27)
+
+    held(29)
+    end_of_time(slurm, jid)
+    slurm.until((site / f"logs/{jid}/stop").exists, PATIENCE, "the notice")
+    free(29)
+    slurm.until(lambda: "ended on notice" in log_of(site, jid), PATIENCE, "the end of attempt 4")
+    slurm.run("scontrol", "update", f"jobid={jid}", "timelimit=60")
+
+    assert trained(slurm, site, jid)["Restarts"] == "4"
+    run = ranks.result(path, [0, 0])
+    attempts = [range(1, 11), range(9, 21), range(17, 28), range(25, 31), range(31, 37)]
+    assert [line["step"] for line in run.lines() if "step" in line] == [step for steps in attempts for step in steps]
+    crashes = sorted(path.parent.name for path in site.glob(f"logs/{jid}/attempt_*/crash.json"))
+    assert crashes == ["attempt_1"]  # what Slurm and the notice ended counts for nothing
+    ours, undisturbed = run.weights(), two.weights()
+    assert ours.keys() == undisturbed.keys() and all(torch.equal(ours[name], undisturbed[name]) for name in ours)
+
+
+def last_node(slurm, jid: int) -> str:
+    return slurm.run("scontrol", "show", "hostnames", slurm.job(jid)["NodeList"]).stdout.split()[-1]
+
+
+def test_a_wrong_recipe_fails_once_with_its_error_last(slurm, site, recipe, submit, two):
+    path = prepared(recipe("wrong", optimizer="adamw_torch_fusedd"))
+    jid = submit(path, "--nodes=2")
+    job = slurm.wait_job(jid, timeout=PATIENCE)
+    assert (job["JobState"], job["Restarts"]) == ("FAILED", "0")
+    assert "adamw_torch_fusedd" in log_of(site, jid).splitlines()[-1]
