@@ -108,6 +108,22 @@ def test_an_older_model_in_the_folder_is_no_reason_to_guess(folder: Path) -> Non
     refused(folder, "two models")
 
 
+def test_mt_bench_of_a_served_model_is_the_stages(folder: Path) -> None:
+    """An endpoint calls the model by another name, and shows no template; a folder's name must be the stage's."""
+    facts = {
+        "model_name": "hermes3-8b",
+        "chat_template_sha": None,
+        "mt_bench": {"answered_by": {"endpoint": "http://x"}},
+    }
+    write_scores(folder / "mt_bench", {"mt_bench": {"score": 80}}, date=LATER, **facts)
+    stage = read_stage("SFT", folder)
+    assert {key[0] for key in stage.scores} == {"a", "b", "mt_bench"}
+    assert stage.harness["chat_template_sha"] is not None
+    facts["mt_bench"] = {"answered_by": {"endpoint": None}}
+    write_scores(folder / "mt_bench", {"mt_bench": {"score": 80}}, date=LATER, **facts)
+    refused(folder, "two models")
+
+
 def test_two_numbers_of_shots_are_two_scores(folder: Path) -> None:
     write_scores(folder / "5_shot", {"a": {"acc": 80}}, date=LATER, shots=5)
     stage = read_stage("SFT", folder)

@@ -185,6 +185,9 @@ def test_mt_bench_is_on_its_own_scale() -> None:
     assert (pair["mark"], pair["difference"]) == ("worse", pytest.approx(-0.27))
     assert table["mean"] is None  # not a share
     assert "MT-Bench (−0.27)" in verdict.reproduced(table)
+    tasks["mt_bench"]["judge"] = "some-model"
+    table = versus(stage, [group], [Published("MT-Bench", "average", {"ours": 8.27}, scale=1)], {"ours": "it"})
+    assert "judged by some-model in a wording of our own" in table["rows"][0]["against"]["ours"]["reason"]
 
 
 def test_the_papers_own_tables() -> None:

@@ -15,7 +15,7 @@ from hermes3.report.page import render
 from hermes3.report.paper import compare_with_paper, what_dpo_changed
 from hermes3.report.provenance import recipe_facts, recipe_of, repository
 from hermes3.report.results import Stage, read_stage
-from hermes3.report.scores import ALIGNMENT, score_table
+from hermes3.report.scores import score_table
 from hermes3.report.seeds import seed_table
 from hermes3.report.verdict import verdict
 
@@ -85,7 +85,7 @@ def collect(
     }
     table = report["scores"]
     report["dpo"] = what_dpo_changed(table, report["paper"].get("size"))
-    table["alignment"] = [row for row in table["rows"] if row["suite"] == ALIGNMENT]
+    table["alignment"] = [row for row in table["rows"] if row["suite"] == text.ALIGNMENT]
     return report | {
         "verdict": verdict(report),
         "captions": {
@@ -131,7 +131,7 @@ def _versions(mixes: list[dict[str, Any]], stages: list[Stage]) -> list[dict[str
 
 def _charts(report: dict[str, Any]) -> dict[str, Any]:
     scores = report["scores"]
-    main = [row for row in scores["rows"] if row["suite"] != ALIGNMENT]
+    main = [row for row in scores["rows"] if row["suite"] != text.ALIGNMENT]
     drawn = {"scores": charts.scores_chart(main, scores["stages"], "scores")}
     if scores["alignment"]:
         drawn["alignment"] = charts.scores_chart(scores["alignment"], scores["stages"], "alignment")

@@ -166,7 +166,7 @@ def training_chart(runs: list[dict[str, Any]]) -> str:
 def _panels(run: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, int]]]:
     """Rows of panels, each a column of the log and its width in twelfths."""
     first = {"loss": 4, "accuracy": 4, "margin": 4} if run["kind"] == "preference" else {"loss": 8, "learning_rate": 4}
-    second = {column: 12 // len(run["performance"]) for column in run["performance"]}
+    second = {column: 12 // max(2, len(run["performance"])) for column in run["performance"]}
     return [(run, widths) for widths in (first, second) if widths]
 
 

@@ -54,7 +54,8 @@ def read_stage(name: str, folder: Path) -> Stage:
     if not found:
         raise ValueError(f"{folder}: no results_*.json for stage {name!r}; run lm-eval with --output_path {folder}")
     files = {path: _load(path) for path in found}
-    _refuse_mixture(folder, {path: {"model": _harness(results)["model_name"]} for path, results in files.items()})
+    own = {path: results for path, results in files.items() if not _served(results)} or files
+    _refuse_mixture(folder, {path: {"model": _harness(results)["model_name"]} for path, results in own.items()})
     scores: dict[ScoreKey, Score] = {}
     docs: dict[str, dict[int, tuple[str, str]]] = {}
     tasks: dict[str, dict[str, Any]] = {}
@@ -87,9 +88,14 @@ def read_stage(name: str, folder: Path) -> Stage:
     if not scores:
         raise ValueError(f"{found[0]}: no metric is a fraction; nothing to show for stage {name!r}")
     shared = ("lm_eval_version", "chat_template_sha", "system_instruction_sha")
-    facts = {path: {key: _harness(files[path])[key] for key in shared} for path in used}
-    _refuse_mixture(folder, facts)
-    return Stage(name, folder, used, scores, docs, tasks, _harness(files[used[0]]), subtasks, skipped)
+    speaking = [path for path in used if path in own]
+    _refuse_mixture(folder, {path: {key: _harness(files[path])[key] for key in shared} for path in speaking})
+    return Stage(name, folder, used, scores, docs, tasks, _harness(files[(speaking or used)[0]]), subtasks, skipped)
+
+
+def _served(results: dict[str, Any]) -> bool:
+    """Whether `hermes3 mt-bench` asked an endpoint: what it calls the model there is no folder, and is taken for it."""
+    return bool(results.get("mt_bench", {}).get("answered_by", {}).get("endpoint"))
 
 
 def with_shots(task: str, shots: int) -> str:
@@ -130,7 +136,9 @@ def _load(path: Path) -> dict[str, Any]:
 def _facts(results: dict[str, Any], task: str) -> dict[str, Any]:
     counts = results["n-samples"][task]
     facts = {"version": results["versions"].get(task), "n_shot": results["n-shot"].get(task)}
-    return facts | {"samples": counts["effective"], "questions": counts["original"]}
+    facts |= {"samples": counts["effective"], "questions": counts["original"]}
+    judge = ((results.get("configs", {}).get(task) or {}).get("metadata") or {}).get("judge")
+    return facts | ({"judge": judge["model"]} if judge else {})
 
 
 def _samples(path: Path, results: dict[str, Any], task: str) -> dict[str, Samples]:

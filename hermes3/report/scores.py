@@ -5,6 +5,7 @@ from typing import Any
 from hermes3.report.groups import Group, compare, member, score_of, why_not
 from hermes3.report.results import Score, ScoreKey, Stage
 from hermes3.report.stats import holm, mean_interval
+from hermes3.report.text import ALIGNMENT
 
 ALPHA = 0.05
 
@@ -22,7 +23,6 @@ METRIC_LABELS = {
 # The metric that stands for a task that no suite names: the strictest one that it has.
 HEADLINE = ("exact_match", "acc", "valid", "exact", "acc_norm")
 NOT_QUALITY = {"ended": "it says that an answer stops, not that it is right"}
-ALIGNMENT = "alignment"  # the suite whose rows are a section of their own
 
 
 def score_table(stages: list[Stage], groups: list[Group]) -> dict[str, Any]:

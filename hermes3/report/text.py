@@ -2,6 +2,8 @@
 
 from typing import Any
 
+ALIGNMENT = "alignment"  # the suite whose rows are a section of their own
+
 
 def percent(value: float) -> str:
     """0.6104 -> `61.0 %`."""
@@ -42,12 +44,17 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
+def fixed(value: float) -> str:
+    """Two decimals."""
+    return f"{value:.2f}"
+
+
 def join(items: list[str]) -> str:
     """`a, b and c`."""
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
-FILTERS = {f.__name__: f for f in (percent, shown, interval, signed, p_value, count, number)}
+FILTERS = {f.__name__: f for f in (percent, shown, interval, signed, p_value, count, number, fixed)}
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -71,7 +78,7 @@ def scores_caption(scores: dict[str, Any]) -> str:
     moves = [
         (abs(row["scores"][last]["value"] - row["scores"][first]["value"]), row)
         for row in scores["rows"]
-        if row["scores"][first] and row["scores"][last] and row["scale"] == 100
+        if row["scores"][first] and row["scores"][last] and row["scale"] == 100 and row["suite"] != ALIGNMENT
     ]
     if first == last or not moves:
         return legend

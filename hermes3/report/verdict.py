@@ -4,7 +4,7 @@ from statistics import median
 from typing import Any
 
 from hermes3.report.curves import LN2
-from hermes3.report.text import interval, join, p_value, percent, signed
+from hermes3.report.text import ALIGNMENT, interval, join, p_value, percent, signed
 
 # NeMo-RL's recipe test holds ln 2 to 1e-4; log-probabilities in bf16 lose a digit of that.
 FIRST_LOSS_TOLERANCE = 1e-3
@@ -19,7 +19,10 @@ def verdict(report: dict[str, Any]) -> list[str]:
     compared = "rows" in report["paper"]
     sentences = [answer, against_others(report["paper"])] if compared else []
     sentences.append(means(scores))
-    sentences += [step(scores, place) for place in range(len(scores["stages"]) - 1)]
+    main = [row for row in scores["rows"] if row["suite"] != ALIGNMENT]
+    for rows, of in ((main, ""), (scores["alignment"], "Neutral alignment: ")):
+        steps = [step(rows, scores["stages"], place) for place in range(len(scores["stages"]) - 1)]
+        sentences += [of + (found[0].lower() + found[1:] if of else found) for found in steps if found]
     sentences += [preference(row) for row in scores["rows"] if PREFERENCE in row["task"]]
     sentences += [seeds(table) for table in report["seeds"]]
     sentences += [selection(table) for table in report["selections"]]
@@ -108,10 +111,10 @@ def means(scores: dict[str, Any]) -> str:
     return f"Mean over {tasks} {'score' if tasks == 1 else 'scores'}: {shown}.{aside}"
 
 
-def step(scores: dict[str, Any], place: int) -> str:
+def step(rows: list[dict[str, Any]], stages: list[str], place: int) -> str:
     """What changed from the stage at `place` to the next, by the paired tests on the same documents."""
-    pairs = [(row, row["comparisons"][place]) for row in scores["rows"]]
-    before, after = scores["stages"][place : place + 2]
+    pairs = [(row, row["comparisons"][place]) for row in rows]
+    before, after = stages[place : place + 2]
     groups = {
         "raised {}": [_changed(row, pair) for row, pair in pairs if pair["mark"] == "better"],
         "lowered {}": [_changed(row, pair) for row, pair in pairs if pair["mark"] == "worse"],

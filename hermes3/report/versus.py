@@ -72,6 +72,8 @@ def why_not(stage: Stage, group: Group | None, score: Score | None, row: Publish
     if row.unlike:
         return row.unlike
     facts = [stage.tasks[key[0]] for key in group.members]
+    if judge := next((fact["judge"] for fact in facts if "judge" in fact), None):
+        return f"judged by {judge} in a wording of our own; the published score is by another judge or wording"
     shots = sorted({fact["n_shot"] for fact in facts})
     if row.shots is not None and shots != [row.shots]:
         return f"measured with {' and '.join(map(str, shots))} shots, published with {row.shots}"
