@@ -247,9 +247,18 @@ def test_not_the_whole_cluster_is_excluded(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     nodes, file = [f"n{i}" for i in range(16)], tmp_path / "bad_nodes"
     assert preflight.exclude({"n1": ["x"], "n2": ["x"]}, nodes, file) == preflight.REQUEUE
-    assert preflight.exclude({"n2": ["again"], "n3": ["x"], "n4": ["x"]}, nodes, file) == preflight.REQUEUE
+    assert preflight.exclude({"n3": ["x"], "n4": ["x"]}, nodes, file) == preflight.REQUEUE
     with pytest.raises(ValueError, match="5 bad nodes in .*, more than the 4"):
         preflight.exclude({"n5": ["x"]}, nodes, file)
+
+
+def test_a_job_that_is_given_an_excluded_node_again_ends(tmp_path, monkeypatch):
+    """Where Slurm does not take the list, it would be queued again for ever."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    preflight.exclude({"n12": ["x"]}, ["n1", "n12"], tmp_path / "bad_nodes")
+    preflight.exclude({"n1": ["x"]}, ["n1", "n12"], tmp_path / "bad_nodes")  # another one, whose name begins so
+    with pytest.raises(ValueError, match="n12 bad again.*--exclude=n12"):
+        preflight.exclude({"n12": ["x"]}, ["n12"], tmp_path / "bad_nodes")
 
 
 def test_what_hangs_is_ended(monkeypatch):

@@ -139,7 +139,8 @@ def run(path: Path, logs: Path, options: list[str]) -> int:
         found, said = allreduce.over(srun, nodes, asked.gpu, asked.gpus_per_node, out)
         bad = {node: [f"all-reduce: {fault}"] for node, fault in found.items()}
         for node in nodes:
-            answers[node]["checks"]["all-reduce"] = {"ok": node not in bad, "said": said, "remedy": ""}
+            seen = {"ok": node not in bad, "said": found.get(node, said), "remedy": ""}
+            answers[node]["checks"]["all-reduce"] = seen
     else:
         said = "all-reduce: not tried"
     for node, got in answers.items():
@@ -158,6 +159,11 @@ def exclude(bad: dict[str, list[str]], nodes: list[str], file: Path) -> int:
     """Add the bad nodes to `file`, a node and its faults a line. `ValueError` where they are too many by now."""
     before = file.read_text(encoding="utf-8") if file.exists() else ""
     write_text(file, before + "".join(f"{node}\t{'; '.join(lines)}\n" for node, lines in bad.items()))
+    if again := [node for node in bad if f"\n{node}\t" in f"\n{before}"]:
+        raise ValueError(
+            f"preflight: {', '.join(again)} bad again: Slurm gave this job nodes that it was to leave out; submit it "
+            f"anew with --exclude={','.join(again)}"
+        )
     total = len({line.split("\t")[0] for line in file.read_text(encoding="utf-8").splitlines()})
     if total > most(len(nodes)):
         raise ValueError(
