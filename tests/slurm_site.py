@@ -37,9 +37,9 @@ def edit(path: Path, **values: object) -> None:
     path.write_text(text)
 
 
-def launch(lab, site: Path, *arguments: object, check: bool = True) -> subprocess.CompletedProcess:
+def launch(lab, site: Path, *arguments: object, **options) -> subprocess.CompletedProcess:
     """`hermes3 launch` as typed on the login node of `lab`; in JSON unless it fails."""
-    return lab.run(*HERMES3, "launch", "--json", *arguments, cwd=site, check=check)
+    return lab.run(*HERMES3, "launch", "--json", *arguments, cwd=site, **options)
 
 
 def launch_alone(site: Path, *arguments: object) -> subprocess.CompletedProcess:

@@ -44,7 +44,7 @@ def choose(scores: dict[str, dict[int, float]]) -> dict[str, Any]:
 
 
 def select(run: Path, suite_name: str, results: dict[int, Path], without: Iterable[str] = ()) -> dict[str, Any]:
-    """Choose among the epochs of `run`. `results`: epoch -> folder of `hermes3 eval --epoch`. Groups `without` do not count.
+    """Choose among the epochs of `run`. `results`: epoch -> folder of `hermes3 eval --epoch`. `without`: groups.
 
     Writes `run`/select.json, and the links `run`/best to the epoch's whole model and `run`/best_results to its results.
     `ValueError` where a score is missing, the epochs were not evaluated alike, or results are of another model.

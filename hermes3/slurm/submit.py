@@ -13,8 +13,10 @@ from typing import Any
 import yaml
 
 from hermes3.files import write_text
+from hermes3.plan.plan import Plan, plan
 from hermes3.plan.schedule import batches, mix_of
 from hermes3.recipe.base_model import HUB_ID
+from hermes3.recipe.finding import ERROR
 from hermes3.recipe.hardware import CPU, Hardware, hardware_of
 from hermes3.recipe.validate import read
 from hermes3.slurm import queue
@@ -52,8 +54,8 @@ def prepare(path: Path, nodes: int | None, options: list[str], check: bool = Tru
         path = resize(path, nodes, FOLDER / name)
         recipe = read(path)
     hardware = hardware_of(path, recipe)
-    plan = look([path], check)[path]
-    line = sbatch(TRAIN, [str(path)], path.stem, hardware, time_limit(plan), options)
+    made = look([path], check)[path]
+    line = sbatch(TRAIN, [str(path)], path.stem, hardware, time_limit(made), options)
     settings = {
         "recipe": str(path),
         "hardware": hardware.model_dump(),
@@ -65,10 +67,10 @@ def prepare(path: Path, nodes: int | None, options: list[str], check: bool = Tru
         "mix": str(mix_of(recipe)),
         "output_dir": recipe.get("output_dir"),
         "git_commit": commit(),
-        "expected_steps": plan["schedule"]["steps"] if plan else None,
-        "expected_hours": round(plan["cost"]["hours"], 1) if plan else None,
-        "expected_gpu_hours": round(plan["cost"]["gpu_hours"]) if plan else None,
-        "time_limit": time_limit(plan) or f"that of {TRAIN}",
+        "expected_hours": round(made.cost.hours, 1) if made else None,
+        "expected_gpu_hours": round(made.cost.gpu_hours) if made else None,
+        "expected_from": made.schedule.source if made else None,
+        "time_limit": time_limit(made) or "the partition's",
     }
     return Launch(name, line, settings, missing(path, recipe))
 
@@ -133,57 +135,57 @@ def shell(line: list[str]) -> str:
     return f"{options} \\\n  {shlex.join(line[at:])}"
 
 
-def time_limit(plan: dict[str, Any] | None) -> str | None:
+def time_limit(made: Plan | None) -> str | None:
     """A quarter more than planned, and an hour for starting and saving; whole hours, None where nothing is planned.
 
     The limit need not be right: a run that meets it goes on by itself in another job. But schedulers start short jobs
     sooner, and a site's default is often an hour.
     """
-    return f"{math.ceil(plan['cost']['hours'] * 1.25 + 1)}:00:00" if plan else None
+    return f"{math.ceil(made.cost.hours * 1.25 + 1)}:00:00" if made else None
 
 
-def look(paths: list[Path], check: bool = True) -> dict[Path, dict[str, Any] | None]:
-    """What `hermes3 plan` says of each recipe; None for CPUs, whose speed is not known.
+def look(paths: list[Path], check: bool = True) -> dict[Path, Plan | None]:
+    """The plan of each recipe, SFT's with the paper's tokens; None for CPUs, whose speed is not known.
 
-    `check`: raise ValueError with what `hermes3 check` finds, and for a model that does not fit. The verbs run as
-    processes of their own, side by side: they load Axolotl, hide the GPUs and print a page.
+    `check`: raise ValueError with what `hermes3 check` finds, and for a model that does not fit.
     """
-    verb = [sys.executable, "-m", "hermes3.cli"]
-    planned = [path for path in paths if hardware_of(path, read(path)).gpu != CPU]
-    started = [_start([*verb, "plan", str(path), "--json"]) for path in planned]
     if check and paths:
-        said = _finish(_start([*verb, "check", "--json", *map(str, paths)]), ok=(0, 1))
-        errors = [
-            f"{report['recipe']}: {found['key']}: {found['wrong']}; {found['remedy']}"
-            for report in said
-            for found in report["findings"]
-            if found["level"] == "error"
-        ]
-        if errors:
-            raise ValueError("\n  ".join(["`hermes3 check` refuses (--no-check launches all the same):", *errors]))
-    plans: dict[Path, dict[str, Any] | None] = dict.fromkeys(paths)
-    plans |= {path: _finish(process) for path, process in zip(planned, started, strict=True)}
-    for path, plan in plans.items():
-        if check and plan and not plan["settings"][0]["fits"]:
-            fewest = plan["settings"][0]["nodes_to_run"]
-            raise ValueError(
-                f"{path}: does not fit on {plan['nodes']} nodes ({fewest or 'no number of nodes'} would do); see "
-                f"`hermes3 plan {path}` (--no-check launches all the same)"
-            )
+        hold(paths)
+    plans = {path: None if hardware_of(path, read(path)).gpu == CPU else plan(path, packed=False) for path in paths}
+    if check:
+        fit(plans)
     return plans
 
 
-def _start(argv: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(argv, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def hold(paths: list[Path]) -> None:
+    """`ValueError` with every error that `hermes3 check` finds.
+
+    It runs as a process of its own: it loads Axolotl, which prints, and hides the GPUs from all that comes after it.
+    """
+    argv = [sys.executable, "-m", "hermes3.cli", "check", "--json", *map(str, paths)]
+    done = subprocess.run(argv, text=True, capture_output=True)
+    # a library may print a line before, as with WANDB_MODE=offline
+    if not (page := re.search(r"^\[$.*", done.stdout, re.MULTILINE | re.DOTALL)):
+        raise ValueError(done.stderr.strip().removeprefix("hermes3: ") or f"{argv}: exit code {done.returncode}")
+    errors = [
+        f"{report['recipe']}: {found['key']}: {found['wrong']}; {found['remedy']}"
+        for report in json.loads(page[0])
+        for found in report["findings"]
+        if found["level"] == ERROR
+    ]
+    if errors:
+        raise ValueError("\n  ".join(["`hermes3 check` refuses (--no-check launches all the same):", *errors]))
 
 
-def _finish(process: subprocess.Popen, ok: tuple[int, ...] = (0,)) -> Any:
-    out, err = process.communicate()
-    if process.returncode not in ok or not out.strip():
-        raise ValueError(err.strip().removeprefix("hermes3: ") or f"{process.args}: exit code {process.returncode}")
-    # libraries that are loaded may print a line before, as with WANDB_MODE=offline
-    start = re.search(r'^(\[|\{".*)$', out, re.MULTILINE)
-    return json.loads(out[start.start() :] if start else out)
+def fit(plans: dict[Path, Plan | None]) -> None:
+    """`ValueError` for the first plan whose model does not fit."""
+    for path, made in plans.items():
+        if made and not made.own.fits:
+            fewest = made.nodes_to_run[made.own.setting.name] or "no number"
+            raise ValueError(
+                f"{path}: does not fit on {made.nodes} nodes ({fewest} would do); see `hermes3 plan {path}` "
+                "(--no-check launches all the same)"
+            )
 
 
 def missing(path: Path, recipe: dict[str, Any]) -> list[str]:
