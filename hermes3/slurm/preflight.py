@@ -46,7 +46,7 @@ def expected(path: Path, out: Path) -> tuple[Expected, list[str]]:
     except ValueError as error:
         lacks.append(f"{error}")
     tokens = {}
-    for folder in (out, output):
+    for folder in (out.absolute(), output):
         token = folder / f".preflight-{os.environ.get('SLURM_JOB_ID', os.getpid())}"
         try:
             write_text(token, content := os.urandom(16).hex())

@@ -46,11 +46,10 @@ class Srun:
         if "SLURM_JOB_ID" in os.environ:
             prefix = [
                 *("srun", f"--nodelist={','.join(nodes)}", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}"),
-                *("--ntasks-per-node=1", "--kill-on-bad-exit=0", "--cpu-bind=none"),
+                *("--ntasks-per-node=1", "--kill-on-bad-exit=0"),
+                f"--cpus-per-task={os.environ['SLURM_CPUS_ON_NODE']}",  # else a node's ranks would share one core
                 "--overlap",  # a step that hangs keeps nothing from the next
             ]
-            if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
-                prefix.append(f"--cpus-per-task={cpus}")  # srun does not take it over from sbatch
         process = subprocess.Popen(
             [*prefix, *(self.options if prefix else []), *command],
             stdin=subprocess.PIPE,
