@@ -28,7 +28,7 @@ run_on() {
   if [[ -n $near ]]; then
     if ((restarts < 10)); then
       echo "hermes3: the time limit is near: job $SLURM_JOB_ID is queued again, and goes on where it is"
-      scontrol requeue "$SLURM_JOB_ID"
+      scontrol requeue "$SLURM_JOB_ID" || finish 1
       sleep 600 # until Slurm ends this script
     fi
     echo "hermes3: the time limit has come $((restarts + 1)) times: give more, hermes3 launch ... -- --time=HH:MM:SS"

@@ -286,6 +286,20 @@ def small_chain(site: Path, base: Path, samples: Path) -> None:
     (site / "small.yml").write_text(yaml.safe_dump(small))
 
 
+def test_what_a_dry_run_writes_is_the_chain(slurm, site, base, samples):
+    """submit.sh by hand: each job waits for those that its stage needs."""
+    small_chain(site, base, samples)
+    arguments = ("--pipeline", "small.yml", "--no-check", "--dry-run", "--", "--hold")
+    said = json.loads(launch(slurm, site, *arguments).stdout)
+    assert said["submitted"] == {} and not slurm.jobs()
+    slurm.run("bash", "logs/pipeline/small/submit.sh", cwd=site)
+    waits = slurm.run("squeue", "--noheader", "--sort=i", "--format=%i %E").stdout.splitlines()
+    names = {line.split()[0]: one["stage"] for line, one in zip(waits, said["stages"], strict=True)}
+    for line, one in zip(waits, said["stages"], strict=True):
+        jobs = [part.partition(":")[2].partition("(")[0] for part in line.split()[1].split(",")]
+        assert [names[job] for job in jobs if job] == one["needs"]
+
+
 def test_the_chain_runs_to_the_report(slurm, site, base, samples):
     small_chain(site, base, samples)
     said = json.loads(launch(slurm, site, "--pipeline", "small.yml", "--no-check").stdout)
