@@ -1,13 +1,17 @@
 """Evaluation: which models are refused, what lm_eval is told, and how generated text is scored."""
 
 import json
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from conftest import ROOT
 
-from hermes3.evaluate.run import command
+from hermes3.evaluate.run import command, model_args
+from hermes3.evaluate.setting import prompt_start
 from hermes3.evaluate.suite import load
 
 sys.path.insert(0, str(ROOT / "eval/tasks"))
@@ -95,6 +99,71 @@ def test_the_byte_that_marks_a_cut_answer_is_llama_3_s_too(hermes_llama):
     from transformers import AutoTokenizer
 
     assert AutoTokenizer.from_pretrained(hermes_llama).decode([188]) == chat_task.CUT
+
+
+def test_vllm_gets_the_suite_s_length_and_seed_and_the_user_s_arguments(tmp_path):
+    suite = load("paper")
+    argv = command(tmp_path, tmp_path, suite, 0, ["piqa"], "vllm", "tensor_parallel_size=8")
+    arguments = argv[argv.index("--model_args") + 1]
+    assert arguments == f"pretrained={tmp_path},dtype=bfloat16,max_model_len=8192,seed=42,tensor_parallel_size=8"
+    assert "--device" not in argv
+    with pytest.raises(ValueError, match="--model-args add_bos_token: `hermes3 eval` sets it"):
+        model_args(suite, "vllm", "add_bos_token=True")
+
+
+# what lm_eval/models/vllm_causallms.py imports at its head; its tok_encode needs none of it
+VLLM = ("ray", "vllm", "vllm.lora", "vllm.lora.request", "vllm.entrypoints", "vllm.entrypoints.chat_utils")
+VLLM += ("vllm.tokenizers", "vllm.transformers_utils", "vllm.transformers_utils.tokenizer", "vllm.utils")
+VLLM += ("vllm.utils.network_utils",)
+
+
+def tok_encode(backend: str, tokenizer, text: str) -> list[int]:
+    """What lm-eval's backend makes of a text: its own function, without the model around it."""
+    prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    around = SimpleNamespace(tokenizer=tokenizer, add_bos_token=None, prefix_token_id=prefix)
+    if backend == "hf":
+        from lm_eval.models.huggingface import HFLM
+
+        return HFLM.tok_encode(around, text)
+    stand_ins = mock.patch.dict(sys.modules, {name: mock.MagicMock() for name in VLLM})
+    with stand_ins, mock.patch("importlib.metadata.version", return_value="0.16.0"):  # the lock's vLLM
+        from lm_eval.models import vllm_causallms
+
+        return vllm_causallms.VLLM.tok_encode(around, text)
+
+
+@pytest.fixture
+def double(base, tmp_path):
+    """Copies of the base model: one's template writes BOS twice, the other's configuration does not name BOS."""
+    for name, file, old, new in [
+        ("template", "chat_template.jinja", "{{- bos_token -}}", "{{- bos_token + bos_token -}}"),
+        ("config", "tokenizer_config.json", '"bos_token": "<|begin_of_text|>",', '"extra_special_tokens": [],'),
+    ]:
+        shutil.copytree(base, tmp_path / name)
+        text = (tmp_path / name / file).read_text()
+        (tmp_path / name / file).write_text(text.replace(old, new))
+        assert (tmp_path / name / file).read_text() != text
+    template = tmp_path / "config/chat_template.jinja"  # it writes BOS by name
+    template.write_text(template.read_text().replace("{{- bos_token -}}", '{{- "<|begin_of_text|>" -}}'))
+    return tmp_path
+
+
+@pytest.mark.parametrize("backend", ["hf", "vllm"])
+@pytest.mark.parametrize(("name", "count"), [("base", 1), ("template", 2), ("config", 2)])
+def test_two_bos_are_refused_where_lm_eval_would_give_them(backend, name, count, base, double):
+    from transformers import AutoTokenizer
+
+    folder = base if name == "base" else double / name
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True)
+    ids = tok_encode(backend, tokenizer, text)
+    bos = tokenizer.convert_tokens_to_ids("<|begin_of_text|>")
+    assert ids.count(bos) == count and ids[0] == bos
+    if count == 1:
+        assert prompt_start(folder) == {"token": "<|begin_of_text|>", "count": 1}
+    else:
+        with pytest.raises(ValueError, match="two <|begin_of_text|>; .*chat_template.jinja"):
+            prompt_start(folder)
 
 
 def test_a_failed_run_is_an_error(base, tmp_path):
