@@ -119,6 +119,24 @@ def quantize(
     print(f"{out}: {quantize(model, out):,} bytes of weights")
 
 
+@app.command()
+def card(
+    model: Annotated[Path, typer.Argument(help="folder of a whole model")],
+    report: Annotated[Path, typer.Option(help="report.json of `hermes3 report`")],
+    stage: Annotated[str, typer.Option(help="which of the report's stages MODEL is")],
+    recipe: Annotated[Path, typer.Option(help="the recipe that made it")],
+    name: Annotated[str, typer.Option(help="its name on the Hub, OWNER/NAME")],
+    push: Annotated[bool, typer.Option("--push", help="upload the folder, to a private repository")] = False,
+) -> None:
+    """Write MODEL's Hugging Face card: what it is made of, its scores with intervals, its prompts."""
+    from hermes3 import card
+
+    card.write_card(model, report, stage, recipe, name)
+    print(model / "README.md")
+    if push:
+        print(card.push(model, name))
+
+
 def main() -> None:
     """Run a verb; a user's error is one line on stderr and exit code 1."""
     try:

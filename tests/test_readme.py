@@ -52,11 +52,8 @@ def test_a_command_is_what_its_program_takes(command, monkeypatch):
         from axolotl.cli.main import cli
 
         assert words[1] in cli.commands and (ROOT / words[2]).is_file()
-    elif program == "srun":
-        script = words[-1].replace("$((8 * SLURM_NNODES))", "128")
-        for name, value in {"SLURM_NNODES": "16", "SLURM_NODEID": "3", "MASTER_ADDR": "n1"}.items():
-            script = script.replace(f"${name}", value)
-        assert (ROOT / parse_accelerate(shlex.split(script))).is_file()
+    elif program == "sbatch":  # taken by a real Slurm in test_launch.py
+        assert all((ROOT / word).is_file() for word in words[1:])
     elif program == "pip":
         named = [ROOT / word for word in words if word.endswith(".txt")]
         assert all(path.is_file() for path in named)
@@ -96,7 +93,7 @@ def test_the_table_of_recipes_is_what_the_recipes_say():
 
 
 def test_every_file_that_the_docs_name_is_there():
-    place = r"\b(?:recipes|data_mixes|deepspeed_configs|eval|launch|docs|hermes3)/[\w./-]+\w"
+    place = r"(?<![\w/])(?:recipes|data_mixes|deepspeed_configs|eval|launch|docs|hermes3)/[\w./-]+\w"
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     named = {path for page in pages for path in re.findall(place, page.read_text())}
     assert len(named) > 10
