@@ -296,11 +296,13 @@ def site(tmp_path) -> Path:
     return tmp_path / "site"
 
 
-def submit(slurm, site: Path, script: str, recipe: Path, nodes: int, path: Path = BIN, **env: str) -> tuple[int, Path]:
+def submit(
+    slurm, site: Path, script: str, recipe: Path, *options: str, path: Path = BIN, **env: str
+) -> tuple[int, Path]:
     """(job, its log)"""
     log = site / "logs/job.log"
     env |= {"PATH": f"{path}:{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    return slurm.submit(f"-N{nodes}", "--ntasks-per-node=1", "-o", log, script, recipe, cwd=site, env=env), log
+    return slurm.submit(*options, "--ntasks-per-node=1", "-o", log, script, recipe, cwd=site, env=env), log
 
 
 def on(slurm, node: str, *command: object) -> None:
@@ -316,7 +318,7 @@ def test_a_job_finishes_without_its_broken_node(slurm, site, mix, base, tmp_path
     Path(declared(recipe).split()[-1]).touch()  # so small a mix is prepared as it is loaded
     on(slurm, "n2", "mount", "-t", "tmpfs", "none", model)
     try:
-        jid, log = submit(slurm, site, "launch/train.sbatch", recipe, 2)
+        jid, log = submit(slurm, site, "launch/train.sbatch", recipe, "-N2")
         job = slurm.wait_job(jid, timeout=600)
     finally:
         on(slurm, "n2", "umount", model)
@@ -337,7 +339,7 @@ def slurm_nodes(slurm, expression: str) -> list[str]:
 def test_a_fault_of_all_nodes_fails_once(slurm, site, mix, tmp_path):
     hardware = {"gpu": "cpu", "nodes": 2, "gpus_per_node": 1}
     recipe = write_recipe(tmp_path / "run", mix, tmp_path / "no_such_model", hardware=hardware)
-    jid, log = submit(slurm, site, "preflight.sbatch", recipe, 2)
+    jid, log = submit(slurm, site, "preflight.sbatch", recipe, "-N2")
     job = slurm.wait_job(jid)
     assert (job["JobState"], job["Restarts"]) == ("FAILED", "0")
     *_, head, last = log.read_text().splitlines()
@@ -351,7 +353,7 @@ def test_the_node_that_runs_the_script_may_be_the_broken_one(slurm, site, mix, b
     recipe = write_recipe(tmp_path / "run", mix, model, hardware={"gpu": "cpu", "nodes": 2, "gpus_per_node": 1})
     on(slurm, "n1", "mount", "-t", "tmpfs", "none", model)
     try:
-        jid, log = submit(slurm, site, "preflight.sbatch", recipe, 2)
+        jid, log = submit(slurm, site, "preflight.sbatch", recipe, "-N2")
         slurm.until(lambda: slurm.job(jid)["ExcNodeList"] == "n1", 120, "n1 excluded")
     finally:
         slurm.run("scancel", jid)
@@ -360,12 +362,16 @@ def test_the_node_that_runs_the_script_may_be_the_broken_one(slurm, site, mix, b
 
 
 def test_a_gpu_with_memory_errors_keeps_its_node_out(slurm, site, mix, base, tmp_path):
-    """nvidia-smi is a stand-in that reports an error on n2 alone; with the GPUs themselves the job would go on."""
-    well, ill = smi(*[{}] * 8), smi(*[{}] * 7, {"ecc": 1})
-    script = f"case $SLURMD_NODENAME in n2) echo '{ill}';; *) echo '{well}';; esac"
+    """nvidia-smi is a stand-in: it lists the GPUs that Slurm gave to the step, with an error on n2's last."""
+    one, ill = (smi(gpu).split("</driver_version>")[1].removesuffix("</nvidia_smi_log>") for gpu in ({}, {"ecc": 1}))
+    script = f"""echo '<nvidia_smi_log><driver_version>570</driver_version>'
+    for gpu in $(echo $CUDA_VISIBLE_DEVICES | tr , ' '); do
+      if [ $SLURMD_NODENAME$gpu = n27 ]; then echo '{ill}'; else echo '{one}'; fi
+    done; echo '</nvidia_smi_log>'"""
     hardware = {"gpu": "h100-80gb", "nodes": 2, "gpus_per_node": 8}
     recipe = write_recipe(tmp_path / "run", mix, base, hardware=hardware)
-    jid, log = submit(slurm, site, "preflight.sbatch", recipe, 2, program(tmp_path / "bin", "nvidia-smi", script))
+    stand_in = program(tmp_path / "bin", "nvidia-smi", script)
+    jid, log = submit(slurm, site, "preflight.sbatch", recipe, "-N2", "--gpus-per-node=8", path=stand_in)
     slurm.until(lambda: slurm.job(jid)["ExcNodeList"] == "n2", 120, "n2 excluded")
     assert "n2: health: GPU 7: 1 uncorrected ECC errors (dram_uncorrectable)" in log.read_text()
 
@@ -378,7 +384,7 @@ def test_a_node_with_a_slow_link_is_found(slurm, site, mix, base, tmp_path):
     link = ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "40mbit", "burst", "64kb", "latency", "50ms"]
     on(slurm, "n2", *link)
     try:
-        jid, log = submit(slurm, site, "preflight.sbatch", recipe, 4, HERMES3_MIN_BUS_GBPS="0.015")
+        jid, log = submit(slurm, site, "preflight.sbatch", recipe, "-N4", HERMES3_MIN_BUS_GBPS="0.015")
         slurm.until(lambda: log.exists() and "all-reduce: " in log.read_text(), 300, "the table")
         slurm.until(lambda: slurm.job(jid)["JobState"] != "RUNNING", 60, "an end")
     finally:
