@@ -156,3 +156,31 @@ def _value(task: Task, metric: str, hard: float, right: float, noise: Random) ->
     if metric == "inst_level_strict_acc":
         return [bool(outcome)] + [noise.random() < right for _ in range(noise.randrange(3))]
     return outcome
+
+
+def main() -> None:
+    """Write three stages of the suite (2.9 GB) into a folder, and report on them: seconds and peak memory."""
+    import argparse
+    import resource
+    import time
+
+    from hermes3.report.build import write_report
+
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("folder", type=Path, help="an empty folder, with 3 GB of space")
+    folder = parser.parse_args().folder
+    tasks = list(paper_suite())
+    stages = {"base": -0.05, "SFT": 0.0, "SFT+DPO": 0.012}
+    for seed, (stage, gain) in enumerate(stages.items()):
+        write(folder / stage, tasks, gain=gain, seed=seed)
+    size = sum(path.stat().st_size for path in folder.rglob("*.jsonl"))
+    start, cpu = time.perf_counter(), time.process_time()
+    write_report(folder / "report", [], {}, {stage: [folder / stage] for stage in stages}, [], "8b")
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    samples = len(stages) * sum(task.n for task in tasks)
+    print(f"{samples:,} samples, {size / 1e9:.1f} GB: {seconds:.1f} s ({cpu:.1f} s of CPU), {peak / 1e6:,.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

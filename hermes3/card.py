@@ -62,7 +62,8 @@ def collect(report: dict[str, Any], path: Path, stage: str, recipe: Path, name: 
     if stage not in report["scores"]["stages"]:
         raise ValueError(f"{path}: no stage {stage}; it has {', '.join(report['scores']['stages'])}")
     evaluation = next(one for one in report["evaluations"] if one["stage"] == stage)
-    rows = [row for row in report["scores"]["rows"] if stage in row["scores"]]
+    # no score without its interval, and none of what this stage was not asked
+    rows = [row for row in report["scores"]["rows"] if (row["scores"].get(stage) or {}).get("low") is not None]
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     return {
         "name": name,

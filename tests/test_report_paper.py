@@ -219,3 +219,27 @@ def test_which_of_the_papers_models() -> None:
     assert compare_with_paper(stage, [], None, recipes)["size"] == "70b"
     with pytest.raises(ValueError, match="--size 9b: the paper has 8b, 70b, 405b"):
         compare_with_paper(stage, [], "9b", {})
+
+
+def test_the_whole_suite(tmp_path: Path) -> None:
+    """Every task of the paper's suite in lm-eval's files: its groups are found, each with all of its questions."""
+    from bench.lm_eval_results import paper_suite, write
+    from hermes3.report.build import write_report
+
+    write(tmp_path / "eval", list(paper_suite()), small=True)
+    report = write_report(tmp_path / "out", [], {}, {"SFT": [tmp_path / "eval"]}, [], "8b")
+    found = {row["name"]: row for row in report["paper"]["rows"]}
+    apart = {name: row["against"]["hermes3_8b"].get("reason") for name, row in found.items()}
+    assert {name: reason for name, reason in apart.items() if reason} == {"MT-Bench": "not measured"}
+    n = {name: row["score"]["n"] for name, row in found.items() if row["score"]}
+    assert (n["AGIEval"], n["BBH"], n["GPQA"], n["MATH Lvl 5"]) == (2546, 5761, 1192, 1324)
+    assert (n["MMLU"], n["MMLU-PRO"], n["MuSR"], n["IFEval"]) == (14042, 12032, 756, 541)
+    assert sum(n.values()) == 59_476
+    # as if asked of 493 questions
+    gpqa = found["GPQA"]["score"]
+    stderr = (gpqa["value"] * (1 - gpqa["value"]) / 493) ** 0.5
+    assert gpqa["high"] - gpqa["low"] == pytest.approx(2 * 1.96 * stderr, rel=0.03)
+    labels = [row["task_label"] for row in report["scores"]["rows"]]
+    assert labels == [name for name in found if name != "MT-Bench"]
+    assert "It reproduced as far as it was measured" in report["verdict"][0] or "in full" in report["verdict"][0]
+    assert (tmp_path / "out" / "index.html").stat().st_size < 1_000_000
