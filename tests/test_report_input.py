@@ -63,6 +63,14 @@ def test_samples_cut_between_lines(folder: Path) -> None:
     refused(folder, samples(folder).name, "99 documents", "is over 100")
 
 
+def test_numbers_that_json_has_not_are_no_damage(folder: Path) -> None:
+    """Python writes NaN and Infinity, and whole numbers of any length: a question may hold them."""
+    line, *rest = samples(folder).read_text().splitlines(keepends=True)
+    odd = json.dumps(json.loads(line) | {"doc": {"x": float("nan"), "y": float("-inf"), "z": 10**30}}) + "\n"
+    samples(folder).write_text("".join([odd, *rest]))
+    assert read_stage("SFT", folder).scores["a", "acc", "none"].value == 0.6
+
+
 def test_empty_samples(folder: Path) -> None:
     samples(folder).write_text("")
     refused(folder, samples(folder).name, "empty")
@@ -203,6 +211,40 @@ def test_seeds(folder: Path, tmp_path: Path) -> None:
     assert "3 seeds of SFT deviate by 1.3 points in the median row, most on A (2.6)" in " ".join(report["verdict"])
     assert report["scores"]["rows"][0]["scores"]["SFT"]["value"] == 0.6
     assert [one["stage"] for one in report["evaluations"]] == ["SFT", "SFT, seed 2", "SFT, seed 3"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--scores", "SFT"], "--scores SFT: give it as NAME=FOLDER"),
+        (["--scores", "SFT=nowhere"], "nowhere: no results_"),
+        (["--scores", "SFT=x", "--run", "SFT=a", "--run", "SFT=b"], "--run SFT is given twice"),
+        ([], "no stage given"),
+    ],
+)
+def test_the_verbs_errors(tmp_path: Path, arguments: list[str], words: str) -> None:
+    from typer.testing import CliRunner
+
+    from hermes3.cli import app
+
+    result = CliRunner().invoke(app, ["report", "--out", str(tmp_path / "out"), *arguments])
+    assert isinstance(result.exception, ValueError)
+    assert words in str(result.exception)
+
+
+def test_the_verb_takes_seeds_and_a_size(folder: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from hermes3.cli import app
+
+    second = write_scores(tmp_path / "second", {"a": {"acc": 64}, "b": {"acc": 50}})
+    arguments = ["--scores", f"SFT={folder}", "--scores", f"SFT={second}", "--size", "8b"]
+    result = CliRunner().invoke(app, ["report", "--out", str(tmp_path / "out"), *arguments])
+    assert result.exit_code == 0
+    assert "Did it reproduce? It cannot be said" in result.stdout
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert len(report["seeds"][0]["folders"]) == 2
+    assert report["seeds"][0]["rows"][0]["values"] == [0.6, 0.64]
 
 
 def test_a_truncated_log_and_selection(folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hermes3.report.page import render
 from hermes3.report.paper import compare_with_paper, what_dpo_changed
 from hermes3.report.provenance import recipe_facts, recipe_of, repository
 from hermes3.report.results import Stage, read_stage
-from hermes3.report.scores import score_table
+from hermes3.report.scores import rows_of, score_table
 from hermes3.report.seeds import seed_table
 from hermes3.report.verdict import verdict
 
@@ -72,7 +72,7 @@ def collect(
         "title": "Hermes 3 recipes: " + " → ".join(scores),
         "paper": compare_with_paper(stages[-1], groups, size, recipes),
         "scores": score_table(stages, groups),
-        "seeds": [seed_table(name, seeds, groups) for name, seeds in read.items() if len(seeds) > 1],
+        "seeds": [seed_table(name, seeds, rows_of(seeds, groups)) for name, seeds in read.items() if len(seeds) > 1],
         "selections": [found for name, folder in runs.items() if (found := read_selection(name, folder))],
         "costs": [cost_of(name, folder, recipes[name]) for name, folder in runs.items()],
         "runs": run_data,
@@ -135,7 +135,7 @@ def _charts(report: dict[str, Any]) -> dict[str, Any]:
     drawn = {"scores": charts.scores_chart(main, scores["stages"], "scores")}
     if scores["alignment"]:
         drawn["alignment"] = charts.scores_chart(scores["alignment"], scores["stages"], "alignment")
-    if "rows" in report["paper"]:
+    if report["captions"]["paper"]:
         drawn["paper"] = charts.paper_chart(report["paper"])
     if report["runs"]:
         drawn["training"] = charts.training_chart(report["runs"])

@@ -8,6 +8,7 @@ from hermes3.report.results import Stage
 from hermes3.report.versus import Published, versus
 
 SIZES = ("8b", "70b", "405b")
+NOTES = {"405b": "The paper measured both of its 405B models in FP8."}
 
 
 def compare_with_paper(
@@ -20,7 +21,7 @@ def compare_with_paper(
     if size not in SIZES:
         raise ValueError(f"--size {size}: the paper has {', '.join(SIZES)}")
     rows, columns = published(size)
-    return {"size": size} | versus(stage, groups, rows, columns)
+    return {"size": size, "note": NOTES.get(size, "")} | versus(stage, groups, rows, columns)
 
 
 def size_of(recipes: dict[str, Path | None]) -> str | None:

@@ -1,5 +1,6 @@
 """Reading lm-eval's `samples_<task>_<date>.jsonl`, a line at a time: one of MMLU-PRO holds ten prompts, 40 KB."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,19 +25,17 @@ def read_samples(path: Path) -> dict[str, Samples]:
 
     Raises ValueError, naming file and line, when a line is no whole record or a document comes twice.
     """
-    import orjson
-
     if not path.is_file():
         raise ValueError(f"{path}: no such file; run lm-eval with --log_samples, which stage comparisons need")
     found: dict[str, Samples] = {}
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                record = orjson.loads(line)
+                record = _record(line)
                 doc, samples = record["doc_id"], found.setdefault(record["filter"], Samples())
                 hashes = (record["doc_hash"], record.get("prompt_hash", ""))
                 values = {metric: record[metric] for metric in record["metrics"]}
-            except (orjson.JSONDecodeError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError):
                 raise ValueError(f"{path}:{number}: no whole record; the file is cut short: evaluate again") from None
             if doc in samples.docs:
                 raise ValueError(
@@ -47,6 +46,15 @@ def read_samples(path: Path) -> dict[str, Samples]:
                 if isinstance(value, bool | int | float) or (isinstance(value, list) and _flags(value)):
                     samples.values.setdefault(metric, {})[doc] = value
     return found
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    import orjson
+
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return json.loads(line)  # lm-eval writes NaN and Infinity, which JSON has not
 
 
 def _flags(values: list[Any]) -> bool:

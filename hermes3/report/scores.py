@@ -32,10 +32,8 @@ def score_table(stages: list[Stage], groups: list[Group]) -> dict[str, Any]:
     both saw the same prompts of the same documents; otherwise it says why not, and the row is left out of the means.
     Holm's correction covers all tests of `rows`, and again all of `details`.
     """
-    keys = list(dict.fromkeys(key for stage in stages for key in stage.scores))
-    grouped = {key[0] for group in groups for key in group.members}
-    loose = {task: _headline([key for key in keys if key[0] == task]) for task, _, _ in keys if task not in grouped}
-    shown = [*groups, *(Group(_label(task), (key,)) for task, key in loose.items())]
+    keys = _keys(stages)
+    shown = rows_of(stages, groups)
     alone = {group.members[0] for group in shown if len(group.members) == 1}
     rows = [_row(stages, group) for group in shown]
     named = {group.members[0][0]: group.name for group in shown if len(group.members) == 1}
@@ -44,6 +42,18 @@ def score_table(stages: list[Stage], groups: list[Group]) -> dict[str, Any]:
         _mark([pair for row in table for pair in row["comparisons"]])
     means = _means(stages, [(group, row) for group, row in zip(shown, rows, strict=True)])
     return {"stages": [stage.name for stage in stages], "rows": rows, "details": details, "means": means}
+
+
+def rows_of(stages: list[Stage], groups: list[Group]) -> list[Group]:
+    """`groups`, and one metric of every task that is in none."""
+    keys = _keys(stages)
+    grouped = {key[0] for group in groups for key in group.members}
+    loose = {task: _headline([key for key in keys if key[0] == task]) for task, _, _ in keys if task not in grouped}
+    return [*groups, *(Group(_label(task), (key,)) for task, key in loose.items())]
+
+
+def _keys(stages: list[Stage]) -> list[ScoreKey]:
+    return list(dict.fromkeys(key for stage in stages for key in stage.scores))
 
 
 def _row(stages: list[Stage], group: Group) -> dict[str, Any]:

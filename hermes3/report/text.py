@@ -88,13 +88,14 @@ def scores_caption(scores: dict[str, Any]) -> str:
 
 
 def paper_caption(paper: dict[str, Any]) -> str:
-    """One line under the chart against the paper."""
-    words = next(iter(paper["columns"].values()))
-    hollow = any("difference" in row["against"][key] and "p" not in row["against"][key]
-                 for key in list(paper["columns"])[:1] for row in paper["rows"])  # fmt: skip
-    return f"{paper['stage']} minus {words}, in points, with 95\u00a0% intervals; the line at 0 is the paper." + (
-        " Hollow marks have no interval: the table says why." if hollow else ""
-    )
+    """One line under the chart against the paper; empty where there is nothing to draw."""
+    column, words = next(iter(paper["columns"].items()))
+    pairs = [row["against"][column] for row in paper["rows"] if row["scale"] == 100]
+    drawn = [pair for pair in pairs if "difference" in pair]
+    if not drawn:
+        return ""
+    hollow = "" if all("p" in pair for pair in drawn) else " Hollow marks have no interval: the table says why."
+    return f"{paper['stage']} minus {words}, in points, with 95\u00a0% intervals; the line at 0 is the paper.{hollow}"
 
 
 def training_caption(runs: list[dict[str, Any]]) -> str:
