@@ -113,10 +113,10 @@ def test_a_dry_run_needs_no_slurm_and_says_what_is_missing(site):
     assert "16 x 8 h100-80gb" in chain_of.stdout and "squeue: no such command here" in chain_of.stdout
 
 
-def test_a_wrong_recipe_is_refused_before_it_waits_for_nodes(slurm, ready):
-    path = ready / "recipes/8b_sft.yml"
+def test_a_wrong_recipe_is_refused_before_it_waits_for_nodes(slurm, site):
+    path = site / "recipes/8b_sft.yml"
     path.write_text(path.read_text().replace("learning_rate:", "learning_rte:"))
-    refused = launch(slurm, ready, "recipes/8b_sft.yml", check=False, timeout=900)
+    refused = launch(slurm, site, "recipes/8b_sft.yml", check=False, timeout=900)
     assert refused.returncode == 1 and "learning_rte" in refused.stderr and "--no-check" in refused.stderr
     assert not slurm.jobs()
 

@@ -67,7 +67,7 @@ class Submission:
         submitted: dict[str, int] = {}
         try:
             for one, line, needs in self.lines():
-                stamp_of(self.name, one).unlink(missing_ok=True)
+                stamp_of(self.name, one).unlink(missing_ok=True)  # before: the job may end before it is noted
                 job = queue.submit(waiting(line, [ids[need] for need in needs]))
                 ids[one.name] = submitted[one.name] = job
                 stage.write(stamp_of(self.name, one), self._record(one, job))

@@ -31,8 +31,7 @@ class Record:
 
 
 def write(stamp: Path, record: Record) -> None:
-    """Note a stage as submitted; it is not done from now on."""
-    stamp.unlink(missing_ok=True)
+    """Note a stage as submitted."""
     write_text(stamp.with_suffix(".json"), json.dumps(asdict(record), indent=1) + "\n")
 
 
