@@ -252,7 +252,7 @@ FORMS = {
     "lines": (2, "a\n\nb", ["a", "a\nb\nc"]),
     "words": (3, "It's well - done!", ["well done", "a b c d"]),
     "words_between": ([2, 3], "a b", ["a", "a b c d"]),
-    "sentences": (2, 'He said "No!" Then 3.5 hours passed', ["One.", "One. Two. Three.", "No stop at all"]),
+    "sentences": (2, 'He said "No!" Then 3.5 hours passed. :-)', ["One.", "One. Two. Three.", "No stop at all"]),
     "sentences_between": ([1, 2], "One... Two?", ["One. Two. Three!"]),
     "characters_at_most": (5, "abcde", ["abcdef"]),
     "words_a_line_at_most": (2, "a b\nc d", ["a b c\nd"]),

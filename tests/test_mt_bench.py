@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import ROOT
 
+from hermes3.evaluate.setting import setting_of
 from hermes3.mt_bench import endpoint as endpoint_module
 from hermes3.mt_bench import judge
 from hermes3.mt_bench.endpoint import Endpoint
@@ -219,6 +220,8 @@ def test_answers_of_a_known_model_are_resumed_at_any_address(base, questions, tm
         assert len(second.asked(str(base))) == 2 and not second.asked("judge")
         run(bench(second, questions, out, **given | {"judge_model": "org/other"}))
         assert len(second.asked(str(base))) == 2 and len(second.asked("org/other")) == 8
+        run(bench(second, questions, out, **given | {"judge_model": "org__other"}))  # its folder has the same name
+        assert len(second.asked("org__other")) == 8
     assert {path.parent.name for path in (out / "ratings").rglob("*.json")} == {"judge", "org__other"}
 
 
@@ -307,7 +310,10 @@ def test_a_model_of_a_folder_answers_here(base, questions, tmp_path, monkeypatch
         [json.loads((tmp_path / out / f"answers/{n}.json").read_text()) for n in (1, 2)] for out in ("one", "two")
     )
     assert one == two and all(record["cut"] == [True, True] for record in one)
-    assert results_of(tmp_path / "one")["chat_template_sha"] and results_of(tmp_path / "one")["model_name"] == str(base)
+    results = results_of(tmp_path / "one")  # lm-eval's facts, so that the report takes both from one folder
+    setting = setting_of(base, "hf", "", 42, None)
+    assert results["chat_template_sha"] == setting["chat_template_sha"] and results["model_name"] == setting["model"]
+    assert results["lm_eval_version"] == setting["versions"]["lm_eval"] and results["config"]["limit"] == 2
 
 
 @pytest.mark.parametrize(
