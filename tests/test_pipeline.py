@@ -168,9 +168,9 @@ def a_stage(tmp_path: Path, name: str, needs: list[str] | None = None, **more) -
 def complete(one: Stage) -> None:
     stamp = states.stamp_of("it", one)
     one.leaves.mkdir()
-    stage.write(
-        stamp, stage.Record(one.name, 7, f"logs/{one.name}-7.log", one.command, stage.hashes(one.reads), [], AGAIN)
-    )
+    made = [str(path) for path in one.made]
+    log = f"logs/{one.name}-7.log"
+    stage.write(stamp, stage.Record(one.name, 7, log, one.command, stage.hashes(one.reads), [], AGAIN, made))
     stage.done(stamp)
 
 
@@ -197,6 +197,17 @@ def test_a_training_is_not_taken_up_from_the_checkpoints_of_another(tmp_path, mo
         what()
     with pytest.raises(ValueError, match="--done sfd: no such stage; there are mix, sft"):
         what(("sfd",))
+
+
+def test_a_training_on_a_mix_that_was_built_anew_is_not_complete(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text("1")
+    sft = a_stage(tmp_path, "sft", run=tmp_path / "sft.out", made=[manifest])
+    complete(sft)
+    assert states.states(AGAIN, "it", [sft], {}, [])["sft"].what == "complete"
+    manifest.write_text("2")
+    assert states.states(AGAIN, "it", [sft], {}, [])["sft"].why == f"{manifest} has changed since job 7"
 
 
 def test_an_unfinished_training_goes_on(tmp_path, monkeypatch):

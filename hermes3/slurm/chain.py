@@ -54,7 +54,7 @@ class Stage:
     """One job. `reads`: what a user edits; a change of it makes the stage run again. `leaves`: what it makes.
 
     `hardware` None: a few CPUs, as the script says. `run`: a training run's output_dir. `spec`: a mix's spec.
-    `given`: the base model, which no stage makes.
+    `given`: the base model, which no stage makes. `made`: files of earlier stages, of whose contents it is made.
     """
 
     name: str
@@ -67,6 +67,7 @@ class Stage:
     run: Path | None = None
     spec: Path | None = None
     given: Path | None = None
+    made: list[Path] = field(default_factory=list)
     options: list[str] = field(default_factory=list)
 
     @property
@@ -166,7 +167,8 @@ def _mix(name: str, spec: Path, out: Path) -> Stage:
 
 def _train(name: str, path: Path, recipe: dict[str, Any], output: Path, needs: list[str]) -> Stage:
     reads = [path, *([Path(recipe["deepspeed"])] if isinstance(recipe.get("deepspeed"), str) else [])]
-    return Stage(name, TRAIN, [str(path)], needs, reads, output, hardware_of(path, recipe), run=output)
+    made = [mix_of(recipe) / "manifest.json"]
+    return Stage(name, TRAIN, [str(path)], needs, reads, output, hardware_of(path, recipe), run=output, made=made)
 
 
 def _eval(name: str, pipeline: Pipeline, model: Path, suite: str, out: Path, needs: list[str], *more: str) -> Stage:

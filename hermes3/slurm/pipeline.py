@@ -127,6 +127,7 @@ class Submission:
             reads=stage.hashes(one.reads),
             needed_by=[other.name for other in self.stages if other.name in after - {one.name}],
             again=self.again,
+            made=[str(path) for path in one.made],
         )
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hermes3.files import sha256, write_text
@@ -19,7 +19,10 @@ VARIABLE = "HERMES3_STAMP"
 
 @dataclass(frozen=True)
 class Record:
-    """A submitted stage. `reads`: file -> sha256; `needed_by`: stages that wait for it; `again`: the user's command."""
+    """A submitted stage. `reads`: file -> sha256; `needed_by`: stages that wait for it; `again`: the user's command.
+
+    `made`: files that stages before it make, whose hashes are noted when it is done.
+    """
 
     stage: str
     job: int | None
@@ -28,6 +31,7 @@ class Record:
     reads: dict[str, str]
     needed_by: list[str]
     again: str
+    made: list[str] = field(default_factory=list)
 
 
 def write(stamp: Path, record: Record) -> None:
@@ -53,9 +57,16 @@ def hashes(paths: list[Path]) -> dict[str, str]:
 
 
 def done(stamp: Path) -> None:
-    """Note a stage as complete."""
-    ended = {"job": os.environ.get("SLURM_JOB_ID"), "ended": time.strftime("%Y-%m-%d %H:%M:%S")}
+    """Note a stage as complete, and what it was made of."""
+    record = read(stamp)
+    made = hashes([Path(path) for path in record.made]) if record else {}
+    ended = {"job": os.environ.get("SLURM_JOB_ID"), "ended": time.strftime("%Y-%m-%d %H:%M:%S"), "made": made}
     write_text(stamp, json.dumps(ended) + "\n")
+
+
+def made(stamp: Path) -> dict[str, str]:
+    """File -> sha256 of what a complete stage was made of; {} for one that is not."""
+    return json.loads(stamp.read_text(encoding="utf-8")).get("made", {}) if stamp.is_file() else {}
 
 
 def failure(stamp: Path, code: str) -> str:

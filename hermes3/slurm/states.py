@@ -68,10 +68,12 @@ def _state(
     if job and not stamp.exists():
         return State(ACTIVE, f"job {job.id} {job.state}" + (f" ({job.reason})" if job.reason != "None" else ""), job.id)
     why = _unbuilt(one) if one.spec else _unfinished(one, stamp, record)
-    stale = _changed(one, record) if record and not one.spec else ""
+    stale = _changed(one, stamp, record) if record and not one.spec else ""
     rerun = [need for need in one.needs if before[need].what != COMPLETE]
     if not (why or stale or rerun):
-        return State(COMPLETE, f"job {record.job}" if record and stamp.exists() else f"{one.leaves} is there")
+        return State(
+            COMPLETE, f"job {record.job}" if record and record.job and stamp.exists() else f"{one.leaves} is there"
+        )
     if one.run and any(one.run.glob("checkpoint-*")) and (stale or (rerun and stamp.exists())):
         raise ValueError(
             f"{one.name}: {stale or f'{rerun[0]}, which it needs, runs again'}, and {one.run} holds the checkpoints of "
@@ -92,10 +94,12 @@ def _unfinished(one: Stage, stamp: Path, record: stage.Record | None) -> str:
     return f"job {record.job} was cancelled before it began"
 
 
-def _changed(one: Stage, record: stage.Record) -> str:
+def _changed(one: Stage, stamp: Path, record: stage.Record) -> str:
     """What has changed since a stage was submitted; "" for nothing."""
     now = stage.hashes(one.reads)
     files = sorted(file for file in now.keys() | record.reads.keys() if now.get(file) != record.reads.get(file))
+    made = stage.made(stamp)
+    files += [file for file, was in made.items() if stage.hashes([Path(file)]).get(file) != was]
     if files:
         return f"{files[0]} has changed since job {record.job}"
     return "" if record.command == one.command else f"its command is another than job {record.job}'s"
@@ -106,6 +110,6 @@ def _unbuilt(one: Stage) -> str:
     if not one.leaves.is_file():
         return f"{one.leaves.parent} is not built"
     manifest, spec = json.loads(one.leaves.read_text(encoding="utf-8")), specs.load(one.spec)
-    if manifest["spec"] != spec.model_dump(mode="json"):
+    if manifest.get("spec") != spec.model_dump(mode="json"):
         return f"{one.spec} has changed since {one.leaves.parent} was built"
-    return "" if manifest["lock"] == locks.read(one.spec) else f"the lock of {one.spec} is another"
+    return "" if manifest.get("lock") == locks.read(one.spec) else f"the lock of {one.spec} is another"
