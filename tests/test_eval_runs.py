@@ -185,7 +185,7 @@ def test_the_setting_is_recorded_as_lm_eval_saw_it(evaluated, base):
     folder, _, _, said = evaluated
     record = json.loads((folder / "out/run.json").read_text())
     setting = record["setting"]
-    results = json.loads(list(results_files(folder / "out"))[-1].read_text())
+    results = json.loads(results_files(folder / "out")[-1].read_text())
     assert setting["chat_template_sha"] == results["chat_template_sha"]
     assert setting["versions"]["lm_eval"] == results["lm_eval_version"]
     assert setting["bos"] == {"token": "<|begin_of_text|>", "count": 1}
@@ -262,7 +262,7 @@ def test_results_of_another_setting_are_set_aside(change, why, again):
     out, evaluate = again
     asked, said = evaluate(**change)
     assert asked == EVERY and why in said
-    assert not list(results_files(out)) and len(list(out.rglob(f"results_*{STALE}"))) == 2
+    assert not results_files(out) and len(list(out.rglob(f"results_*{STALE}"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -281,6 +281,24 @@ def test_results_of_another_template_or_version_are_set_aside(what, why, again):
         (out / "run.json").unlink()
     asked, said = evaluate()
     assert asked == EVERY and why in said
+
+
+@pytest.mark.parametrize("what", ["the model", "the seed"])
+def test_results_below_are_set_aside_with_the_model_alone(what, again):
+    """MT-Bench's, or those of a second suite: they stand while the model that they are of does."""
+    out, evaluate = again
+    below = out / "mt_bench/model/results_2026-01-01T00-00-00.json"
+    below.parent.mkdir(parents=True)
+    below.write_text("{}")
+    if what == "the model":
+        record = json.loads((out / "run.json").read_text())
+        record["setting"]["weights"] = "0"
+        (out / "run.json").write_text(json.dumps(record))
+        evaluate()
+    else:
+        evaluate(seed=1)
+    assert below.exists() == (what == "the seed")
+    assert not results_files(out)
 
 
 def test_our_own_tasks_run_again_when_they_have_changed(again, real):

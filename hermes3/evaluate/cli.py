@@ -36,7 +36,8 @@ def evaluate(
     run(model, out, loaded, backend.value, model_args, dry_run)
     for name, group in loaded.groups.items():
         if group.by == "mt_bench":
-            print(f"{name} is not lm-eval's: `hermes3 mt-bench {model} --out {out / 'mt_bench'}`")
+            options = "--questions FILE --judge-url URL --judge-model NAME"
+            print(f"{name} is not lm-eval's: hermes3 mt-bench {model} --out {out / 'mt_bench'} {options}")
 
 
 def select(

@@ -109,7 +109,7 @@ def _lm_eval(argv: list[str], model: Path) -> None:
 
 def _check(out: Path, model: Path, tasks: dict[str, int]) -> None:
     """lm_eval ends with 0 when it could not write its results, and where a task's file fixes its number of shots."""
-    files = list(results_files(out))
+    files = results_files(out)
     if not files:
         raise ValueError(f"{out}: lm_eval ended well on {model} and left no results there; see its messages above")
     results = json.loads(files[-1].read_text(encoding="utf-8"))
@@ -131,12 +131,11 @@ def _set_aside_other_settings(out: Path, setting: dict[str, Any], own_hash: str)
     before = _read(out)
     if before.get("setting") == setting:
         return before["own_tasks"] != own_hash
-    if before:
-        old = before["setting"]
-        why = ", ".join(f"{key} was {old.get(key)}, is {new}" for key, new in setting.items() if old.get(key) != new)
-    else:
-        why = "no run.json says how it was made"
-    for path in results_files(out):
-        set_aside(path, why)
+    old = before.get("setting", {})
+    changed = [key for key, new in setting.items() if old.get(key) != new]
+    why = ", ".join(f"{key} was {old.get(key)}, is {setting[key]}" for key in changed)
+    # of another model, MT-Bench's results and those of a suite that was run to a folder below are stale too
+    for path in results_files(out, nested=bool(before and {"model", "weights"} & set(changed))):
+        set_aside(path, why if before else "no run.json says how it was made")
     (out / "run.json").unlink(missing_ok=True)
     return False

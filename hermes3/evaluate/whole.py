@@ -1,7 +1,6 @@
 """Which tasks of a suite a folder already holds whole, so that they are not run again."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +57,10 @@ def whole_tasks(out: Path, tasks: dict[str, int], own: set[str] | None = None) -
     return {task for task, wrong in faults.items() if wrong is None}
 
 
-def results_files(out: Path) -> Iterator[Path]:
-    """Results files under `out`, the newest last."""
-    yield from sorted(out.rglob("results_*.json"), key=lambda path: path.name)
+def results_files(out: Path, nested: bool = False) -> list[Path]:
+    """Results files of the suite that was run to `out`, the newest last; `nested`: also what others wrote below it."""
+    found = out.rglob("results_*.json") if nested else out.glob("*_shot/**/results_*.json")
+    return sorted(found, key=lambda path: path.name)
 
 
 def set_aside(path: Path, why: str) -> None:
