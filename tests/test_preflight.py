@@ -214,6 +214,8 @@ def answers(**checks: list) -> dict:
     [
         ({"mix": [True, False, True]}, ["n2"], False),
         ({"mix": [False, False, False]}, [], True),
+        ({"answer": [True, False, False]}, ["n2", "n3"], False),
+        ({"answer": [True, False], "model": [False]}, ["n2", "n1"], False),  # nobody to compare with
         ({"model": [False]}, [], True),  # on one node alone a missing model is the user's still
         ({"gpus": [False]}, ["n1"], False),
         ({"gpus": [False, False]}, [], True),  # the recipe declares another number than the nodes have
@@ -329,6 +331,7 @@ def test_a_job_finishes_without_its_broken_node(slurm, site, mix, base, tmp_path
     assert (site / f"logs/{jid}/bad_nodes").read_text().startswith("n2\tmodel: ")
     first, second = (site / f"logs/{jid}/attempt_{n}/preflight" for n in (1, 2))
     assert json.loads((first / "n2.json").read_text())["checks"]["model"]["ok"] is False
+    assert json.loads((first / "n1.json").read_text())["checks"]["answer"]["ok"] is True
     assert sorted(path.stem for path in second.glob("*.json")) == sorted(slurm_nodes(slurm, job["NodeList"]))
 
 
@@ -359,6 +362,21 @@ def test_the_node_that_runs_the_script_may_be_the_broken_one(slurm, site, mix, b
         slurm.run("scancel", jid)
         on(slurm, "n1", "umount", model)
     assert f"n1: model: {model}: no config.json" in log.read_text()
+
+
+def test_two_of_three_nodes_where_python_does_not_start(slurm, site, mix, base, tmp_path):
+    recipe = write_recipe(tmp_path / "run", mix, base, hardware={"gpu": "cpu", "nodes": 3, "gpus_per_node": 1})
+    python = Path(sys.executable).resolve()
+    for node in ("n2", "n3"):
+        on(slurm, node, "mount", "--bind", shutil.which("false"), python)
+    try:
+        jid, log = submit(slurm, site, "preflight.sbatch", recipe, "-N3")
+        slurm.until(lambda: slurm.job(jid)["ExcNodeList"] == "n2,n3", 120, "n2 and n3 excluded")
+    finally:
+        slurm.run("scancel", jid)
+        for node in ("n2", "n3"):
+            on(slurm, node, "umount", python)
+    assert "n3: answer: exit code 1: " in log.read_text()
 
 
 def test_a_gpu_with_memory_errors_keeps_its_node_out(slurm, site, mix, base, tmp_path):

@@ -37,8 +37,8 @@ def judge(answers: dict[str, dict[str, Any]]) -> tuple[dict[str, list[str]], lis
         looked = {node: got["checks"][name] for node, got in answers.items() if name in got["checks"]}
         faulty = {node: check for node, check in looked.items() if check["ok"] is False}
         lines = {node: f"{name}: {check['said']} -> {check['remedy']}" for node, check in faulty.items()}
-        of_all = len(looked) > 1 if name.split()[0] not in OF_FILES else len(looked) == len(faulty)
-        if faulty and len(faulty) == len(looked) and of_all and name not in OF_NODES:
+        told_apart = len(looked) > 1 or (len(answers) == 1 and name.split()[0] in OF_FILES)
+        if faulty and len(faulty) == len(looked) and told_apart and name not in OF_NODES:
             shared += dict.fromkeys(lines.values())
         else:
             for node, line in lines.items():

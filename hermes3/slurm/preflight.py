@@ -103,6 +103,7 @@ def ask(srun: Srun, nodes: list[str], asked: Expected, out: Path) -> dict[str, d
             skew = max(before - got["clock"], got["clock"] - time.time(), 0)
             ok, remedy = skew <= SKEW, "set its clock (chrony or ntpd)"
             got["checks"]["clock"] = {"ok": ok, "said": f"its clock is off by {skew:.0f} s", "remedy": remedy}
+            got["checks"] = {"answer": {"ok": True, "said": f"in {got['seconds']} s", "remedy": ""}} | got["checks"]
         except (ValueError, IndexError):
             lines = [line for line in errors.strip().splitlines() if not line.startswith(("srun:", "slurmstepd"))]
             last = (lines or errors.strip().splitlines() or ["no word"])[-1]
