@@ -134,6 +134,22 @@ def idle_slurm(request):
             request.getfixturevalue(name).reset()
 
 
+@pytest.fixture(scope="session")
+def stopped_sft(base, tmp_path_factory):
+    """A packed run on two ranks, stopped three times, beside one that went through: tests/stopped.py."""
+    import stopped
+
+    return stopped.sft(base, tmp_path_factory.mktemp("stopped_sft"))
+
+
+@pytest.fixture(scope="session")
+def stopped_dpo(base, tmp_path_factory):
+    """The same of DPO with LoRA, stopped once."""
+    import stopped
+
+    return stopped.dpo(base, tmp_path_factory.mktemp("stopped_dpo"))
+
+
 def real_rows() -> list[dict]:
     """The conversations of the real files beside the repository."""
     from hermes3.mix import sources, spec

@@ -62,12 +62,13 @@ def die_saving(trainer) -> None:
 class Record(TrainerCallback):
     def __init__(self, trainer):
         die_saving(trainer)
-        self.trainer, self.packs = trainer, []
+        self.trainer, self.packs, self.tokens = trainer, [], 0
         self.file = Path(trainer.args.output_dir) / f"record-{trainer.args.process_index}.jsonl"
         trainer.model.register_forward_pre_hook(self.see, with_kwargs=True)
 
     def see(self, module, args, inputs) -> None:
         self.packs.append(hashlib.sha256(inputs["input_ids"].numpy().tobytes()).hexdigest()[:12])
+        self.tokens += int((inputs["input_ids"] != self.trainer.processing_class.pad_token_id).sum())
 
     def write(self, line: dict) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -77,18 +78,21 @@ class Record(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == int(os.environ.get("KILL_AT", -1)):
             os.kill(os.getpid(), signal.SIGKILL)
+        if state.global_step == int(os.environ.get("STOP_AT", -1)) and state.is_world_process_zero:
+            Path(os.environ["HERMES3_STOP_FILE"]).touch()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" in logs:
-            self.write({"step": state.global_step, "packs": self.packs, "loss": logs["loss"]})
-            self.packs = []
+            self.write({"step": state.global_step, "packs": self.packs, "tokens": self.tokens, "loss": logs["loss"]})
+            self.packs, self.tokens = [], 0
 
     def on_train_end(self, args, state, control, **kwargs):
         optimizer = self.trainer.optimizer
         while hasattr(optimizer, "optimizer"):  # accelerate's and DeepSpeed's, around torch's
             optimizer = optimizer.optimizer
         weights, states = zip(*optimizer.state.items(), strict=True)
-        moments = [state[name] for state in states for name in ("exp_avg", "exp_avg_sq")]
+        names = ("exp_avg", "exp_avg_sq", "square_avg")  # Adam's, and RMSProp's
+        moments = [state[name] for state in states for name in names if name in state]
         self.write({"dtypes": [sorted({str(t.dtype) for t in tensors}) for tensors in (weights, moments)]})
 
 
@@ -121,7 +125,7 @@ class Run:
 
 
 def train(recipe: Path, ranks: int = 2, **env) -> Run:
-    """Train `recipe` on so many ranks; `env`: further variables of theirs: KILL_AT, a step, or KILL_SAVING."""
+    """Train `recipe` on so many ranks; `env`: further variables of theirs: KILL_AT, STOP_AT: steps, KILL_SAVING."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -158,3 +162,5 @@ def _rank(recipe: Path, log: Path, env: dict[str, str]) -> None:
     from axolotl.cli.train import do_cli
 
     do_cli(str(recipe))
+    if wandb := sys.modules.get("wandb"):
+        wandb.finish()  # as at the exit of a process that is no fork

@@ -17,6 +17,7 @@ from small_mix import write_mix, write_recipe
 from torch.utils.data import DataLoader, RandomSampler
 
 from hermes3.train.plugin import FreezeGarbage, HermesPlugin, RepackEveryEpoch
+from hermes3.train.restart import RestartPoints
 
 LENGTHS = [1 + i * 7 % 13 for i in range(60)]
 SFT = DictDefault({"sample_packing": True})
@@ -108,6 +109,7 @@ def test_callback_with_packing(manager):
     assert [type(callback) for callback in manager.add_callbacks_post_trainer(SFT, trainer=None)] == [
         FreezeGarbage,
         RepackEveryEpoch,
+        RestartPoints,
     ]
 
 

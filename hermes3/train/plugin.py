@@ -1,6 +1,8 @@
 """The Axolotl plugin of every recipe: mends of Axolotl 0.19, each gone once Axolotl has its own."""
 
 import gc
+import os
+from pathlib import Path
 
 from axolotl.integrations.base import BasePlugin
 from axolotl.utils.samplers import MultipackBatchSampler
@@ -16,7 +18,10 @@ from hermes3.train.loss import weigh_tokens
 from hermes3.train.neftune import noise_policy_alone
 from hermes3.train.precision import keep_fp32
 from hermes3.train.restart import RestartPoints
+from hermes3.train.run_name import NameRun
 from hermes3.train.shards import save_shards_once
+from hermes3.train.stop import STOP_FILE, StopFile
+from hermes3.train.throughput import Throughput, mfu_of
 
 
 class HermesPlugin(BasePlugin):
@@ -38,6 +43,10 @@ class HermesPlugin(BasePlugin):
         keep_fp32(cfg, trainer)
         save_shards_once(trainer)
         mark_complete(trainer)
+        if cfg.rl in (None, "dpo", "ipo") and not cfg.reward_model and not cfg.process_reward_model:
+            trainer.add_callback(Throughput(trainer, mfu_of(cfg)))  # others name their tokens otherwise
+        if cfg.use_wandb:
+            trainer.add_callback(NameRun(cfg, trainer))
         if cfg.token_weighted_loss:
             weigh_tokens(trainer)
         if cfg.rl in ("dpo", "ipo"):
@@ -60,9 +69,13 @@ class HermesPlugin(BasePlugin):
             set_seed(cfg.seed)
 
     def add_callbacks_post_trainer(self, cfg, trainer) -> list[TrainerCallback]:
-        shuffled = cfg.sample_packing and not cfg.rl and not cfg.curriculum_sampling
-        restart = [RestartPoints(cfg.restart_steps)] if cfg.restart_steps else []
-        return [FreezeGarbage(), *([RepackEveryEpoch()] if shuffled else []), *restart]
+        callbacks = [FreezeGarbage()]
+        if cfg.sample_packing and not cfg.rl and not cfg.curriculum_sampling:
+            callbacks.append(RepackEveryEpoch())
+        restart = RestartPoints(cfg.restart_steps)
+        if os.environ.get(STOP_FILE):
+            callbacks.append(StopFile(Path(os.environ[STOP_FILE]), restart, trainer))
+        return [*callbacks, restart]
 
     def load_datasets(self, cfg, preprocess: bool = False) -> None:
         """Before the data: refuse other hardware than declared, and seed. Returns None: Axolotl loads them itself.

@@ -1,0 +1,259 @@
+#!/usr/bin/env python
+"""The wandb workspace and report of a project, as code: few panels, each for a question that a run must answer.
+
+    python launch/wandb_dashboard.py --dry-run                 # print both, without a network
+    python launch/wandb_dashboard.py --entity me               # save both
+    python launch/wandb_dashboard.py --epochs outputs/70b/sft  # log what `hermes3 select` wrote there, and the paper's
+    python launch/wandb_dashboard.py --stage SFT+DPO=RESULTS   # log the scores in a folder of `hermes3 eval`
+
+The default workspace shows every key that a run logs, some forty, and buries these. Metrics are those that Axolotl, TRL
+and hermes3/train/throughput.py log (wandb puts `train/` before them); scores are logged here, as `eval/GROUP`.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+EPOCH, STEP = "train/epoch", "train/global_step"
+GROUPS = (
+    "GPT4All",
+    "AGIEval",
+    "IFEval",
+    "MT-Bench",
+)  # what the paper chose an epoch by: eval/suites/epoch_selection.yml
+PAPER_RUN = "paper: Hermes 3 70B, SFT"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One panel. `intent`: what to look for in it, a sentence."""
+
+    title: str
+    metrics: tuple[str, ...]
+    x: str | None  # None: a bar a run, of its last value
+    intent: str
+
+
+SECTIONS: dict[str, list[Plot]] = {
+    "Learning": [
+        Plot(
+            "Loss by epoch",
+            ("train/loss",),
+            EPOCH,
+            "Falls, and steps down where an epoch begins. A step up where a run was resumed: it reads the wrong data.",
+        ),
+        Plot(
+            "Learning rate",
+            ("train/learning_rate",),
+            STEP,
+            "Warmup, then the schedule down to its end. A jump: a resumed run counts on another number of steps.",
+        ),
+        Plot(
+            "Gradient norm",
+            ("train/grad_norm",),
+            STEP,
+            "Clipped at 1. A rise that stays comes before a loss that diverges.",
+        ),
+    ],
+    "Speed": [
+        Plot(
+            "Tokens/s a GPU",
+            ("train/perf/tokens_per_second_per_gpu",),
+            STEP,
+            "Flat. A fall is a slow node or a slow file system.",
+        ),
+        Plot(
+            "MFU",
+            ("train/perf/mfu",),
+            STEP,
+            "What `hermes3 plan` assumes for the recipe. At half of that, look at the sharding and the offload.",
+        ),
+        Plot(
+            "Packing efficiency",
+            ("train/perf/packing_efficiency",),
+            STEP,
+            "The paper's 96 % or more. The rest is padding, which GPUs compute like tokens.",
+        ),
+        Plot(
+            "Memory",
+            ("train/perf/memory_gb",),
+            STEP,
+            "GB on the fullest rank. Flat after the first steps; near the GPU's size the next long batch may fail.",
+        ),
+    ],
+    "Preference": [
+        Plot(
+            "Margin",
+            ("train/rewards/margins",),
+            STEP,
+            "Reward of the chosen answer less that of the rejected: from 0 upwards. Flat at 0: nothing is learnt.",
+        ),
+        Plot(
+            "Accuracy",
+            ("train/rewards/accuracies",),
+            STEP,
+            "Share of pairs with a margin above 0. At 1 from the start: the pairs differ in something trivial.",
+        ),
+        Plot(
+            "Rewards",
+            ("train/rewards/chosen", "train/rewards/rejected"),
+            STEP,
+            "The rejected falls. Where the chosen falls with it, the margin is bought with good answers made unlikely.",
+        ),
+        Plot(
+            "End-of-turn rate",
+            ("eval/End of turn",),
+            None,
+            "DPO must not lower what SFT reached: answers would run on.",
+        ),
+    ],
+    "Evaluation": [
+        Plot(
+            group,
+            (f"eval/{group}",),
+            "epoch",
+            "By epoch, beside the 70B of the paper's Table 2: which is kept, and why.",
+        )
+        for group in GROUPS
+    ],
+}
+
+
+def _panel(plot: Plot) -> Any:
+    import wandb_workspaces.reports.v2 as wr
+
+    if plot.x is None:
+        return wr.BarPlot(title=plot.title, metrics=list(plot.metrics))
+    return wr.LinePlot(title=plot.title, x=plot.x, y=list(plot.metrics))
+
+
+def workspace(entity: str, project: str) -> Any:
+    """Sections with their plots, and a text with the intents at the head of each. Runs are grouped by recipe."""
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+
+    def section(name: str, plots: list[Plot]) -> Any:
+        intents = wr.MarkdownPanel(markdown="\n".join(f"- **{plot.title}**: {plot.intent}" for plot in plots))
+        return ws.Section(name=name, panels=[intents, *map(_panel, plots)], is_open=True)
+
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name="Hermes 3",
+        sections=[section(*one) for one in SECTIONS.items()],
+        runset_settings=ws.RunsetSettings(groupby=[ws.Metric("Group")]),
+        auto_generate_panels=False,
+    )
+
+
+def report(entity: str, project: str) -> Any:
+    """The same plots to read from top to bottom, each under its intent."""
+    import wandb_workspaces.reports.v2 as wr
+
+    blocks = []
+    for name, plots in SECTIONS.items():
+        blocks.append(wr.H1(text=name))
+        for plot in plots:
+            runs = wr.Runset(groupby=["group"])  # of this project
+            blocks += [wr.P(text=plot.intent), wr.PanelGrid(runsets=[runs], panels=[_panel(plot)])]
+    description = "Runs are grouped by recipe; their names and tags say size, phase, seed and git commit."
+    return wr.Report(entity=entity, project=project, title="Hermes 3", description=description, blocks=blocks)
+
+
+def log_run(name: str, points: list[dict[str, float]], project: str, entity: str | None) -> None:
+    """A wandb run of scores. Its id comes of its name: logged again, it takes the former one's place."""
+    import wandb
+
+    identity = hashlib.sha256(name.encode()).hexdigest()[:8]
+    with wandb.init(
+        project=project, entity=entity, id=identity, name=name, group="evaluation", job_type="evaluation"
+    ) as run:
+        run.define_metric("epoch")
+        run.define_metric("eval/*", step_metric="epoch")
+        for point in points:
+            run.log(point)
+
+
+def epochs_of_selection(run: Path) -> list[dict[str, float]]:
+    """The scores in `run`/select.json, a point an epoch; fractions as percentages. `ValueError` where none is."""
+    path = run / "select.json"
+    if not path.is_file():
+        raise ValueError(f"{path} is not there; evaluate each epoch and run `hermes3 select {run}`")
+    scores = json.loads(path.read_text(encoding="utf-8"))["scores"]
+    epochs = sorted({int(epoch) for of_group in scores.values() for epoch in of_group})
+    return [
+        {"epoch": epoch} | {f"eval/{group}": _percent(of[str(epoch)], max(of.values())) for group, of in scores.items()}
+        for epoch in epochs
+    ]
+
+
+def epochs_of_paper() -> list[dict[str, float]]:
+    """Table 2, a point an epoch."""
+    from hermes3.evaluate.published import load
+
+    table = load("table2")
+    return [
+        {"epoch": number} | {f"eval/{group}": row.values[number - 1] for group, row in table.rows.items()}
+        for number in range(1, len(table.columns) + 1)
+    ]
+
+
+def scores_of_stage(folder: Path) -> dict[str, float]:
+    """Every group of `eval/suites` that was measured in `folder`; fractions as percentages."""
+    from hermes3.evaluate.suite import load
+    from hermes3.report.groups import groups_of, score_of
+    from hermes3.report.results import read_stage
+
+    stage = read_stage("stage", folder)
+    groups = groups_of([stage], [load(path.stem) for path in sorted(Path("eval/suites").glob("*.yml"))])
+    found = {group.name: score_of(stage, group) for group in groups}
+    return {f"eval/{name}": _percent(score.value, score.value) for name, score in found.items() if score}
+
+
+def _percent(value: float, most: float) -> float:
+    return 100 * value if most <= 1 else value
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--entity", help="user or team; default: yours")
+    parser.add_argument("--project", default="hermes3", help="as wandb_project in the recipes")
+    parser.add_argument("--dry-run", action="store_true", help="print workspace and report as JSON")
+    parser.add_argument("--epochs", type=Path, action="append", metavar="RUN", help="log the scores of a run's epochs")
+    parser.add_argument("--stage", action="append", metavar="NAME=RESULTS", help="log the scores of a model")
+    given = parser.parse_args(arguments)
+    if given.dry_run:
+        entity = given.entity or "ENTITY"
+        made = {one.__name__: one(entity, given.project)._to_model() for one in (workspace, report)}
+        spec = {name: model.model_dump(mode="json", by_alias=True, exclude_none=True) for name, model in made.items()}
+        print(json.dumps(spec, indent=2))
+        return
+    for run in given.epochs or []:
+        log_run(f"{run}, epochs", epochs_of_selection(run), given.project, given.entity)
+    if given.epochs:
+        log_run(PAPER_RUN, epochs_of_paper(), given.project, given.entity)
+    for stage in given.stage or []:
+        name, _, folder = stage.partition("=")
+        if not folder:
+            raise ValueError(f"--stage {stage}: give it as NAME=FOLDER, of `hermes3 eval`")
+        log_run(name, [scores_of_stage(Path(folder))], given.project, given.entity)
+    if given.epochs or given.stage:
+        return
+    import wandb
+
+    entity = given.entity or wandb.Api().default_entity
+    for one in (workspace, report):
+        saved = one(entity, given.project)
+        saved.save()
+        print(saved.url)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"wandb_dashboard: {error}")

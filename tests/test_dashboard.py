@@ -1,0 +1,126 @@
+"""The dashboard as the spec that wandb is given, held to what runs really log; and its scores, read back offline."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb_file import attempts
+
+from bench.lm_eval_results import Task, write
+from hermes3.evaluate.published import load
+from launch.wandb_dashboard import SECTIONS, main
+
+
+def spec_of(capsys) -> dict:
+    main(["--dry-run", "--entity", "me", "--project", "mine"])
+    return json.loads(capsys.readouterr().out)
+
+
+def metrics_in(spec) -> set[str]:
+    """Every metric of every plot below `spec`, axes included."""
+    if isinstance(spec, list):
+        return set().union(*map(metrics_in, spec))
+    if not isinstance(spec, dict):
+        return set()
+    found = {*spec["metrics"], spec.get("xAxis")} if isinstance(spec.get("metrics"), list) else set()
+    return found.union(*map(metrics_in, spec.values())) - {None}
+
+
+@pytest.fixture(scope="module")
+def selected(tmp_path_factory):
+    """The paper's own scores, as `hermes3 select` would have written them of a run."""
+    scores = {
+        group: {str(n): value / (100 if row.scale == 100 else 1) for n, value in enumerate(row.values, 1)}
+        for group, row in load("table2").rows.items()
+    }
+    run = tmp_path_factory.mktemp("dashboard") / "run"
+    run.mkdir()
+    (run / "select.json").write_text(json.dumps({"scores": scores}))
+    return run
+
+
+def script(*arguments, **env):
+    command = [sys.executable, "launch/wandb_dashboard.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | env)
+
+
+@pytest.fixture(scope="module")
+def logged(selected):
+    """Name -> runs of scores: of the epochs, of the paper's, and of a stage, each logged twice."""
+    results = selected.with_name("results")
+    write(results, [Task("tiny_end_of_turn", 400, ("ended",), 0, 1, 20, 0.8)], model_name="a model")
+    for _ in range(2):
+        done = script("--epochs", selected, "--stage", f"SFT={results}", WANDB_DIR=str(selected))
+        assert done.returncode == 0, done.stderr
+    found = attempts(selected)
+    return {one.name: [other for other in found if other.name == one.name] for one in found}
+
+
+def keys(runs) -> set[str]:
+    return {key for run in runs for point in run.history for key in point}
+
+
+def test_every_panel_shows_what_runs_log(capsys, stopped_sft, stopped_dpo, logged):
+    spec = spec_of(capsys)
+    real = keys([*attempts(stopped_sft.wandb_dir), *attempts(stopped_dpo.wandb_dir), *sum(logged.values(), [])])
+    for part in ("workspace", "report"):
+        shown = metrics_in(spec[part])
+        assert len(shown) >= 15
+        assert shown - real == {"train/perf/mfu"}  # which a CPU has not: tests/test_throughput.py
+
+
+def test_each_plot_has_its_intent(capsys):
+    spec = spec_of(capsys)
+    for plot in (plot for plots in SECTIONS.values() for plot in plots):
+        for part in ("workspace", "report"):
+            assert plot.title in json.dumps(spec[part]) and json.dumps(plot.intent)[1:-1] in json.dumps(spec[part])
+    assert sum(map(len, SECTIONS.values())) <= 16  # few
+
+
+def test_runs_are_grouped_and_the_project_is_the_one_given(capsys):
+    spec = spec_of(capsys)
+    assert (spec["workspace"]["entity"], spec["workspace"]["project"]) == ("me", "mine")
+    assert spec["workspace"]["spec"]["section"]["runSets"][0]["grouping"] == [{"section": "run", "name": "group"}]
+
+
+def test_epochs_stand_beside_the_paper_s(logged, selected):
+    ours, paper = logged[f"{selected}, epochs"][0], logged["paper: Hermes 3 70B, SFT"][0]
+    assert ours.group == paper.group == "evaluation"
+    for number, (point, published) in enumerate(zip(ours.history, paper.history, strict=True), 1):
+        assert point["epoch"] == number
+        for group, row in load("table2").rows.items():
+            assert point[f"eval/{group}"] == pytest.approx(row.values[number - 1])
+            assert published[f"eval/{group}"] == row.values[number - 1]
+
+
+def test_a_stage_has_its_groups_in_percent(logged, selected):
+    found = json.loads(next(selected.with_name("results").rglob("results_*.json")).read_text())["results"]
+    assert logged["SFT"][0].history[0]["eval/End of turn"] == pytest.approx(
+        100 * found["tiny_end_of_turn"]["ended,none"]
+    )
+
+
+def test_logged_again_a_run_takes_the_former_s_place(logged):
+    ids = [{run.id for run in runs} for runs in logged.values()]
+    assert [len(runs) for runs in logged.values()] == [2, 2, 2]
+    assert all(len(of_name) == 1 for of_name in ids) and len(set.union(*ids)) == 3
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    failed = script("--epochs", tmp_path)
+    assert failed.returncode == 1
+    asked = f"{tmp_path}/select.json is not there; evaluate each epoch and run `hermes3 select {tmp_path}`"
+    assert failed.stderr == f"wandb_dashboard: {asked}\n"
+
+
+def test_without_an_account_tensorboard_has_the_same_curves(stopped_sft):
+    """`use_tensorboard: true` in the recipe."""
+    run = stopped_sft.through
+    events = EventAccumulator(str(next(run.folder.glob("runs/*"))))
+    events.Reload()
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(run.losses())
+    assert {"train/grad_norm", "train/learning_rate", "train/perf/packing_efficiency"} <= set(events.Tags()["scalars"])

@@ -1,0 +1,66 @@
+"""One wandb run for all attempts at a training, under a name that says which: read back from real offline runs."""
+
+import os
+import re
+from importlib.metadata import version
+from unittest import mock
+
+import pytest
+from stopped import SECRET
+from wandb_file import attempts
+
+from hermes3.train.run_name import RUN_ID, commit, run_id
+
+FACTS = {"sft": {"recipe": "tiny_sft", "size": "tiny", "phase": "sft", "seed": 42}}
+FACTS["dpo"] = FACTS["sft"] | {"recipe": "tiny_dpo", "phase": "dpo"}
+
+
+@pytest.fixture(params=["sft", "dpo"])
+def run(request):
+    return request.param, request.getfixturevalue(f"stopped_{request.param}")
+
+
+def test_all_attempts_are_one_run_of_wandb(run):
+    phase, stopped = run
+    found = attempts(stopped.wandb_dir)
+    assert len(found) == len(stopped.attempts)
+    assert {one.id for one in found} == {(stopped.last.folder / RUN_ID).read_text()}
+    assert all(one.ended for one in found)  # wrote what it held, and closed the file
+
+
+def test_its_curve_goes_on_where_it_stopped(run):
+    phase, stopped = run
+    points = [point for one in attempts(stopped.wandb_dir) for point in one.history if "train/loss" in point]
+    assert [point["train/global_step"] for point in points] == list(range(1, len(points) + 1))
+    assert [point["train/loss"] for point in points] == [
+        line["loss"] for line in stopped.through.lines() if "loss" in line
+    ]
+
+
+def test_it_is_named_and_grouped_by_what_it_is(run):
+    phase, stopped = run
+    for one in attempts(stopped.wandb_dir):
+        facts = FACTS[phase] | {"commit": one.config["hermes3"]["commit"]}
+        assert re.fullmatch(r"[0-9a-f]{7,40}(-dirty)?", facts["commit"])
+        assert (one.project, one.group, one.job_type) == ("hermes3", f"tiny_{phase}", phase)
+        assert one.name == f"tiny_{phase} seed 42 {facts['commit']}"
+        assert set(one.tags) == {"tiny", phase, "seed-42", facts["commit"]}
+        assert one.config["hermes3"] == facts
+
+
+def test_no_secret_is_in_it(run):
+    for one in attempts(run[1].wandb_dir):
+        assert b"tiny_" in one.raw and SECRET.encode() not in one.raw
+
+
+def test_a_run_that_does_not_go_on_gets_an_id_of_its_own(tmp_path):
+    first = run_id(tmp_path, goes_on=True)
+    assert run_id(tmp_path, goes_on=True) == first
+    assert run_id(tmp_path, goes_on=False) != first
+
+
+def test_out_of_a_checkout_the_version_stands_for_the_commit(tmp_path):
+    with mock.patch.dict(os.environ, GIT_CEILING_DIRECTORIES=str(tmp_path.parent)):
+        assert commit(tmp_path) == version("hermes3-recipes")
+        os.environ["PATH"] = str(tmp_path)  # no git
+        assert commit() == version("hermes3-recipes")
