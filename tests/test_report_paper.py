@@ -130,6 +130,14 @@ def test_suites_name_groups_through_lm_evals_own_and_each_once() -> None:
     assert [row["task"] for row in score_table([five], [])["rows"]] == ["x"]
 
 
+def test_a_task_counts_once_in_the_mean() -> None:
+    stages = [stage_of({"a": 500, "b": 700}, "SFT"), stage_of({"a": 500, "b": 700}, "DPO")]
+    both = Group("both", tuple((task, "acc", "none") for task in "ab"))
+    means = score_table(stages, [*groups("a"), both])["means"]
+    assert means["stages"]["SFT"]["value"] == 0.5
+    assert means["left_out"] == [{"task": "both", "reason": "its tasks are in another row"}]
+
+
 def test_reproduced() -> None:
     table = compared({"a": 600, "b": 700}, a=59.5, b=70.5)
     assert verdict.reproduced(table).startswith(
