@@ -24,6 +24,9 @@ OF_RANK = (
     "''.join(traceback.format_exception(*e)).splitlines()), '\\n[rank1]:[W1124] a warning of NCCL', sep='')\n"
     "raise ValueError('no such column')"
 )
+AT_EXIT = (
+    "import atexit\natexit.register(print, 'nanobind: leaked 4 instances!\\n - leaked')\nraise ValueError('no rows')"
+)
 CAUGHT = (
     "import traceback\ntry: raise ValueError('no network')\nexcept ValueError: traceback.print_exc()\n"
     "import sys; sys.stderr.flush()\n" + KILLED
@@ -49,6 +52,7 @@ def attempt(job: Path, number: int, *ranks: str) -> Path:
         ("try: 1 / 0\nexcept ZeroDivisionError: raise KeyError('hardware')", "KeyError: 'hardware'"),
         (OUT_OF_MEMORY, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"),
         (OF_RANK, "ValueError: no such column"),
+        (AT_EXIT, "ValueError: no rows"),
     ],
 )
 def test_a_user_s_error_stops_the_job_and_is_the_last_line(tmp_path, program, last):
@@ -85,6 +89,8 @@ def test_a_rank_that_was_killed(tmp_path):
 
 def test_an_error_that_training_went_on_after_is_not_its_end(tmp_path):
     assert verdict(attempt(tmp_path, 1, CAUGHT))[0]
+    before_training = CAUGHT.replace(KILLED, "for line in range(99): print('loading')\nraise SystemExit(1)")
+    assert verdict(attempt(tmp_path, 2, KILLED.replace("0.25", "0.5"), before_training))[0]
 
 
 def test_crashes_are_capped(tmp_path, monkeypatch):

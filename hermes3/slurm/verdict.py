@@ -42,6 +42,9 @@ LINES = 20  # of a message that are shown
 TAIL = 400_000  # bytes of a log that are read: far more than the longest traceback
 TRACEBACK = "Traceback (most recent call last):"
 ERROR = re.compile(r"(?:\w+\.)*([A-Z]\w*)(?::|$)")  # `torch.OutOfMemoryError: CUDA out of memory.`
+# What a process says as it ends, below its error: `nanobind: leaked`, `[rank0]:[W1124`, `wandb: `
+OTHERS = re.compile(r"\s*$|\[|\w+: ")
+AT_END = 60  # lines of it at most; an error with more below it was caught, and the process went on
 EPOCH = re.compile(r"'epoch': '?([\d.]+)")
 KILLED = "no error in any log: a rank was killed from outside, as when the host's memory is full or a node is lost"
 NOT_STARTED = "no rank has started: srun could not launch on all nodes, or preprocessing was killed"
@@ -61,13 +64,15 @@ def tail(log: Path) -> str:
 def last_error(text: str) -> tuple[str, str] | None:
     """Class and message (up to `LINES` lines) of the exception that ended the process; None without one."""
     start = text.rfind(TRACEBACK)
-    if start < 0 or EPOCH.search(text, start):  # one that was caught: training went on
+    if start < 0 or EPOCH.search(text, start):  # training went on
         return None
     lines = text[start:].splitlines()[1:]
     for number, line in enumerate(lines):
         if found := ERROR.match(line):  # the frames and their carets are indented, the exception is not
-            message = takewhile(lambda one: one.strip() and not one.startswith(("[", "wandb:")), lines[number:])
-            return found[1], "\n".join(islice(message, LINES))
+            if len(lines) - number > AT_END:
+                return None
+            message = takewhile(lambda one: not OTHERS.match(one), islice(lines, number + 1, number + LINES))
+            return found[1], "\n".join([line, *message])
     return None
 
 
