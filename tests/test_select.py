@@ -166,6 +166,8 @@ def test_a_group_can_be_left_out_and_that_is_said(run):
     chosen = select(run / "run", run / "two.yml", results(run), ["Tools"])
     assert chosen["epoch"] == 3 and set(chosen["scores"]) == {"Choice"}
     assert "Chosen without Tools." in chosen["notes"]
+    with pytest.raises(ValueError, match="no group is left"):
+        select(run / "run", run / "two.yml", results(run), ["Tools", "Choice"])
     with pytest.raises(ValueError, match="--without Tolls: no group of two; there are Choice, Tools"):
         select(run / "run", run / "two.yml", results(run), ["Tolls"])
 

@@ -23,6 +23,8 @@ def choose(scores: dict[str, dict[int, float]]) -> dict[str, Any]:
     Returns `epoch`, `totals` (epoch -> 0 to 100, None for a single epoch) and `notes` in words. `ValueError` where an
     epoch lacks a score.
     """
+    if not scores:
+        raise ValueError("no group is left to choose by")
     epochs = sorted({epoch for of_group in scores.values() for epoch in of_group})
     for group, of_group in scores.items():
         if missing := [epoch for epoch in epochs if of_group.get(epoch) is None or of_group[epoch] != of_group[epoch]]:
