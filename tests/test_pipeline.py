@@ -328,6 +328,8 @@ def test_the_chain_runs_to_the_report(slurm, site, base, samples):
     failed = [path for path in (site / "logs").glob("*.log") if "failed with exit code" in path.read_text()]
     assert set(ended.values()) == {"COMPLETED"}, f"{ended}\n{failed and failed[0].read_text()[-3000:]}"
 
+    assert "8 packs of 1,024 tokens" in (site / f"logs/mix_small_sft-{said['submitted']['mix_sft']}.log").read_text()
+    assert list(stage.made(site / "logs/pipeline/small/sft.done")) == ["mixes/small_sft/manifest.json"]
     chosen = json.loads((site / "outputs/tiny/sft/select.json").read_text())
     assert (site / "outputs/tiny/sft/best").resolve() == (site / chosen["model"]).resolve()
     report = json.loads((site / "outputs/tiny/report/report.json").read_text())

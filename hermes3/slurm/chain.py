@@ -105,7 +105,8 @@ def stages(pipeline: Pipeline, commands: Path) -> list[Stage]:
     epochs = [str(n) for n in range(1, int(sft.get("num_epochs") or 1) + 1)]
     mixes = {"mix_sft": (pipeline.mixes.sft, mix_of(sft)), "mix_dpo": (pipeline.mixes.dpo, mix_of(dpo))}
 
-    found = [_mix(name, spec, out) for name, (spec, out) in mixes.items()]
+    packing = {"mix_sft": [str(pipeline.sft)] if sft.get("sample_packing") else []}  # its log says the exact steps
+    found = [_mix(name, spec, out, packing.get(name, [])) for name, (spec, out) in mixes.items()]
     base, scored = Path(str(sft.get("base_model"))), {}  # scored: as the report names it -> results
     if pipeline.base:
         scored["base"] = scores / "base"
@@ -161,8 +162,8 @@ def _output(path: Path, recipe: dict[str, Any]) -> Path:
     return Path(str(recipe["output_dir"]))
 
 
-def _mix(name: str, spec: Path, out: Path) -> Stage:
-    return Stage(name, MIX, [str(spec), str(out)], [], [spec], out / "manifest.json", spec=spec)
+def _mix(name: str, spec: Path, out: Path, packing: list[str]) -> Stage:
+    return Stage(name, MIX, [str(spec), str(out), *packing], [], [spec], out / "manifest.json", spec=spec)
 
 
 def _train(name: str, path: Path, recipe: dict[str, Any], output: Path, needs: list[str]) -> Stage:
