@@ -140,7 +140,7 @@ def spoil(run, what):
     [
         ("cut", "samples_tiny_tool_call_.*: no whole record"),
         ("missing task", "Tools needs tiny_tool_call, which was not measured"),
-        ("shots", "tiny_tool_call has 5 shots, Tools 0"),
+        ("shots", "tiny_tool_call has 5 shots, Tools wants 0"),
         ("another limit", "3: limit is 10, in .*1 it is None; evaluate all epochs alike"),
         ("another template", "chat_template_sha is 0"),
         ("another epoch", "results of .*checkpoint-20, but epoch 3 is .*checkpoint-30"),
