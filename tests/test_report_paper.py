@@ -130,6 +130,23 @@ def test_suites_name_groups_through_lm_evals_own_and_each_once() -> None:
     assert [row["task"] for row in score_table([five], [])["rows"]] == ["x"]
 
 
+def test_stages_of_two_suites_are_taken_by_their_shots() -> None:
+    """One stage ran HellaSwag with 10 examples, the other with none: neither group takes the other's."""
+    ten, none = stage_of({"x": 700}, "ten", shots=10), stage_of({"x": 500}, "none")
+    with_ten = suite("paper", X={"x": "acc"})
+    with_ten.groups["X"].num_fewshot = 10
+    found = groups_of([ten, none], [with_ten, suite("epoch_selection", ZERO={"x": "acc"})])
+    assert [(group.name, group.shots) for group in found] == [("X", 10), ("ZERO", 0)]
+    table = score_table([ten, none], found)
+    values = {
+        row["task_label"]: [score and score["value"] for score in row["scores"].values()] for row in table["rows"]
+    }
+    assert values == {"X": [0.7, None], "ZERO": [None, 0.5]}
+    assert [row["shots"] for row in table["rows"]] == [10, 0]
+    assert [row["comparisons"][0]["reason"] for row in table["rows"]] == ["not measured on none", "not measured on ten"]
+    assert table["details"] == []
+
+
 def test_a_task_counts_once_in_the_mean() -> None:
     stages = [stage_of({"a": 500, "b": 700}, "SFT"), stage_of({"a": 500, "b": 700}, "DPO")]
     both = Group("both", tuple((task, "acc", "none") for task in "ab"))

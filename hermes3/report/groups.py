@@ -12,13 +12,15 @@ from hermes3.report.results import Score, ScoreKey, Stage, with_shots
 class Group:
     """A named score over `members`: each task weighs the same, or each question. One member is itself.
 
-    A member's metric may join several by `+`, as IFEval's two: their mean counts. `suite`: where the group is from.
+    A member's metric may join several by `+`, as IFEval's two: their mean counts. `suite`: where the group is from;
+    `shots`: what it is measured with, None for any.
     """
 
     name: str
     members: tuple[ScoreKey, ...]
     by_question: bool = True
     suite: str = ""
+    shots: int | None = None
     design_effect: float = 1.0  # by how much the variance exceeds that of as many distinct questions
 
 
@@ -42,12 +44,12 @@ def groups_of(stages: list[Stage], suites: list[Any]) -> list[Group]:
     for suite in suites:
         for name, given in suite.groups.items():
             leaves = [(leaf, given.metrics(task)) for task in given.tasks for leaf in _leaves(task, subtasks)]
-            members = tuple(_key(stages, leaf, metrics, given.num_fewshot) for leaf, metrics in leaves)
+            members = tuple(_key(stages, leaf, metrics) for leaf, metrics in leaves)
             effect = max(DESIGN_EFFECTS.get(task, 1.0) for task in given.tasks)
-            group = Group(name, members, given.aggregation == "weighted", suite.name, effect)
-            measured = [sum(member(stage, key) is not None for key in members) for stage in stages]
+            group = Group(name, members, given.aggregation == "weighted", suite.name, given.num_fewshot, effect)
+            measured = [sum(score is not None for score in scores_in(stage, group)) for stage in stages]
             if max(measured) == len(members):
-                if not any(set(members) <= set(other.members) for other in whole):
+                if not any(group.shots == o.shots and set(members) <= set(o.members) for o in whole):
                     whole.append(group)
             elif max(measured) and suite.name == PAPER_SUITE:
                 parts.append(group)
@@ -65,15 +67,28 @@ def _leaves(task: str, subtasks: dict[str, list[str]]) -> Iterator[str]:
         yield task
 
 
-def _key(stages: list[Stage], task: str, metrics: list[str], shots: int) -> ScoreKey:
-    """The key under which results have the metrics of `task` with `shots` examples; another number has another name."""
-    found = {stage.tasks[task]["n_shot"] for stage in stages if task in stage.tasks}
-    name = task if not found or shots in found else with_shots(task, shots)
+def _key(stages: list[Stage], task: str, metrics: list[str]) -> ScoreKey:
+    """The key under which results have the metrics of `task`."""
     parts = [metric.partition(",") for metric in metrics]
     filters = {part[2] for part in parts if part[2]}
     if not filters:
-        filters = {key[2] for stage in stages for key in stage.scores if key[:2] == (name, parts[0][0])} or {"none"}
-    return name, "+".join(part[0] for part in parts), sorted(filters)[0]
+        filters = {key[2] for stage in stages for key in stage.scores if key[:2] == (task, parts[0][0])} or {"none"}
+    return task, "+".join(part[0] for part in parts), sorted(filters)[0]
+
+
+def keys_in(stage: Stage, group: Group) -> list[ScoreKey]:
+    """The members' keys in `stage`, where a task that has another number of shots than the group's is none of it."""
+    return [(_name(stage, task, group.shots), metric, filter_key) for task, metric, filter_key in group.members]
+
+
+def _name(stage: Stage, task: str, shots: int | None) -> str:
+    facts = stage.tasks.get(task)
+    return task if shots is None or facts is None or facts["n_shot"] == shots else with_shots(task, shots)
+
+
+def scores_in(stage: Stage, group: Group) -> list[Score | None]:
+    """The members' scores in `stage`; None for what it did not measure."""
+    return [member(stage, key) for key in keys_in(stage, group)]
 
 
 def member(stage: Stage, key: ScoreKey) -> Score | None:
@@ -94,7 +109,7 @@ def score_of(stage: Stage, group: Group) -> Score | None:
 
     Pooled questions have Wilson's interval. A mean of tasks joins its members' own intervals (MOVER).
     """
-    scores = [member(stage, key) for key in group.members]
+    scores = scores_in(stage, group)
     if len(scores) == 1:
         return scores[0]
     if any(score is None or score.low is None for score in scores):
@@ -119,26 +134,26 @@ def _weights(group: Group, scores: list[Score]) -> list[float]:
 
 def why_not(before: Stage, after: Stage, group: Group) -> str | None:
     """Why the group's scores of two stages cannot be compared, in words; None where they can."""
-    for key in group.members:
-        if reason := _why_not(before, after, key):
-            return reason if len(group.members) == 1 else f"{key[0]}: {reason}"
+    for old, new in zip(keys_in(before, group), keys_in(after, group), strict=True):
+        if reason := _why_not(before, after, old, new):
+            return reason if len(group.members) == 1 else f"{old[0]}: {reason}"
     return None
 
 
-def _why_not(before: Stage, after: Stage, key: ScoreKey) -> str | None:
-    task = key[0]
-    for stage in (before, after):
+def _why_not(before: Stage, after: Stage, old_key: ScoreKey, new_key: ScoreKey) -> str | None:
+    for stage, key in ((before, old_key), (after, new_key)):
         if member(stage, key) is None:
             return f"not measured on {stage.name}"
-    old, new = before.docs[task], after.docs[task]
+    old, new = before.docs[old_key[0]], after.docs[new_key[0]]
     if len(old) != len(new):
         return f"{len(old)} samples on {before.name}, {len(new)} on {after.name}"
     differing = sum(hashes[0] != new.get(doc, ("", ""))[0] for doc, hashes in old.items())
     if differing:
         return f"{differing} of {len(old)} documents differ"
     for fact, words in (("version", "task versions"), ("n_shot", "numbers of shots")):
-        if before.tasks[task][fact] != after.tasks[task][fact]:
-            return f"{words} {before.tasks[task][fact]} and {after.tasks[task][fact]}"
+        ours, theirs = before.tasks[old_key[0]][fact], after.tasks[new_key[0]][fact]
+        if ours != theirs:
+            return f"{words} {ours} and {theirs}"
     if before.harness["lm_eval_version"] != after.harness["lm_eval_version"]:
         return f"lm-eval {before.harness['lm_eval_version']} and {after.harness['lm_eval_version']}"
     for fact, words in (("chat_template_sha", "chat templates"), ("system_instruction_sha", "system instructions")):
@@ -162,7 +177,7 @@ def compare(before: Stage, after: Stage, group: Group) -> dict[str, Any]:
     pair: dict[str, Any] = {"before": before.name, "after": after.name}
     if reason := why_not(before, after, group):
         return pair | {"mark": "not comparable", "reason": reason}
-    old, new = ([member(stage, key) for key in group.members] for stage in (before, after))
+    old, new = scores_in(before, group), scores_in(after, group)
     change = _value(new, group) - _value(old, group)
     pair |= {"change": change, "gain": change if new[0].higher_is_better else -change}
     if any(score.outcomes is None for score in (*old, *new)):

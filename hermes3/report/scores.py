@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hermes3.report.groups import Group, compare, member, score_of, why_not
+from hermes3.report.groups import Group, compare, keys_in, score_of, why_not
 from hermes3.report.results import Score, ScoreKey, Stage
 from hermes3.report.stats import holm, mean_interval
 from hermes3.report.text import ALIGNMENT
@@ -34,7 +34,7 @@ def score_table(stages: list[Stage], groups: list[Group]) -> dict[str, Any]:
     """
     keys = _keys(stages)
     shown = rows_of(stages, groups)
-    alone = {group.members[0] for group in shown if len(group.members) == 1}
+    alone = {keys_in(stage, group)[0] for stage in stages for group in shown if len(group.members) == 1}
     rows = [_row(stages, group) for group in shown]
     named = {group.members[0][0]: group.name for group in shown if len(group.members) == 1}
     details = [_row(stages, Group(named.get(key[0], _label(key[0])), (key,))) for key in keys if key not in alone]
@@ -47,7 +47,7 @@ def score_table(stages: list[Stage], groups: list[Group]) -> dict[str, Any]:
 def rows_of(stages: list[Stage], groups: list[Group]) -> list[Group]:
     """`groups`, and one metric of every task that is in none."""
     keys = _keys(stages)
-    grouped = {key[0] for group in groups for key in group.members}
+    grouped = {key[0] for stage in stages for group in groups for key in keys_in(stage, group)}
     loose = {task: _headline([key for key in keys if key[0] == task]) for task, _, _ in keys if task not in grouped}
     return [*groups, *(Group(_label(task), (key,)) for task, key in loose.items())]
 
@@ -60,7 +60,8 @@ def _row(stages: list[Stage], group: Group) -> dict[str, Any]:
     scores = {stage.name: _as_dict(score_of(stage, group)) for stage in stages}
     task, metric, filter_key = group.members[0]
     tasks = [key[0] for key in group.members]
-    shots = list({stage.tasks[name]["n_shot"] for stage in stages for name in tasks if name in stage.tasks})
+    found = {key[0]: stage.tasks for stage in stages for key in keys_in(stage, group) if key[0] in stage.tasks}
+    shots = list({facts[name]["n_shot"] for name, facts in found.items()})
     return {
         "task": task if len(group.members) == 1 else group.name,
         "task_label": group.name,
@@ -138,9 +139,7 @@ def _not_in_mean(stages: list[Stage], group: Group, row: dict[str, Any]) -> str 
     if row["scale"] == 1:
         return "not in percent"
     if missing := [stage.name for stage in stages if row["scores"][stage.name] is None]:
-        lacks = [key[0] for stage in stages for key in group.members if member(stage, key) is None]
-        what = f" ({len(lacks)} of {len(group.members)} tasks)" if len(group.members) > 1 and lacks else ""
-        return f"not measured on {missing[0]}{what}"
+        return f"not measured on {missing[0]}"
     reasons = [reason for stage in stages[1:] if (reason := why_not(stages[0], stage, group))]
     scores = row["scores"].values()
     if not reasons and any(score["low"] is None for score in scores):

@@ -8,7 +8,7 @@ models mostly find the same questions hard, which makes the true interval narrow
 from dataclasses import dataclass
 from typing import Any
 
-from hermes3.report.groups import Group, member, score_of
+from hermes3.report.groups import Group, keys_in, member, score_of
 from hermes3.report.results import Score, Stage
 from hermes3.report.scores import ALPHA
 from hermes3.report.stats import Z, difference, effective_n, holm, mean_interval, two_proportions, wilson, z_test
@@ -61,17 +61,18 @@ def why_not(stage: Stage, group: Group | None, score: Score | None, row: Publish
     """Why the stage's score cannot be compared with the published one, in words; None where it can."""
     if group is None:
         return "not measured"
-    lacking = [key[0] for key in group.members if member(stage, key) is None]
+    keys = keys_in(stage, group)
+    lacking = [key[0] for key in keys if member(stage, key) is None]
     for task in lacking:
         if (other := stage.tasks.get(task.rpartition(" (")[0])) is not None:
             return f"measured with {other['n_shot']} shots, published with {row.shots}"
-    if len(lacking) == len(group.members):
+    if len(lacking) == len(keys):
         return "not measured"
     if lacking:
-        return f"{len(lacking)} of {len(group.members)} tasks not measured: {', '.join(lacking[:3])}"
+        return f"{len(lacking)} of {len(keys)} tasks not measured: {', '.join(lacking[:3])}"
     if row.unlike:
         return row.unlike
-    facts = [stage.tasks[key[0]] for key in group.members]
+    facts = [stage.tasks[key[0]] for key in keys]
     if judge := next((fact["judge"] for fact in facts if "judge" in fact), None):
         return f"judged by {judge} in a wording of our own; the published score is by another judge or wording"
     shots = sorted({fact["n_shot"] for fact in facts})
