@@ -240,10 +240,15 @@ def test_which_of_the_papers_models() -> None:
     assert size_of({"SFT": Path("recipes/tiny_sft.yml")}) is None
     assert size_of({"SFT": None}) is None
     stage = stage_of({"a": 1})
-    assert "follows a recipe of the paper" in compare_with_paper(stage, [], None, {})["reason"]
-    assert compare_with_paper(stage, [], None, recipes)["size"] == "70b"
+    assert "follows a recipe of the paper" in compare_with_paper([stage], [], None, {})["reason"]
+    assert compare_with_paper([stage], [], None, recipes)["size"] == "70b"
+    # the paper's 8B has gone through DPO, its others have not
+    stages = [stage_of({"a": 1}, name) for name in ("base", "SFT", "SFT+DPO")]
+    compared = {size: compare_with_paper(stages, [], size, {})["stage"] for size in ("8b", "70b", "405b")}
+    assert compared == {"8b": "SFT+DPO", "70b": "SFT", "405b": "SFT"}
+    assert compare_with_paper(stages[:1], [], "70b", {})["stage"] == "base"
     with pytest.raises(ValueError, match="--size 9b: the paper has 8b, 70b, 405b"):
-        compare_with_paper(stage, [], "9b", {})
+        compare_with_paper([stage], [], "9b", {})
 
 
 def test_the_whole_suite(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def write_report(
 
     `mixes` are folders with a manifest.json, `runs` maps a name to a training output folder, `scores` maps a stage to
     lm-eval output folders, one a seed, in the order of the chain; `commands` are those that were run. `size` is that of
-    the paper's model to compare the last stage with, by default that of the runs' recipes; `suites` name the groups of
+    the paper's model to compare with, by default that of the runs' recipes; `suites` name the groups of
     tasks, by default all of eval/suites. The same inputs give the same bytes. Raises ValueError naming what is missing
     or contradicts itself.
     """
@@ -70,7 +70,7 @@ def collect(
     groups = groups_of(stages, _suites() if suites is None else suites)
     report: dict[str, Any] = {
         "title": "Hermes 3 recipes: " + " → ".join(scores),
-        "paper": compare_with_paper(stages[-1], groups, size, recipes),
+        "paper": compare_with_paper(stages, groups, size, recipes),
         "scores": score_table(stages, groups),
         "seeds": [seed_table(name, seeds, rows_of(seeds, groups)) for name, seeds in read.items() if len(seeds) > 1],
         "selections": [found for name, folder in runs.items() if (found := read_selection(name, folder))],

@@ -15,7 +15,7 @@ def report(
     ] = [],  # noqa: B006
     commands: Annotated[Path | None, typer.Option(help="folder of stage stamps, each holding its command")] = None,
     size: Annotated[
-        str | None, typer.Option(help="8b, 70b or 405b: the paper's model for the last stage; its recipe's by default")
+        str | None, typer.Option(help="8b, 70b or 405b: the paper's model to compare with; the recipes' by default")
     ] = None,
 ) -> None:
     """Write one page that says whether it reproduced: scores with intervals, against the paper and stage by stage."""

@@ -1,4 +1,4 @@
-"""Which of the paper's models the last stage is to be compared with, and the published rows for it."""
+"""Which stage is to be compared with which of the paper's models, and the published rows for it."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ NOTES = {"405b": "The paper measured both of its 405B models in FP8."}
 
 
 def compare_with_paper(
-    stage: Stage, groups: list[Group], size: str | None, recipes: dict[str, Path | None]
+    stages: list[Stage], groups: list[Group], size: str | None, recipes: dict[str, Path | None]
 ) -> dict[str, Any]:
     """`versus.versus` of Table 5 with `size`, or {"reason"} why there is nothing to compare with."""
     size = size or size_of(recipes)
@@ -20,8 +20,15 @@ def compare_with_paper(
         return {"reason": "no run follows a recipe of the paper (give --size 8b, 70b or 405b)"}
     if size not in SIZES:
         raise ValueError(f"--size {size}: the paper has {', '.join(SIZES)}")
+    stage = _counterpart(stages, size)
     rows, columns = published(size)
     return {"size": size, "note": NOTES.get(size, "")} | versus(stage, groups, rows, columns)
+
+
+def _counterpart(stages: list[Stage], size: str) -> Stage:
+    """The last stage; of a 70B or 405B the one named SFT, as the paper released these without DPO, the 8B with it."""
+    before_dpo = [stage for stage in stages if stage.name.lower() == "sft"]
+    return before_dpo[0] if size != "8b" and before_dpo else stages[-1]
 
 
 def size_of(recipes: dict[str, Path | None]) -> str | None:
