@@ -77,16 +77,17 @@ def prepared(recipe: Path) -> Path:
     return recipe
 
 
-def kill(jid: int, rank: int) -> None:
-    """SIGKILL to a rank of a job, on whichever node it is."""
+def kill(recipe: Path, rank: int) -> None:
+    """SIGKILL to a rank that trains `recipe`, on whichever node it is."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             env = process.joinpath("environ").read_bytes().split(b"\0")
-            trains = b"axolotl.cli.train" in process.joinpath("cmdline").read_bytes().split(b"\0")
-            if trains and {f"SLURM_JOB_ID={jid}".encode(), f"RANK={rank}".encode()} <= set(env):
+            command = process.joinpath("cmdline").read_bytes().split(b"\0")
+            if {b"axolotl.cli.train", str(recipe).encode()} <= set(command) and f"RANK={rank}".encode() in env:
                 found.append(int(process.name))
-    os.kill(found[0], signal.SIGKILL)
+    (rank_s_process,) = found
+    os.kill(rank_s_process, signal.SIGKILL)
 
 
 def end_of_time(slurm, jid: int) -> None:
@@ -96,15 +97,19 @@ def end_of_time(slurm, jid: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def two(slurm, site, recipe, submit) -> ranks.Run:
+def two_job(slurm, site, recipe, submit) -> int:
     """A training on two nodes that nothing disturbs, submitted without a word on nodes."""
-    path = recipe("two")
-    jid = submit(path)
+    jid = submit(recipe("two"))
     trained(slurm, site, jid)
     assert "Submitted batch job" in log_of(site, jid)  # by itself, for the two nodes that the recipe declares
     job = trained(slurm, site, jid + 1)
     assert job["NumNodes"] == "2" and job["Restarts"] == "0"
-    return ranks.result(path, [0, 0])
+    return jid + 1
+
+
+@pytest.fixture(scope="module")
+def two(two_job, site) -> ranks.Run:
+    return ranks.result(site / "two/tiny_sft.yml", [0, 0])
 
 
 def test_two_nodes_train_as_one_does(two, recipe):
@@ -114,11 +119,11 @@ def test_two_nodes_train_as_one_does(two, recipe):
     assert two.losses() == pytest.approx(one.losses(), abs=ROUNDING)
 
 
-def test_each_rank_has_a_log_and_the_mix_is_prepared_once(two, site):
-    attempt = site / "logs/2/attempt_1"
+def test_each_rank_has_a_log_and_the_mix_is_prepared_before(two_job, site):
+    attempt = site / f"logs/{two_job}/attempt_1"
     assert sorted(log.name for log in attempt.glob("*.log")) == ["preprocess.log", "rank_0.log", "rank_1.log"]
-    assert (attempt / "rank_0.log").read_text() in log_of(site, 2)
-    assert "Tokenizing" not in (attempt / "rank_0.log").read_text()
+    assert (attempt / "rank_0.log").read_text() in log_of(site, two_job)
+    assert "Loading prepared dataset from disk" in (attempt / "rank_0.log").read_text()
 
 
 def test_a_job_survives_all_that_ends_it_and_trains_the_same_model(slurm, site, recipe, submit, two):
@@ -134,7 +139,7 @@ def test_a_job_survives_all_that_ends_it_and_trains_the_same_model(slurm, site, 
         (path.parent / f"free-{step}").touch()
 
     held(10)
-    kill(jid, rank=1)
+    kill(path, rank=1)
     free(10)
 
     held(20)
