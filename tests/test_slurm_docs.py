@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -42,8 +43,15 @@ def test_a_command_is_what_its_program_takes(command, request):
     elif program == "torchfrtrace":
         said = subprocess.run([ROOT / ".venv/bin/torchfrtrace", "--help"], capture_output=True, text=True).stdout
         are_known(words[1:], said)
+    elif program == "python" and words[1] == "-m":
+        assert find_spec(words[2])
     elif program == "python":
-        assert words[1] == "-m" and find_spec(words[2])
+        said = subprocess.run([sys.executable, ROOT / words[1], "--help"], capture_output=True, text=True).stdout
+        are_known(words[2:], said)
+    elif program == "wandb":
+        from wandb.cli.cli import cli
+
+        assert words[1] in cli.commands
     else:
         assert program in ("python3.11", "pip", "source", "export", "tail", "less", "enroot"), f"no check for {command}"
     files = [word for word in words[1:] if re.fullmatch(r"[\w.]+(/[\w.-]+)+|[\w-]+\.txt", word)]
