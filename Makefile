@@ -44,7 +44,7 @@ $(S)/04-mix-sft: data_mixes/tiny_sft.yml $(S)/03-base $(chat) $(wildcard hermes3
 $(S)/05-mix-dpo: data_mixes/tiny_dpo.yml $(S)/03-base $(chat) $(wildcard hermes3/mix/*)
 	@$(stage) 'build the preference mix' hermes3 mix build data_mixes/tiny_dpo.yml --out mixes/tiny_dpo
 
-suite = eval/suites/tiny.yml $(wildcard eval/tasks/*)
+suite = eval/suites/tiny.yml eval/tasks/chat_task.py $(wildcard eval/tasks/tiny_*.yaml)
 $(S)/06-eval-base: $(S)/03-base $(suite)
 	@$(stage) 'evaluate the base model' hermes3 eval $(T)/base --out $(T)/eval/base
 
