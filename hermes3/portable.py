@@ -12,7 +12,8 @@ from pathlib import Path
 
 from hermes3.files import write_text
 
-TOKENIZER_CLASS = "PreTrainedTokenizerFast"  # in transformers 5 another name of TokenizersBackend
+NEWER_CLASS = "TokenizersBackend"
+TOKENIZER_CLASS = "PreTrainedTokenizerFast"  # in transformers 5 another name of it
 
 
 def mend(folder: Path) -> None:
@@ -22,7 +23,7 @@ def mend(folder: Path) -> None:
     if any(config.get(key) != value for key, value in older.items()):
         write_text(folder / "config.json", json.dumps(config | older, indent=2, sort_keys=True) + "\n")
     tokenizer = _read(folder / "tokenizer_config.json")
-    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+    if tokenizer.get("tokenizer_class") == NEWER_CLASS:
         tokenizer["tokenizer_class"] = TOKENIZER_CLASS
         write_text(folder / "tokenizer_config.json", json.dumps(tokenizer, indent=2, ensure_ascii=False) + "\n")
 
@@ -37,6 +38,11 @@ def check(folder: Path) -> None:
                 f"read: it would compute with {config.get(key, 'its default')}; "
                 f"write it with `python -m hermes3.portable {folder}`"
             )
+    if _read(folder / "tokenizer_config.json").get("tokenizer_class") == NEWER_CLASS:
+        raise ValueError(
+            f"{folder}/tokenizer_config.json: tokenizer_class {NEWER_CLASS} is none of vLLM's transformers; "
+            f"write another with `python -m hermes3.portable {folder}`"
+        )
 
 
 def save_portably() -> None:

@@ -14,6 +14,8 @@ from transformers import (
 )
 
 from hermes3 import portable
+from hermes3.evaluate.run import run
+from hermes3.evaluate.suite import load
 
 LLAMA31 = {
     "rope_type": "llama3",
@@ -85,7 +87,23 @@ def test_saving_is_mended_in_the_whole_process(base, tmp_path):
     assert config_of(tmp_path)["rope_theta"] == 500000.0
     saved = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert saved["tokenizer_class"] == portable.TOKENIZER_CLASS
+    portable.check(tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == AutoTokenizer.from_pretrained(base).get_vocab()
+
+
+def test_a_tokenizer_that_vllm_does_not_know_is_refused(base, tmp_path):
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="tokenizer_class TokenizersBackend"):
+        portable.check(tmp_path)
+    portable.mend(tmp_path)
+    portable.check(tmp_path)
+
+
+def test_vllm_is_not_given_such_a_folder(base, llama31):
+    for file in [*base.glob("tokenizer*"), *base.glob("*.jinja")]:
+        (llama31 / file.name).symlink_to(file)
+    with pytest.raises(ValueError, match="rope_theta"):
+        run(llama31, llama31 / "out", load("tiny"), backend="vllm")
 
 
 def test_the_hermes_tokenizer_is_written_so(base):

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hermes3 import portable
 from hermes3.evaluate.setting import digest, own_tasks, setting_of
 from hermes3.evaluate.suite import Suite
 from hermes3.evaluate.whole import fault, results_files, set_aside, whole_tasks
@@ -70,6 +71,8 @@ def run(model: Path, out: Path, suite: Suite, backend: str = "hf", more: str = "
             print(shlex.join(command(model, out, suite, shots, tasks, backend, more)))
         return
     check_model(model)
+    if backend == "vllm":
+        portable.check(model)
     for module in [*suite.needs, *(["vllm"] if backend == "vllm" else [])]:
         if not importlib.util.find_spec(module):
             raise ValueError(
