@@ -310,3 +310,50 @@ def test_our_own_tasks_run_again_when_they_have_changed(again, real):
     finally:
         rows.write_text(before)
     assert asked == EVERY and "has changed since" in said
+
+
+# questions fetched ahead
+
+
+def fetch(suite: Path, cache: Path) -> subprocess.CompletedProcess:
+    """`hermes3 eval --fetch` on a machine that has no network."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    argv = [sys.executable, "-m", "hermes3.cli", "eval", "--suite", str(suite), "--fetch"]
+    return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_questions_are_fetched_ahead_and_what_is_missing_is_named(real, tmp_path):
+    """A task whose file is not there and one of the Hub fail; those behind them are fetched all the same."""
+    folder, suite = real
+    text = TASK.format(
+        name="real_gone", file=tmp_path / "gone.jsonl", field="", rows="gsm8k", output_type="generate_until", more=GSM8K
+    )
+    shutil.copytree(folder / "tasks", tmp_path / "tasks")
+    (tmp_path / "tasks/real_gone.yaml").write_text(text)
+    tasks = {"real_gone": "exact_match", "arc_easy": "acc", "real_bbh": "acc_norm", "real_lsat-ar": "acc"}
+    given = suite.model_dump(mode="json") | {"include_path": str(tmp_path / "tasks")}
+    given["groups"] = {"All": {"tasks": tasks, "num_fewshot": 0}}
+    (tmp_path / "it.yml").write_text(yaml.safe_dump(given, sort_keys=False))
+    failed = fetch(tmp_path / "it.yml", tmp_path / "cache")
+    assert failed.returncode == 1 and "Traceback" not in failed.stderr
+    said = failed.stdout.splitlines()
+    assert said[0].startswith("1 of 4: real_gone: failed: FileNotFoundError: ")
+    assert said[1].startswith("2 of 4: arc_easy: failed: ")
+    assert said[2:] == ["3 of 4: real_bbh: here", "4 of 4: real_lsat-ar: here"]
+    last = failed.stderr.splitlines()[-1]
+    assert "2 of 4 tasks failed, each for the reason above: real_gone, arc_easy; run this again" in last
+    assert list((tmp_path / "cache/json").iterdir())
+
+    given["groups"]["All"]["tasks"] = {name: tasks[name] for name in ("real_bbh", "real_lsat-ar")}
+    (tmp_path / "it.yml").write_text(yaml.safe_dump(given, sort_keys=False))
+    assert fetch(tmp_path / "it.yml", tmp_path / "cache").returncode == 0
+
+
+def test_a_model_is_needed_but_to_fetch(capsys):
+    from typer.testing import CliRunner
+
+    from hermes3.cli import app
+
+    for words in (["--suite", "tiny"], ["outputs/none", "--suite", "tiny"]):
+        refused = CliRunner().invoke(app, ["eval", *words])
+        assert isinstance(refused.exception, ValueError) and "give MODEL and --out FOLDER" in str(refused.exception)

@@ -28,7 +28,7 @@ def test_a_command_is_what_its_program_takes(command, request):
     words = shlex.split(command.removeprefix("until ").split("; do ")[0] if command.startswith("until") else command)
     while re.fullmatch(r"[A-Z0-9_]+=.*", words[0]):
         words.pop(0)
-    program = words[0].removeprefix(".venv/bin/")
+    program = re.sub(r"^\.venv(-eval)?/bin/", "", words[0])
     if program == "hermes3":
         parse_hermes3(words[1:])
         if "--" in words:

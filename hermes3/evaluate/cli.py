@@ -14,8 +14,10 @@ class Backend(StrEnum):
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="folder of a whole model, or with --epoch of a training run")],
-    out: Annotated[Path, typer.Option(help="folder for the results")],
+    model: Annotated[
+        Path | None, typer.Argument(help="folder of a whole model, or with --epoch of a training run")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for the results")] = None,
     suite: Annotated[str, typer.Option(help="a name in eval/suites, or a file")] = "tiny",
     backend: Annotated[Backend, typer.Option(help="vllm needs the environment of requirements-eval.txt")] = Backend.hf,
     epoch: Annotated[int | None, typer.Option(min=1, help="which epoch of the run MODEL")] = None,
@@ -23,6 +25,9 @@ def evaluate(
     device: Annotated[str | None, typer.Option(help="cuda, cpu, ...; the suite's by default")] = None,
     model_args: Annotated[str, typer.Option(help="more of lm_eval's --model_args: tensor_parallel_size=8")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the lm_eval commands, do not run them")] = False,
+    fetch: Annotated[
+        bool, typer.Option("--fetch", help="no MODEL: only fetch the questions, for nodes without a network")
+    ] = False,
 ) -> None:
     """Evaluate MODEL with lm-eval, through its own chat template; tasks whose results are whole are not run again."""
     from hermes3.evaluate.epoch import epoch_model
@@ -31,6 +36,12 @@ def evaluate(
 
     given = {"limit": limit, "device": device}
     loaded = load(suite).model_copy(update={key: value for key, value in given.items() if value is not None})
+    if fetch:
+        from hermes3.evaluate.fetch import fetch as fetch_questions
+
+        return fetch_questions(loaded)
+    if model is None or out is None:
+        raise ValueError("give MODEL and --out FOLDER; --fetch alone needs neither")
     if epoch is not None:
         model = epoch_model(model, epoch, make=not dry_run)
     run(model, out, loaded, backend.value, model_args, dry_run)

@@ -4,7 +4,6 @@ A model is loaded once for all tasks of a number of shots. Tasks whose results a
 process that was killed had answered is in lm-eval's own cache.
 """
 
-import importlib.util
 import json
 import os
 import shlex
@@ -16,7 +15,7 @@ from typing import Any
 
 from hermes3 import portable
 from hermes3.evaluate.setting import digest, own_tasks, setting_of
-from hermes3.evaluate.suite import Suite
+from hermes3.evaluate.suite import Suite, require
 from hermes3.evaluate.whole import fault, results_files, set_aside, whole_tasks
 from hermes3.files import write_text
 from hermes3.model_folder import check_model
@@ -73,11 +72,7 @@ def run(model: Path, out: Path, suite: Suite, backend: str = "hf", more: str = "
     check_model(model)
     if backend == "vllm":
         portable.check(model)
-    for module in [*suite.needs, *(["vllm"] if backend == "vllm" else [])]:
-        if not importlib.util.find_spec(module):
-            raise ValueError(
-                f"{suite.name}: no {module} here; install requirements-eval.txt, an environment of its own"
-            )
+    require(suite.name, [*suite.needs, *(["vllm"] if backend == "vllm" else [])])
     setting = setting_of(model, backend, model_args(suite, backend, more), suite.seed, suite.limit)
     own_names, own_hash = own_tasks(suite.include_path)
     changed = _set_aside_other_settings(out, setting, own_hash)

@@ -1,5 +1,7 @@
 """`eval/suites/*.yml`: which tasks make up which score, and how they are run."""
 
+import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -80,3 +82,10 @@ def load(named: str | Path) -> Suite:
             if shots.setdefault(task, group.num_fewshot) != group.num_fewshot:
                 raise ValueError(f"{path}: groups.{name}: {task} has {shots[task]} shots too; make it two suites")
     return suite
+
+
+def require(name: str, modules: Iterable[str]) -> None:
+    """`ValueError` for the first of `modules`, which suite `name` needs, that is not installed here."""
+    for module in modules:
+        if not importlib.util.find_spec(module):
+            raise ValueError(f"{name}: no {module} here; install requirements-eval.txt, an environment of its own")
