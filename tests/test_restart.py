@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from hermes3.train.complete import mark_complete, newest_complete
 from hermes3.train.restart import MARK, RestartPoints
 
 
@@ -28,8 +29,8 @@ def checkpoints(folder: Path) -> list[int]:
     return sorted(int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*"))
 
 
-def run(folder: Path, steps: int | None, stop: int | None = None, resume: bool = False, also=()) -> Stop:
-    """Three epochs of five steps."""
+def run(folder: Path, steps: int | None, stop: int | None = None, resume: bool = False, also=(), broken=()) -> Stop:
+    """Three epochs of five steps. `broken`: steps whose optimizer cannot be saved, which Axolotl only logs."""
     config = LlamaConfig(
         vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, pad_token_id=0
     )
@@ -41,6 +42,9 @@ def run(folder: Path, steps: int | None, stop: int | None = None, resume: bool =
     watch = Stop(stop)
     callbacks = [*([RestartPoints(steps)] if steps else []), *also, watch]
     trainer = Trainer(LlamaForCausalLM(config), args, train_dataset=rows, callbacks=callbacks)
+    save = trainer._save_optimizer_and_scheduler
+    trainer._save_optimizer_and_scheduler = lambda out: None if trainer.state.global_step in broken else save(out)
+    mark_complete(trainer)
     with contextlib.suppress(KeyboardInterrupt):
         trainer.train(resume_from_checkpoint=resume or None)
     return watch
@@ -73,6 +77,16 @@ def test_a_run_that_died_where_a_restart_point_becomes_an_epochs_checkpoint_keep
     assert checkpoints(tmp_path) == [5, 10]
     run(tmp_path, steps=2, resume=True)
     assert checkpoints(tmp_path) == [5, 10, 15]
+
+
+def test_a_restart_point_stays_until_the_next_checkpoint_is_complete(tmp_path):
+    run(tmp_path, steps=2, stop=9, broken={8})
+    assert checkpoints(tmp_path) == [5, 6, 8]
+    assert newest_complete(tmp_path).name == "checkpoint-6"
+
+
+def test_restart_points_that_are_not_complete_go_with_the_first_checkpoint_that_is(tmp_path):
+    assert run(tmp_path, steps=2, broken={6, 8}).seen[3:6] == [[5, 6], [5, 6, 8], [5, 10]]
 
 
 def test_without_it_a_run_that_died_has_lost_its_epoch(tmp_path):

@@ -1,7 +1,8 @@
 """A checkpoint every `restart_steps` steps to restart from, beside the ones that the recipe keeps for each epoch.
 
 The trainer saves either by steps or by epochs and deletes the oldest first, which are the epochs that are still to be
-compared. Here a restart point is deleted as soon as the next checkpoint, of either kind, is whole.
+compared. Here a restart point is deleted as soon as the next checkpoint, of either kind, is complete
+(hermes3/train/complete.py): it may be the only one that a run can resume from.
 """
 
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
+from hermes3.train.complete import COMPLETE
 from hermes3.train.complete import RESTART_POINT as MARK
 
 
@@ -48,10 +50,11 @@ class RestartPoints(TrainerCallback):
             control.should_save = self.due = False
 
     def on_save(self, args, state, control, **kwargs):
-        if not state.is_world_process_zero:
+        newest = self._newest(args, state)
+        if not state.is_world_process_zero or not (newest / COMPLETE).is_file():
             return
         for mark in Path(args.output_dir).glob(f"checkpoint-*/{MARK}"):
-            if mark.parent != self._newest(args, state):
+            if mark.parent != newest:
                 shutil.rmtree(mark.parent)
 
     def _unmark(self, args, state) -> None:
