@@ -170,6 +170,7 @@ def test_hardware_over_several_lines_is_replaced_whole(tmp_path):
         (["recipes/8b_sft.yml", "--", "--nodes=3"], "--nodes=3: not for sbatch; give hermes3 launch --nodes N"),
         (["recipes/8b_sft.yml", "--", "-N3"], "-N3: not for sbatch"),
         (["--pipeline", "8b", "--", "--dependency=afterok:1"], "not for sbatch; the pipeline sets it"),
+        (["--pipeline", "8b", "--", "--export=NONE"], "--export=NONE: not for sbatch; the pipeline sets it"),
         (["--pipeline", "8b", "--nodes", "2"], "a pipeline takes each recipe's own"),
         (["recipes/8b_sft.yml", "--done", "sft"], "--done: only with --pipeline"),
         (["recipes/9b_sft.yml"], "recipes/9b_sft.yml: no such file"),
@@ -179,6 +180,14 @@ def test_what_cannot_be_launched_is_said(arguments, message, site):
     done = launch_alone(site, *arguments)
     assert done.returncode == 1 and message in done.stderr
     assert not list((site / "logs").glob("launch/*"))
+
+
+@pytest.mark.parametrize("option", ["--export=NONE", "--nodes=3", "-N3", "--dependency=singleton"])
+def test_a_pipeline_file_cannot_set_what_the_pipeline_sets(option, site):
+    given = yaml.safe_load((ROOT / "launch/pipelines/8b.yml").read_text())
+    (site / "mine.yml").write_text(yaml.safe_dump({**given, "sbatch": {"eval": ["--partition=gpu", option]}}))
+    done = launch_alone(site, "--pipeline", "mine.yml", "--dry-run", "--no-check")
+    assert done.returncode == 1 and f"mine.yml: sbatch: eval: {option}: not for sbatch" in done.stderr
 
 
 def test_it_is_launched_from_the_root(tmp_path):

@@ -28,14 +28,8 @@ def stand_in(slurm, site):
 
     def run(stages: dict, *more: str, submit: bool = True, check: bool = True) -> dict:
         (site / "chain.json").write_text(json.dumps({"name": "it", "stages": stages}))
-        helper = [
-            sys.executable,
-            ROOT / "tests/stand_in_chain.py",
-            "chain.json",
-            *more,
-            *(["--submit"] if submit else []),
-        ]
-        done = slurm.run(*helper, cwd=site, check=check)
+        more = (*more, "--submit") if submit else more
+        done = slurm.run(sys.executable, ROOT / "tests/stand_in_chain.py", "chain.json", *more, cwd=site, check=check)
         return json.loads(done.stdout) if check else done
 
     return run
@@ -217,6 +211,23 @@ def test_an_unfinished_training_goes_on(tmp_path, monkeypatch):
     (sft.run / "checkpoint-10").mkdir()
     states.stamp_of("it", sft).unlink()
     assert states.states(AGAIN, "it", [sft], {}, [])["sft"].what == "to run"
+    sft.reads[0].write_text("2")
+    with pytest.raises(ValueError, match=r"mv .*sft.out .*: hermes3 launch true, and when that .*--done sft"):
+        states.states(AGAIN, "it", [sft], {}, [])
+
+
+def test_an_unfinished_training_does_not_go_on_on_another_mix(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mix = a_stage(tmp_path, "mix")
+    sft = a_stage(tmp_path, "sft", ["mix"], run=tmp_path / "sft.out")
+    for one in (mix, sft):
+        complete(one)
+    (sft.run / "checkpoint-10").mkdir()
+    states.stamp_of("it", sft).unlink()
+    mix.reads[0].write_text("2")
+    with pytest.raises(ValueError, match=r"sft: mix, which it needs, runs again.*mv .*sft.out .*go on.*--done mix"):
+        states.states(AGAIN, "it", [mix, sft], {}, [])
+    assert states.states(AGAIN, "it", [mix, sft], {}, ["mix"])["sft"].what == "to run"
 
 
 def test_what_a_stage_left_and_is_gone_is_made_again(tmp_path, monkeypatch):

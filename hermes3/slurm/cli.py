@@ -65,8 +65,10 @@ def _pipeline(given: str, options: list[str], done: list[str], check: bool, dry_
     from hermes3.slurm import chain, pipeline, states, submit
 
     submit.in_repository()
-    submit.reject(options, {name: "the pipeline sets it" for name in ("--dependency", "-d", "--nodes", "-N")})
+    pipeline.reject(options)
     name, read = chain.load(given)
+    for script, site in read.sbatch.items():
+        pipeline.reject(site, f"{given}: sbatch: {script}: ")
     folder, again = states.FOLDER / name, f"hermes3 launch --pipeline {given}"
     with pipeline.alone(folder):
         stages = chain.stages(read, folder / "commands")

@@ -131,6 +131,15 @@ class Submission:
         )
 
 
+def reject(options: list[str], where: str = "") -> None:
+    """`ValueError` for options of sbatch that the pipeline sets itself; it begins with `where`."""
+    names = ("--dependency", "-d", "--nodes", "-N", "--export")  # the last tells a job its stamp
+    try:
+        submit.reject(options, dict.fromkeys(names, "the pipeline sets it"))
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from None
+
+
 def waiting(line: list[str], jobs: list[object]) -> list[str]:
     """The line for a job that starts when `jobs` have ended well, and is cancelled when one has not."""
     if not jobs:

@@ -74,13 +74,22 @@ def _state(
         return State(
             COMPLETE, f"job {record.job}" if record and record.job and stamp.exists() else f"{one.leaves} is there"
         )
-    if one.run and any(one.run.glob("checkpoint-*")) and (stale or (rerun and stamp.exists())):
+    if one.run and (stale or rerun) and any(one.run.glob("checkpoint-*")):
         raise ValueError(
             f"{one.name}: {stale or f'{rerun[0]}, which it needs, runs again'}, and {one.run} holds the checkpoints of "
-            f"another run, from which this one would go on. To train anew: mv {one.run} {one.run}.old. To keep them as "
-            f"they are: {again} --done {one.name}"
+            f"another run, from which this one would go on. To train anew: mv {one.run} {one.run}.old. "
+            + _kept(again, one, stamp.exists(), "" if stale else rerun[0])
         )
     return State(RUN, why or stale or f"{', '.join(rerun)}: not complete")
+
+
+def _kept(again: str, one: Stage, finished: bool, need: str) -> str:
+    """The way out that keeps a training's checkpoints. `need`: the stage before it that runs again, if that is why."""
+    if finished:
+        return f"To keep them as they are: {again} --done {one.name}"
+    if need:
+        return f"To go on from them, with what {need} has left: {again} --done {need}"
+    return f"To go on from them: hermes3 launch {one.arguments[0]}, and when that is trained: {again} --done {one.name}"
 
 
 def _unfinished(one: Stage, stamp: Path, record: stage.Record | None) -> str:
