@@ -4,9 +4,9 @@ import json
 import shutil
 
 import pytest
-from conftest import ROOT
 
-from hermes3.evaluate import run
+from hermes3.evaluate.run import run
+from hermes3.evaluate.suite import load
 from hermes3.model_folder import INDEX, check_model, header_names
 
 
@@ -94,4 +94,4 @@ def test_evaluation_refuses_before_it_starts(sharded, tmp_path):
     index = json.loads((sharded / INDEX).read_text())
     (sharded / next(iter(index["weight_map"].values()))).unlink()
     with pytest.raises(ValueError, match="missing"):
-        run(sharded, tmp_path / "out", ROOT / "eval/suites/tiny.yml", dry_run=True)
+        run(sharded, tmp_path / "out", load("tiny"))

@@ -98,7 +98,7 @@ def test_recipe_is_seeded_and_named_after_its_file(path):
     assert recipe["seed"] == 42
     assert recipe["wandb_name"] == path.stem
     assert recipe["output_dir"] == f"outputs/{size}/{path.stem.removeprefix(f'{size}_')}"
-    assert recipe["base_model"] == (f"outputs/{size}/base" if phase == "sft" else f"outputs/{size}/sft")
+    assert recipe["base_model"] == (f"outputs/{size}/base" if phase == "sft" else f"outputs/{size}/sft/best")
     # replaced together with the mix, as Axolotl's cache does not notice changed data
     assert Path(recipe["dataset_prepared_path"]).parent == Path(recipe["datasets"][0]["path"]).parent
 
