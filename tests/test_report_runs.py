@@ -184,3 +184,16 @@ def test_alignment_has_a_section_of_its_own(tmp_path: Path) -> None:
     assert "Against SFT, DPO left a without a clear difference." in report["verdict"]
     assert "## Neutral alignment" in (tmp_path / "out" / "report.md").read_text()
     assert "<h2>Neutral alignment</h2>" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_alignment_of_one_stage_is_said_in_one_sentence(tmp_path: Path) -> None:
+    from hermes3.evaluate.suite import load
+
+    measured = {"alignment_over_refusal": {"answered": 60, "refused": 40}, "a": {"acc": 50}}
+    folders = {
+        "base": write_scores(tmp_path / "base", {"a": {"acc": 50}}),
+        "SFT": write_scores(tmp_path / "SFT", measured),
+    }
+    report = write_report(tmp_path / "out", [], {}, folders, [], suites=[load("alignment")])
+    about = [sentence for sentence in report["verdict"] if "lignment" in sentence]
+    assert about == ["Neutral alignment was measured on SFT alone, by 100 samples a task at the most."]

@@ -1,5 +1,6 @@
 """What the numbers say, in sentences: did it reproduce, and what made the difference."""
 
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -20,9 +21,8 @@ def verdict(report: dict[str, Any]) -> list[str]:
     sentences = [answer, against_others(report["paper"])] if compared else []
     sentences.append(means(scores))
     main = [row for row in scores["rows"] if row["suite"] != ALIGNMENT]
-    for rows, of in ((main, ""), (scores["alignment"], "Neutral alignment: ")):
-        steps = [step(rows, scores["stages"], place) for place in range(len(scores["stages"]) - 1)]
-        sentences += [of + (found[0].lower() + found[1:] if of else found) for found in steps if found]
+    sentences += [step(main, scores["stages"], place) for place in range(len(scores["stages"]) - 1)]
+    sentences += alignment(scores["alignment"], scores["stages"])
     sentences += [preference(row) for row in scores["rows"] if PREFERENCE in row["task"]]
     sentences += [seeds(table) for table in report["seeds"]]
     sentences += [selection(table) for table in report["selections"]]
@@ -127,6 +127,20 @@ def step(rows: list[dict[str, Any]], stages: list[str], place: int) -> str:
     sentence = f"Against {before}, {after} {'; it '.join(clauses)}." if clauses else ""
     apart = not_comparable(pairs)
     return f"{sentence} {apart.replace('Not comparable', f'Not comparable between {before} and {after}')}".strip()
+
+
+def alignment(rows: list[dict[str, Any]], stages: list[str]) -> list[str]:
+    """What changed in neutral alignment from a stage that was measured to the next that was, or which one was."""
+    measured = [stage for stage in stages if any(row["scores"].get(stage) for row in rows)]
+    steps = [
+        step(rows, stages, place)
+        for place, (before, after) in enumerate(pairwise(stages))
+        if before in measured and after in measured
+    ]
+    if steps or not measured:
+        return [f"Neutral alignment: {found[0].lower()}{found[1:]}" for found in steps if found]
+    samples = max(score["n"] for row in rows for score in row["scores"].values() if score)
+    return [f"Neutral alignment was measured on {join(measured)} alone, by {samples} samples a task at the most."]
 
 
 def _changed(row: dict[str, Any], pair: dict[str, Any]) -> str:
