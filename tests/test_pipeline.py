@@ -269,6 +269,10 @@ def test_every_pipeline_names_what_is_there(name):
     assert [one.name for one in stages if one.name.startswith("eval_epoch")] == [
         f"eval_epoch_{n}" for n in (1, 2, 3, 4)
     ]
+    # alignment of the last model, where the report finds it, and once its other scores are in
+    last, after = (next(one for one in stages if one.name == name) for name in ("eval_dpo", "eval_alignment"))
+    assert after.arguments[:3] == [last.arguments[0], "--suite", "alignment"] and after.needs == [last.name]
+    assert after.leaves == last.leaves / "alignment" and str(after.leaves) in after.arguments
 
 
 def test_a_pipeline_file_says_what_is_wrong_with_it(tmp_path):
@@ -332,7 +336,8 @@ def test_the_chain_runs_to_the_report(slurm, site, base, samples):
     threads = {"OMP_NUM_THREADS": "1"}  # jobs share this machine's cores, of which Slurm counts 16 a node
     said = json.loads(launch(slurm, site, "--pipeline", "small.yml", "--no-check", env=threads).stdout)
     assert list(said["submitted"]) == [
-        *("mix_sft", "mix_dpo", "sft", "eval_epoch_1", "eval_epoch_2", "select", "dpo", "merge", "eval_dpo", "report")
+        *("mix_sft", "mix_dpo", "sft", "eval_epoch_1", "eval_epoch_2", "select", "dpo", "merge"),
+        *("eval_dpo", "eval_alignment", "report"),
     ]
     finish(slurm, 1500)
     ended = {name: slurm.job(jid)["JobState"] for name, jid in said["submitted"].items()}
@@ -345,6 +350,7 @@ def test_the_chain_runs_to_the_report(slurm, site, base, samples):
     assert (site / "outputs/tiny/sft/best").resolve() == (site / chosen["model"]).resolve()
     report = json.loads((site / "outputs/tiny/report/report.json").read_text())
     assert [one["stage"] for one in report["evaluations"]] == ["SFT", "SFT+DPO"]
+    assert {row["suite"] for row in report["scores"]["alignment"]} == {"alignment"}
     assert len(report["commands"]) == len(said["submitted"])
     again = json.loads(launch(slurm, site, "--pipeline", "small.yml", "--no-check").stdout)
     assert again["submitted"] == {}

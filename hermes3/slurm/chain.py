@@ -30,11 +30,15 @@ class Mixes(_Strict):
 
 
 class Evaluation(_Strict):
-    """What an evaluation job asks of Slurm, and which suites score the epochs and the final models."""
+    """What an evaluation job asks of Slurm, and which suites score the epochs and the final models.
+
+    `also`: further suites of the last model, run to a folder below its results; each with its own options.
+    """
 
     hardware: Hardware
     epochs: str
     final: str
+    also: dict[str, list[str]] = {}
     options: list[str] = []  # further ones of `hermes3 eval`
 
 
@@ -125,6 +129,12 @@ def stages(pipeline: Pipeline, commands: Path) -> list[Stage]:
     found.append(_step("merge", ["axolotl", "merge-lora", str(pipeline.dpo)], ["dpo"], aligned / "merged", []))
     scored["SFT+DPO"] = scores / "dpo"
     found.append(_eval("eval_dpo", pipeline, aligned / "merged", final, scored["SFT+DPO"], ["merge"]))
+    for other, options in pipeline.evaluation.also.items():
+        label = Path(other).stem
+        below = scored["SFT+DPO"] / label
+        # after eval_dpo, which sets aside what lies below it of another model
+        stage = _eval(f"eval_{label}", pipeline, aligned / "merged", other, below, ["eval_dpo"])
+        found.append(replace(stage, arguments=[*stage.arguments, *options]))
     page = ["hermes3", "report", "--out", str(report), "--commands", str(commands)]
     page += [word for _, out in mixes.values() for word in ("--mix", str(out))]
     page += ["--run", f"SFT={run}", "--run", f"DPO={aligned}"]
