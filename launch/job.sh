@@ -18,7 +18,8 @@ finish() {
 }
 
 # run_on COMMAND...: run what goes on where it was cut off. When the time limit is near (--signal=B:USR1@...), queue the
-# job again: Slurm itself never does that. Not for ever, as a piece that is longer than the limit would never end.
+# job again: Slurm itself never does that. Not for ever, as a piece that is longer than the limit would never end: up to
+# $tries times.
 run_on() {
   local near='' code=0 restarts=${SLURM_RESTART_COUNT:-0}
   trap 'near=1' USR1
@@ -26,10 +27,11 @@ run_on() {
   "${task[@]}" "$@" &
   wait $! || code=$?
   if [[ -n $near ]]; then
-    if ((restarts < 10)); then
+    if ((restarts < ${tries:-10})); then
       echo "hermes3: the time limit is near: job $SLURM_JOB_ID is queued again, and goes on where it is"
       scontrol requeue "$SLURM_JOB_ID" || finish 1
       sleep 600 # until Slurm ends this script
+      exit 1
     fi
     echo "hermes3: the time limit has come $((restarts + 1)) times: give more, hermes3 launch ... -- --time=HH:MM:SS"
     finish 1

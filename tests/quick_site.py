@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("train.sbatch", "env.sh", "rank.sh")
+SCRIPTS = ("train.sbatch", "step.sbatch", "env.sh", "job.sh", "rank.sh")
 TORCHRUN = """\
 #!/bin/bash
 echo "$SLURMD_NODENAME: $*" >>torchrun.txt
@@ -50,7 +50,8 @@ class QuickSite:
     def recipe(self, nodes: int = 2, gpu: str = "cpu", gpus_per_node: int = 1) -> Path:
         hardware = {"gpu": gpu, "nodes": nodes, "gpus_per_node": gpus_per_node}
         path = self.folder / "recipe.yml"
-        path.write_text(yaml.safe_dump({"hardware": hardware, "dataset_prepared_path": "prepared"}))
+        recipe = {"hardware": hardware, "dataset_prepared_path": "prepared", "output_dir": "out"}
+        path.write_text(yaml.safe_dump(recipe))
         return path
 
     def submit(self, train: str, *options: str, recipe: Path | None = None, **env: str) -> int:
@@ -67,7 +68,7 @@ class QuickSite:
         return log.read_text() if log.exists() else ""
 
     def wait_log(self, jid: int, text: str) -> None:
-        self.slurm.until(lambda: text in self.log(jid), 60, f"{text!r} in the log of job {jid}")
+        self.slurm.until(lambda: text in self.log(jid), 300, f"{text!r} in the log of job {jid}")
 
     def end(self, jid: int) -> tuple[str, int]:
         """State and number of requeues, once the job has ended."""

@@ -49,11 +49,14 @@ ReturnToService=1
 JobRequeue=1
 # scontrol knows a finished job for an hour
 MinJobAge=3600
-# a dead node is noticed in 10 to 15 s
-MessageTimeout=3
-SlurmdTimeout=5
+# a node that gets no CPU time for a while, as on a busy machine, is not dead
+MessageTimeout=30
+SlurmdTimeout=300
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 {nodes}
-PartitionName=main Nodes=ALL Default=YES DefaultTime=60 MaxTime=INFINITE State=UP
+PartitionName=main Nodes=ALL Default=YES DefaultTime=60 MaxTime=INFINITE State=UP GraceTime=60
+PartitionName=urgent Nodes=ALL DefaultTime=60 State=UP PriorityTier=10
 """
 
 

@@ -81,7 +81,7 @@ class SlurmLab:
         """What `scontrol show job` says: JobState, Restarts, NodeList, ExitCode, Reason and so on."""
         return dict(re.findall(r"(\w[\w:/]*)=(\S*)", self.run("scontrol", "-o", "show", "job", jid).stdout))
 
-    def wait_job(self, jid: int, states: tuple[str, ...] = ENDED, timeout: float = 120) -> dict[str, str]:
+    def wait_job(self, jid: int, states: tuple[str, ...] = ENDED, timeout: float = 300) -> dict[str, str]:
         """The job when its state is one of `states`. Raises: TimeoutError after `timeout` seconds."""
 
         def there() -> dict[str, str] | None:
@@ -95,7 +95,7 @@ class SlurmLab:
         return self.run("squeue", "-h", "-o", "%i").stdout.split()
 
     def kill_node(self, node: str) -> None:
-        """The machine loses power: all on it is gone, and nobody tells slurmctld, who notices in 10 to 15 s."""
+        """The machine loses power: all on it is gone, and nobody tells slurmctld."""
         self._end(f"slurmd.{node}")
 
     def node_states(self) -> dict[str, str]:

@@ -1,7 +1,10 @@
 """What goes wrong in sbatch scripts does not in ours. Each fault is shown on a real Slurm, and ours without it."""
 
+import os
+import pwd
 import re
 import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -31,7 +34,7 @@ def site(tmp_path, slurm) -> QuickSite:
 
 
 def wait_text(slurm, log: Path, text: str) -> None:
-    slurm.until(lambda: log.exists() and text in log.read_text(), 60, f"{text!r} in {log}")
+    slurm.until(lambda: log.exists() and text in log.read_text(), 300, f"{text!r} in {log}")
 
 
 # The lines that sbatch reads
@@ -74,6 +77,41 @@ def test_a_shell_variable_in_an_option_is_not_expanded(slurm, tmp_path):
     assert refused.returncode and "$NODES" in refused.stderr
 
 
+# What every job needs
+
+
+def environment(**env: str) -> dict[str, str]:
+    """Of a shell that has sourced env.sh."""
+    env = {"PATH": os.environ["PATH"], "HOME": "/home/me"} | env
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", ". launch/env.sh; env -0"],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        check=True,
+    )
+    return dict(line.split("=", 1) for line in done.stdout.decode().split("\0") if line)
+
+
+def test_a_value_that_is_set_wins_but_for_the_tracking_s(tmp_path):
+    default = environment(TMPDIR=str(tmp_path))
+    names = re.findall(r"\b([A-Z_0-9]+)=\$\{", (ROOT / "launch/env.sh").read_text())
+    assert {"HF_HOME", "PYTHONUNBUFFERED", "TORCH_NCCL_DUMP_ON_TIMEOUT", "TRITON_CACHE_DIR"} < set(names) < set(default)
+    mine = dict.fromkeys(names, str(tmp_path / "0"))
+    assert environment(**mine, AXOLOTL_DO_NOT_TRACK="0").items() >= (mine | {"AXOLOTL_DO_NOT_TRACK": "1"}).items()
+    assert default.keys() - set(names) == {"AXOLOTL_DO_NOT_TRACK", "PATH", "HOME", "TMPDIR", "PWD", "SHLVL", "_"}
+
+
+def test_kernels_are_not_loaded_from_a_folder_of_another_user(tmp_path):
+    cache = tmp_path / f"triton-{os.getuid()}"
+    assert environment(TMPDIR=str(tmp_path))["TRITON_CACHE_DIR"] == str(cache)
+    assert cache.stat().st_mode & 0o777 == 0o700
+    if os.getuid():
+        pytest.skip("needs root, to give a folder away")
+    os.chown(cache, 65534, 65534)
+    assert environment(TMPDIR=str(tmp_path))["TRITON_CACHE_DIR"] == "/home/me/.triton/cache"
+
+
 # Exit codes
 
 
@@ -108,6 +146,73 @@ def test_an_allocation_of_another_size_submits_itself_anew(slurm, site):
     assert not (site.folder / f"logs/{first}").exists()
 
 
+def test_what_slurm_knows_of_an_allocation_goes_with_it(slurm, site):
+    """And what it does not know, the log says is lost."""
+    user = pwd.getpwuid(os.getuid()).pw_name
+    slurm.run("scontrol", "create", "reservation=ours", "starttime=now", "duration=60", "nodes=ALL", f"users={user}")
+    try:
+        first = site.submit("", "--nodes=1", "--exclude=n2,n4", "--reservation=ours", "--nice=7")
+        assert site.end(first) == ("COMPLETED", 0)
+        assert site.end(first + 1) == ("COMPLETED", 0), site.log(first)
+        job = slurm.job(first + 1)
+    finally:
+        slurm.run("scontrol", "delete", "reservation=ours")
+    assert (job["Reservation"], job["ExcNodeList"]) == ("ours", "n[2,4]")
+    assert "any other option is lost" in site.log(first)
+
+
+def test_a_stage_of_another_size_fails(slurm, site):
+    """Those behind it wait for its id, not for that of a job which it would submit."""
+    stamp = site.folder / "stage.done"
+    jid = site.submit("", "--nodes=1", HERMES3_STAMP=str(stamp))
+    assert site.end(jid) == ("FAILED", 0) and not stamp.exists()
+    assert "is for 2 nodes of 1 (cpu), this stage has 1 nodes" in site.log(jid)
+    assert "stage stage failed with exit code 1" in site.log(jid).splitlines()[-1]
+    assert slurm.run("scontrol", "show", "job", jid + 1, check=False).returncode
+
+
+def test_what_sbatch_says_of_an_allocation_of_another_size_is_in_the_log(slurm, site):
+    refuses = "echo 'sbatch: error: no jobs from jobs' >&2; exit 1"
+    site.script("bin/sbatch", f'#!/bin/bash\n[[ -n ${{HERMES3_RESIZED:-}} ]] || exec /usr/bin/sbatch "$@"\n{refuses}\n')
+    jid = site.submit("", "--nodes=1")
+    assert site.end(jid) == ("FAILED", 0)
+    assert "\nsbatch: error: no jobs from jobs\n" in site.log(jid) and "--nodes=2" in site.log(jid)
+
+
+def test_gpus_that_slurm_does_not_count_are_not_asked_for(slurm, site):
+    """The preflight counts them."""
+    site.script("bin/sinfo", "#!/bin/bash\necho '(null)'\n")
+    (site.folder / "launch/env.sh").unlink()
+    site.script("launch/env.sh", f"unset SLURM_GPUS_ON_NODE\n. {ROOT}/launch/env.sh\n")
+    recipe = site.recipe(2, "h100-80gb", 8)
+    assert site.end(site.submit("", recipe=recipe)) == ("COMPLETED", 0)
+    first = site.submit("", "--nodes=1", recipe=recipe)
+    assert site.end(first) == ("COMPLETED", 0)
+    assert site.end(first + 1) == ("COMPLETED", 0), site.log(first)
+    assert "TresPerNode" not in slurm.job(first + 1) and "gpus-per-node" not in site.log(first)
+
+
+def test_two_jobs_do_not_train_into_one_folder(slurm, site):
+    """Whatever they are called; one that has ended is no hindrance."""
+    jid = site.submit("step(0.5)\nprint('up')\nwhile not os.path.exists('go'): time.sleep(0.1)")
+    site.wait_log(jid, "up")
+    recipe = site.recipe()
+    train = (site.folder / "axolotl/cli/train.py").read_text()
+    other = site.submit(train, "--nodes=2", "--job-name=train", recipe=recipe)
+    assert site.end(other) == ("FAILED", 0)
+    assert f"job {jid} trains into it already" in site.log(other).splitlines()[-1]
+    (site.folder / "go").touch()
+    assert site.end(jid) == ("COMPLETED", 0), site.log(jid)
+    assert site.end(site.submit("")) == ("COMPLETED", 0)
+
+
+def test_an_array_is_refused(slurm, site):
+    jid = site.submit("", "--nodes=2", "--array=0")
+    assert site.end(jid)[0] == "FAILED"
+    (log,) = site.folder.glob("logs/train-*.log")
+    assert "--array" in log.read_text().splitlines()[-1]
+
+
 def test_each_node_has_its_rank_and_all_meet_on_the_first_host(slurm, site):
     stamp = site.folder / "stage.done"
     jid = site.submit("", HERMES3_STAMP=str(stamp))
@@ -126,21 +231,23 @@ def test_a_variable_of_the_task_expanded_in_the_script_is_the_first_node_s(slurm
 def test_localhost_is_another_host_on_each_node(slurm, job):
     if not slurm.own_network:
         pytest.skip("nodes have networks of their own only as root")
-    listen = "python3 -c 'import socket, time; s = socket.create_server((\"\", 29500)); time.sleep(4)'"
+    listen = "exec python3 -c 'import socket, time; s = socket.create_server((\"\", 29500)); time.sleep(3600)'"
     ask = "python3 -c 'import socket, sys; socket.create_connection((sys.argv[1], 29500))'"
-    each = f"if [ $SLURM_NODEID = 0 ]; then {listen}; else sleep 2; {ask} n1 && echo n1; {ask} localhost || echo no; fi"
+    meet = f"until {ask} n1; do sleep 0.2; done; echo n1; {ask} localhost || echo no; touch met"
+    each = f"if [ $SLURM_NODEID = 0 ]; then {listen} & until [ -e met ]; do sleep 0.1; done; kill $!; else {meet}; fi"
     jid, log = job(f"cat >each.sh <<'EOF'\n{each}\nEOF\nsrun bash each.sh", "-N2", "--ntasks-per-node=1")
     assert slurm.wait_job(jid)["JobState"] == "COMPLETED"
-    assert log.read_text().splitlines()[0] == "n1" and log.read_text().splitlines()[-1] == "no"
+    assert [line for line in log.read_text().splitlines() if line in ("n1", "no")] == ["n1", "no"]
 
 
 # The notice of the end
 
 
 def test_a_trap_behind_a_foreground_step_comes_too_late(slurm, job):
-    jid, log = job("trap 'echo trapped' USR1; echo up; srun bash -c 'sleep 5; echo done'")
+    jid, log = job("trap 'echo trapped' USR1; echo up; srun bash -c 'until [ -e go ]; do sleep 0.1; done; echo done'")
     wait_text(slurm, log, "up")
     slurm.run("scancel", "--batch", "--signal=USR1", jid)
+    log.with_name("go").touch()
     slurm.wait_job(jid)
     assert log.read_text().split() == ["up", "done", "trapped"]
 
@@ -172,10 +279,25 @@ def test_on_notice_ranks_stop_and_the_job_goes_on(slurm, site):
     assert not list(site.folder.glob(f"logs/{jid}/attempt_*/crash.json"))
 
 
+def test_a_command_that_its_time_limit_will_end_says_so_in_time(slurm, site):
+    """Slurm cancels what needs a stage that runs out of time."""
+    stamp = site.folder / "stage.done"
+    python = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    wait = ("bash", "-c", "echo up; until [ -e go ]; do sleep 0.1; done")
+    env = {"HERMES3_STAMP": str(stamp), "PATH": python}
+    jid = slurm.submit("--job-name=train", "launch/step.sbatch", *wait, cwd=site.folder, env=env)
+    site.wait_log(jid, "up")
+    slurm.run("scancel", "--batch", "--signal=USR1", jid)
+    assert site.end(jid) == ("FAILED", 0) and not stamp.exists()
+    assert "stage stage failed" in site.log(jid)
+
+
 def test_without_append_a_requeue_cuts_the_log_off(slurm, job):
-    jid, log = job("echo attempt ${SLURM_RESTART_COUNT:-0}; sleep 2", "--requeue")
+    jid, log = job("echo attempt ${SLURM_RESTART_COUNT:-0}; until [ -e go ]; do sleep 0.1; done", "--requeue")
     wait_text(slurm, log, "attempt 0")
     slurm.run("scontrol", "requeue", jid)
+    wait_text(slurm, log, "attempt 1")
+    log.with_name("go").touch()
     slurm.wait_job(jid)
     assert log.read_text().split() == ["attempt", "1"]
 
@@ -241,3 +363,46 @@ def test_a_node_lost_while_ranks_are_launched(slurm, site):
     slurm.run("scontrol", "update", "nodename=n2", "state=down", "reason=power")
     assert site.end(jid) == ("COMPLETED", 1), site.log(jid)
     assert "n2" not in slurm.run("scontrol", "show", "hostnames", slurm.job(jid)["NodeList"]).stdout.split()
+
+
+def test_a_requeue_that_slurm_does_not_carry_out_is_no_success(slurm, site):
+    """Nor waited for any longer than ten minutes, for which the stand-in of sleep does not wait."""
+    site.script("bin/scontrol", '#!/bin/bash\n[[ $1 == requeue ]] || exec /usr/bin/scontrol "$@"\n')
+    site.script("bin/sleep", "#!/bin/bash\n")
+    stamp = site.folder / "stage.done"
+    jid = site.submit("step(0.5)\nraise RuntimeError('NCCL error')", HERMES3_STAMP=str(stamp))
+    assert site.end(jid) == ("FAILED", 0)
+    assert "queued again" in site.log(jid) and "is trained" not in site.log(jid) and not stamp.exists()
+    (site.folder / "axolotl/cli/preprocess.py").write_text("raise RuntimeError('killed')\n")
+    for prepared in (site.folder / "prepared").iterdir():
+        prepared.unlink()
+    assert site.end(site.submit("")) == ("FAILED", 0)
+    assert not list((site.folder / "prepared").iterdir())
+
+
+def test_ranks_that_slurm_ends_are_no_fault_of_the_run(slurm, site):
+    """As it does before it preempts a job: here twice at the same place."""
+    jid = site.submit("step(0.5)\nprint('up', attempt)\nif attempt < 3: time.sleep(3600)")
+    for number in (1, 2):
+        site.wait_log(jid, f"up {number}")
+        slurm.run("scancel", "--signal=TERM", jid)
+    assert site.end(jid) == ("COMPLETED", 2), site.log(jid)
+
+
+def test_a_preempted_job_has_not_crashed(slurm, site):
+    jid = site.submit("step(0.5)\nprint('up', attempt)\nif attempt == 1: time.sleep(3600)", HERMES3_MAX_CRASHES="1")
+    site.wait_log(jid, "up 1")
+    urgent = slurm.submit("--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap", "true")
+    assert slurm.wait_job(urgent)["JobState"] == "COMPLETED"
+    assert site.end(jid) == ("COMPLETED", 1), site.log(jid)
+    assert "attempt_1: preempted" in site.log(jid) and "before it ends" not in site.log(jid)
+
+
+def test_rank_0_s_last_words_are_in_the_job_s_log(slurm, site):
+    """Also when Slurm kills its step: what it has written is in its file, and the log shows that to the end."""
+    said = "\n".join(f"line {number}" for number in range(20_000))
+    train = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nstep(0.5)\nif rank == '1': sys.exit(7)\n"
+    train += "time.sleep(1)\nprint(*(f'line {n}' for n in range(20_000)), sep='\\n')\nraise ValueError('of rank 0')"
+    jid = site.submit(train)
+    assert site.end(jid) == ("FAILED", 0)
+    assert said in site.log(jid) and site.log(jid).splitlines()[-1] == "ValueError: of rank 0"

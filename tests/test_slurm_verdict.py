@@ -87,6 +87,12 @@ def test_a_rank_that_was_killed(tmp_path):
     assert again and "a rank was killed from outside" in why and "epoch 0.25" in why
 
 
+def test_ranks_killed_twice_at_one_place_are_not_one_fault(tmp_path):
+    """As Slurm kills them before it preempts, or a node that is short of memory."""
+    assert verdict(attempt(tmp_path, 1, KILLED))[0]
+    assert verdict(attempt(tmp_path, 2, KILLED))[0]
+
+
 def test_an_error_that_training_went_on_after_is_not_its_end(tmp_path):
     assert verdict(attempt(tmp_path, 1, CAUGHT))[0]
     before_training = CAUGHT.replace(KILLED, "for line in range(99): print('loading')\nraise SystemExit(1)")
@@ -109,3 +115,15 @@ def test_an_attempt_that_ends_on_notice_is_no_crash_if_it_took_a_step(tmp_path):
     again, why = verdict(folder, notified=True)
     assert again and "give more time" in why
     assert json.loads((folder / "crash.json").read_text())["kind"] == "NoStep"
+
+
+def test_notices_without_progress_end_the_job(tmp_path, monkeypatch):
+    """A checkpoint that takes longer than the notice is never there: each attempt begins where the first did."""
+    monkeypatch.setenv("HERMES3_MAX_CRASHES", "2")
+    ended = STEP + "raise SystemExit(75)"
+    assert verdict(attempt(tmp_path, 1, ended), notified=True)[0]
+    assert verdict(attempt(tmp_path, 2, ended.replace("0.25", "0.5")), notified=True)[0]
+    again, why = verdict(attempt(tmp_path, 3, ended.replace("0.25", "0.50")), notified=True)
+    assert again and "more notice" in why
+    assert not verdict(attempt(tmp_path, 4, ended), notified=True)[0]
+    assert verdict(attempt(tmp_path, 5, ended.replace("0.25", "10.5")), notified=True)[0]  # 10.5 is beyond 0.5

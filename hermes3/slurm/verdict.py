@@ -1,13 +1,15 @@
 """`python -m hermes3.slurm.verdict LOGS/attempt_N`: try a run that crashed again (exit code 0), or stop (1), and why.
 
-It reads the logs of the ranks alone, in a fraction of a second. Stop: a user's error, which the next attempt would meet
-too; a crash that was there before, with the same message at the same place of the run; more than `MAX_CRASHES`. What it
-prints ends with the error itself. Each crash is kept as `crash.json` in its attempt's folder, for the verdicts to come.
+It reads the logs of the ranks, in a fraction of a second. Stop: a user's error, which the next attempt would meet too;
+a crash that was there before, with the same message at the same place of the run; more than `MAX_CRASHES`. What it
+prints ends with the error itself. For the verdicts to come an attempt's folder keeps `crash.json`, or `notice.json` for
+one that ended as it was told. What Slurm preempts is neither.
 """
 
 import json
 import os
 import re
+import subprocess
 import sys
 from itertools import islice, takewhile
 from pathlib import Path
@@ -49,8 +51,12 @@ EPOCH = re.compile(r"'epoch': '?([\d.]+)")
 KILLED = "no error in any log: a rank was killed from outside, as when the host's memory is full or a node is lost"
 NOT_STARTED = "no rank has started: srun could not launch on all nodes, or preprocessing was killed"
 NO_STEP = "notice of the end came before the first step: give more time (--time) or less notice (--signal)"
+NO_FURTHER = (
+    "notice of the end came, and an attempt before had come as far: give more time (--time), or more notice (--signal) "
+    "where a checkpoint takes longer than that"
+)
 # Kinds of ours that say too little to be one and the same crash: only their number ends a job
-VAGUE = {"NotStarted", "NoStep"}
+VAGUE = {"Killed", "NotStarted", "NoStep"}
 
 
 def tail(log: Path) -> str:
@@ -93,12 +99,17 @@ def crash(attempt: Path) -> dict[str, str | None]:
 
 
 def verdict(attempt: Path, notified: bool = False) -> tuple[bool, str]:
-    """Whether to try again, and why. `notified`: it was told to end. Writes `crash.json`, unless it ended as told."""
+    """Whether to try again, and why. `notified`: it was told to end.
+
+    Writes `notice.json` if it did and has come further than those before it that were told so, else `crash.json`.
+    """
     now = crash(attempt)
-    if notified and now["epoch"]:
+    told = [json.loads(path.read_text(encoding="utf-8"))["epoch"] for path in attempt.parent.glob("*/notice.json")]
+    if notified and now["epoch"] and float(now["epoch"]) > max(map(float, told), default=-1):
+        write_text(attempt / "notice.json", json.dumps({"epoch": now["epoch"]}))
         return True, f"{attempt.name}: ended on notice, in epoch {now['epoch']}"
     if notified:
-        now |= {"log": None, "kind": "NoStep", "message": NO_STEP}
+        now |= {"log": None, "kind": "NoStep", "message": NO_FURTHER if now["epoch"] else NO_STEP}
     before = [json.loads(path.read_text(encoding="utf-8")) for path in attempt.parent.glob("attempt_*/crash.json")]
     write_text(attempt / "crash.json", json.dumps(now, indent=1))
     most = int(os.environ.get("HERMES3_MAX_CRASHES", MAX_CRASHES))
@@ -119,7 +130,18 @@ def signature(crash: dict) -> tuple:
     return crash["kind"], re.sub(r"0x[0-9a-f]+|\d+", "#", crash["message"]), crash["epoch"]
 
 
+def preempted(job: str) -> bool:
+    """Whether Slurm takes this job's nodes for another: it ends the ranks some time (GraceTime) before the job."""
+    said = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True).stdout
+    at = {name: (re.findall(rf" {name}=(\d\S+)", said) or [""])[0] for name in ("StartTime", "PreemptTime")}
+    return at["PreemptTime"] > at["StartTime"]  # an earlier one was of an attempt before
+
+
 if __name__ == "__main__":
-    again, why = verdict(Path(sys.argv[1]), Path(os.environ.get("HERMES3_STOP_FILE", "")).is_file())
+    folder = Path(sys.argv[1])
+    if preempted(os.environ.get("SLURM_JOB_ID", "")):
+        again, why = True, f"{folder.name}: preempted"
+    else:
+        again, why = verdict(folder, Path(os.environ.get("HERMES3_STOP_FILE", "")).is_file())
     print(f"{'queued again' if again else 'stopped'}: {why}")
     sys.exit(not again)
