@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # preflight.sh RECIPE LOGS/JOB/attempt_N [SRUN OPTIONS]: look at every node of this job before it trains (docs/slurm.md).
-# Exit code 0: train. 3: nodes are bad, and this job is queued again without them: end. Else: all nodes have the fault.
+# Exit code 0: train. 3: nodes are bad, and this job is queued again without them: end. 4: it is ended from outside. Else:
+# all nodes have the fault.
 set -euo pipefail
 recipe=$1 logs=$2
 shift 2

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # GB/s below which the slow node is looked for. Sockets over a service network carry 1 to 6, where NCCL found no
 # InfiniBand; one link of 100 Gb/s carries 12. docs/slurm.md says what to set for better ones.
 FLOOR = 10.0
-SIZE = {"cuda": 2**30, "cpu": 2**22}  # bytes: large enough for the links to be the limit
+SIZE = {"cuda": 2**30, "cpu": 2**20}  # bytes: large enough for the links to be the limit
 REPEATS = {"cuda": 20, "cpu": 3}
 
 

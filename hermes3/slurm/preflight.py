@@ -2,8 +2,9 @@
 
 Every node answers for itself (`node_check`), then all reduce together (`allreduce`). Exit code 0: train. 1: every node
 has the fault, so it is the recipe's, the data's or the site's, and another attempt would meet it. 3: the nodes in
-LOGS/../bad_nodes are bad; launch/preflight.sh queues the job again without them. LOGS is the folder of this attempt in
-the job's. Without a job this machine is looked at.
+LOGS/../bad_nodes are bad; launch/preflight.sh queues the job again without them. 4: somebody ends the job or queues it
+again meanwhile, so what its nodes did not answer says nothing of them. LOGS is the folder of this attempt in the job's.
+Without a job this machine is looked at.
 """
 
 import json
@@ -22,7 +23,7 @@ from hermes3.slurm.judge import compare, judge, table
 from hermes3.slurm.node_check import Expected
 from hermes3.slurm.srun import Srun, limit
 
-GO, STOP, REQUEUE = 0, 1, 3
+GO, STOP, REQUEUE, ENDED = 0, 1, 3, 4
 SKEW = 5.0  # seconds that a node's clock may be off: the logs of ranks are read side by side
 
 
@@ -149,6 +150,9 @@ def run(path: Path, logs: Path, options: list[str]) -> int:
     print(f"preflight of {len(nodes)} nodes, {time.time() - start:.0f} s: {path}\n{table(answers)}\n{said}")
     for node, lines in bad.items():
         print("\n".join(f"{node}: {line}" for line in lines))
+    if (bad or shared or lacks) and not srun.running():
+        print("preflight: the job is being ended, or was queued again, from outside: its nodes are not to blame")
+        return ENDED
     if shared:
         raise ValueError("preflight: the same on every node, so no node's fault:\n  " + "\n  ".join(shared))
     if lacks and not bad:

@@ -29,6 +29,13 @@ class Srun:
         names = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
         return subprocess.run(names, check=True, capture_output=True, text=True).stdout.split()
 
+    def running(self) -> bool:
+        """False once somebody has cancelled or requeued the job: its steps end before this process. A guess is True."""
+        if not (job := os.environ.get("SLURM_JOB_ID")):
+            return True
+        asked = ["squeue", "--noheader", f"--job={job}", "--format=%T"]
+        return subprocess.run(asked, capture_output=True, text=True).stdout.strip() in ("RUNNING", "")
+
     def python(
         self, nodes: list[str], arguments: list[str], text: str = "", env: dict[str, str] | None = None
     ) -> tuple[int | None, str, str]:
