@@ -3,13 +3,15 @@
 import os
 import re
 from importlib.metadata import version
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
+from axolotl.utils.dict import DictDefault
 from stopped import SECRET
 from wandb_file import attempts
 
-from hermes3.train.run_name import RUN_ID, commit, run_id
+from hermes3.train.run_name import RUN_ID, NameRun, facts_of, run_id
 
 FACTS = {"sft": {"recipe": "tiny_sft", "size": "tiny", "phase": "sft", "seed": 42}}
 FACTS["dpo"] = FACTS["sft"] | {"recipe": "tiny_dpo", "phase": "dpo"}
@@ -59,8 +61,21 @@ def test_a_run_that_does_not_go_on_gets_an_id_of_its_own(tmp_path):
     assert run_id(tmp_path, goes_on=False) != first
 
 
-def test_out_of_a_checkout_the_version_stands_for_the_commit(tmp_path):
-    with mock.patch.dict(os.environ, GIT_CEILING_DIRECTORIES=str(tmp_path.parent)):
-        assert commit(tmp_path) == version("hermes3-recipes")
-        os.environ["PATH"] = str(tmp_path)  # no git
-        assert commit() == version("hermes3-recipes")
+CFG = DictDefault({"wandb_name": "8b_sft", "seed": 1})
+
+
+def test_without_git_the_version_stands_for_the_commit(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert facts_of(CFG)["commit"] == version("hermes3-recipes")
+
+
+def test_rank_0_alone_asks_git(tmp_path, monkeypatch):
+    """At 128 ranks it would be 128 looks at every file of the repository, on a shared file system."""
+    (tmp_path / "git").write_text(f"#!/bin/sh\necho abc\necho asked >>{tmp_path}/asked\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with mock.patch.dict(os.environ):
+        for rank in range(2):
+            trainer = SimpleNamespace(args=SimpleNamespace(), is_world_process_zero=lambda rank=rank: rank == 0)
+            NameRun(CFG | {"output_dir": str(tmp_path)}, trainer)
+    assert trainer.args == SimpleNamespace() and (tmp_path / "asked").read_text() == "asked\n"

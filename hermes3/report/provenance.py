@@ -1,12 +1,12 @@
 """What a reader needs to do it again: the commit, the lock, and the recipe of each run."""
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from hermes3.files import sha256
+from hermes3.git import commit
 
 LOCK = Path("requirements.txt")
 RECIPES = Path("recipes")
@@ -14,21 +14,12 @@ RECIPES = Path("recipes")
 
 def repository() -> dict[str, Any]:
     """`commit` (None outside a repository), whether tracked files differ from it, and the lock's sha256."""
-    commit = _git("rev-parse", "HEAD")
-    changed = bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else False
+    said = commit(Path())
     return {
-        "commit": commit,
-        "changed": changed,
+        "commit": said and said.removesuffix("-dirty"),
+        "changed": bool(said) and said.endswith("-dirty"),
         "lock": {"path": str(LOCK), "sha256": sha256(LOCK) if LOCK.is_file() else None},
     }
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def recipe_of(folder: Path) -> Path | None:

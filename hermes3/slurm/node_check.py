@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from hermes3.git import commit
 from hermes3.slurm import gpu_health
 
 SHM = 1e9  # bytes: NCCL and the data loaders' workers share memory there; a container has 64 MB unless told otherwise
@@ -94,9 +95,8 @@ def versions(asked: Expected) -> Check:
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
             found[package] = version(package)
-    git = ["git", "-c", "safe.directory=*", "-C", asked.repository, "rev-parse", "--short=12", "HEAD"]
-    if shutil.which("git") and (ran := subprocess.run(git, capture_output=True, text=True)).returncode == 0:
-        found["commit"] = ran.stdout.strip()
+    if code := commit(Path(asked.repository), digits=12, dirty=False):  # a file edited meanwhile is no node's fault
+        found["commit"] = code
     found["recipe"] = sha256(Path(asked.recipe).read_bytes()).hexdigest()[:12]
     said = ", ".join(f"{name} {version}" for name, version in sorted(found.items()))
     return Check(True, said, "install the same environment and driver on it, or leave it out", same=said)

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from hermes3.files import write_text
+from hermes3.git import commit
 from hermes3.plan.plan import Plan, plan
 from hermes3.plan.schedule import batches, mix_of
 from hermes3.recipe.base_model import HUB_ID
@@ -66,7 +67,7 @@ def prepare(path: Path, nodes: int | None, options: list[str], check: bool = Tru
         "base_model": recipe.get("base_model"),
         "mix": str(mix_of(recipe)),
         "output_dir": recipe.get("output_dir"),
-        "git_commit": commit(),
+        "git_commit": commit(Path()),
         "expected_hours": round(made.cost.hours, 1) if made else None,
         "expected_gpu_hours": round(made.cost.gpu_hours) if made else None,
         "expected_from": made.schedule.source if made else None,
@@ -212,14 +213,3 @@ def reject(options: list[str], refused: dict[str, str]) -> None:
         for name, remedy in refused.items():
             if re.fullmatch(rf"{name}(=.*)?" if name.startswith("--") else rf"{name}.*", option):
                 raise ValueError(f"{option}: not for sbatch; {remedy}")
-
-
-def commit() -> str | None:
-    """The repository's commit, with -dirty behind it where files differ from it; None without git."""
-    try:
-        said = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], text=True, capture_output=True
-        )
-    except FileNotFoundError:
-        return None
-    return said.stdout.strip() or None

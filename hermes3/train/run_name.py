@@ -6,7 +6,6 @@ wandb's id is kept in the run's folder. A run that resumes there goes on under i
 
 import os
 import secrets
-import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,20 +13,25 @@ from typing import TYPE_CHECKING
 from transformers import TrainerCallback
 
 from hermes3.files import write_text
+from hermes3.git import commit
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
 RUN_ID = "wandb_id"  # file in output_dir
+ROOT = Path(__file__).parents[2]
 
 
 class NameRun(TrainerCallback):
-    """Names the run before the trainer's own callback starts it, and writes the facts into its config, as `hermes3`."""
+    """Names the run before the trainer's own callback starts it, and writes the facts into its config, as `hermes3`.
+
+    Rank 0 alone has a wandb run, and a git to ask.
+    """
 
     def __init__(self, cfg, trainer: "Trainer"):
-        self.facts = facts = facts_of(cfg)
         if not trainer.is_world_process_zero():
             return
+        self.facts = facts = facts_of(cfg)
         trainer.args.run_name = f"{facts['recipe']} seed {facts['seed']} {facts['commit']}"
         names = {
             "RUN_GROUP": facts["recipe"],
@@ -43,12 +47,15 @@ class NameRun(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         import wandb
 
-        if wandb.run:
+        if state.is_world_process_zero and wandb.run:
             wandb.config.update({"hermes3": self.facts}, allow_val_change=True)
 
 
 def facts_of(cfg) -> dict[str, str | int | None]:
-    """`recipe` (`wandb_name`, else its file's name), `size` (its first part), `phase` (sft, dpo), `seed`, `commit`."""
+    """`recipe` (`wandb_name`, else its file's name), `size` (its first part), `phase` (sft, dpo), `seed`, `commit`.
+
+    Out of a checkout, or without git, the version of the package stands for the commit.
+    """
     from axolotl.utils.schemas.enums import RLType
 
     recipe = cfg.wandb_name or Path(cfg.axolotl_config_path).stem
@@ -57,17 +64,8 @@ def facts_of(cfg) -> dict[str, str | int | None]:
         "size": recipe.split("_")[0],
         "phase": RLType(cfg.rl).value if cfg.rl else "sft",
         "seed": cfg.seed,
-        "commit": commit(),
+        "commit": commit(ROOT, digits=7) or version("hermes3-recipes"),
     }
-
-
-def commit(folder: Path = Path(__file__).parent) -> str:
-    """The commit of this code, `-dirty` if it differs from it; out of a git checkout the version of the package."""
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return version("hermes3-recipes")
 
 
 def run_id(output_dir: Path, goes_on: bool) -> str:
