@@ -71,7 +71,7 @@ $(S)/12-eval-dpo: $(S)/11-merge $(suite)
 	@$(stage) 'evaluate SFT+DPO' hermes3 eval $(T)/dpo/merged --out $(T)/eval/dpo
 
 # two questions a task show that these run; docs/alignment.md says what they measure
-$(S)/13-eval-alignment: $(S)/12-eval-dpo eval/suites/alignment.yml
+$(S)/13-eval-alignment: $(S)/12-eval-dpo eval/suites/alignment.yml $(wildcard eval/tasks/alignment*) $(wildcard eval/tasks/alignment/*.yml)
 	@$(stage) 'evaluate its alignment' hermes3 eval $(T)/dpo/merged --suite alignment --device cpu --limit 2 \
 	  --out $(T)/eval/dpo/alignment
 

@@ -89,7 +89,7 @@ def test_the_kept_epoch_of_table_2_is_table_5_s_70b_but_for_what_is_noted():
 
 
 def test_ifeval_of_table_5_is_no_share_of_prompts_nor_of_instructions():
-    """So it is a mean of the two levels, as the suite has it: IFEval has 541 prompts and 834 instructions."""
+    """So the suite takes the mean of the two levels: IFEval has 541 prompts and 834 instructions."""
     values = published.load("table5").rows["IFEval"].values
 
     def fit(n):
