@@ -79,6 +79,21 @@ def test_saves_are_not_counted_as_time_and_padding_not_as_tokens(tmp_path, clock
     assert seen == [(6.0, 3.0)] * 2 and logged[0]["perf/mfu"] == 0.25
 
 
+def test_the_padding_of_a_pack_is_no_row(tmp_path):
+    """Axolotl numbers the padding's places from 0 too, as if it were another row."""
+    trainer = SimpleNamespace(
+        processing_class=None,
+        args=TrainingArguments(tmp_path, use_cpu=True),
+        training_step=lambda model, inputs: 1,
+        log=None,
+    )
+    counter = Throughput(trainer, mfu=None)
+    pack = {"attention_mask": [1, 1, 1, 2, 2, 0, 0, 0], "position_ids": [0, 1, 2, 0, 1, 0, 1, 2]}
+    pack = {name: torch.tensor([row]) for name, row in pack.items()}
+    trainer.training_step(None, pack | {"input_ids": torch.ones(1, 8, dtype=torch.long)})
+    assert counter.counts.tolist() == [5, 8, 2]  # tokens, positions, rows
+
+
 def cfg(name: str, **changes) -> DictDefault:
     path = ROOT / f"recipes/{name}.yml"
     return DictDefault(read(path) | {"axolotl_config_path": str(path), **changes})

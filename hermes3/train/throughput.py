@@ -38,8 +38,10 @@ class Throughput(TrainerCallback):
 
     def count_and_step(self, model, inputs, *args, **kwargs):
         ids, mask, places = (inputs.get(key) for key in ("input_ids", "attention_mask", "position_ids"))
-        tokens = (ids != self.pad if mask is None else mask != 0).sum()
-        rows = tokens.new_tensor(len(ids)) if places is None else (places == 0).sum()  # a pack's rows each start at 0
+        real = ids != self.pad if mask is None else mask != 0
+        tokens = real.sum()
+        # a pack's rows each start at 0, and so does its padding
+        rows = tokens.new_tensor(len(ids)) if places is None else ((places == 0) & real).sum()
         counted = torch.stack([tokens, tokens.new_tensor(ids.numel()), rows])
         self.counts += counted.to(self.counts.device)  # nothing waits for the GPU here
         return self.step(model, inputs, *args, **kwargs)
