@@ -25,6 +25,7 @@ def are_known(words: list[str], help_text: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_is_what_its_program_takes(command, request):
+    command = re.sub(r"^\(source launch/env.sh; (.*)\)$", r"\1", command)
     words = shlex.split(command.removeprefix("until ").split("; do ")[0] if command.startswith("until") else command)
     while re.fullmatch(r"[A-Z0-9_]+=.*", words[0]):
         words.pop(0)
@@ -48,15 +49,45 @@ def test_a_command_is_what_its_program_takes(command, request):
     elif program == "python":
         said = subprocess.run([sys.executable, ROOT / words[1], "--help"], capture_output=True, text=True).stdout
         are_known(words[2:], said)
+    elif program == "hf":
+        assert (ROOT / ".venv/bin/hf").is_file()
     elif program == "wandb":
         from wandb.cli.cli import cli
 
         assert words[1] in cli.commands
     else:
-        assert program in ("python3.11", "pip", "source", "export", "tail", "less", "enroot"), f"no check for {command}"
+        assert program in ("python3.11", "pip", "export", "tail", "less", "enroot"), f"no check for {command}"
     files = [word for word in words[1:] if re.fullmatch(r"[\w.]+(/[\w.-]+)+|[\w-]+\.txt", word)]
     missing = [word for word in files if word not in PLACEHOLDERS and not word.startswith(("outputs/", "logs/here"))]
     assert [word for word in missing if not (ROOT / word).exists() and "meta-llama" not in word] == []
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ("hf auth login", "hermes3 tokenizer build"),
+        ("hermes3 mix lock data_mixes/hermes3_sft.yml", "sbatch launch/mix.sbatch data_mixes/hermes3_sft.yml"),
+        (".venv-eval/bin/pip install -r requirements-eval.txt", "hermes3 launch --pipeline 8b"),
+        (".venv-eval/bin/hermes3 eval --suite paper --fetch", "hermes3 launch --pipeline 8b"),
+        ("hermes3 mix lock data_mixes/hermes3_dpo.yml", "hermes3 launch --pipeline 8b"),
+    ],
+)
+def test_what_a_command_needs_comes_before_it(first, then):
+    place = [next(n for n, command in enumerate(COMMANDS) if command.startswith(start)) for start in (first, then)]
+    assert place == sorted(place)
+
+
+def test_no_command_leaves_the_jobs_settings_in_the_users_shell():
+    """HF_HUB_OFFLINE=1 of env.sh would make the next fetch fail, and reach the jobs that are submitted from there."""
+    assert [line for line in COMMANDS if line.startswith("source launch/env.sh")] == []
+
+
+def test_the_options_that_a_job_keeps_when_it_submits_itself_anew_are_said():
+    from hermes3.slurm.start import KEPT
+
+    names = {"Features": "constraint", "ExcNodeList": "excluded nodes", "TimeLimit": "time", "QOS": "QOS"}
+    said = PAGE.replace("\n", " ").partition("options other than ")[2].partition(" are lost")[0]
+    assert {names.get(key, key.lower()) for key in KEPT} == set(re.split(", | and ", said))
 
 
 def test_every_variable_of_the_page_is_read_by_the_code():
