@@ -4,7 +4,7 @@
     python launch/wandb_dashboard.py --dry-run                 # print both, without a network
     python launch/wandb_dashboard.py --entity me               # save both
     python launch/wandb_dashboard.py --epochs outputs/70b/sft  # log what `hermes3 select` wrote there, and the paper's
-    python launch/wandb_dashboard.py --stage SFT+DPO=RESULTS   # log the scores in a folder of `hermes3 eval`
+    python launch/wandb_dashboard.py --stage SFT+DPO=RESULTS   # log a folder of `hermes3 eval`, as `SFT+DPO, RESULTS`
 
 The default workspace shows every key that a run logs, some forty, and buries these. Metrics are those that Axolotl, TRL
 and hermes3/train/throughput.py log (wandb puts `train/` before them); scores are logged here, as `eval/GROUP`.
@@ -18,13 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 EPOCH, STEP = "train/epoch", "train/global_step"
-GROUPS = (
-    "GPT4All",
-    "AGIEval",
-    "IFEval",
-    "MT-Bench",
-)  # what the paper chose an epoch by: eval/suites/epoch_selection.yml
+SUITES = Path(__file__).parents[1] / "eval/suites"
+GROUPS = tuple(yaml.safe_load((SUITES / "epoch_selection.yml").read_text(encoding="utf-8"))["groups"])
 PAPER_RUN = "paper: Hermes 3 70B, SFT"
 
 
@@ -60,12 +58,7 @@ SECTIONS: dict[str, list[Plot]] = {
         ),
     ],
     "Speed": [
-        Plot(
-            "Tokens/s a GPU",
-            ("train/perf/tokens_per_second_per_gpu",),
-            STEP,
-            "Flat. A fall is a slow node or a slow file system.",
-        ),
+        Plot("Tokens/s a GPU", ("train/perf/tokens_per_second_per_gpu",), STEP, "Flat. A fall: a slow node or disk."),
         Plot(
             "MFU",
             ("train/perf/mfu",),
@@ -112,12 +105,7 @@ SECTIONS: dict[str, list[Plot]] = {
         ),
     ],
     "Evaluation": [
-        Plot(
-            group,
-            (f"eval/{group}",),
-            "epoch",
-            "By epoch, beside the 70B of the paper's Table 2: which is kept, and why.",
-        )
+        Plot(group, (f"eval/{group}",), "epoch", "By epoch, beside the paper's 70B (Table 2): which is kept, and why.")
         for group in GROUPS
     ],
 }
@@ -209,7 +197,7 @@ def scores_of_stage(folder: Path) -> dict[str, float]:
     from hermes3.report.results import read_stage
 
     stage = read_stage("stage", folder)
-    groups = groups_of([stage], [load(path.stem) for path in sorted(Path("eval/suites").glob("*.yml"))])
+    groups = groups_of([stage], [load(path.stem) for path in sorted(SUITES.glob("*.yml"))])
     found = {group.name: score_of(stage, group) for group in groups}
     return {f"eval/{name}": _percent(score.value, score.value) for name, score in found.items() if score}
 
@@ -240,7 +228,7 @@ def main(arguments: list[str] | None = None) -> None:
         name, _, folder = stage.partition("=")
         if not folder:
             raise ValueError(f"--stage {stage}: give it as NAME=FOLDER, of `hermes3 eval`")
-        log_run(name, [scores_of_stage(Path(folder))], given.project, given.entity)
+        log_run(f"{name}, {folder}", [scores_of_stage(Path(folder))], given.project, given.entity)
     if given.epochs or given.stage:
         return
     import wandb

@@ -50,11 +50,14 @@ def script(*arguments, **env):
 
 @pytest.fixture(scope="module")
 def logged(selected):
-    """Name -> runs of scores: of the epochs, of the paper's, and of a stage, each logged twice."""
-    results = selected.with_name("results")
-    write(results, [Task("tiny_end_of_turn", 400, ("ended",), 0, 1, 20, 0.8)], model_name="a model")
+    """Name -> runs of scores: of the epochs, of the paper's, and of the SFT of two sizes, each logged twice."""
+    stages = []
+    for size, share in (("8b", 0.8), ("70b", 0.9)):
+        results = selected.with_name(size)
+        write(results, [Task("tiny_end_of_turn", 400, ("ended",), 0, 1, 20, share)], model_name="a model")
+        stages += ["--stage", f"SFT={results}"]
     for _ in range(2):
-        done = script("--epochs", selected, "--stage", f"SFT={results}", WANDB_DIR=str(selected))
+        done = script("--epochs", selected, *stages, WANDB_DIR=str(selected))
         assert done.returncode == 0, done.stderr
     found = attempts(selected)
     return {one.name: [other for other in found if other.name == one.name] for one in found}
@@ -98,16 +101,16 @@ def test_epochs_stand_beside_the_paper_s(logged, selected):
 
 
 def test_a_stage_has_its_groups_in_percent(logged, selected):
-    found = json.loads(next(selected.with_name("results").rglob("results_*.json")).read_text())["results"]
-    assert logged["SFT"][0].history[0]["eval/End of turn"] == pytest.approx(
-        100 * found["tiny_end_of_turn"]["ended,none"]
-    )
+    for folder in map(selected.with_name, ("8b", "70b")):
+        found = json.loads(next(folder.rglob("results_*.json")).read_text())["results"]
+        score = logged[f"SFT, {folder}"][0].history[0]["eval/End of turn"]
+        assert score == pytest.approx(100 * found["tiny_end_of_turn"]["ended,none"])
 
 
 def test_logged_again_a_run_takes_the_former_s_place(logged):
     ids = [{run.id for run in runs} for runs in logged.values()]
-    assert [len(runs) for runs in logged.values()] == [2, 2, 2]
-    assert all(len(of_name) == 1 for of_name in ids) and len(set.union(*ids)) == 3
+    assert [len(runs) for runs in logged.values()] == [2, 2, 2, 2]
+    assert all(len(of_name) == 1 for of_name in ids) and len(set.union(*ids)) == 4
 
 
 def test_what_is_not_there_is_named(tmp_path):
