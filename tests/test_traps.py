@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from axolotl.cli import preprocess
 from axolotl.cli.config import gpu_capabilities, load_cfg, prepare_plugins
 from axolotl.common.datasets import load_datasets, load_preference_datasets
 from axolotl.integrations.base import PluginManager
@@ -167,6 +168,18 @@ MESSAGES = [
     {"role": "assistant", "content": "I look.", "tool_calls": [CALL], "thoughts": "no idea"},
 ]
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
+
+
+def test_preprocessing_loads_the_base_model_and_ours_does_not(base, tmp_path, monkeypatch):
+    recipe = write_recipe(tmp_path / "run", write_mix(tmp_path / "mix", [20] * 8), base)
+    ours = re.search(r"axolotl\.cli\.preprocess \S+ (--\S+)", (ROOT / "launch/train.sbatch").read_text())[1]
+    loaded = []
+    monkeypatch.setattr(preprocess.AutoModelForCausalLM, "from_pretrained", lambda name, **keys: loaded.append(name))
+    for options, expected in ([], [str(base)]), ([ours], []):
+        loaded.clear()
+        monkeypatch.setattr("sys.argv", ["preprocess", str(recipe), *options])
+        preprocess.do_cli(str(recipe))
+        assert loaded == expected
 
 
 def told(tokenizer, template: str, row: dict, **keys) -> str:
