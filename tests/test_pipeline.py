@@ -150,6 +150,20 @@ def test_work_that_meets_its_time_limit_goes_on_in_another_job(slurm, site):
     assert json.loads(stamp.read_text())["job"] == str(jid)
 
 
+@pytest.mark.parametrize("backend", [["--backend", "vllm"], ["--backend=vllm"]])
+def test_vllm_runs_in_its_own_environment_or_not_at_all(backend, slurm, site):
+    jid = slurm.submit("launch/eval.sbatch", "m", *backend, cwd=site)
+    assert slurm.wait_job(jid)["JobState"] == "FAILED"
+    assert ".venv-eval is not there" in (site / f"logs/eval-{jid}.log").read_text()
+    script = site / ".venv-eval/bin/hermes3"
+    script.parent.mkdir(parents=True)
+    script.write_text('#!/bin/bash\necho "vLLM has $*"\n')
+    script.chmod(0o755)
+    jid = slurm.submit("launch/eval.sbatch", "m", *backend, cwd=site)
+    assert slurm.wait_job(jid)["JobState"] == "COMPLETED"
+    assert f"vLLM has eval m {' '.join(backend)}" in (site / f"logs/eval-{jid}.log").read_text()
+
+
 # the rules, without Slurm
 
 
@@ -273,6 +287,19 @@ def test_every_pipeline_names_what_is_there(name):
     last, after = (next(one for one in stages if one.name == name) for name in ("eval_dpo", "eval_alignment"))
     assert after.arguments[:3] == [last.arguments[0], "--suite", "alignment"] and after.needs == [last.name]
     assert after.leaves == last.leaves / "alignment" and str(after.leaves) in after.arguments
+
+
+def test_what_evaluations_run_in_is_missed_before_anything_is_submitted(tmp_path, monkeypatch):
+    stages = [one for one in chain.stages(chain.load("8b")[1], Path("commands")) if one.script == chain.EVAL]
+    tiny = [one for one in chain.stages(chain.load("tiny")[1], Path("commands")) if one.script == chain.EVAL]
+    monkeypatch.chdir(tmp_path)
+
+    def missed(stages: list[Stage]) -> list[str]:
+        return [text.partition(":")[0] for text in chain.missing(stages) if ".venv-eval is not there" in text]
+
+    assert missed(stages) == [one.name for one in stages] and missed(tiny) == []
+    (tmp_path / ".venv-eval").mkdir()
+    assert missed(stages) == []
 
 
 def test_a_pipeline_file_says_what_is_wrong_with_it(tmp_path):

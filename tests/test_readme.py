@@ -93,7 +93,7 @@ def test_the_table_of_recipes_is_what_the_recipes_say():
 
 
 def test_every_file_that_the_docs_name_is_there():
-    place = r"(?<![\w/])(?:recipes|data_mixes|deepspeed_configs|eval|launch|docs|hermes3)/[\w./-]+\w"
+    place = r"(?<![\w/-])(?:recipes|data_mixes|deepspeed_configs|eval|launch|docs|hermes3)/[\w./-]+\w"
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     named = {path for page in pages for path in re.findall(place, page.read_text())}
     assert len(named) > 10

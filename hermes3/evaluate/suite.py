@@ -62,11 +62,14 @@ class Suite(BaseModel):
         return dict(sorted(shots.items()))
 
 
+def file_of(named: str | Path) -> Path:
+    """The file of a suite that is given by its name in eval/suites, or as a file."""
+    return Path(named) if Path(named).suffix in (".yml", ".yaml") else SUITES / f"{named}.yml"
+
+
 def load(named: str | Path) -> Suite:
     """Read a suite by its name in eval/suites or by its file; `ValueError` names the file and the key."""
-    path = Path(named)
-    if path.suffix not in (".yml", ".yaml"):
-        path = SUITES / f"{named}.yml"
+    path = file_of(named)
     if not path.is_file():
         raise ValueError(f"no suite {path}; there are {', '.join(sorted(file.stem for file in SUITES.glob('*.yml')))}")
     try:

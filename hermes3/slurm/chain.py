@@ -7,6 +7,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from hermes3.evaluate.suite import file_of
 from hermes3.evaluate.suite import load as load_suite
 from hermes3.mix import spec as specs
 from hermes3.plan.schedule import mix_of
@@ -15,6 +16,7 @@ from hermes3.recipe.validate import read
 from hermes3.slurm.submit import TRAIN
 
 PIPELINES = Path("launch/pipelines")
+VLLM = Path(".venv-eval")  # what launch/eval.sbatch runs vLLM in
 EVAL, MIX, STEP = "launch/eval.sbatch", "launch/mix.sbatch", "launch/step.sbatch"
 
 
@@ -120,7 +122,7 @@ def stages(pipeline: Pipeline, commands: Path) -> list[Stage]:
         found.append(_eval(f"eval_epoch_{n}", pipeline, run, suite, scores / f"epoch_{n}", ["sft"], "--epoch", n))
     select = ["hermes3", "select", str(run), *(f"{n}={scores / f'epoch_{n}'}" for n in epochs), "--suite", suite]
     select += [word for group in judged(suite) for word in ("--without", group)]
-    found.append(_step("select", select, [f"eval_epoch_{n}" for n in epochs], best, [suite_path(suite)]))
+    found.append(_step("select", select, [f"eval_epoch_{n}" for n in epochs], best, [file_of(suite)]))
     scored["SFT"] = run / "best_results"
     if final != suite:  # else the chosen epoch has these scores already
         scored["SFT"] = scores / "sft"
@@ -153,17 +155,14 @@ def missing(stages: list[Stage]) -> list[str]:
             found.append(f"{one.name}: base_model: no {one.given}; see the comment on its line in the recipe")
         if one.spec and one.spec.exists() and not (base := specs.load(one.spec).tokenizer).is_dir():
             found.append(f"{one.name}: tokenizer: no {base}; make it with `hermes3 tokenizer build BASE {base}`")
+        if one.script == EVAL and not VLLM.is_dir() and {"vllm", "--backend=vllm"} & set(one.arguments):
+            found.append(f"{one.name}: {VLLM} is not there; make vLLM's environment as docs/slurm.md says")
     return found
 
 
 def judged(suite: str) -> list[str]:
     """Groups that count when an epoch is chosen, and that need a judge's endpoint: no stage makes their scores."""
     return [name for name, group in load_suite(suite).groups.items() if group.selects and group.by == "mt_bench"]
-
-
-def suite_path(suite: str) -> Path:
-    """The file of a suite that is given by its name or as a file."""
-    return Path(suite) if suite.endswith((".yml", ".yaml")) else Path("eval/suites") / f"{suite}.yml"
 
 
 def _output(path: Path, recipe: dict[str, Any]) -> Path:
@@ -184,7 +183,7 @@ def _train(name: str, path: Path, recipe: dict[str, Any], output: Path, needs: l
 
 def _eval(name: str, pipeline: Pipeline, model: Path, suite: str, out: Path, needs: list[str], *more: str) -> Stage:
     arguments = [str(model), "--suite", suite, "--out", str(out), *more, *pipeline.evaluation.options]
-    reads = [suite_path(suite), Path("eval/tasks")]
+    reads = [file_of(suite), Path("eval/tasks")]
     return Stage(name, EVAL, arguments, needs, reads, out, pipeline.evaluation.hardware)
 
 
