@@ -113,6 +113,14 @@ def test_a_dry_run_needs_no_slurm_and_says_what_is_missing(site):
     assert "16 x 8 h100-80gb" in chain_of.stdout and "squeue: no such command here" in chain_of.stdout
 
 
+@pytest.mark.parametrize(("base", "there"), [("meta-llama/Llama-3.1-8B", True), ("outputs/base", False)])
+def test_a_folder_that_is_not_made_yet_is_no_model_of_the_hub(base, there, site, monkeypatch):
+    monkeypatch.chdir(site)
+    path = Path("recipes/8b_sft.yml")
+    said = [text for text in submit.missing(path, {**read(path), "base_model": base}) if "base_model" in text]
+    assert said == ([] if there else [f"{path}: base_model: outputs/base is not there; see the comment on its line"])
+
+
 def test_a_wrong_recipe_is_refused_before_it_waits_for_nodes(slurm, site):
     path = site / "recipes/8b_sft.yml"
     path.write_text(path.read_text().replace("learning_rate:", "learning_rte:"))

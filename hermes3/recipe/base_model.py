@@ -19,6 +19,11 @@ BEST = "best"  # in a run's folder: the link to the epoch that `hermes3 select` 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
+def on_hub(base: str) -> bool:
+    """Whether `base` names a model of the Hub, owner/name, and no folder: not even one that is not made yet."""
+    return bool(HUB_ID.fullmatch(base)) and not Path(base).parent.exists()
+
+
 def findings(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     """What is wrong with the `base_model` of the recipe at `path`; a note if it is not there yet."""
     base = recipe.get("base_model")
@@ -40,7 +45,7 @@ def findings(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
             check_model(folder)
         except ValueError as error:
             yield from_error(error, "base_model")
-    elif HUB_ID.fullmatch(base) and folder.parts[0] not in _output_roots(path, recipe):
+    elif on_hub(base) and folder.parts[0] not in _output_roots(path, recipe):
         wrong = f"{base} is a Hub id, which was not looked at"
         yield note("base_model", wrong, f"`hermes3 tokenizer build {base} FOLDER` gives it the Hermes tokenizer")
     else:

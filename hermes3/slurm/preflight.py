@@ -34,6 +34,7 @@ def expected(path: Path, out: Path) -> tuple[Expected, list[str]]:
     """
     from hermes3.plan.plan import plan
     from hermes3.plan.schedule import mix_of
+    from hermes3.recipe.base_model import on_hub
     from hermes3.recipe.hardware import hardware_of
     from hermes3.recipe.validate import read
 
@@ -54,7 +55,6 @@ def expected(path: Path, out: Path) -> tuple[Expected, list[str]]:
             tokens[str(token)] = content
         except OSError as error:
             lacks.append(f"{path}: output_dir: {error}")
-    on_hub = len(base.parts) == 2 and not base.parent.exists()  # owner/name
     asked = Expected(
         gpu=hardware.gpu,
         gpus_per_node=hardware.gpus_per_node,
@@ -63,7 +63,7 @@ def expected(path: Path, out: Path) -> tuple[Expected, list[str]]:
         output_dir=str(output),
         storage=storage,
         host_memory=host_memory,
-        base_model=None if on_hub else str(base.absolute()),
+        base_model=None if on_hub(str(base)) else str(base.absolute()),
         mix=str(mix_of(recipe).absolute()),
         tokens=tokens,
     )

@@ -16,7 +16,7 @@ from hermes3.files import write_text
 from hermes3.git import commit
 from hermes3.plan.plan import Plan, plan
 from hermes3.plan.schedule import batches, mix_of
-from hermes3.recipe.base_model import HUB_ID
+from hermes3.recipe.base_model import on_hub
 from hermes3.recipe.finding import ERROR
 from hermes3.recipe.hardware import CPU, Hardware, hardware_of
 from hermes3.recipe.validate import read
@@ -192,7 +192,7 @@ def fit(plans: dict[Path, Plan | None]) -> None:
 def missing(path: Path, recipe: dict[str, Any]) -> list[str]:
     """What the run reads and is not there, each with its remedy: the mix, and the model where it is a folder."""
     found, base, mix = [], str(recipe.get("base_model")), mix_of(recipe)
-    if not Path(base).is_dir() and not HUB_ID.fullmatch(base):
+    if not Path(base).is_dir() and not on_hub(base):
         found.append(f"{path}: base_model: {base} is not there; see the comment on its line")
     if not (mix / "manifest.json").is_file():
         found.append(f"{path}: datasets: {mix} is not built; sbatch launch/mix.sbatch data_mixes/{mix.name}.yml")
