@@ -51,7 +51,9 @@ def push(model: Path, name: str) -> str:
     api = HfApi()
     api.create_repo(name, private=True, exist_ok=True)  # ours: private, until somebody has looked at it
     return str(
-        api.upload_folder(repo_id=name, folder_path=model, ignore_patterns=["checkpoint-*", "epochs/*", "*.log", "*.bin", "wandb/*"])
+        api.upload_folder(
+            repo_id=name, folder_path=model, ignore_patterns=["checkpoint-*", "epochs/*", "*.log", "*.bin", "wandb/*"]
+        )
     )
 
 
