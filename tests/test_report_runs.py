@@ -140,6 +140,9 @@ def test_scores_between_0_and_1_are_compared_by_the_paired_bootstrap() -> None:
     assert 0.015 < pair["low"] < pair["change"] < pair["high"] < 0.025
     assert pair["p"] < 0.001
     assert compare(stage("SFT", other(before)), stage("DPO", other(before)), group)["p"] == 1
+    few = compare(stage("SFT", other(before[:9])), stage("DPO", other(raised[:9])), group)
+    assert (few["mark"], few["reason"]) == ("not tested", "only 9 samples; no test below 10")
+    assert "p" not in few
 
 
 def test_groups_of_other_scores_weigh_questions_too() -> None:

@@ -154,7 +154,20 @@ def test_paired_bootstrap(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     within(np.mean([p < 0.05 for _, _, p in found]), FALSE_MARKS)
     within(np.mean([low <= 0 <= high for low, high, _ in found]), COVERAGE)
     assert stats.paired_bootstrap(moves[0]) == stats.paired_bootstrap(moves[0])
-    assert stats.paired_bootstrap([0.0] * 9) == (0, 0, 1)
+    assert stats.paired_bootstrap([0.0] * 9) == (None, None, 1)
+
+
+def test_paired_bootstrap_of_few_changes() -> None:
+    """Resamples without a change have no spread: no bound may be infinite, and no few questions prove anything."""
+    low, high, p = stats.paired_bootstrap([0.0] * 538 + [0.5] * 3)
+    assert -0.01 < low < 0 < high < 0.01
+    assert p > 0.05
+    low, high, p = stats.paired_bootstrap([0.5] * 12 + [0.0])  # a third of the resamples hold no spread
+    assert -1 < low < 6 / 13 < high < 1
+    assert stats.paired_bootstrap([0.5, 0.5]) == (None, None, 0.5)
+    assert stats.paired_bootstrap([0.5] * 3) == (None, None, 0.25)
+    assert stats.paired_bootstrap([0.0, 0.5])[2] > 0.05
+    assert stats.paired_tasks([[0.5], [0.5, 0.5]], [1, 1]) == (0.5, None, None, 0.25)
 
 
 @pytest.mark.parametrize("effect", [1.0, 2.0])

@@ -168,6 +168,9 @@ def _short(sha: str | None) -> str:
     return "none" if sha is None else sha[:8]
 
 
+FEWEST = 10  # samples of a task whose scores are not 0 or 1: a spread from fewer is no guide
+
+
 def compare(before: Stage, after: Stage, group: Group) -> dict[str, Any]:
     """The paired comparison of two stages: `change` with its interval and `p`, or the `reason` why there is none.
 
@@ -190,6 +193,8 @@ def compare(before: Stage, after: Stage, group: Group) -> dict[str, Any]:
         gained, lost = flat.count(1), flat.count(-1)
         low, high = stats.paired_shares(gained, lost, len(flat))
         test = {"test": "mcnemar", "gained": gained, "lost": lost, "p": stats.mcnemar(gained, lost)}
+    elif (fewest := min(len(values) for values in changes)) < FEWEST:
+        return pair | {"mark": "not tested", "reason": f"only {fewest} samples; no test below {FEWEST}"}
     elif len(changes) == 1:
         low, high, p = stats.paired_bootstrap(changes[0])
         test = {"test": "bootstrap", "p": p}

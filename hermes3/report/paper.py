@@ -78,7 +78,7 @@ def what_dpo_changed(scores: dict[str, Any], size: str | None) -> list[dict[str,
         if row.unlike:
             pair = {"mark": "not comparable", "reason": row.unlike}
         found = {"name": name, "setting": row.setting, "scale": row.scale, "published": after - before, "ours": pair}
-        if "low" in pair:
+        if pair.get("low") is not None:
             found["inside"] = pair["low"] <= after - before <= pair["high"]
         rows.append(found)
     return rows

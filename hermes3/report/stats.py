@@ -130,24 +130,33 @@ def paired_shares(gained: int, lost: int, n: int) -> tuple[float, float]:
     return max(gap - half, -1.0), min(gap + half, 1.0)
 
 
-def paired_bootstrap(changes: Sequence[float]) -> tuple[float, float, float]:
+def paired_bootstrap(changes: Sequence[float]) -> tuple[float | None, float | None, float]:
     """Interval of the mean of `changes`, one a document, and the p-value of no change: (low, high, p).
 
     Bootstrap-t over documents (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, sections 12.5 and 16.4):
-    each resample's mean is studentised, so that few or skewed documents do not make the interval too narrow.
+    each resample's mean is studentised, so that few or skewed documents do not make the interval too narrow. Where
+    fewer than 10 documents change, many resamples hold no change and so no spread: Student's t stands in. Changes that
+    are all the same have no interval: low and high are None, and p is the sign test's.
     """
     import numpy as np
+    from scipy.special import stdtr  # the cumulative probability of t
 
     changes_ = np.asarray(changes, dtype=np.float64)
     n, mean = len(changes_), float(changes_.mean())
+    if n < 2 or np.ptp(changes_) == 0:
+        return None, None, _sign_test(changes)
     stderr = float(changes_.std(ddof=1)) / sqrt(n)
-    if stderr == 0:
-        return mean, mean, z_test(mean, 0.0)
+    student = *mean_of(changes_.tolist()), 2 * float(stdtr(n - 1, -abs(mean) / stderr))
+    if np.count_nonzero(changes_) < 10:
+        return student
     generator = np.random.default_rng(SEED)
     studentised = np.concatenate(
         [_studentised(changes_, mean, count, generator) for count in _chunks(RESAMPLES, max(1, 4_000_000 // n))]
     )
-    low, high = np.quantile(studentised, [0.975, 0.025])
+    with np.errstate(invalid="ignore"):  # between two infinite ones
+        low, high = np.quantile(studentised, [0.975, 0.025])
+    if not np.isfinite([low, high]).all():
+        return student
     extreme = int((np.abs(studentised) >= abs(mean) / stderr).sum())
     return mean - float(low) * stderr, mean - float(high) * stderr, (extreme + 1) / (RESAMPLES + 1)
 
@@ -158,7 +167,13 @@ def _studentised(changes, mean, count, generator):
     drawn = changes[generator.integers(len(changes), size=(count, len(changes)))]
     spread = drawn.std(axis=1, ddof=1) / sqrt(len(changes))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.nan_to_num((drawn.mean(axis=1) - mean) / spread, nan=0.0)
+        # a resample without spread is infinitely far off, or at the mean itself
+        return np.nan_to_num((drawn.mean(axis=1) - mean) / spread, nan=0.0, posinf=np.inf, neginf=-np.inf)
+
+
+def _sign_test(changes: Sequence[float]) -> float:
+    """p-value of changes that all have one value: as likely up as down, 2^(1 - n); 1 where the value is 0."""
+    return 2.0 ** (1 - len(changes)) if any(changes) else 1.0
 
 
 def _chunks(total: int, most: int) -> list[int]:
@@ -167,11 +182,12 @@ def _chunks(total: int, most: int) -> list[int]:
 
 def paired_tasks(
     changes: Sequence[Sequence[float]], weights: Sequence[float], design_effect: float = 1.0
-) -> tuple[float, float, float, float]:
+) -> tuple[float, float | None, float | None, float]:
     """Change of a weighted mean of tasks, each on the same documents before and after: (change, low, high, p).
 
     Each task is a stratum with its own variance (Cochran, Sampling Techniques, section 5.3), and all are multiplied by
-    the design effect; normal, since a group has hundreds of documents.
+    the design effect; normal, since a group has hundreds of documents. Without any spread there is no interval: low and
+    high are None, and p is the sign test's over the documents that changed.
     """
     shares = [weight / sum(weights) for weight in weights]
     change = variance = 0.0
@@ -181,6 +197,8 @@ def paired_tasks(
         if n > 1:
             variance += share**2 * sum((value - mean) ** 2 for value in values) / (n - 1) / n
     stderr = sqrt(design_effect * variance)
+    if stderr == 0:
+        return change, None, None, _sign_test([value for values in changes for value in values if value])
     return change, *normal(change, stderr), z_test(change, stderr)
 
 
