@@ -215,6 +215,33 @@ def test_mt_bench_is_on_its_own_scale() -> None:
     assert "judged by some-model in a wording of our own" in table["rows"][0]["against"]["ours"]["reason"]
 
 
+def test_a_model_rated_1_everywhere_has_a_point_and_no_hundred_percent(tmp_path: Path) -> None:
+    from lm_eval_files import write_scores
+
+    from hermes3.report.results import read_stage
+
+    stage = read_stage("SFT", write_scores(tmp_path / "SFT", {"mt_bench": {"score": 100}, "a": {"acc": 50}}))
+    assert not stage.scores["mt_bench", "score", "none"].binary
+    table = score_table([stage], [])
+    assert [row["scale"] for row in table["rows"]] == [1, 100]
+    assert table["means"]["stages"]["SFT"]["value"] == 0.5
+
+
+def test_ifeval_with_nothing_right_keeps_an_interval() -> None:
+    keys = [("ifeval", metric, "none") for metric in ("prompt", "inst")]
+    for right in (0, 541):
+        one = stage_of({"ifeval": right}, n=541).scores["ifeval", "acc", "none"]
+        stage = stage_of({"ifeval": right}, n=541)
+        stage.scores.update(dict.fromkeys(keys, one))
+        group = Group("IFEval", (("ifeval", "prompt+inst", "none"),))
+        score = score_of(stage, group)
+        assert (score.low, score.high) == pytest.approx(wilson(right, 541))
+        table = versus(
+            stage, [group], [Published("IFEval", "", {"ours": abs(100 * right / 541 - 0.2)})], {"ours": "it"}
+        )
+        assert table["rows"][0]["against"]["ours"]["mark"] == "same"
+
+
 def test_the_papers_own_tables() -> None:
     table, columns = published("8b")
     assert columns == {"hermes3_8b": "Hermes 3 8B", "llama31_8b": "Llama 3.1 8B Instruct"}

@@ -13,7 +13,7 @@ from hermes3.evaluate.epoch import epoch_model
 from hermes3.evaluate.setting import fingerprint
 from hermes3.evaluate.suite import Group, load
 from hermes3.files import write_text
-from hermes3.report.results import Stage, read_stage, with_shots
+from hermes3.report.results import Stage, read_stage, scale_of, with_shots
 from hermes3.train.epochs import epochs_of
 
 
@@ -84,7 +84,7 @@ def table(chosen: dict[str, Any]) -> str:
     totals = chosen["totals"]
     rows = [("", *(f"epoch {epoch}" for epoch in totals))]
     for group, of_group in chosen["scores"].items():
-        factor = 100 if max(of_group.values()) <= 1 else 1
+        factor = scale_of(group)
         rows.append((group, *(f"{factor * of_group[epoch]:.2f}" for epoch in totals)))
     rows.append(("normalised mean", *("-" if total is None else f"{total:.2f}" for total in totals.values())))
     width = max(len(row[0]) for row in rows)

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hermes3.report.results import scale_of
+
 
 def read_selection(name: str, folder: Path) -> dict[str, Any] | None:
     """`folder`/select.json as a table: epochs, a row a group, the normalised means, the choice; None where none is.
@@ -16,7 +18,7 @@ def read_selection(name: str, folder: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         rows = [
-            {"name": group, "values": list(scores.values()), "scale": 100 if max(scores.values()) <= 1 else 1}
+            {"name": group, "values": list(scores.values()), "scale": scale_of(group)}
             for group, scores in record["scores"].items()
         ]
         return {

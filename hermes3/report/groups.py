@@ -100,7 +100,12 @@ def member(stage: Stage, key: ScoreKey) -> Score | None:
         return None
     outcomes = {doc: sum(part.outcomes[doc] for part in parts) / len(parts) for doc in parts[0].outcomes}
     value = sum(part.value for part in parts) / len(parts)
-    low, high = stats.mean_of(list(outcomes.values()))
+    same = set(outcomes.values())  # where every one is wrong, or right, Student's interval has no width
+    low, high = (
+        stats.wilson(value * len(outcomes), len(outcomes))
+        if same <= {0} or same <= {1}
+        else stats.mean_of(list(outcomes.values()))
+    )
     return Score(value, parts[0].n, low, high, "t", parts[0].higher_is_better, outcomes)
 
 

@@ -13,6 +13,7 @@ from hermes3.report.samples import Samples, read_samples
 from hermes3.report.stats import mean_of, normal, ratio_of, wilson
 
 ScoreKey = tuple[str, str, str]  # task, metric, filter
+POINTS = ("mt_bench", "MT-Bench")  # the task that counts points, and the suites' group of it
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,12 @@ def read_stage(name: str, folder: Path) -> Stage:
 def _served(results: dict[str, Any]) -> bool:
     """Whether `hermes3 mt-bench` asked an endpoint: what it calls the model there is no folder, and is taken for it."""
     return bool(results.get("mt_bench", {}).get("answered_by", {}).get("endpoint"))
+
+
+def scale_of(name: str) -> int:
+    """What a score of the task or group is shown times: 100, a fraction's, or 1, of points. Never told from values:
+    an answer that the judge rated 1 is no 100 %."""
+    return 1 if name in POINTS else 100
 
 
 def with_shots(task: str, shots: int) -> str:
@@ -196,7 +203,7 @@ def _score(
     if len(outcomes) == n and not any(isinstance(one, list) for one in outcomes.values()):
         mean = sum(outcomes.values()) / n
         agree = abs(mean - value) <= 1e-6 * max(1.0, abs(value))
-        if all(one in (0, 1) for one in outcomes.values()):
+        if scale_of(task) == 100 and all(one in (0, 1) for one in outcomes.values()):
             if not agree:
                 raise ValueError(
                     f"{path}: {task} {metric} is {value:.4f}, but its samples hold {mean * n:.0f} of {n} right; "

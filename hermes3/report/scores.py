@@ -3,7 +3,7 @@
 from typing import Any
 
 from hermes3.report.groups import Group, compare, keys_in, score_of, why_not
-from hermes3.report.results import Score, ScoreKey, Stage
+from hermes3.report.results import Score, ScoreKey, Stage, scale_of
 from hermes3.report.stats import holm, mean_interval
 from hermes3.report.text import ALIGNMENT
 
@@ -71,7 +71,7 @@ def _row(stages: list[Stage], group: Group) -> dict[str, Any]:
         "metric_label": _metric(group),
         "shots": shots[0] if len(shots) == 1 else None,
         "suite": group.suite,
-        "scale": 1 if any(score and score["value"] > 1 for score in scores.values()) else 100,
+        "scale": scale_of(task),
         "scores": scores,
         "comparisons": [compare(before, after, group) for before, after in zip(stages, stages[1:], strict=False)],
     }

@@ -4,7 +4,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from hermes3.report.groups import Group, score_of, why_not
-from hermes3.report.results import Stage
+from hermes3.report.results import Stage, scale_of
 from hermes3.report.stats import Z
 
 
@@ -26,7 +26,7 @@ def seed_table(name: str, seeds: list[Stage], groups: list[Group]) -> dict[str, 
         rows.append(
             {
                 "name": group.name,
-                "scale": 1 if max(values) > 1 else 100,
+                "scale": scale_of(group.members[0][0]),
                 "values": values,
                 "mean": mean(values),
                 "deviation": stdev(values) if len(values) > 1 else None,

@@ -85,6 +85,8 @@ def why_not(stage: Stage, group: Group | None, score: Score | None, row: Publish
         return f"{asked} questions, published over {row.questions}"
     if score is None or score.low is None:
         return "no interval: the harness gave no standard error and no samples that average to the score"
+    if score.low == score.high:
+        return "no interval: every sample scored the same"
     return None
 
 
