@@ -242,6 +242,14 @@ def test_ifeval_with_nothing_right_keeps_an_interval() -> None:
         assert table["rows"][0]["against"]["ours"]["mark"] == "same"
 
 
+def test_a_row_of_a_part_of_the_questions_is_marked_in_the_mean() -> None:
+    whole, part = stage_of({"a": 500}), stage_of({"b": 5}, n=10, asked=1000)
+    merged = [whole.__dict__[key] | part.__dict__[key] for key in ("scores", "docs", "tasks")]
+    table = score_table([Stage("x", Path("out"), [], *merged, whole.harness, {})], [])
+    assert ["only a part" in row["metric_label"] for row in table["rows"]] == [False, True]
+    assert "Asked of only a part of the questions: b." in verdict.means(table)
+
+
 def test_the_papers_own_tables() -> None:
     table, columns = published("8b")
     assert columns == {"hermes3_8b": "Hermes 3 8B", "llama31_8b": "Llama 3.1 8B Instruct"}

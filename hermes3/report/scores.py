@@ -60,15 +60,17 @@ def _row(stages: list[Stage], group: Group) -> dict[str, Any]:
     scores = {stage.name: _as_dict(score_of(stage, group)) for stage in stages}
     task, metric, filter_key = group.members[0]
     tasks = [key[0] for key in group.members]
-    found = {key[0]: stage.tasks for stage in stages for key in keys_in(stage, group) if key[0] in stage.tasks}
-    shots = list({facts[name]["n_shot"] for name, facts in found.items()})
+    facts = [stage.tasks[key[0]] for stage in stages for key in keys_in(stage, group) if key[0] in stage.tasks]
+    part = any(fact["samples"] < fact["questions"] for fact in facts)
+    shots = list({fact["n_shot"] for fact in facts})
     return {
         "task": task if len(group.members) == 1 else group.name,
         "task_label": group.name,
         "tasks": tasks,
         "metric": metric,
         "filter": filter_key,
-        "metric_label": _metric(group),
+        "metric_label": _metric(group) + ("; only a part of the questions" if part else ""),
+        "part": part,
         "shots": shots[0] if len(shots) == 1 else None,
         "suite": group.suite,
         "scale": scale_of(task),
@@ -112,7 +114,7 @@ def _mark(pairs: list[dict[str, Any]]) -> None:
 def _means(stages: list[Stage], rows: list[tuple[Group, dict[str, Any]]]) -> dict[str, Any]:
     """Unweighted mean of the rows per stage, over those that every stage ran alike; every task counts once."""
     taken: list[Group] = []
-    left_out = []
+    left_out, part = [], []
     counted: set[str] = set()
     for group, row in rows:
         reason = _not_in_mean(stages, group, row)
@@ -120,6 +122,7 @@ def _means(stages: list[Stage], rows: list[tuple[Group, dict[str, Any]]]) -> dic
             reason = "its tasks are in another row"
         if reason is None:
             taken.append(group)
+            part += [group.name] if row["part"] else []
             counted |= set(row["tasks"])
         elif row["suite"] != ALIGNMENT:
             left_out.append({"task": group.name, "reason": reason})
@@ -128,7 +131,7 @@ def _means(stages: list[Stage], rows: list[tuple[Group, dict[str, Any]]]) -> dic
         scores = [score_of(stage, group) for group in taken]
         mean, low, high = mean_interval([(score.value, score.low, score.high) for score in scores])
         means[stage.name] = {"value": mean, "low": low, "high": high}
-    return {"tasks": [group.name for group in taken], "left_out": left_out, "stages": means}
+    return {"tasks": [group.name for group in taken], "left_out": left_out, "part": part, "stages": means}
 
 
 def _not_in_mean(stages: list[Stage], group: Group, row: dict[str, Any]) -> str | None:

@@ -104,6 +104,7 @@ def means(scores: dict[str, Any]) -> str:
     found = scores["means"]
     left_out = "; ".join(f"{task['task']}: {task['reason']}" for task in found["left_out"])
     aside = f" Left out of the mean: {left_out}." if left_out else ""
+    aside += f" Asked of only a part of the questions: {join(found['part'])}." if found["part"] else ""
     if not found["stages"]:
         return f"No mean is given: no task was measured alike at every stage.{aside}"
     tasks = len(found["tasks"])
