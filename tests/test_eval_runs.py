@@ -257,6 +257,13 @@ def test_results_with_another_number_of_shots_are_not_reused(again, evaluated):
     assert asked == ["real_gsm8k"] and "real_gsm8k was run with 1 shots, not 2" in said
 
 
+def test_another_suite_sets_no_results_aside(again):
+    out, evaluate = again
+    with pytest.raises(ValueError, match=f"results of suite real under another setting .*; give --out {out}/other"):
+        evaluate(name="other", limit=4)
+    assert not list(out.rglob(f"*{STALE}")) and evaluate()[0] == []
+
+
 @pytest.mark.parametrize(("change", "why"), [({"limit": 4}, "limit was 3, is 4"), ({"seed": 1}, "seed was 42, is 1")])
 def test_results_of_another_setting_are_set_aside(change, why, again):
     out, evaluate = again

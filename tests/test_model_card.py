@@ -21,7 +21,7 @@ def report(tmp_path):
         "lm_eval_version": "0.4.11",
         "transformers_version": "5.16.1",
         "chat_template_sha": "ab" * 32,
-        "limit": None,
+        "part": ["arc_easy"],
         "tasks": {"arc_easy": {"n_shot": 0, "samples": 100}},
     }
     total = {"rows": 10, "tokens": 1234, "loss_tokens": 567}
@@ -72,6 +72,7 @@ def test_what_it_was_made_of(model, report, pytestconfig):
         "| `learning_rate` | 7e-06 |",
     ):
         assert told in text
+    assert "**only a part of the questions** of arc_easy" in text
     assert "vllm serve somebody/hermes-8b --enable-auto-tool-choice --tool-call-parser hermes" in text
 
 

@@ -121,6 +121,17 @@ def spoil(run, what):
     elif what == "shots":
         path = next(folder.rglob("results_*.json"))
         path.write_text(path.read_text().replace('"tiny_tool_call": 0', '"tiny_tool_call": 5'))
+    elif what == "another judge":
+        path = next(folder.rglob("results_*.json"))
+        found = json.loads(path.read_text())
+        found["versions"]["tiny_choice"] = "rated by another judge"
+        path.write_text(json.dumps(found))
+    elif what == "fewer questions":
+        shutil.rmtree(folder)
+        fewer = [Task("tiny_choice", 40, ("acc",), 0, 1, 20, 0.7)]
+        fewer += [Task("tiny_tool_call", 400, ("valid", "exact"), 0, 1, 20, 0.4)]
+        write(folder, fewer, model_name=str(run / "run/checkpoint-30"))
+        record(folder, run / "run/checkpoint-30")
     elif what == "another limit":
         record(folder, run / "run/checkpoint-30", limit=10)
     elif what == "another template":
@@ -139,8 +150,10 @@ def spoil(run, what):
     ("what", "message"),
     [
         ("cut", "samples_tiny_tool_call_.*: no whole record"),
-        ("missing task", "Tools needs tiny_tool_call, which was not measured"),
+        ("missing task", "Tools needs tiny_tool_call, which was not measured; .* --without Tools"),
         ("shots", "tiny_tool_call has 5 shots, Tools wants 0"),
+        ("another judge", "3: Choice: tiny_choice has version rated by another judge, in .*1 it is 1"),
+        ("fewer questions", "3: Choice: tiny_choice has 40 samples, not the 400 of .*1; evaluate all epochs alike"),
         ("another limit", "3: limit is 10, in .*1 it is None; evaluate all epochs alike"),
         ("another template", "chat_template_sha is 0"),
         ("another epoch", "results of .*checkpoint-20, but epoch 3 is .*checkpoint-30"),

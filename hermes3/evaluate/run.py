@@ -75,7 +75,7 @@ def run(model: Path, out: Path, suite: Suite, backend: str = "hf", more: str = "
     require(suite.name, [*suite.needs, *(["vllm"] if backend == "vllm" else [])])
     setting = setting_of(model, backend, model_args(suite, backend, more), suite.seed, suite.limit)
     own_names, own_hash = own_tasks(suite.include_path)
-    changed = _set_aside_other_settings(out, setting, own_hash)
+    changed = _set_aside_other_settings(out, suite.name, setting, own_hash)
     shots_of = {task: shots for shots, tasks in suite.by_shots().items() for task in tasks}
     done = whole_tasks(out, shots_of, own_names if changed else None)
     cache = out / "cache" / digest(setting)
@@ -121,10 +121,11 @@ def _read(out: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _set_aside_other_settings(out: Path, setting: dict[str, Any], own_hash: str) -> bool:
+def _set_aside_other_settings(out: Path, suite: str, setting: dict[str, Any], own_hash: str) -> bool:
     """Results of another model, template, backend, seed or version are no results of this run; say what differs.
 
-    Returns whether our tasks have changed since.
+    Returns whether our tasks have changed since. `ValueError` where they are another suite's results of this very
+    model, hours of work that are as good as before.
     """
     before = _read(out)
     if before.get("setting") == setting:
@@ -132,8 +133,13 @@ def _set_aside_other_settings(out: Path, setting: dict[str, Any], own_hash: str)
     old = before.get("setting", {})
     changed = [key for key, new in setting.items() if old.get(key) != new]
     why = ", ".join(f"{key} was {old.get(key)}, is {setting[key]}" for key in changed)
+    other_model = bool({"model", "weights"} & set(changed))
+    if before and before["suite"] != suite and not other_model:
+        raise ValueError(
+            f"{out}: holds results of suite {before['suite']} under another setting ({why}); give --out {out}/{suite}"
+        )
     # of another model, MT-Bench's results and those of a suite that was run to a folder below are stale too
-    for path in results_files(out, nested=bool(before and {"model", "weights"} & set(changed))):
+    for path in results_files(out, nested=bool(before) and other_model):
         set_aside(path, why if before else "no run.json says how it was made")
     (out / "run.json").unlink(missing_ok=True)
     return False

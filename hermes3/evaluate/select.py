@@ -58,11 +58,13 @@ def select(run: Path, suite_name: str, results: dict[int, Path], without: Iterab
     settings = {epoch: _setting(folder, epoch, models[epoch]) for epoch, folder in results.items()}
     _evaluated_alike(results, settings)
     stages = {epoch: read_stage(f"epoch {epoch}", folder) for epoch, folder in results.items()}
+    groups = {name: group for name, group in suite.groups.items() if group.selects and name not in left_out}
     scores = {
         name: {epoch: _group_score(name, group, stage) for epoch, stage in stages.items()}
-        for name, group in suite.groups.items()
-        if group.selects and name not in left_out
+        for name, group in groups.items()
     }
+    for name, group in groups.items():
+        _asked_alike(name, group, stages.values())
     chosen = choose(scores)
     if left_out:
         chosen["notes"].append(f"Chosen without {', '.join(sorted(left_out))}.")
@@ -139,23 +141,53 @@ def _evaluated_alike(results: dict[int, Path], settings: dict[int, dict[str, Any
                 )
 
 
+def _asked_alike(name: str, group: Group, stages: Iterable[Stage]) -> None:
+    """`ValueError` where a task of the group asked other questions, or was rated by another judge, at some epoch."""
+    first, *others = stages
+    for other in others:
+        for ours, theirs in zip(_members(name, group, first), _members(name, group, other), strict=True):
+            versions = [stage.tasks[key]["version"] for stage, key in ((first, ours), (other, theirs))]
+            asked = [
+                {doc: hashes[0] for doc, hashes in stage.docs[key].items()}
+                for stage, key in ((first, ours), (other, theirs))
+            ]
+            if versions[0] != versions[1]:
+                wrong = f"version {versions[1]}, in {first.folder} it is {versions[0]}"
+            elif asked[0] != asked[1]:
+                wrong = f"{len(asked[1])} samples, not the {len(asked[0])} of {first.folder}"
+            else:
+                continue
+            raise ValueError(f"{other.folder}: {name}: {theirs} has {wrong}; evaluate all epochs alike")
+
+
 def _group_score(name: str, group: Group, stage: Stage) -> float:
     values, weights = [], []
     for task in group.tasks:
-        for leaf in _leaves(task, stage):
-            other = with_shots(leaf, group.num_fewshot)  # where the newest results are of another number of shots
-            key = other if other in stage.tasks else leaf
-            if key not in stage.tasks:
-                raise ValueError(f"{stage.folder}: {name} needs {leaf}, which was not measured; evaluate it there")
-            facts = stage.tasks[key]
-            if facts["n_shot"] != group.num_fewshot:
-                raise ValueError(
-                    f"{stage.folder}: {leaf} has {facts['n_shot']} shots, {name} wants {group.num_fewshot}"
-                )
+        for key in _keys(name, group, task, stage):
             of_metrics = [_value(stage, key, metric) for metric in group.metrics(task)]
             values.append(sum(of_metrics) / len(of_metrics))
-            weights.append(facts["samples"] if group.aggregation == "weighted" else 1)
+            weights.append(stage.tasks[key]["samples"] if group.aggregation == "weighted" else 1)
     return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+
+
+def _members(name: str, group: Group, stage: Stage) -> list[str]:
+    return [key for task in group.tasks for key in _keys(name, group, task, stage)]
+
+
+def _keys(name: str, group: Group, task: str, stage: Stage) -> list[str]:
+    """The stage's names of the tasks that `task` stands for."""
+    found = []
+    for leaf in _leaves(task, stage):
+        other = with_shots(leaf, group.num_fewshot)  # where the newest results are of another number of shots
+        key = other if other in stage.tasks else leaf
+        if key not in stage.tasks:
+            remedy = f"evaluate it there, or leave the group out with --without {name}"
+            raise ValueError(f"{stage.folder}: {name} needs {leaf}, which was not measured; {remedy}")
+        shots = stage.tasks[key]["n_shot"]
+        if shots != group.num_fewshot:
+            raise ValueError(f"{stage.folder}: {leaf} has {shots} shots, {name} wants {group.num_fewshot}")
+        found.append(key)
+    return found
 
 
 def _leaves(task: str, stage: Stage) -> list[str]:

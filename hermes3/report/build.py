@@ -112,7 +112,9 @@ def _suites() -> list[Any]:
 def _evaluation(stage: Stage) -> dict[str, Any]:
     files = [str(path.relative_to(stage.folder)) for path in stage.results_files]
     facts = {"stage": stage.name, "folder": str(stage.folder), "files": files}
-    return facts | stage.harness | {"tasks": stage.tasks, "skipped": stage.skipped}
+    # by task, as one results file may have a limit and another none
+    part = sorted(task for task, of in stage.tasks.items() if of["samples"] < of["questions"])
+    return facts | stage.harness | {"tasks": stage.tasks, "part": part, "skipped": stage.skipped}
 
 
 def _versions(mixes: list[dict[str, Any]], stages: list[Stage]) -> list[dict[str, Any]]:

@@ -227,6 +227,6 @@ def _harness(results: dict[str, Any]) -> dict[str, str | None]:
         arguments = ",".join(f"{key}={value}" for key, value in arguments.items())
     keys = ("lm_eval_version", "transformers_version", "git_hash", "chat_template_sha", "system_instruction_sha")
     values = {key: results.get(key) for key in keys}
-    values |= {"model": config.get("model"), "model_args": arguments, "limit": config.get("limit")}
+    values |= {"model": config.get("model"), "model_args": arguments}
     values["model_name"] = results.get("model_name") or arguments
     return {key: None if value is None else str(value) for key, value in values.items()}
