@@ -164,6 +164,17 @@ def test_vllm_runs_in_its_own_environment_or_not_at_all(backend, slurm, site):
     assert f"vLLM has eval m {' '.join(backend)}" in (site / f"logs/eval-{jid}.log").read_text()
 
 
+def test_a_model_alone_is_evaluated_on_the_paper_s_suite(slurm, site):
+    script = site / ".venv-eval/bin/hermes3"
+    script.parent.mkdir(parents=True)
+    script.write_text('#!/bin/bash\necho "vLLM has $*"\n')
+    script.chmod(0o755)
+    jid = slurm.submit("--gpus-per-node=8", "launch/eval.sbatch", "outputs/8b_sft/", cwd=site)
+    assert slurm.wait_job(jid)["JobState"] == "COMPLETED"
+    said = "eval outputs/8b_sft/ --suite paper --out outputs/8b_sft-eval --backend vllm"
+    assert f"vLLM has {said} --model-args tensor_parallel_size=8" in (site / f"logs/eval-{jid}.log").read_text()
+
+
 # the rules, without Slurm
 
 
