@@ -266,6 +266,10 @@ def test_the_papers_own_tables() -> None:
     assert step["IFEval"]["ours"]["reason"] == "not measured"
     assert "which tasks of BIG-Bench" in step["Big Bench"]["ours"]["reason"]
     assert what_dpo_changed(scores, "70b") == []
+    stages = [stage_of({"agi": right}, name, asked=5000) for name, right in (("SFT", 400), ("SFT+DPO", 450))]
+    scores = score_table(stages, [Group("AGIEval", (("agi", "acc", "none"),))])
+    (step,) = [row for row in what_dpo_changed(scores, "8b") if row["name"] == "AGIEval"]
+    assert step["ours"]["reason"] == "only a part of the questions" and "inside" not in step
 
 
 def test_which_of_the_papers_models() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from hermes3.report.groups import Group
-from hermes3.report.results import Stage
+from hermes3.report.results import Stage, scale_of
 from hermes3.report.versus import Published, versus
 
 SIZES = ("8b", "70b", "405b")
@@ -75,10 +75,19 @@ def what_dpo_changed(scores: dict[str, Any], size: str | None) -> list[dict[str,
     for name, row in load("table4").rows.items():
         before, after = (value / row.scale for value in row.values)
         pair = ours[name]["comparisons"][-1] if name in ours else {"mark": "not comparable", "reason": "not measured"}
-        if row.unlike:
-            pair = {"mark": "not comparable", "reason": row.unlike}
+        if reason := row.unlike or _unlike(ours.get(name)):
+            pair = {"mark": "not comparable", "reason": reason}
         found = {"name": name, "setting": row.setting, "scale": row.scale, "published": after - before, "ours": pair}
         if pair.get("low") is not None:
             found["inside"] = pair["low"] <= after - before <= pair["high"]
         rows.append(found)
     return rows
+
+
+def _unlike(row: dict[str, Any] | None) -> str | None:
+    """Why a change of ours stands beside none of the paper's, though our stages compare among themselves."""
+    if row is not None and row["part"]:
+        return "only a part of the questions"
+    if row is not None and scale_of(row["task_label"]) == 1:  # MT-Bench
+        return "by another judge, or in another wording"
+    return None
