@@ -127,6 +127,9 @@ def test_mt_bench_of_a_served_model_is_the_stages(folder: Path) -> None:
     stage = read_stage("SFT", folder)
     assert {key[0] for key in stage.scores} == {"a", "b", "mt_bench"}
     assert stage.harness["chat_template_sha"] is not None
+    write_report(folder / "report", [], {}, {"SFT": folder}, [])
+    said = "mt_bench of SFT was answered by hermes3-8b at http://x, which is taken for its model."
+    assert all(said in (folder / "report" / page).read_text() for page in ("index.html", "report.md"))
     facts["mt_bench"] = {"answered_by": {"endpoint": None}}
     write_scores(folder / "mt_bench", {"mt_bench": {"score": 80}}, date=LATER, **facts)
     refused(folder, "two models")
@@ -154,6 +157,11 @@ def test_newer_results_of_a_task_replace_it_and_no_other(folder: Path) -> None:
         ({"system_instruction_sha": "f" * 64}, "system instructions none and ffffffff"),
         ({"lm_eval_version": "0.4.9"}, "lm-eval 0.4.11 and 0.4.9"),
         ({"versions": {"a": 2, "b": 2}}, "task versions 1 and 2"),
+        ({"config": {"model": "vllm", "model_args": "pretrained=outputs/model,dtype=float32"}}, "backends hf and vllm"),
+        (
+            {"config": {"model": "hf", "model_args": "pretrained=outputs/model,dtype=bfloat16"}},
+            "dtypes float32 and bfloat16",
+        ),
         ({"shots": 5}, "numbers of shots 0 and 5"),
         ({"n": 50}, "100 samples on SFT, 50 on SFT+DPO"),
         ({"salt": "other"}, "100 of 100 documents differ"),

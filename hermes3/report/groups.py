@@ -155,8 +155,9 @@ def _why_not(before: Stage, after: Stage, old_key: ScoreKey, new_key: ScoreKey) 
     differing = sum(hashes[0] != new.get(doc, ("", ""))[0] for doc, hashes in old.items())
     if differing:
         return f"{differing} of {len(old)} documents differ"
-    for fact, words in (("version", "task versions"), ("n_shot", "numbers of shots")):
-        ours, theirs = before.tasks[old_key[0]][fact], after.tasks[new_key[0]][fact]
+    facts = {"version": "task versions", "n_shot": "numbers of shots", "backend": "backends", "dtype": "dtypes"}
+    for fact, words in facts.items():
+        ours, theirs = (stage.tasks[key[0]].get(fact) for stage, key in ((before, old_key), (after, new_key)))
         if ours != theirs:
             return f"{words} {ours} and {theirs}"
     if before.harness["lm_eval_version"] != after.harness["lm_eval_version"]:

@@ -13,7 +13,8 @@ from hermes3.report.samples import Samples, read_samples
 from hermes3.report.stats import mean_of, normal, ratio_of, wilson
 
 ScoreKey = tuple[str, str, str]  # task, metric, filter
-POINTS = ("mt_bench", "MT-Bench")  # the task that counts points, and the suites' group of it
+MT_BENCH = "mt_bench"
+POINTS = (MT_BENCH, "MT-Bench")  # the task that counts points, and the suites' group of it
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def read_stage(name: str, folder: Path) -> Stage:
 
 def _served(results: dict[str, Any]) -> bool:
     """Whether `hermes3 mt-bench` asked an endpoint: what it calls the model there is no folder, and is taken for it."""
-    return bool(results.get("mt_bench", {}).get("answered_by", {}).get("endpoint"))
+    return bool(results.get(MT_BENCH, {}).get("answered_by", {}).get("endpoint"))
 
 
 def scale_of(name: str) -> int:
@@ -145,6 +146,11 @@ def _facts(results: dict[str, Any], task: str) -> dict[str, Any]:
     facts = {"version": results["versions"].get(task), "n_shot": results["n-shot"].get(task)}
     facts |= {"samples": counts["effective"], "questions": counts["original"]}
     judge = ((results.get("configs", {}).get(task) or {}).get("metadata") or {}).get("judge")
+    config = results.get("config", {})
+    arguments = dict(part.partition("=")[::2] for part in _arguments(config).split(","))
+    facts |= {"backend": config.get("model"), "dtype": arguments.get("dtype")}
+    if _served(results):
+        facts["served"] = f"{results.get('model_name')} at {results[MT_BENCH]['answered_by']['endpoint']}"
     return facts | ({"judge": judge["model"]} if judge else {})
 
 
@@ -222,11 +228,15 @@ def _score(
 
 def _harness(results: dict[str, Any]) -> dict[str, str | None]:
     config = results.get("config", {})
-    arguments = config.get("model_args")
-    if isinstance(arguments, dict):
-        arguments = ",".join(f"{key}={value}" for key, value in arguments.items())
+    arguments = _arguments(config) or None
     keys = ("lm_eval_version", "transformers_version", "git_hash", "chat_template_sha", "system_instruction_sha")
     values = {key: results.get(key) for key in keys}
     values |= {"model": config.get("model"), "model_args": arguments}
     values["model_name"] = results.get("model_name") or arguments
     return {key: None if value is None else str(value) for key, value in values.items()}
+
+
+def _arguments(config: dict[str, Any]) -> str:
+    """lm-eval's `model_args` as on its command line; it records a text or an object."""
+    given = config.get("model_args") or ""
+    return given if isinstance(given, str) else ",".join(f"{key}={value}" for key, value in given.items())
