@@ -1,4 +1,4 @@
-"""Writing so that nothing half-written is ever seen, and hashing what was written."""
+"""Files: a user's error, YAML read into a checked form, and writing so that nothing half-written is ever seen."""
 
 import hashlib
 import os
@@ -7,6 +7,86 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+
+class UserError(ValueError):
+    """What the user can mend: one line `FILE: KEY: what is wrong; what to do`. The command prints it and exits with 1.
+
+    A ValueError, because pydantic takes those from validators.
+    """
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key which stands twice in one mapping; PyYAML would take the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines and name != "<<":
+                wrong = f"given twice, on lines {lines[name]} and {line}, and the first would be dropped"
+                raise UserError(f"{name}: {wrong}; keep one of them")
+            lines[name] = line
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str, path: Path) -> dict[str, Any]:
+    """The mapping that `text` holds; `path` is named in the error."""
+    try:
+        mapping = yaml.load(text, _Loader)  # noqa: S506, a safe loader
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not isinstance(mapping, dict):
+        raise UserError(f"{path}: not a mapping; write one `key: value` per line")
+    return mapping
+
+
+def read_yaml(path: Path, known: Path | None = None) -> dict[str, Any]:
+    """The mapping in a YAML file. `UserError` if the file is missing, is no mapping, or has a key twice.
+
+    `known`: a folder; when `path` is missing, the error names the files of its kind that are there.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        there = sorted(file.stem for file in known.glob(f"*{path.suffix}")) if known else []
+        remedy = f"there are {', '.join(there)}" if there else "check the path"
+        raise UserError(f"{path}: no such file; {remedy}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not text in UTF-8") from None
+    return parse_yaml(text, path)
+
+
+def read_model(path: Path, model: type[T], known: Path | None = None) -> T:
+    """A YAML file as a pydantic `model`. `UserError` names the file and every key that is wrong."""
+    return validated(read_yaml(path, known), model, path)
+
+
+def validated(given: Any, model: type[T], where: object) -> T:
+    """`given` as a pydantic `model`. `UserError` begins with `where`, a file or file:line, and names each wrong key."""
+    from pydantic import ValidationError
+
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise UserError(f"{where}: {'; '.join(wrong_keys(error))}") from None
+
+
+def wrong_keys(error: Any) -> list[str]:
+    """`key.inner: what is wrong` for each finding of a pydantic `ValidationError`."""
+    lines = []
+    for one in error.errors():
+        text = one["msg"].removeprefix("Value error, ")
+        key = ".".join(map(str, one["loc"]))
+        lines.append(f"{key}: {text}" if key else text)
+    return lines
 
 
 @contextmanager

@@ -705,7 +705,7 @@ def test_a_hub_id_is_not_a_folder_to_be_built(tmp_path, base, said):
 
 def test_a_file_that_is_not_there_is_not_judged(tmp_path):
     report = checker.inspect(tmp_path / "nosuch.yml")[0]
-    assert [str(finding) for finding in report.errors] == ["file: no such file; give the path of a recipe"]
+    assert [str(finding) for finding in report.errors] == ["file: no such file; check the path"]
     assert show.line(report).endswith("1 error: not looked at further")
 
 

@@ -170,5 +170,5 @@ def test_validating_leaves_the_plugins_of_the_process_alone():
 def test_a_recipe_that_is_no_mapping_is_refused(tmp_path):
     path = tmp_path / "list.yml"
     path.write_text("- base_model\n")
-    with pytest.raises(ValueError, match="list.yml: a recipe is a mapping"):
+    with pytest.raises(ValueError, match="list.yml: not a mapping"):
         read(path)

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from hermes3.files import read_yaml
 from hermes3.recipe import rules, schema
 from hermes3.recipe.finding import ERROR
 from hermes3.recipe.hardware import hardware_of
@@ -14,32 +13,9 @@ from hermes3.recipe.prepared import check_prepared
 LISTS = {"plugins": str, "datasets": dict, "test_datasets": dict}
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key which is given twice; PyYAML would take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in lines:
-                wrong = f"given twice, on lines {lines[name]} and {line}, and the first would be dropped"
-                raise ValueError(f"{name}: {wrong}; keep one of them")
-            lines[name] = line
-        return super().construct_mapping(node, deep)
-
-
 def read(path: Path) -> dict[str, Any]:
     """The recipe as written. `ValueError` when it is no YAML mapping, or a key is given twice or has a wrong form."""
-    try:
-        recipe = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506, a safe loader
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; give the path of a recipe") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{path}: a recipe is a mapping of keys to values")
+    recipe = read_yaml(path)
     for key, kind in LISTS.items():
         value = recipe.get(key)
         if value is not None and not (isinstance(value, list) and all(isinstance(part, kind) for part in value)):
