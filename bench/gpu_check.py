@@ -26,7 +26,6 @@ from rich.table import Table
 
 from bench.llama_tokenizer import make
 from hermes3.plan.cost import flops_per_token, paper_mfu
-from hermes3.plan.gpus import Gpu, gpu_of, gpus
 from hermes3.plan.memory import OVERHEAD, Memory, memory
 from hermes3.plan.plan import read
 from hermes3.plan.schedule import ROW_TOKENS
@@ -34,6 +33,7 @@ from hermes3.plan.settings import setting_of
 from hermes3.plan.shapes import Shape, published
 from hermes3.plan.text import size
 from hermes3.plan.work import Work, work_of
+from hermes3.recipe.gpus import Gpu, gpu_of, gpus
 from hermes3.recipe.paper import paper_of
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def find_gpu(device: str) -> Gpu:
-    """The device's row of hermes3/plan/gpus.yml: the one with the nearest memory among those that its name has."""
+    """The device's row of hermes3/recipe/gpus.yml: the one with the nearest memory among those that its name has."""
     if device == "cpu":
         return gpu_of("cpu")
     import torch
@@ -79,7 +79,7 @@ def find_gpu(device: str) -> Gpu:
     name, total = torch.cuda.get_device_name().lower(), torch.cuda.get_device_properties(0).total_memory
     known = [gpu for gpu in gpus().values() if gpu.name.split("-")[0] in name]
     if not known:
-        raise ValueError(f"{name}: add it to hermes3/plan/gpus.yml, with its peak FLOP/s and memory")
+        raise ValueError(f"{name}: add it to hermes3/recipe/gpus.yml, with its peak FLOP/s and memory")
     return replace(min(known, key=lambda gpu: abs(gpu.memory - total)), memory=total)
 
 

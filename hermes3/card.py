@@ -10,8 +10,8 @@ from typing import Any
 from hermes3.chat import prompts
 from hermes3.files import sha256, write_text
 from hermes3.model_folder import check_model
+from hermes3.page.shell import render
 from hermes3.recipe.paper import paper_of
-from hermes3.report.page import render
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 PAPER = "https://arxiv.org/abs/2408.11857"

@@ -11,7 +11,7 @@ import pytest
 from hermes3.mix import card_sample
 from hermes3.mix.card import analyse
 from hermes3.mix.card_page import verdict, write_card
-from hermes3.report.stats import wilson
+from hermes3.stats import wilson
 
 COLUMNS = ("id", "source", "stage", "reason", "detail")
 REFUSAL = "I'm sorry, but as an AI language model I cannot help with that."

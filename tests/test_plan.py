@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 from hermes3.cli import app
 from hermes3.mix.pack import preview
 from hermes3.plan.cost import INTERRUPTIONS_PER_GPU_HOUR, flops_per_token
-from hermes3.plan.gpus import gpus
 from hermes3.plan.plan import Plan, plan
 from hermes3.plan.settings import PAPER, PAPER_NODES
 from hermes3.plan.shapes import Shape, published, read_config
 from hermes3.plan.work import Work
+from hermes3.recipe.gpus import gpus
 
 ROOT = Path(__file__).parents[1]
 RECIPES = [path.relative_to(ROOT) for path in sorted((ROOT / "recipes").rglob("*.yml"))]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from lm_eval_files import DATE, dpo_history, sft_history, write_mix, write_report, write_run, write_scores
 
-from hermes3.report.stats import wilson
+from hermes3.stats import wilson
 
 # stage -> task -> metric -> right answers of 100 documents; every stage is right on the first documents.
 STAGES = {

@@ -10,8 +10,8 @@ from hermes3.report.groups import Group, groups_of, score_of
 from hermes3.report.paper import compare_with_paper, published, size_of, what_dpo_changed
 from hermes3.report.results import Score, Stage
 from hermes3.report.scores import score_table
-from hermes3.report.stats import wilson
 from hermes3.report.versus import Published, versus
+from hermes3.stats import wilson
 
 COLUMNS = {"ours": "the paper's model", "llama": "Llama"}
 N = 1000

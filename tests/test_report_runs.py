@@ -12,7 +12,7 @@ from hermes3.report.cost import cost_of, gpu_hours
 from hermes3.report.groups import Group, compare, member, score_of
 from hermes3.report.provenance import recipe_of
 from hermes3.report.results import Score, Stage
-from hermes3.report.stats import mean_of
+from hermes3.stats import mean_of
 
 PERF = {"perf/tokens_per_second_per_gpu": 500.0, "perf/mfu": 0.4, "perf/memory_gb": 60.0}
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from hermes3.report import stats
-from hermes3.report.stats import difference, effective_n, holm, mcnemar, mean_interval, mean_of, ratio_of, wilson
+from hermes3 import stats
+from hermes3.stats import difference, effective_n, holm, mcnemar, mean_interval, mean_of, ratio_of, wilson
 
 COVERAGE = (0.93, 0.97)  # of intervals of 95 %
 FALSE_MARKS = (0.03, 0.07)  # of tests at 5 %

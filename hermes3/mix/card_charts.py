@@ -1,10 +1,10 @@
-"""The charts of a mix's card, as inline SVG in the report's style (hermes3/report/charts.py)."""
+"""The charts of a mix's card, as inline SVG in the report's style (hermes3/page/charts.py)."""
 
 from typing import TYPE_CHECKING, Any
 
 from hermes3.mix.categories import NAMES
-from hermes3.report import text
-from hermes3.report.charts import INK, MUTED, SERIES, svg
+from hermes3.page import text
+from hermes3.page.charts import INK, MUTED, SERIES, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,8 +9,8 @@ from hermes3.mix.card import STAGES, analyse
 from hermes3.mix.card_charts import funnel_chart, lengths_chart, portion, turns_chart
 from hermes3.mix.categories import NAMES
 from hermes3.mix.spec import Spec
-from hermes3.report import charts, text
-from hermes3.report.page import render
+from hermes3.page import charts, text
+from hermes3.page.shell import render
 
 HERE = Path(__file__).parent
 

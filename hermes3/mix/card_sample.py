@@ -98,7 +98,7 @@ def _identifier() -> Callable[[list[dict[str, Any]]], str]:
 
 def _share(k: int, n: int, whole: bool) -> dict[str, Any]:
     """{k, n, share, low, high}; without an interval where the sample is all that there is."""
-    from hermes3.report.stats import wilson
+    from hermes3.stats import wilson
 
     low, high = (None, None) if whole else wilson(k, n)
     return {"k": k, "n": n, "share": k / n, "low": low, "high": high}

@@ -172,7 +172,7 @@ def measure(path: Path, split: str | None = None) -> Measured:
 
     `ValueError` if none is labelled a refusal, or none is found to be one: then a proportion has no denominator.
     """
-    from hermes3.report.stats import wilson
+    from hermes3.stats import wilson
 
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     rows = [row | {"matched": is_refusal(row["text"])} for row in rows if split in (None, row.get("split"))]

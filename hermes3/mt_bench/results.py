@@ -125,7 +125,7 @@ def _sample(number: int, question: Question, answers: dict[int, Record], ratings
 
 
 def _interval(values: list[float]) -> dict[str, Any]:
-    from hermes3.report.stats import mean_of
+    from hermes3.stats import mean_of
 
     low, high = mean_of(values)
     return {"level": 0.95, "method": "Student's t over questions", "low": low, "high": high}

@@ -7,12 +7,12 @@ from typing import Any
 import yaml
 
 from hermes3.plan.cost import Checkpoints, Cost, checkpoints, cost
-from hermes3.plan.gpus import Gpu, gpu_of
 from hermes3.plan.memory import HOST_SHARE, Memory, fewest, memory
 from hermes3.plan.schedule import Schedule, batches, schedule
 from hermes3.plan.settings import PAPER, PAPER_MODEL, PAPER_NODES, REPLICATED, SETTINGS, setting_of
 from hermes3.plan.shapes import Shape, published, shape_of
 from hermes3.plan.work import work_of
+from hermes3.recipe.gpus import Gpu, gpu_of
 from hermes3.recipe.hardware import hardware_of
 
 BANDWIDTH = 2e9  # bytes/s that a node writes to shared storage: assumed

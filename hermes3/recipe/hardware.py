@@ -10,7 +10,7 @@ CPU = "cpu"
 
 
 class Hardware(BaseModel):
-    """`hardware: {gpu: h100-80gb, nodes: 6, gpus_per_node: 8}`. `gpu` is a name of `hermes3/plan/gpus.yml`, or cpu.
+    """`hardware: {gpu: h100-80gb, nodes: 6, gpus_per_node: 8}`. `gpu` is a name of `hermes3/recipe/gpus.yml`, or cpu.
 
     On CPUs `gpus_per_node` counts processes.
     """
@@ -41,7 +41,7 @@ def hardware_of(path: Path, recipe: dict[str, Any]) -> Hardware:
         first = error.errors()[0]
         key = ".".join(["hardware", *map(str, first["loc"])])
         raise ValueError(f"{path}: {key}: {first['msg']}; hardware has gpu, nodes and gpus_per_node") from None
-    from hermes3.plan.gpus import gpu_of
+    from hermes3.recipe.gpus import gpu_of
 
     try:
         gpu_of(hardware.gpu)

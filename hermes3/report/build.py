@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from hermes3.files import write_text
-from hermes3.report import charts, text
+from hermes3.page import charts, text
+from hermes3.page.shell import render
 from hermes3.report.cost import cost_of
 from hermes3.report.curves import read_run
 from hermes3.report.epochs import read_selection
 from hermes3.report.groups import PAPER_SUITE, groups_of
 from hermes3.report.mixes import read_mix
-from hermes3.report.page import render
 from hermes3.report.paper import compare_with_paper, what_dpo_changed
 from hermes3.report.provenance import recipe_facts, recipe_of, repository
 from hermes3.report.results import Stage, read_stage

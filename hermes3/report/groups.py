@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hermes3.report import stats
+from hermes3 import stats
 from hermes3.report.results import Score, ScoreKey, Stage, with_shots
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hermes3.report.samples import Samples, read_samples
-from hermes3.report.stats import mean_of, normal, ratio_of, wilson
+from hermes3.stats import mean_of, normal, ratio_of, wilson
 
 ScoreKey = tuple[str, str, str]  # task, metric, filter
 MT_BENCH = "mt_bench"

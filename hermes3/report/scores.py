@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from hermes3.page.text import ALIGNMENT
 from hermes3.report.groups import Group, compare, keys_in, score_of, why_not
 from hermes3.report.results import Score, ScoreKey, Stage, scale_of
-from hermes3.report.stats import holm, mean_interval
-from hermes3.report.text import ALIGNMENT
+from hermes3.stats import holm, mean_interval
 
 ALPHA = 0.05
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from hermes3.report.groups import Group, score_of, why_not
 from hermes3.report.results import Stage, scale_of
-from hermes3.report.stats import Z
+from hermes3.stats import Z
 
 
 def seed_table(name: str, seeds: list[Stage], groups: list[Group]) -> dict[str, Any]:

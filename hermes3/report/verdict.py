@@ -4,8 +4,8 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
+from hermes3.page.text import ALIGNMENT, interval, join, p_value, percent, signed
 from hermes3.report.curves import LN2
-from hermes3.report.text import ALIGNMENT, interval, join, p_value, percent, signed
 
 # NeMo-RL's recipe test holds ln 2 to 1e-4; log-probabilities in bf16 lose a digit of that.
 FIRST_LOSS_TOLERANCE = 1e-3

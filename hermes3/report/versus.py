@@ -11,7 +11,7 @@ from typing import Any
 from hermes3.report.groups import Group, keys_in, member, score_of
 from hermes3.report.results import Score, Stage
 from hermes3.report.scores import ALPHA
-from hermes3.report.stats import Z, difference, effective_n, holm, mean_interval, two_proportions, wilson, z_test
+from hermes3.stats import Z, difference, effective_n, holm, mean_interval, two_proportions, wilson, z_test
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 `perf/tokens_per_second_per_gpu`: tokens read, padding not counted, over all ranks, by seconds and ranks. Saves and
 evaluations do not count as time, waiting for data does. `perf/mfu`: the model FLOPs of these (hermes3/plan/cost.py) by
-the peak of the `hardware.gpu` that the recipe declares (hermes3/plan/gpus.yml). `perf/packing_efficiency`: share of the
-positions that are no padding. `perf/memory_gb`: 1e9 bytes, the peak since the start on the fullest rank; of what torch
-has allocated on a GPU, of the whole process on a CPU.
+the peak of the `hardware.gpu` that the recipe declares (hermes3/recipe/gpus.yml). `perf/packing_efficiency`: share of
+the positions that are no padding. `perf/memory_gb`: 1e9 bytes, the peak since the start on the fullest rank; of
+what torch has allocated on a GPU, of the whole process on a CPU.
 
 Axolotl's `tokens/train_per_sec_per_gpu` counts tokens that bear loss, and the time of saves; its `memory/*` are of one
 rank, and 0 on a CPU.
@@ -89,9 +89,9 @@ def mfu_of(cfg) -> "Mfu | None":
     from axolotl.utils.logging import get_logger
 
     from hermes3.plan.cost import flops_per_token
-    from hermes3.plan.gpus import gpu_of
     from hermes3.plan.shapes import shape_of
     from hermes3.plan.work import work_of
+    from hermes3.recipe.gpus import gpu_of
 
     try:
         gpu = gpu_of((cfg.hardware or {}).get("gpu") or "unknown")

@@ -33,5 +33,7 @@ def gpus() -> dict[str, Gpu]:
 def gpu_of(name: str) -> Gpu:
     """`ValueError` with the known names when there is none of that name."""
     if name not in gpus():
-        raise ValueError(f"gpu: {name} is unknown; use one of {', '.join(gpus())}, or add it to hermes3/plan/gpus.yml")
+        raise ValueError(
+            f"gpu: {name} is unknown; use one of {', '.join(gpus())}, or add it to hermes3/recipe/gpus.yml"
+        )
     return gpus()[name]

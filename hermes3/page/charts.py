@@ -6,10 +6,10 @@ matplotlib draws with sentinel colours, which are replaced by `var(--...)`, so o
 import io
 import re
 from collections.abc import Callable
+from math import log
 from typing import TYPE_CHECKING, Any
 
-from hermes3.report.curves import LN2
-from hermes3.report.text import percent
+from hermes3.page.text import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -173,8 +173,8 @@ def _panels(run: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, int]]]:
 def _loss(axes: "Axes", run: dict[str, Any], colour: str) -> None:
     _line(axes, run, "loss", f"{run['name']} · training loss", colour)
     if run["kind"] == "preference":
-        axes.axhline(LN2, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
-        axes.annotate("ln 2", (0.98, LN2), xycoords=("axes fraction", "data"), xytext=(0, 3), color=MUTED,
+        axes.axhline(log(2), color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.annotate("ln 2", (0.98, log(2)), xycoords=("axes fraction", "data"), xytext=(0, 3), color=MUTED,
                       textcoords="offset points", ha="right")  # fmt: skip
     if run["evaluations"]:
         points = [(point["step"], point["loss"]) for point in run["evaluations"] if point["loss"] is not None]
