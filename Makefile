@@ -1,7 +1,6 @@
 # Two commands: `make demo` runs the whole chain on two CPU cores, `make test` tests everything. Each sets itself up.
 # A stage that ended well leaves a stamp, so that a run which was interrupted goes on with the stage it was in.
 SHELL := /bin/bash
-PYTHON ?= python3
 .DEFAULT_GOAL := demo
 .DELETE_ON_ERROR:
 .PHONY: demo test lint bench gpu-check quantize-check lock clean
@@ -18,11 +17,9 @@ S := $(T)/stages
 stage = bash launch/stage.sh $@
 chat = hermes3/messages.py $(wildcard hermes3/chat/*)
 
-.venv/.installed: requirements.txt pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed: make PYTHON=python3.11")'
-	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --disable-pip-version-check -r requirements.txt
-	.venv/bin/pip install --disable-pip-version-check --no-deps -e .
+# TORCH_INDEX: a wheel index with a CPU build of torch, for Linux machines without a GPU (README.md)
+.venv/.installed: requirements.txt pyproject.toml launch/install.sh launch/python.sh
+	bash launch/install.sh .venv requirements.txt
 	touch $@
 
 demo: $(S)/14-report
@@ -89,22 +86,17 @@ lint: .venv/.installed
 	yamllint --strict .
 	git ls-files '*.sh' '*.sbatch' .ci/run | xargs shellcheck
 
-# pip's own resolver: it finds the CPU build of torch where there is one, and its local version suffix is dropped
 bench: .venv/.installed # 15 minutes on two cores, 8 GB of disk
 	python -m bench.mix
 
 gpu-check: .venv/.installed # needs CUDA and requirements-gpu.txt; one GPU, 20 GB of disk
 	python -m bench.gpu_check
 
-# of the evaluation environment only what quantizing needs: no vLLM, no GPU
 quantize-check: $(S)/07-sft # 5 minutes, 7 GB of disk
-	$(PYTHON) -m venv .venv-quantize
-	.venv-quantize/bin/pip install -q --disable-pip-version-check -c requirements-eval.txt llmcompressor typer
-	.venv-quantize/bin/pip install -q --disable-pip-version-check --no-deps -e .
+	bash launch/install.sh .venv-quantize requirements-quantize.txt
 	.venv-quantize/bin/python -m bench.quantize_check
 
 lock: .venv/.installed
-	pip install -q pip-tools uv
 	bash launch/lock.sh
 
 clean:
