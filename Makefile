@@ -3,13 +3,14 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := demo
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench gpu-check quantize-check lock clean
+.PHONY: demo test test-fast lint bench gpu-check quantize-check lock audit clean
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export AXOLOTL_DO_NOT_TRACK := 1# Axolotl calls home without it
 export HF_HUB_OFFLINE := 1# everything here is on this machine
 export TOKENIZERS_PARALLELISM := true
 export OMP_NUM_THREADS := 2# accelerate would set 1; another count adds in another order, and losses differ in the last digits
+export OMP_WAIT_POLICY := passive# threads that spin while they wait: 20 times slower where another process computes, too
 export WANDB_DIR := outputs/tiny
 
 T := outputs/tiny
@@ -80,6 +81,9 @@ $(S)/14-report: $(S)/06-eval-base $(S)/09-select $(S)/13-eval-alignment $(wildca
 test: .venv/.installed
 	.venv/bin/python -m pytest
 
+test-fast: .venv/.installed # under 90 seconds: no training, no Slurm
+	.venv/bin/python -m pytest -m "not slow"
+
 lint: .venv/.installed
 	ruff check .
 	ruff format --check .
@@ -95,6 +99,10 @@ gpu-check: .venv/.installed # needs CUDA and requirements-gpu.txt; one GPU, 20 G
 quantize-check: $(S)/07-sft # 5 minutes, 7 GB of disk
 	bash launch/install.sh .venv-quantize requirements-quantize.txt
 	.venv-quantize/bin/python -m bench.quantize_check
+
+audit: .venv/.installed # known vulnerabilities in the three locks, from the index's advisories
+	for name in requirements requirements-eval requirements-quantize; do \
+	  uv tool run pip-audit --no-deps --disable-pip -r $$name.txt || exit; done
 
 lock: .venv/.installed
 	bash launch/lock.sh
