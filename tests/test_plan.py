@@ -21,8 +21,8 @@ from hermes3.plan.plan import Plan, plan
 from hermes3.plan.settings import PAPER, PAPER_NODES
 from hermes3.plan.shapes import Shape, published, read_config
 from hermes3.plan.work import Work
+from hermes3.recipe.check import validate
 from hermes3.recipe.hardware import gpus
-from hermes3.recipe.validate import validate
 
 ROOT = Path(__file__).parents[1]
 RECIPES = [path.relative_to(ROOT) for path in sorted((ROOT / "recipes").rglob("*.yml"))]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hermes3.recipe.check import validate
 from hermes3.recipe.hardware import hardware_of
-from hermes3.recipe.validate import validate
 
 PAPER_TOKENS = 390e6  # Table 1
 PAPER_PACKING = 0.96  # SFT section: share of a sequence that is not padding
