@@ -29,7 +29,7 @@ from hermes3.plan.cost import ROW_TOKENS, flops_per_token, paper_mfu
 from hermes3.plan.memory import OVERHEAD, Memory, memory, setting_of
 from hermes3.plan.plan import plannable, size
 from hermes3.plan.shapes import Shape, Work, published, work_of
-from hermes3.recipe.gpus import Gpu, gpu_of, gpus
+from hermes3.recipe.hardware import Gpu, gpu_of, gpus
 from hermes3.recipe.paper import paper_of
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from hermes3.mix.pack import preview
 from hermes3.plan.cost import INTERRUPTIONS_PER_GPU_HOUR, flops_per_token
 from hermes3.plan.plan import Plan, plan
 from hermes3.plan.shapes import Shape, Work, published, read_config
-from hermes3.recipe.gpus import gpus
+from hermes3.recipe.hardware import gpus
+from hermes3.recipe.validate import validate
 
 ROOT = Path(__file__).parents[1]
 RECIPES = [path.relative_to(ROOT) for path in sorted((ROOT / "recipes").rglob("*.yml"))]
@@ -132,7 +133,7 @@ def test_a_mix_gives_the_steps(tmp_path):
     if not Path("mixes/tiny_sft/manifest.json").is_file():
         pytest.skip("the demo has not been run")
     shutil.copytree("mixes/tiny_sft", tmp_path / "mix", symlinks=True)
-    packing = preview(tmp_path / "mix", Path("recipes/tiny_sft.yml"))
+    packing = preview(tmp_path / "mix", Path("recipes/tiny_sft.yml"), validate(Path("recipes/tiny_sft.yml")))
     made = full("tiny_sft", mix=tmp_path / "mix")
     assert (made.schedule.steps, made.schedule.steps_per_epoch) == (packing.steps, packing.steps_per_epoch)
     assert made.schedule.tokens == pytest.approx(packing.tokens_per_step * packing.steps)

@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 from bench.gpu_check import llama_config
 from hermes3.plan.memory import FSDP2, HOST_SHARE, OVERHEAD, REPLICATED, SETTINGS, ZERO3, Setting, fewest, memory
 from hermes3.plan.shapes import Shape, Work, published
-from hermes3.recipe.gpus import gpu_of
+from hermes3.recipe.hardware import gpu_of
 
 EIGHT, SEVENTY, LARGEST = (published()[f"meta-llama/Llama-3.1-{size}"] for size in ("8B", "70B", "405B"))
 TINY = Shape("tiny", layers=4, hidden=160, intermediate=384, heads=4, kv_heads=2, head_dim=40, vocab=4096)

@@ -76,21 +76,6 @@ def diff(
     print(json.dumps(found) if as_json else diff.as_text(found))
 
 
-@app.command("pack")
-def pack(
-    mix: Mix,
-    recipe: Annotated[Path, typer.Option(help="recipe whose settings pack it")],
-    as_json: Json = False,
-) -> None:
-    """Run Axolotl's own packer over the mix: efficiency, and exact steps per epoch."""
-    from dataclasses import asdict
-
-    from hermes3.mix import pack
-
-    packing = pack.preview(mix, recipe)
-    print(json.dumps(asdict(packing)) if as_json else pack.as_text(packing))
-
-
 @app.command("classify")
 def classify(
     files: Annotated[list[str], typer.Argument(help="CATEGORY=FILE: rows whose category is known")],

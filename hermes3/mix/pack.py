@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -41,17 +41,15 @@ class Packing:
     rows_left_out: list[int]  # of each epoch, in packs that no step takes
 
 
-def preview(mix: Path, recipe: Path, seed: int | None = None) -> Packing:
-    """The packs and steps of training `recipe` on the mix in folder `mix`; `seed` stands in for the recipe's.
+def preview(mix: Path, recipe: Path, resolved: dict[str, Any], seed: int | None = None) -> Packing:
+    """The packs and steps of training on the mix in folder `mix`.
 
-    `ValueError` for a bad recipe or one that does not pack, and for a mix that is none, holds pairs or is too long.
+    `resolved`: the recipe at path `recipe` as Axolotl resolves it; `seed` stands in for the recipe's. `ValueError` for
+    a recipe that does not pack, and for a mix that is none, holds pairs or is too long.
     """
     from axolotl.utils.dict import DictDefault
 
-    from hermes3.recipe.hardware import hardware_of
-    from hermes3.recipe.validate import validate
-
-    cfg = DictDefault(validate(recipe))
+    cfg = DictDefault(resolved)
     if not cfg.sample_packing:
         raise ValueError(f"{recipe}: sample_packing: this recipe does not pack, there is nothing to preview")
     for key in NOT_FOLLOWED:
@@ -65,7 +63,7 @@ def preview(mix: Path, recipe: Path, seed: int | None = None) -> Packing:
             f"{mix}: a row has {lengths.max():,} tokens, sequence_len of {recipe} is {cfg.sequence_len:,}; "
             "build the mix for that length"
         )
-    return _count(lengths, n_loss, cfg, hardware_of(recipe, cfg).gpus)
+    return _count(lengths, n_loss, cfg, cfg.hardware.nodes * cfg.hardware.gpus_per_node)
 
 
 def read_lengths(mix: Path, cfg: "DictDefault") -> tuple[np.ndarray, np.ndarray]:

@@ -12,9 +12,9 @@ from typing import Any
 from hermes3.files import UserError
 from hermes3.plan.memory import FSDP2, REPLICATED, ZERO3, Memory, Setting
 from hermes3.plan.shapes import Shape, Work
-from hermes3.recipe.gpus import Gpu, gpu_of
-from hermes3.recipe.hardware import hardware_of
+from hermes3.recipe.hardware import Gpu, gpu_of, hardware_of
 from hermes3.recipe.paper import rows
+from hermes3.recipe.validate import validate
 
 PAPER_TOKENS = 390e6  # Table 1
 PAPER_EPOCHS = 4
@@ -114,7 +114,7 @@ def schedule(
     if mix and packed:
         from hermes3.mix.pack import preview  # imports Axolotl: seconds
 
-        packing = preview(mix, path)
+        packing = preview(mix, path, validate(path))
         tokens, mean = packing.tokens_per_step * packing.steps, packing.tokens / packing.rows
         source = f"{mix}, packed by Axolotl's packer"
         per_epoch = packing.steps_per_epoch

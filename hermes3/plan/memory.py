@@ -5,15 +5,14 @@ mixed precision). Buffers: DeepSpeed 0.18's stage3.py and partitioned_param_coor
 A step has three moments that can be its peak: the loss, a layer's backward pass, the optimizer's step.
 """
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hermes3.files import UserError
 from hermes3.plan.shapes import Shape, Work
-from hermes3.recipe.fsdp import fsdp_config
-from hermes3.recipe.gpus import Gpu
+from hermes3.recipe.hardware import Gpu
+from hermes3.recipe.read import deepspeed_config
 
 ZERO3, FSDP2, REPLICATED = "zero3", "fsdp2", "replicated"
 OFFLOADS = {(False, False): "", (True, False): "optimizer", (True, True): "all"}  # (optimizer, parameters) on the host
@@ -67,36 +66,25 @@ def setting_of(path: Path, recipe: dict[str, Any]) -> Setting:
     # HermesPlugin trains fp32 weights (hermes3/train), Axolotl alone bf16 ones; adapters are apart
     plugins = [str(name) for name in recipe.get("plugins") or []]
     fp32 = any(name.endswith("HermesPlugin") for name in plugins) and not recipe.get("adapter")
-    if fsdp := fsdp_config(recipe):
+    if fsdp := recipe.get("fsdp_config"):
         offload = "all" if fsdp.get("offload_params") else ""
         same = next(one for one in SETTINGS if (one.engine, one.fp32, one.offload) == (FSDP2, fp32, offload))
         whole = "FULL_STATE_DICT" in (fsdp.get("state_dict_type"), fsdp.get("final_state_dict_type"))
         return same.gathering() if whole else same
-    if not recipe.get("deepspeed"):
+    config = deepspeed_config(path, recipe)
+    if config is None:
         return Setting("every process holds the whole model", REPLICATED, fp32=fp32)
-    return _zero3(path, recipe["deepspeed"])
-
-
-def _zero3(path: Path, deepspeed: str | dict[str, Any]) -> Setting:
-    file = deepspeed if isinstance(deepspeed, str) else "the mapping"
-    if isinstance(deepspeed, str):
-        try:
-            deepspeed = json.loads(Path(file).read_text(encoding="utf-8"))
-        except OSError:
-            raise UserError(f"{path}: deepspeed: no file {file} (relative to the working directory)") from None
-        except ValueError as error:
-            raise UserError(f"{path}: deepspeed: {file} is not JSON: {error}; mend it") from None
-    zero = deepspeed.get("zero_optimization") if isinstance(deepspeed, dict) else None
-    zero = zero if isinstance(zero, dict) else {}
-    parts = [zero.get(key) or {} for key in ("offload_optimizer", "offload_param")]  # null is "not offloaded"
-    on_host = tuple((part.get("device") or "none") != "none" for part in parts)
+    zero = config.get("zero_optimization", {})
+    on_host = tuple(
+        zero.get(part, {}).get("device", "none") != "none" for part in ("offload_optimizer", "offload_param")
+    )
     if zero.get("stage") != 3 or on_host not in OFFLOADS:
         raise UserError(
-            f"{path}: deepspeed: {file}: only ZeRO stage 3 is planned for, with the optimizer, or the optimizer and "
-            f"the parameters offloaded; stage is {zero.get('stage')}"
+            f"{path}: deepspeed: only ZeRO stage 3 is planned for, with the optimizer, or the optimizer and the "
+            f"parameters offloaded; stage is {zero.get('stage')}"
         )
     same = next(one for one in SETTINGS if one.engine == ZERO3 and one.offload == OFFLOADS[on_host])
-    same = replace(same, buckets={key: float(zero[key]) for key in BUCKETS if zero.get(key) not in (None, "auto")})
+    same = replace(same, buckets={key: float(zero[key]) for key in BUCKETS if zero.get(key, "auto") != "auto"})
     return same.gathering() if zero.get("stage3_gather_16bit_weights_on_model_save") else same
 
 

@@ -8,9 +8,8 @@ from hermes3.files import UserError
 from hermes3.plan.cost import Checkpoints, Cost, Schedule, batches, checkpoints, cost, schedule
 from hermes3.plan.memory import HOST_SHARE, REPLICATED, SETTINGS, Memory, fewest, memory, setting_of
 from hermes3.plan.shapes import Shape, shape_of, work_of
-from hermes3.recipe.gpus import Gpu, gpu_of
-from hermes3.recipe.hardware import hardware_of
-from hermes3.recipe.validate import read
+from hermes3.recipe.hardware import Gpu, gpu_of, hardware_of
+from hermes3.recipe.read import read
 
 BANDWIDTH = 2e9  # bytes/s that a node writes to shared storage: assumed
 PRICE = 2.5  # USD per GPU-hour: assumed

@@ -12,7 +12,7 @@ from hermes3.files import UserError, read_model
 from hermes3.mix import spec as specs
 from hermes3.plan.cost import mix_of
 from hermes3.recipe.hardware import Hardware, hardware_of
-from hermes3.recipe.validate import read
+from hermes3.recipe.read import read
 from hermes3.slurm.submit import TRAIN
 
 PIPELINES = Path("launch/pipelines")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hermes3.files import UserError, sha256
 from hermes3.recipe.hardware import CPU, Hardware, hardware_of
-from hermes3.recipe.validate import read
+from hermes3.recipe.read import read
 from hermes3.slurm import queue
 from hermes3.slurm.record import STAMP
 
