@@ -10,8 +10,7 @@ from conftest import ROOT
 from small_mix import SEQUENCE_LEN
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from hermes3.plan.cost import PAPER_EPOCHS, paper_mfu
-from hermes3.plan.schedule import PAPER_TOKENS, ROW_TOKENS
+from hermes3.plan.cost import PAPER_EPOCHS, PAPER_TOKENS, ROW_TOKENS, paper_mfu
 from hermes3.plan.shapes import published
 from hermes3.recipe.paper import rows
 from hermes3.recipe.read import read

@@ -89,8 +89,7 @@ def mfu_of(cfg) -> "Mfu | None":
     from axolotl.utils.logging import get_logger
 
     from hermes3.plan.cost import flops_per_token
-    from hermes3.plan.shapes import shape_of
-    from hermes3.plan.work import work_of
+    from hermes3.plan.shapes import shape_of, work_of
     from hermes3.recipe.hardware import gpu_of
 
     try:

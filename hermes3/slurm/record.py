@@ -1,7 +1,7 @@
 """What a stage of a pipeline leaves of itself: NAME.json when it is submitted, NAME.done when it has ended well.
 
 `HERMES3_STAMP` in a job's environment is the path of its NAME.done; without it a job is no stage, and nothing is
-written. The scripts of launch/ end with `python -m hermes3.slurm.stage done`, or `failed CODE`. Imports are light: a
+written. The scripts of launch/ end with `python -m hermes3.slurm.record done`, or `failed CODE`. Imports are light: a
 job that has lost its environment's packages can still say that it failed.
 """
 
@@ -12,9 +12,9 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from hermes3.files import sha256, write_text
+from hermes3.files import UserError, sha256, write_text
 
-VARIABLE = "HERMES3_STAMP"
+STAMP = "HERMES3_STAMP"
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def read(stamp: Path) -> Record | None:
     except FileNotFoundError:
         return None
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: no record of a stage ({error}); delete it, and the stage runs again") from None
+        raise UserError(f"{path}: no record of a stage ({error}); delete it, and the stage runs again") from None
 
 
 def hashes(paths: list[Path]) -> dict[str, str]:
@@ -60,8 +60,8 @@ def done(stamp: Path) -> None:
     """Note a stage as complete, and what it was made of."""
     record = read(stamp)
     made = hashes([Path(path) for path in record.made]) if record else {}
-    ended = {"job": os.environ.get("SLURM_JOB_ID"), "ended": time.strftime("%Y-%m-%d %H:%M:%S"), "made": made}
-    write_text(stamp, json.dumps(ended) + "\n")
+    end = {"job": os.environ.get("SLURM_JOB_ID"), "ended": time.strftime("%Y-%m-%d %H:%M:%S"), "made": made}
+    write_text(stamp, json.dumps(end) + "\n")
 
 
 def made(stamp: Path) -> dict[str, str]:
@@ -79,17 +79,13 @@ def failure(stamp: Path, code: str) -> str:
     return text + (f" When it is mended: {record.again}" if record else "")
 
 
-def main(arguments: list[str]) -> None:
-    """`done`, or `failed CODE`."""
-    if not (given := os.environ.get(VARIABLE)):
-        return
-    if arguments == ["done"]:
-        done(Path(given))
-    elif len(arguments) == 2 and arguments[0] == "failed":
-        print(failure(Path(given), arguments[1]), file=sys.stderr)
-    else:
-        sys.exit("usage: python -m hermes3.slurm.stage done | failed CODE")
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    match os.environ.get(STAMP), sys.argv[1:]:
+        case None | "", _:
+            pass  # this job is no stage
+        case stamp, ["done"]:
+            done(Path(stamp))
+        case stamp, ["failed", code]:
+            print(failure(Path(stamp), code), file=sys.stderr)
+        case _:
+            sys.exit("usage: python -m hermes3.slurm.record done | failed CODE")
