@@ -55,6 +55,10 @@ def run(request, axolotl_process, base, mix) -> tuple[Path, Trainer, list[list[i
     return recipe, trainer, seen
 
 
+def preview(mix: Path, recipe: Path, seed: int | None = None) -> pack.Packing:
+    return pack.preview(mix, recipe, validate(recipe), seed)
+
+
 def test_the_model_sees_the_packs_that_are_previewed(run, mix):
     recipe, trainer, seen = run
     cfg = DictDefault(validate(recipe))
@@ -71,7 +75,7 @@ def test_the_model_sees_the_packs_that_are_previewed(run, mix):
 
 def test_the_steps_are_those_of_training(run, mix):
     recipe, trainer, seen = run
-    packing = pack.preview(mix, recipe)
+    packing = preview(mix, recipe)
     tokens = [sum(len(trainer.train_dataset[row]["input_ids"]) for row in rows) for rows in seen]
     assert packing.steps == trainer.state.global_step == sum(packing.steps_per_epoch)
     assert packing.rows_left_out[-1] == 60 - sum(map(len, seen[24 + 23 :]))
@@ -127,7 +131,7 @@ def lognormal(mean: int, rows: int = 100_000) -> list[int]:
 @pytest.mark.parametrize("name", ["8b_sft", "70b_sft", "405b_sft"])
 def test_the_papers_recipes_fill_998_of_1000(name, tmp_path):
     lengths = lognormal(400)
-    packing = pack.preview(write_counts(tmp_path, lengths, lengths), ROOT / f"recipes/{name}.yml")
+    packing = preview(write_counts(tmp_path, lengths, lengths), ROOT / f"recipes/{name}.yml")
     assert packing.efficiency >= 0.998
     assert max(packing.rows_left_out) < 0.04 * len(lengths)  # 128 GPUs leave up to 127 of 4,880 packs
     assert packing.tokens_per_step == pytest.approx(packing.gpus * 8192, rel=0.002)
@@ -137,12 +141,12 @@ def test_the_papers_recipes_fill_998_of_1000(name, tmp_path):
 def test_short_rows_fill_sequences_too(tmp_path):
     """Axolotl's default of 200 rows a sequence would leave a quarter empty."""
     lengths = lognormal(30)
-    assert pack.preview(write_counts(tmp_path, lengths, lengths), ROOT / "recipes/8b_sft.yml").efficiency > 0.99
+    assert preview(write_counts(tmp_path, lengths, lengths), ROOT / "recipes/8b_sft.yml").efficiency > 0.99
 
 
 def test_a_seed_of_one_s_own_draws_other_packs(tmp_path):
     mix = write_counts(tmp_path, lognormal(400, 10_000), lognormal(400, 10_000))
-    own, same, other = (pack.preview(mix, ROOT / "recipes/8b_sft.yml", seed) for seed in (None, 42, 1))
+    own, same, other = (preview(mix, ROOT / "recipes/8b_sft.yml", seed) for seed in (None, 42, 1))
     assert own == same and own.rows_left_out != other.rows_left_out
 
 
@@ -157,12 +161,12 @@ def test_a_seed_of_one_s_own_draws_other_packs(tmp_path):
 )
 def test_what_cannot_be_packed_is_refused(recipe, lengths, kind, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        pack.preview(write_counts(tmp_path, lengths, lengths, kind), ROOT / f"recipes/{recipe}.yml")
+        preview(write_counts(tmp_path, lengths, lengths, kind), ROOT / f"recipes/{recipe}.yml")
 
 
 def test_a_folder_that_is_no_mix_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no manifest.json"):
-        pack.preview(tmp_path, ROOT / "recipes/8b_sft.yml")
+        preview(tmp_path, ROOT / "recipes/8b_sft.yml")
 
 
 def load(recipe: Path) -> list[int]:
