@@ -33,7 +33,7 @@ from hermes3.plan.settings import setting_of
 from hermes3.plan.shapes import Shape, published
 from hermes3.plan.text import size
 from hermes3.plan.work import Work, work_of
-from hermes3.recipe.gpus import Gpu, gpu_of, gpus
+from hermes3.recipe.hardware import Gpu, gpu_of, gpus
 from hermes3.recipe.paper import paper_of
 
 ROOT = Path(__file__).parents[1]

@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 chat_app = typer.Typer(no_args_is_help=True, help="Look at conversations as a model sees them.")
 tokenizer_app = typer.Typer(no_args_is_help=True, help="Make the Hermes tokenizer.")
+mix_cli.app.command("pack")(recipe_cli.pack)
 app.add_typer(mix_cli.app, name="mix")
 app.command("check")(recipe_cli.check)
 app.command("plan")(plan_cli.plan)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from hermes3.mix.manifest import prepared_folder
-from hermes3.recipe.validate import read
+from hermes3.recipe.read import read
 
 ROOT = Path(__file__).parents[1]
 SEQUENCE_LEN = 64

@@ -14,7 +14,7 @@ import yaml
 from ranks import Run, train
 from small_mix import write_mix, write_recipe
 
-from hermes3.recipe.validate import read
+from hermes3.recipe.read import read
 
 ROOT = Path(__file__).parents[1]
 PLUGINS = ["hermes3.train.plugin.HermesPlugin", "ranks.Recorder"]

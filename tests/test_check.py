@@ -18,8 +18,8 @@ from hermes3.recipe.evidence import lines_that_fill, lines_that_read, on_path
 from hermes3.recipe.finding import Finding
 from hermes3.recipe.hardware import hardware_of
 from hermes3.recipe.marks import marks_of
+from hermes3.recipe.read import read
 from hermes3.recipe.reads import trace, trial_of
-from hermes3.recipe.validate import read
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = [*sorted((ROOT / "recipes").glob("*.yml")), *sorted((ROOT / "recipes/experiments").glob("*.yml"))]

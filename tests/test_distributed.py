@@ -21,7 +21,7 @@ from small_mix import SEQUENCE_LEN, write_mix, write_recipe
 from transformers import AutoModelForCausalLM
 
 from hermes3.model_folder import INDEX, check_model
-from hermes3.recipe.validate import read
+from hermes3.recipe.read import read
 from hermes3.train.complete import COMPLETE, newest_complete
 from hermes3.train.consolidate import consolidate
 from hermes3.train.epochs import whole_model

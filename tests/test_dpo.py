@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from hermes3.mix.build import build
 from hermes3.model_folder import check_model, header_names
-from hermes3.recipe.validate import read
+from hermes3.recipe.read import read
 
 ALPHA = 5
 D = 160  # hidden size of the small model

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hermes3.recipe.validate import read
+from hermes3.recipe.read import read
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "recipes/experiments").glob("*.yml"))

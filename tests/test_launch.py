@@ -13,7 +13,7 @@ from slurm_site import launch, launch_alone
 from hermes3.plan.plan import plan
 from hermes3.recipe.check import inspect
 from hermes3.recipe.hardware import hardware_of
-from hermes3.recipe.validate import read
+from hermes3.recipe.read import read
 from hermes3.slurm import chain, submit
 from hermes3.slurm.resize import resize
 

@@ -20,7 +20,8 @@ from transformers import Trainer, set_seed
 
 from hermes3.mix import pack
 from hermes3.recipe.prepared import check_prepared
-from hermes3.recipe.validate import read, validate
+from hermes3.recipe.read import read
+from hermes3.recipe.validate import validate
 from hermes3.train.plugin import RepackEveryEpoch
 
 ROOT = Path(__file__).parents[1]
@@ -55,10 +56,6 @@ def run(request, axolotl_process, base, mix) -> tuple[Path, Trainer, list[list[i
     return recipe, trainer, seen
 
 
-def preview(mix: Path, recipe: Path, seed: int | None = None) -> pack.Packing:
-    return pack.preview(mix, recipe, validate(recipe), seed)
-
-
 def test_the_model_sees_the_packs_that_are_previewed(run, mix):
     recipe, trainer, seen = run
     cfg = DictDefault(validate(recipe))
@@ -71,6 +68,10 @@ def test_the_model_sees_the_packs_that_are_previewed(run, mix):
     assert seen == [batch[0] for batches in epochs for batch in batches][: len(seen)]
     # Axolotl plans 24 // 5 steps an epoch, transformers makes one more of what is left: it ends within the last epoch
     assert len(seen) == {1: 24 + 23 + 24, 5: 24 + 23 + 3 * 5}[cfg.gradient_accumulation_steps]
+
+
+def preview(mix: Path, recipe: Path, seed: int | None = None) -> pack.Packing:
+    return pack.preview(mix, recipe, validate(recipe), seed)
 
 
 def test_the_steps_are_those_of_training(run, mix):

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 
 from hermes3.chat.render import IGNORE, Renderer
 from hermes3.mix.build import build
-from hermes3.recipe.validate import read
+from hermes3.recipe.read import read
 
 ROOT = Path(__file__).parents[1]
 SEQUENCE_LEN = 384

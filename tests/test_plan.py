@@ -21,7 +21,7 @@ from hermes3.plan.plan import Plan, plan
 from hermes3.plan.settings import PAPER, PAPER_NODES
 from hermes3.plan.shapes import Shape, published, read_config
 from hermes3.plan.work import Work
-from hermes3.recipe.gpus import gpus
+from hermes3.recipe.hardware import gpus
 from hermes3.recipe.validate import validate
 
 ROOT = Path(__file__).parents[1]
@@ -137,7 +137,7 @@ def test_a_mix_gives_the_steps(tmp_path):
     if not Path("mixes/tiny_sft/manifest.json").is_file():
         pytest.skip("the demo has not been run")
     shutil.copytree("mixes/tiny_sft", tmp_path / "mix", symlinks=True)
-    packing = preview(tmp_path / "mix", recipe := Path("recipes/tiny_sft.yml"), validate(recipe))
+    packing = preview(tmp_path / "mix", Path("recipes/tiny_sft.yml"), validate(Path("recipes/tiny_sft.yml")))
     made = full("tiny_sft", mix=tmp_path / "mix")
     assert (made.schedule.steps, made.schedule.steps_per_epoch) == (packing.steps, packing.steps_per_epoch)
     assert made.schedule.tokens == pytest.approx(packing.tokens_per_step * packing.steps)

@@ -16,7 +16,7 @@ from hermes3.plan.memory import HOST_SHARE, OVERHEAD, fewest, memory
 from hermes3.plan.settings import FSDP2, PAPER, PAPER_NODES, REPLICATED, SETTINGS, ZERO3, Setting
 from hermes3.plan.shapes import Shape, published
 from hermes3.plan.work import Work
-from hermes3.recipe.gpus import gpu_of
+from hermes3.recipe.hardware import gpu_of
 
 EIGHT, SEVENTY, LARGEST = (published()[f"meta-llama/Llama-3.1-{size}"] for size in ("8B", "70B", "405B"))
 TINY = Shape("tiny", layers=4, hidden=160, intermediate=384, heads=4, kv_heads=2, head_dim=40, vocab=4096)

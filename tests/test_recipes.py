@@ -7,7 +7,8 @@ import yaml
 
 from hermes3.recipe.hardware import hardware_of
 from hermes3.recipe.paper import paper_of, rows
-from hermes3.recipe.validate import read, validate
+from hermes3.recipe.read import read
+from hermes3.recipe.validate import validate
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yml"))

@@ -111,7 +111,7 @@ def test_the_table_of_the_preflight_has_every_check():
 def test_the_defaults_and_figures_are_those_of_the_code():
     from hermes3.plan.plan import plan
     from hermes3.plan.text import size
-    from hermes3.recipe.validate import read
+    from hermes3.recipe.read import read
     from hermes3.slurm import allreduce, srun, verdict
 
     assert f"`HERMES3_PREFLIGHT_SECONDS` ({srun.SECONDS})" in PAGE

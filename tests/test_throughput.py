@@ -14,7 +14,7 @@ from hermes3.plan.cost import PAPER_EPOCHS, paper_mfu
 from hermes3.plan.schedule import PAPER_TOKENS, ROW_TOKENS
 from hermes3.plan.shapes import published
 from hermes3.recipe.paper import rows
-from hermes3.recipe.validate import read
+from hermes3.recipe.read import read
 from hermes3.train import throughput
 from hermes3.train.throughput import Throughput, mfu_of
 

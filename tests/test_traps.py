@@ -33,7 +33,7 @@ from small_mix import SEQUENCE_LEN, write_mix, write_recipe
 
 from hermes3.chat.render import Renderer
 from hermes3.recipe.check import check_all, inspect
-from hermes3.recipe.validate import read
+from hermes3.recipe.read import read
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/traps.md").read_text(encoding="utf-8")

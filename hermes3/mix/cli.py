@@ -76,19 +76,3 @@ def diff(a: Mix, b: Mix, as_json: Json = False) -> None:
         print(f"{key}: {before} -> {after}")
     if not differing:
         print("The manifests are the same.")
-
-
-@app.command("pack")
-def pack(
-    mix: Mix,
-    recipe: Annotated[Path, typer.Option(help="recipe whose settings pack it")],
-    as_json: Json = False,
-) -> None:
-    """Run Axolotl's own packer over the mix: efficiency, and exact steps per epoch."""
-    from dataclasses import asdict
-
-    from hermes3.mix import pack
-    from hermes3.recipe.validate import validate
-
-    packing = pack.preview(mix, recipe, validate(recipe))
-    print(json.dumps(asdict(packing)) if as_json else pack.as_text(packing))

@@ -9,7 +9,7 @@ from hermes3.plan.schedule import PAPER_TOKENS, ROW_TOKENS, Schedule
 from hermes3.plan.settings import FSDP2, REPLICATED, ZERO3, Setting
 from hermes3.plan.shapes import Shape
 from hermes3.plan.work import Work
-from hermes3.recipe.gpus import Gpu, gpu_of
+from hermes3.recipe.hardware import Gpu, gpu_of
 from hermes3.recipe.paper import rows
 
 PAPER_EPOCHS = 4

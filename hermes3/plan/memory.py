@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from hermes3.plan.settings import FSDP2, REPLICATED, ZERO3, Setting
 from hermes3.plan.shapes import Shape
 from hermes3.plan.work import Work
-from hermes3.recipe.gpus import Gpu
+from hermes3.recipe.hardware import Gpu
 
 # Assumed: CUDA context 0.5 GB, NCCL's channels and cuBLAS' workspaces 1.5 GB. Not modelled: the allocator's fragments
 OVERHEAD = 2_000_000_000

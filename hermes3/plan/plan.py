@@ -4,16 +4,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hermes3.plan.cost import Checkpoints, Cost, checkpoints, cost
 from hermes3.plan.memory import HOST_SHARE, Memory, fewest, memory
 from hermes3.plan.schedule import Schedule, batches, schedule
 from hermes3.plan.settings import PAPER, PAPER_MODEL, PAPER_NODES, REPLICATED, SETTINGS, setting_of
 from hermes3.plan.shapes import Shape, published, shape_of
 from hermes3.plan.work import work_of
-from hermes3.recipe.gpus import Gpu, gpu_of
-from hermes3.recipe.hardware import hardware_of
+from hermes3.recipe.hardware import Gpu, gpu_of, hardware_of
+from hermes3.recipe.read import read as read_recipe
 
 BANDWIDTH = 2e9  # bytes/s that a node writes to shared storage: assumed
 PRICE = 2.5  # USD a GPU-hour: assumed
@@ -59,12 +57,7 @@ class Plan:
 
 def read(path: Path) -> dict[str, Any]:
     """The recipe as written. `ValueError` when it is no mapping or lacks what a plan starts from."""
-    try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{path}: a recipe is a mapping of keys to values")
+    recipe = read_recipe(path)
     if not isinstance(recipe.get("sequence_len"), int):
         raise ValueError(f"{path}: sequence_len is missing or no number; give the tokens of a sequence")
     for key in ("load_in_4bit", "load_in_8bit"):

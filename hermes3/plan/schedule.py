@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hermes3.recipe.hardware import hardware_of
+from hermes3.recipe.validate import validate
 
 PAPER_TOKENS = 390e6  # Table 1
 PAPER_PACKING = 0.96  # SFT section: share of a sequence that is not padding
@@ -67,7 +68,7 @@ def schedule(
 def _packed(path: Path, recipe: dict[str, Any], batch: int, mix: Path) -> tuple[Schedule, list[str]]:
     from hermes3.mix.pack import preview  # imports Axolotl: seconds
 
-    packing = preview(mix, path)
+    packing = preview(mix, path, validate(path))
     found = Schedule(
         unit="sequences",
         global_batch=batch,

@@ -13,15 +13,10 @@ from hermes3.recipe.finding import Finding, from_error, note
 from hermes3.recipe.marks import NONE, marks_of
 from hermes3.recipe.neighbours import neighbours
 from hermes3.recipe.paper import paper_of
+from hermes3.recipe.read import on_hub
 
 SIZE = re.compile(r"(?<![\w.])\d+b(?![a-z0-9])")  # 8b of outputs/8b/base and of meta-llama/Llama-3.1-8B
 BEST = "best"  # in a run's folder: the link to the epoch that `hermes3 select` chose
-HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
-
-
-def on_hub(base: str) -> bool:
-    """Whether `base` names a model of the Hub, owner/name, and no folder: not even one that is not made yet."""
-    return bool(HUB_ID.fullmatch(base)) and not Path(base).parent.exists()
 
 
 def findings(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:

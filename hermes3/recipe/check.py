@@ -96,7 +96,7 @@ def inspect(path: Path) -> tuple[Report, dict[str, Any] | None]:
     """The report but for who reads what, in a fraction of a second; and the recipe, None if Axolotl refuses it."""
     from hermes3.recipe import deepspeed_file, rules, schema
     from hermes3.recipe.prepared import check_prepared
-    from hermes3.recipe.validate import read
+    from hermes3.recipe.read import read
 
     report = Report(path)
     try:

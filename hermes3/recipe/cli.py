@@ -1,4 +1,4 @@
-"""The verb `hermes3 check`."""
+"""The verbs `hermes3 check` and `hermes3 mix pack`."""
 
 import json
 import os
@@ -45,3 +45,18 @@ def check(
             print(f"BAD  {report.path}: {finding}", file=sys.stderr)
     if any(report.errors for report in reports):
         raise typer.Exit(1)
+
+
+def pack(
+    mix: Annotated[Path, typer.Argument(help="folder of a built mix")],
+    recipe: Annotated[Path, typer.Option(help="recipe whose settings pack it")],
+    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+) -> None:
+    """Run Axolotl's own packer over the mix: efficiency, and exact steps per epoch."""
+    from dataclasses import asdict
+
+    from hermes3.mix.pack import as_text, preview
+    from hermes3.recipe.validate import validate
+
+    packing = preview(mix, recipe, validate(recipe))
+    print(json.dumps(asdict(packing)) if as_json else as_text(packing))

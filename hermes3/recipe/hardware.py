@@ -1,12 +1,47 @@
-"""The hardware that a recipe declares: its key `hardware`, which our Axolotl plugin holds a run to."""
+"""The hardware that a recipe declares (its key `hardware`), and the devices that it can name (`gpus.yml`)."""
 
 import os
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 CPU = "cpu"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One device and its eighth of a node. Bytes, FLOP/s (dense bf16) and bytes/s."""
+
+    name: str
+    memory: float
+    flops: float
+    interconnect: float
+    host_memory: float  # a node
+    host_bandwidth: float  # a node
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.name == "cpu"
+
+
+@lru_cache
+def gpus() -> dict[str, Gpu]:
+    """Every device of `gpus.yml` by name."""
+    given = yaml.safe_load(Path(__file__).with_name("gpus.yml").read_text(encoding="utf-8"))
+    return {name: Gpu(name=name, **values) for name, values in given.items()}
+
+
+def gpu_of(name: str) -> Gpu:
+    """`ValueError` with the known names when there is none of that name."""
+    if name not in gpus():
+        raise ValueError(
+            f"gpu: {name} is unknown; use one of {', '.join(gpus())}, or add it to hermes3/recipe/gpus.yml"
+        )
+    return gpus()[name]
 
 
 class Hardware(BaseModel):
@@ -41,8 +76,6 @@ def hardware_of(path: Path, recipe: dict[str, Any]) -> Hardware:
         first = error.errors()[0]
         key = ".".join(["hardware", *map(str, first["loc"])])
         raise ValueError(f"{path}: {key}: {first['msg']}; hardware has gpu, nodes and gpus_per_node") from None
-    from hermes3.recipe.gpus import gpu_of
-
     try:
         gpu_of(hardware.gpu)
     except ValueError as error:

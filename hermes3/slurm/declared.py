@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hermes3.files import sha256
 from hermes3.recipe.hardware import hardware_of
-from hermes3.recipe.validate import read
+from hermes3.recipe.read import read
 
 
 def declared(path: Path) -> str:

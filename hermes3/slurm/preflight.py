@@ -34,9 +34,8 @@ def expected(path: Path, out: Path) -> tuple[Expected, list[str]]:
     """
     from hermes3.plan.plan import plan
     from hermes3.plan.schedule import mix_of
-    from hermes3.recipe.base_model import on_hub
     from hermes3.recipe.hardware import hardware_of
-    from hermes3.recipe.validate import read
+    from hermes3.recipe.read import on_hub, read
 
     recipe, lacks = read(path), []
     hardware = hardware_of(path, recipe)

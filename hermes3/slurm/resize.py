@@ -6,7 +6,7 @@ import yaml
 
 from hermes3.files import write_text
 from hermes3.recipe.hardware import hardware_of
-from hermes3.recipe.validate import read
+from hermes3.recipe.read import read
 
 
 def resize(path: Path, nodes: int, out: Path) -> Path:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from hermes3.recipe.hardware import CPU, Hardware, hardware_of
-from hermes3.recipe.validate import read
+from hermes3.recipe.read import read
 from hermes3.slurm import queue, stage
 from hermes3.slurm.declared import declared
 

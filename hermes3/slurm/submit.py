@@ -16,10 +16,9 @@ from hermes3.files import write_text
 from hermes3.git import commit
 from hermes3.plan.plan import Plan, plan
 from hermes3.plan.schedule import batches, mix_of
-from hermes3.recipe.base_model import on_hub
 from hermes3.recipe.finding import ERROR
 from hermes3.recipe.hardware import CPU, Hardware, hardware_of
-from hermes3.recipe.validate import read
+from hermes3.recipe.read import on_hub, read
 from hermes3.slurm import queue
 from hermes3.slurm.resize import resize
 

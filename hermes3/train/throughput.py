@@ -91,7 +91,7 @@ def mfu_of(cfg) -> "Mfu | None":
     from hermes3.plan.cost import flops_per_token
     from hermes3.plan.shapes import shape_of
     from hermes3.plan.work import work_of
-    from hermes3.recipe.gpus import gpu_of
+    from hermes3.recipe.hardware import gpu_of
 
     try:
         gpu = gpu_of((cfg.hardware or {}).get("gpu") or "unknown")
