@@ -150,8 +150,7 @@ def test_an_answer_that_fits_the_schema_passes():
 
 
 @pytest.mark.parametrize(
-    "schema",
-    ['{"type": "strnig"}', "{not json", '{"$ref": "https://example.invalid/schema.json"}', '{"$ref": "#"}'],
+    "schema", ['{"type": "strnig"}', "{not json", '{"$ref": "https://example.invalid/schema.json"}', '{"$ref": "#"}']
 )
 def test_a_schema_that_cannot_be_used_leaves_the_check_that_answers_are_json(schema):
     system = json_system({}).replace("{}", schema)

@@ -77,12 +77,7 @@ def pool(workers: int, stages: shard.Stages) -> Pool:
 
 
 def make_shards(
-    stages: shard.Stages,
-    files: dict[str, list[read.File]],
-    cache: Path,
-    pool: Pool,
-    workers: int,
-    progress: Progress,
+    stages: shard.Stages, files: dict[str, list[read.File]], cache: Path, pool: Pool, workers: int, progress: Progress
 ) -> Shards:
     """Every chunk's shard, made or cached; at most a few chunks wait, so memory does not grow with the sources."""
     shards = Shards()
