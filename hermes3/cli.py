@@ -84,9 +84,9 @@ def chat_show(
     from hermes3.chat import show
     from hermes3.chat.render import Renderer
     from hermes3.files import write_text
-    from hermes3.mix.rows import read_row
+    from hermes3.mix.adapt import read_example
 
-    one = read_row(file, row, adapter)
+    one = read_example(file, row, adapter)
     tokens = Renderer(tokenizer).render([(one["messages"], one["tools"])])[0]
     loaded = AutoTokenizer.from_pretrained(tokenizer)
     if html:

@@ -153,13 +153,13 @@ def stopped_dpo(base, tmp_path_factory):
 
 def real_rows() -> list[dict]:
     """The conversations of the real files beside the repository."""
-    from hermes3.mix import sources, spec
-    from hermes3.mix.adapters import ADAPTERS
+    from hermes3.mix import lock, read, spec
+    from hermes3.mix.adapt import ADAPTERS
 
     rows, root = [], ROOT.parent / "shared/data"
     for _, source in spec.load(ROOT / "data_mixes/open_small.yml").sources():
-        for chunk in sources.chunks(source, sources.files_of(source, root, None, Path("open_small.yml"))):
-            rows += [ADAPTERS[source.adapter](sources.parse(line)) for line in chunk.lines]
+        for chunk in read.chunks(source.name, lock.files_of(source, root, None, Path("open_small.yml"))):
+            rows += [ADAPTERS[source.adapter](read.parse(line)) for line in chunk.lines]
     return rows
 
 

@@ -11,7 +11,7 @@ HERMES3 = Path(sys.executable).with_name("hermes3")
 
 
 @pytest.mark.parametrize(
-    "module", ["hermes3.cli", "hermes3.mix.spec", "hermes3.mix.adapters", "hermes3.report.build", "hermes3.evaluate"]
+    "module", ["hermes3.cli", "hermes3.mix.spec", "hermes3.mix.adapt", "hermes3.report.build", "hermes3.evaluate"]
 )
 def test_light_parts_import_nothing_heavy(module):
     code = f"import sys, {module}; print([name for name in {HEAVY!r} if name in sys.modules])"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hermes3.files import sha256
-from hermes3.mix.categories import CATEGORIES
+from hermes3.mix.manifest import composition
 
 
 def read_mix(folder: Path) -> dict[str, Any]:
@@ -27,23 +27,7 @@ def read_mix(folder: Path) -> dict[str, Any]:
         **{key: manifest[key] for key in ("name", "kind", "seed", "sequence_len", "tokenizer", "versions", "sources")},
         "manifest_sha256": sha256(path),
         "output_sha256": manifest["output"]["sha256"],
-        "categories": _categories(manifest),
+        "categories": composition(manifest),
         "total": total,
         "rejects": [{"stage": stage, "reason": reason, "count": count} for stage, reason, count in rejects],
     }
-
-
-def _categories(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    counts = manifest["categories"]
-    # A category of Table 1 that an SFT mix lacks is shown as 0, not left out.
-    missing = list(CATEGORIES) if manifest["kind"] == "sft" else []
-    order = list(CATEGORIES)
-    keys = sorted({*counts, *missing}, key=lambda key: (order.index(key) if key in order else len(order), key))
-    rows = []
-    for key in keys:
-        label, percent = CATEGORIES.get(key, (key, None))
-        count = counts.get(key, {"rows": 0, "tokens": 0, "loss_tokens": 0})
-        paper_share = percent / 100 if percent is not None and manifest["kind"] == "sft" else None
-        share = count["tokens"] / manifest["total"]["tokens"]
-        rows.append({"key": key, "label": label, **count, "share": share, "paper_share": paper_share})
-    return rows

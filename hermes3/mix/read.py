@@ -1,18 +1,15 @@
-"""Where rows come from: local files and files of Hub datasets, read in chunks of raw JSON rows.
+"""Reading files in chunks of raw JSON rows.
 
-A row stays the bytes that its file holds until a worker parses it: what is odd in one row (a lone surrogate, NaN, a bad
-byte) costs that row and not its file.
+A row stays the bytes of its file until a worker parses it: an oddity in one row (a lone surrogate, NaN, a bad byte)
+costs that row and not its file.
 """
 
-import bz2
-import glob
 import gzip
 import io
 import json
-import lzma
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -20,20 +17,16 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from hermes3.files import sha256
+from hermes3.files import UserError
 from hermes3.messages import BadRow
-from hermes3.mix import hub
-from hermes3.mix.spec import Source
 
 CHUNK_ROWS = 8_000
 CHUNK_BYTES = 16_000_000
 BLOCK = 1 << 20  # bytes (of a JSON list: characters) read at a time
-ROW_LIMIT = (
-    1 << 24
-)  # characters of one row of a JSON list; where a list breaks, no more than this is read in search of an end
+ROW_LIMIT = 1 << 24  # characters of one row of a JSON list; where a list breaks, no more is read in search of its end
 
 TEXT = (".jsonl", ".ndjson", ".json")
-COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+COMPRESSIONS = (".gz", ".zst")
 SUPPORTED = f"{', '.join(TEXT)} (each also with {', '.join(COMPRESSIONS)}), .parquet"
 
 
@@ -52,75 +45,27 @@ class Chunk:
     lines: list[bytes]  # one JSON text each
 
 
-def files_of(source: Source, data_root: Path, lock: dict[str, Any] | None, spec_path: Path) -> list[File]:
-    """The files of `source`, downloaded if they are the Hub's, and held to the hashes of `lock` if there is one.
-
-    `ValueError` where there is no such file, where its format is not `SUPPORTED`, or where a hash differs. A locked
-    Hub source needs no network once its files are in the Hub cache.
-    """
-    locked = lock["sources"][source.name] if lock else None
-    if source.path:
-        files = local_files(source, data_root, spec_path)
-    else:
-        revision, names = (locked["revision"], locked["files"]) if locked else hub.files(source)
-        for name in names:
-            _format(name)
-        files = [File(name, hub.download(source, name, revision), revision) for name in names]
-    if locked:
-        _verify(source, files, locked["files"], spec_path)
-    return files
-
-
-def local_files(source: Source, data_root: Path, spec_path: Path) -> list[File]:
-    """What the source's path or glob names under `data_root`, sorted by name."""
-    assert source.path
-    exact = (data_root / source.path).is_file()  # also where its name holds a * or [
-    names = [source.path] if exact else sorted(glob.glob(source.path, root_dir=data_root, recursive=True))
-    files = [File(name, data_root / name) for name in names if (data_root / name).is_file()]
-    if not files:
-        raise ValueError(
-            f"{spec_path}: source {source.name}: no file {data_root / source.path}; "
-            f"mind --data-root (now {data_root.absolute()})"
-        )
-    for file in files:
-        _format(file.name)
-    return files
-
-
-def _verify(source: Source, files: list[File], locked: dict[str, Any], spec_path: Path) -> None:
-    if differing := {file.name for file in files} ^ set(locked):
-        raise ValueError(
-            f"source {source.name}: {min(differing)} is new or gone since the lock; "
-            f"run `hermes3 mix lock {spec_path}` again"
-        )
-    for file in files:
-        if (found := sha256(file.path)) != (said := locked[file.name]["sha256"]):
-            raise ValueError(
-                f"source {source.name}: {file.name} has sha256 {found}, the lock says {said}; bring back the file that "
-                f"was locked, or take this one with `hermes3 mix lock {spec_path}`"
-            )
-
-
-def _format(name: str) -> tuple[str, str]:
-    """(format, compression or "") from the ending of a file's name."""
+def format_of(name: str) -> tuple[str, str]:
+    """(format, compression or "") from the ending of a file's name. `UserError` if it is not supported."""
     suffixes = Path(name.lower()).suffixes or [""]
     compression = suffixes.pop() if suffixes[-1] in COMPRESSIONS else ""
     last = suffixes[-1] if suffixes else ""
     if last in TEXT or (last == ".parquet" and not compression):
         return last, compression
-    raise ValueError(f"{name}: not a supported format: {SUPPORTED}")
+    raise UserError(f"{name}: not a supported format: {SUPPORTED}")
 
 
-def estimate(files: list[File]) -> int:
-    """Bytes on disk of all files, compressed as they are."""
+def size_of(files: Iterable[File]) -> int:
+    """Bytes on disk, compressed as they are."""
     return sum(file.path.stat().st_size for file in files)
 
 
-def chunks(source: Source, files: list[File], rows: int = CHUNK_ROWS, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
-    """All rows in order, at most `rows` and, but for a longer single row, `size` bytes at a time.
+def chunks(source: str, files: list[File], rows: int = CHUNK_ROWS, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
+    """All rows of the files of the source named `source`, in order.
 
-    The cuts depend on the files and the two limits alone. A chunk also ends at a blank line, so that `first` numbers
-    all of its rows. `ValueError` where a file breaks; a line that is not JSON is left for `parse`.
+    A chunk holds at most `rows` rows and `size` bytes, but for a single longer row. The cuts depend on the files and
+    these limits alone. A chunk also ends at a blank line, so that `first` numbers all of its rows. `UserError` where a
+    file breaks; a line that is not JSON is left for `parse`.
     """
     for file in files:
         lines: list[bytes] = []
@@ -128,24 +73,24 @@ def chunks(source: Source, files: list[File], rows: int = CHUNK_ROWS, size: int 
         try:
             for number, line in _rows(file):
                 if lines and (number != first + len(lines) or len(lines) == rows or total + len(line) > size):
-                    yield Chunk(source.name, file.name, first, lines)
+                    yield Chunk(source, file.name, first, lines)
                     lines = []
                 if not lines:
                     first, total = number, 0
                 lines.append(line)
                 total += len(line)
-        except (OSError, EOFError, ValueError, TypeError, RuntimeError, lzma.LZMAError, zlib.error) as error:
-            raise ValueError(
-                f"source {source.name}: {file.path} cannot be read past row {number}: {error}; download it again and "
+        except (OSError, EOFError, ValueError, TypeError, RuntimeError, zlib.error) as error:
+            raise UserError(
+                f"source {source}: {file.path} cannot be read past row {number}: {error}; download it again and "
                 f"compare `sha256sum` with its publisher's"
             ) from None
         if lines:
-            yield Chunk(source.name, file.name, first, lines)
+            yield Chunk(source, file.name, first, lines)
 
 
 def _rows(file: File) -> Iterator[tuple[int, bytes]]:
     """(row number from 1, JSON text) of a file."""
-    kind, compression = _format(file.name)
+    kind, compression = format_of(file.name)
     if kind == ".parquet":
         yield from _parquet_rows(file.path)
         return
@@ -154,13 +99,13 @@ def _rows(file: File) -> Iterator[tuple[int, bytes]]:
             yield from _lines(stream)
         elif stream.peek(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
             yield from _list_rows(stream)
-        else:  # many a .json on the Hub holds one row a line
+        else:  # many .json files on the Hub hold one row per line
             lines = _lines(stream)
             if first := next(lines, None):
                 try:
                     parse(first[1])
                 except BadRow:
-                    raise ValueError("it holds neither a list of rows nor one row a line") from None
+                    raise ValueError("it holds neither a list of rows nor one row per line") from None
                 yield first
                 yield from lines
 
@@ -171,8 +116,8 @@ def _open(path: Path, compression: str) -> Any:
 
         # zstandard's own reader takes a truncated file for a short one
         return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), BLOCK)
-    if compression:
-        return {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[compression](path, "rb")
+    if compression == ".gz":
+        return gzip.open(path, "rb")
     return path.open("rb", buffering=BLOCK)
 
 
@@ -185,8 +130,8 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
 def _list_rows(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """Rows of one JSON list, holding a block of it at a time.
 
-    The json module only finds where a row ends. ijson is faster (224 MB/s against 134 on rows of 470 bytes), but makes
-    ? of a lone surrogate, and gives up the rest of the file at NaN, at a bad byte or at an integer beyond 64 bits.
+    The json module only finds where a row ends. ijson is faster (224 MB/s against 134 on rows of 470 bytes), but turns
+    a lone surrogate into `?`, and gives up the rest of the file at NaN, a bad byte or an integer beyond 64 bits.
     """
     decoder, spaces = json.JSONDecoder(strict=False), re.compile(r"[ \t\r\n]*")
     characters = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
@@ -202,7 +147,7 @@ def _list_rows(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
             if text[begin] == "]" and mark == "[":
                 break
             end = decoder.raw_decode(text, begin)[1]
-            text[spaces.match(text, end).end()]  # a mark must be in sight: a number may go on in the next block
+            text[spaces.match(text, end).end()]  # a number may go on in the next block
         except (IndexError, ValueError) as error:
             held = len(text) - at
             if held > ROW_LIMIT or not (block := characters.read(max(BLOCK, held))):
@@ -232,7 +177,7 @@ def _plain(value: Any) -> Any:
 
 
 def parse(line: bytes) -> Any:
-    """The row in `line`. `BadRow` if it is not JSON; lone surrogates and NaN, which Python writes, are let pass.
+    """The row in `line`. `BadRow` if it is not JSON; lone surrogates and NaN, which Python writes, pass.
 
     Integers beyond 64 bits become floats.
     """
@@ -246,7 +191,7 @@ def parse(line: bytes) -> Any:
 
 
 def selected(row: Any, where: dict[str, Any]) -> bool:
-    """Whether every column (a dotted path reaches into objects) has the value, or one of the list of values."""
+    """Whether every column of `where` (a dotted path reaches into objects) has its value, or one of its list."""
     for column, wanted in where.items():
         value = row
         for key in column.split("."):

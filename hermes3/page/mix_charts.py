@@ -1,10 +1,9 @@
-"""The charts of a mix's card, as inline SVG in the report's style (hermes3/page/charts.py)."""
+"""The charts of a mix's card, from its facts (hermes3/mix/card.py), as SVG text."""
 
 from typing import TYPE_CHECKING, Any
 
-from hermes3.mix.categories import NAMES
-from hermes3.page import text
 from hermes3.page.charts import INK, MUTED, SERIES, svg
+from hermes3.page.text import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,60 +13,57 @@ COLUMNS = 4  # small multiples in a row
 
 
 def lengths_chart(card: dict[str, Any]) -> str:
-    """Conversation lengths, one panel a category on the same axes: SVG text."""
+    """Conversation lengths, one panel per category on the same axes."""
     import numpy as np
 
-    edges, found = np.array(card["lengths"]["edges"]), card["lengths"]["categories"]
-    columns = min(COLUMNS, len(found))
-    lines = -(-len(found) // columns)
-    shares = {name: np.array(one["bins"]) / sum(one["bins"]) for name, one in found.items()}
-    highest = max(share.max() for share in shares.values())
-    powers = np.arange(np.ceil(np.log2(edges[0])), np.floor(np.log2(edges[-1])) + 1)
+    edges = np.log2(card["lengths"]["edges"])
+    categories = card["lengths"]["categories"]
+    columns = min(COLUMNS, len(categories))
+    lines = -(-len(categories) // columns)
+    shares = [np.array(one["bins"]) / sum(one["bins"]) for one in categories]
+    highest = max(share.max() for share in shares)
+    powers = np.arange(np.ceil(edges[0]), np.floor(edges[-1]) + 1)
     ticks = powers[(powers % 2 == powers[-1] % 2) & (powers >= 5)]
 
     def draw(figure: "Figure") -> None:
         figure.get_layout_engine().set(hspace=0.08)
         panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat
-        ordered = [one["key"] for one in card["categories"] if one["key"] in found]
-        for axes, name in zip(panels, ordered, strict=False):
-            axes.bar(np.log2(edges[:-1]), shares[name], np.diff(np.log2(edges)) * 0.9, align="edge", color=SERIES[0])
-            axes.axvline(np.log2(found[name]["median"]), color=INK, linewidth=1.2)
-            axes.set_title(f"{NAMES.get(name, name)}\nmedian {found[name]['median']:,}")
+        for axes, one, share in zip(panels, categories, shares, strict=False):
+            axes.bar(edges[:-1], share, np.diff(edges) * 0.9, align="edge", color=SERIES[0])
+            axes.axvline(np.log2(one["median"]), color=INK, linewidth=1.2)
+            axes.set_title(f"{one['label']}\nmedian {one['median']:,}")
             axes.grid(axis="x", visible=False)
-            axes.set_xticks(ticks, [_short(2**power) for power in ticks])
+            axes.set_xticks(ticks, [f"{2**p / 1024:.0f}k" if p >= 10 else f"{2**p:.0f}" for p in ticks])
             axes.set_ylim(0, 1.05 * highest)
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}\u00a0%")
             axes.tick_params(labelbottom=True)
-        for axes in list(panels):
+        for axes in list(panels)[len(categories) :]:
             axes.set_axis_off()
 
     return svg(draw, f"lengths {card['name']}", height=0.2 + 1.75 * lines)
 
 
 def turns_chart(card: dict[str, Any]) -> str:
-    """Share of rows by number of turns: SVG text."""
+    """Share of rows by number of turns."""
     counts, total = card["turns"]["counts"], card["total"]["rows"]
 
     def draw(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        shares = [100 * n / total for n in counts.values()]
-        axes.bar(range(len(counts)), shares, 0.72, color=SERIES[0])
-        for place, (share, n) in enumerate(zip(shares, counts.values(), strict=True)):
+        axes.bar(range(len(counts)), [n / total for n in counts.values()], 0.72, color=SERIES[0])
+        for place, n in enumerate(counts.values()):
             if n:
-                label = portion(n / total)
-                axes.annotate(
-                    label, (place, share), xytext=(0, 3), textcoords="offset points", ha="center", color=MUTED
-                )
+                at = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "color": MUTED}
+                axes.annotate(portion(n / total), (place, n / total), **at)
         axes.set_xticks(range(len(counts)), list(counts))
         axes.set_xlabel("turns of the assistant", labelpad=2)
         _bare(axes, "y")
-        axes.set_ylim(0, 1.12 * max(shares))
+        axes.set_ylim(0, 1.12 * max(counts.values()) / total)
 
     return svg(draw, f"turns {card['name']}", height=1.9)
 
 
 def funnel_chart(card: dict[str, Any]) -> str:
-    """Rows read, what each stage took away, rows kept, as a waterfall: SVG text."""
+    """Rows read, what each stage took away, rows kept, as a waterfall."""
     steps = card["funnel"]
     read = steps[0]["rows"]
 
@@ -97,7 +93,7 @@ def funnel_chart(card: dict[str, Any]) -> str:
 
 def portion(value: float) -> str:
     """A fraction as percent; what would round to nothing is `< 0.1 %`."""
-    return "<\u00a00.1\u00a0%" if 0 < value < 0.0005 else text.percent(value)
+    return "<\u00a00.1\u00a0%" if 0 < value < 0.0005 else percent(value)
 
 
 def _bare(axes: "Axes", side: str) -> None:
@@ -106,8 +102,3 @@ def _bare(axes: "Axes", side: str) -> None:
     axes.grid(visible=False)
     if side == "x":
         axes.spines["bottom"].set_visible(False)
-
-
-def _short(value: float) -> str:
-    """16384 -> `16k`, as tokens of context are named."""
-    return f"{value / 1024:.0f}k" if value >= 1024 else f"{value:.0f}"
