@@ -181,7 +181,7 @@ def epochs_of_selection(run: Path) -> list[dict[str, float]]:
 
 def epochs_of_paper() -> list[dict[str, float]]:
     """Table 2, a point an epoch."""
-    from hermes3.evaluate.published import load
+    from hermes3.results.published import load
 
     table = load("table2")
     return [
@@ -192,14 +192,14 @@ def epochs_of_paper() -> list[dict[str, float]]:
 
 def scores_of_stage(folder: Path) -> dict[str, float]:
     """Every group of `eval/suites` that was measured in `folder`; fractions as percentages."""
-    from hermes3.evaluate.suite import load
-    from hermes3.report.groups import groups_of, score_of
-    from hermes3.report.results import read_stage
+    from hermes3.results.groups import groups_of, score_of
+    from hermes3.results.lm_eval import read_evaluation
+    from hermes3.results.suite import load
 
-    stage = read_stage("stage", folder)
+    stage = read_evaluation("stage", folder)
     groups = groups_of([stage], [load(path.stem) for path in sorted(SUITES.glob("*.yml"))])
-    found = {group.name: score_of(stage, group) for group in groups}
-    return {f"eval/{name}": _percent(score.value, score.value) for name, score in found.items() if score}
+    scores = {group.name: score_of(stage, group) for group in groups}
+    return {f"eval/{name}": _percent(score.value, score.value) for name, score in scores.items() if score}
 
 
 def _percent(value: float, most: float) -> float:

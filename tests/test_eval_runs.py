@@ -14,10 +14,9 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from hermes3.evaluate.run import run
-from hermes3.evaluate.suite import Suite
-from hermes3.evaluate.whole import STALE, results_files
-from hermes3.report.results import read_stage
+from hermes3.evaluate.run import STALE, results_files, run
+from hermes3.results.lm_eval import read_evaluation
+from hermes3.results.suite import Suite
 
 REAL = ROOT.parent / "shared/data/eval"
 TASK = """\
@@ -163,7 +162,7 @@ def test_a_killed_run_goes_on_with_the_answers_that_it_had(evaluated):
 
 def test_real_questions_run_in_their_shots_with_samples(evaluated, base):
     folder, _, _, _ = evaluated
-    stage = read_stage("base", folder / "out")
+    stage = read_evaluation("base", folder / "out")
     shots = {task: facts["n_shot"] for task, facts in stage.tasks.items()}
     bbh = {"real_navigate": 1, "real_boolean_expressions": 1}
     assert shots == bbh | {"real_sat-math": 0, "real_lsat-ar": 0, "real_gsm8k": 1}

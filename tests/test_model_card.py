@@ -6,8 +6,8 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
-from hermes3.card import QUESTION, push, write_card
 from hermes3.cli import main
+from hermes3.report.model_card import QUESTION, push, write_card
 
 SCORE = {"value": 0.75, "low": 0.6565, "high": 0.8251, "interval": "wilson", "n": 100}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from lm_eval_files import DATE, write_report, write_run, write_scores
 
-from hermes3.report.results import read_stage
+from hermes3.results.lm_eval import read_evaluation
 
 LATER = "2025-03-01T00-00-00.000001"
 TASKS = {"a": {"acc": 60}, "b": {"acc": 50}}
@@ -33,7 +33,7 @@ def samples(folder: Path, task: str = "a") -> Path:
 def refused(folder: Path, *words: str) -> None:
     """Both the reader and the whole report refuse, and the report writes nothing."""
     with pytest.raises(ValueError) as error:
-        read_stage("SFT", folder)
+        read_evaluation("SFT", folder)
     for word in words:
         assert word in str(error.value)
     out = folder.parent / "out"
@@ -54,7 +54,7 @@ def test_a_results_file_of_something_else(folder: Path) -> None:
 
 def test_samples_cut_within_a_line(folder: Path) -> None:
     cut(samples(folder))
-    refused(folder, f"{samples(folder).name}:71: no whole record", "cut short: evaluate again")
+    refused(folder, f"{samples(folder).name}:71: not a whole record", "cut short: evaluate again")
 
 
 def test_samples_cut_between_lines(folder: Path) -> None:
@@ -68,7 +68,7 @@ def test_numbers_that_json_has_not_are_no_damage(folder: Path) -> None:
     line, *rest = samples(folder).read_text().splitlines(keepends=True)
     odd = json.dumps(json.loads(line) | {"doc": {"x": float("nan"), "y": float("-inf"), "z": 10**30}}) + "\n"
     samples(folder).write_text("".join([odd, *rest]))
-    assert read_stage("SFT", folder).scores["a", "acc", "none"].value == 0.6
+    assert read_evaluation("SFT", folder).scores["a", "acc", "none"].value == 0.6
 
 
 def test_empty_samples(folder: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_document_twice(folder: Path) -> None:
     """lm-eval appends to a samples file of the same second."""
     lines = samples(folder).read_text().splitlines(keepends=True)
     samples(folder).write_text("".join([*lines[:-1], lines[0]]))
-    refused(folder, f"{samples(folder).name}:100: document 0 comes twice")
+    refused(folder, f"{samples(folder).name}:100: document 0 stands there twice")
 
 
 def test_samples_of_another_run(folder: Path) -> None:
@@ -124,12 +124,12 @@ def test_mt_bench_of_a_served_model_is_the_stages(folder: Path) -> None:
         "mt_bench": {"answered_by": {"endpoint": "http://x"}},
     }
     write_scores(folder / "mt_bench", {"mt_bench": {"score": 80}}, date=LATER, **facts)
-    stage = read_stage("SFT", folder)
+    stage = read_evaluation("SFT", folder)
     assert {key[0] for key in stage.scores} == {"a", "b", "mt_bench"}
     assert stage.harness["chat_template_sha"] is not None
     write_report(folder / "report", [], {}, {"SFT": folder}, [])
     said = "mt_bench of SFT was answered by hermes3-8b at http://x, which is taken for its model."
-    assert all(said in (folder / "report" / page).read_text() for page in ("index.html", "report.md"))
+    assert said in (folder / "report/index.html").read_text()
     facts["mt_bench"] = {"answered_by": {"endpoint": None}}
     write_scores(folder / "mt_bench", {"mt_bench": {"score": 80}}, date=LATER, **facts)
     refused(folder, "two models")
@@ -137,14 +137,14 @@ def test_mt_bench_of_a_served_model_is_the_stages(folder: Path) -> None:
 
 def test_two_numbers_of_shots_are_two_scores(folder: Path) -> None:
     write_scores(folder / "5_shot", {"a": {"acc": 80}}, date=LATER, shots=5)
-    stage = read_stage("SFT", folder)
+    stage = read_evaluation("SFT", folder)
     assert {key[0]: score.value for key, score in stage.scores.items()} == {"a": 0.8, "a (0-shot)": 0.6, "b": 0.5}
     assert (stage.tasks["a"]["n_shot"], stage.tasks["a (0-shot)"]["n_shot"]) == (5, 0)
 
 
 def test_newer_results_of_a_task_replace_it_and_no_other(folder: Path) -> None:
     write_scores(folder / "again", {"a": {"acc": 80}}, date=LATER)
-    stage = read_stage("SFT", folder)
+    stage = read_evaluation("SFT", folder)
     assert {key[0]: score.value for key, score in stage.scores.items()} == {"a": 0.8, "b": 0.5}
     assert stage.skipped == [f"outputs__model/results_{DATE}.json: newer results hold a"]
 
@@ -176,8 +176,7 @@ def test_stages_that_were_not_evaluated_alike(folder: Path, tmp_path: Path, fact
     assert report["scores"]["means"]["stages"] == {}
     said = f"Not comparable between SFT and SFT+DPO: a and b ({reason})."
     assert any(said in sentence for sentence in report["verdict"])
-    for name in ("index.html", "report.md"):
-        assert reason in (tmp_path / "out" / name).read_text()
+    assert reason in (tmp_path / "out/index.html").read_text()
 
 
 def test_prompts_that_no_setting_explains(folder: Path, tmp_path: Path) -> None:
@@ -198,11 +197,11 @@ def test_a_seed_that_was_evaluated_otherwise_is_left_out_of_the_mean(folder: Pat
     row = report["seeds"][0]["rows"][0]
     assert row["values"] == [0.6, 0.64]
     assert row["left_out"] == ["SFT, seed 3: chat templates 01234567 and ffffffff"]
-    assert "SFT, seed 3: chat templates" in (tmp_path / "out" / "report.md").read_text()
+    assert "SFT, seed 3: chat templates" in (tmp_path / "out/index.html").read_text()
 
 
 def _suite() -> list:
-    from hermes3.evaluate.suite import Suite
+    from hermes3.results.suite import Suite
 
     groups = {name.upper(): {"tasks": {name: "acc"}, "num_fewshot": 0} for name in TASKS}
     return [Suite(name="s", groups=groups, batch_size=1, max_length=1, device="cpu", dtype="float32", seed=1)]

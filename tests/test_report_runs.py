@@ -8,10 +8,9 @@ from random import Random
 import pytest
 from lm_eval_files import dpo_history, sft_history, write_report, write_run, write_scores
 
-from hermes3.report.cost import cost_of, gpu_hours
-from hermes3.report.groups import Group, compare, member, score_of
-from hermes3.report.provenance import recipe_of
-from hermes3.report.results import Score, Stage
+from hermes3.report.runs import gpu_hours, gpu_hours_beside_plan, recipe_of
+from hermes3.results.groups import Group, compare, score_of
+from hermes3.results.lm_eval import Evaluation, Score
 from hermes3.stats import mean_of
 
 PERF = {"perf/tokens_per_second_per_gpu": 500.0, "perf/mfu": 0.4, "perf/memory_gb": 60.0}
@@ -43,13 +42,13 @@ def test_gpu_hours_are_tokens_over_the_rate_of_one_gpu() -> None:
 
 def test_cost_beside_the_plan_and_the_paper(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", log(10, **{"tokens/trainable": 90_000, "tokens/train_per_sec_per_gpu": 250.0}))
-    sft = cost_of("SFT", run, Path("recipes/8b_sft.yml"))
+    sft = gpu_hours_beside_plan("SFT", run, Path("recipes/8b_sft.yml"))
     assert (sft["measured"], sft["paper"]) == (pytest.approx(1), 147)
     assert sft["planned"] == pytest.approx(147, rel=0.01)
     assert sft["gpu"].startswith("48 x h100-80gb")
-    dpo = cost_of("DPO", run, Path("recipes/8b_dpo.yml"))
+    dpo = gpu_hours_beside_plan("DPO", run, Path("recipes/8b_dpo.yml"))
     assert (dpo["paper"], "gives no GPU-hours" in dpo["notes"][0]) == (None, True)
-    assert cost_of("x", run, None)["notes"] == ["no recipe names this folder as its output_dir"]
+    assert gpu_hours_beside_plan("x", run, None)["notes"] == ["no recipe names this folder as its output_dir"]
 
 
 def test_the_recipe_of_a_run_is_the_one_that_writes_there(tmp_path: Path) -> None:
@@ -76,7 +75,7 @@ def test_throughput_is_drawn_where_it_was_logged(tmp_path: Path) -> None:
     page = (tmp_path / "out" / "index.html").read_text()
     for title in ("SFT · tokens/s per GPU", "SFT · MFU", "SFT · memory, GB"):
         assert title in page
-    assert "40.5\u00a0%" in page and "40.5\u00a0%" in (tmp_path / "out" / "report.md").read_text()
+    assert "40.5\u00a0%" in page
 
 
 def test_a_long_run_makes_a_small_page(tmp_path: Path) -> None:
@@ -111,9 +110,10 @@ def test_the_chosen_epoch(tmp_path: Path) -> None:
     assert (table["epochs"], table["chosen"]) == ([1, 2, 3, 4], 3)
     assert [row["scale"] for row in table["rows"]] == [100, 100, 100, 1]
     assert "Epoch 3 of 4 of SFT was kept: its normalised mean over 4 groups is 83.59 of 100." in report["verdict"]
-    markdown = (tmp_path / "out" / "report.md").read_text()
-    assert re.search(r"\*\*Normalised mean\*\* \| 27.50 \| 63.65 \| 83.59 \| 37.10", markdown)
-    assert "| MT-Bench | 8.37 |" in markdown
+    cells = [
+        re.findall(r'<td class="n">(.*?)</td>', row) for row in (tmp_path / "out/index.html").read_text().split("<tr>")
+    ]
+    assert ["27.50", "63.65", "83.59", "37.10"] in cells and ["8.37", "8.59", "8.99", "8.67"] in cells
 
 
 def other(values: list[float], task: str = "mc2") -> tuple[dict, dict, dict]:
@@ -125,10 +125,10 @@ def other(values: list[float], task: str = "mc2") -> tuple[dict, dict, dict]:
     return {(task, "acc", "none"): score}, {task: docs}, {task: facts}
 
 
-def stage(name: str, *tasks: tuple[dict, dict, dict]) -> Stage:
+def stage(name: str, *tasks: tuple[dict, dict, dict]) -> Evaluation:
     merged = [{key: value for task in tasks for key, value in task[place].items()} for place in range(3)]
     harness = dict.fromkeys(("lm_eval_version", "chat_template_sha", "system_instruction_sha"))
-    return Stage(name, Path("out"), [], *merged, harness, {})
+    return Evaluation(name, Path("out"), [], *merged, harness, {})
 
 
 def test_scores_between_0_and_1_are_compared_by_the_paired_bootstrap() -> None:
@@ -166,13 +166,13 @@ def test_two_metrics_of_a_task_are_one_score() -> None:
     scores, docs, facts = other([1.0, 0.0] * 50, "ifeval")
     both = dict(enumerate([1.0, 0.5] * 50))
     scores["ifeval", "inst", "none"] = Score(0.75, 100, *mean_of(list(both.values())), "t", True, both)
-    score = member(stage("SFT", (scores, docs, facts)), ("ifeval", "acc+inst", "none"))
+    score = stage("SFT", (scores, docs, facts)).score(("ifeval", "acc+inst", "none"))
     assert (score.value, score.n) == (pytest.approx(0.625), 100)
     assert (score.low, score.high) == pytest.approx(mean_of([1.0, 0.25] * 50))
 
 
 def test_alignment_has_a_section_of_its_own(tmp_path: Path) -> None:
-    from hermes3.evaluate.suite import load
+    from hermes3.results.suite import load
 
     tasks = {name: {"answered": right, "refused": 100 - right} for name, right in (("alignment_over_refusal", 60),)}
     better = {"alignment_over_refusal": {"answered": 90, "refused": 10}}
@@ -185,12 +185,11 @@ def test_alignment_has_a_section_of_its_own(tmp_path: Path) -> None:
     assert report["scores"]["means"]["tasks"] == ["a"]
     assert "Neutral alignment: against SFT, DPO raised Answers harmless requests (+30.0)." in report["verdict"]
     assert "Against SFT, DPO left a without a clear difference." in report["verdict"]
-    assert "## Neutral alignment" in (tmp_path / "out" / "report.md").read_text()
     assert "<h2>Neutral alignment</h2>" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_alignment_of_one_stage_is_said_in_one_sentence(tmp_path: Path) -> None:
-    from hermes3.evaluate.suite import load
+    from hermes3.results.suite import load
 
     measured = {"alignment_over_refusal": {"answered": 60, "refused": 40}, "a": {"acc": 50}}
     folders = {

@@ -8,7 +8,8 @@ import pytest
 
 from bench.lm_eval_results import Task, write
 from hermes3.cli import app
-from hermes3.evaluate.select import choose, link, named, select, table
+from hermes3.evaluate.cli import by_epoch
+from hermes3.evaluate.select import choose, link, select, table
 from hermes3.evaluate.setting import setting_of
 from hermes3.train.complete import COMPLETE
 
@@ -149,11 +150,14 @@ def spoil(run, what):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("cut", "samples_tiny_tool_call_.*: no whole record"),
-        ("missing task", "Tools needs tiny_tool_call, which was not measured; .* --without Tools"),
-        ("shots", "tiny_tool_call has 5 shots, Tools wants 0"),
-        ("another judge", "3: Choice: tiny_choice has version rated by another judge, in .*1 it is 1"),
-        ("fewer questions", "3: Choice: tiny_choice has 40 samples, not the 400 of .*1; evaluate all epochs alike"),
+        ("cut", "samples_tiny_tool_call_.*: not a whole record"),
+        ("missing task", "3: Tools needs tiny_tool_call, which was not measured; .* --without Tools"),
+        ("shots", "Tools needs tiny_tool_call, which was measured with 5 shots, not 0"),
+        (
+            "another judge",
+            "3: Choice, against .*1: task versions 1.0 and rated by another judge",
+        ),
+        ("fewer questions", "3: Choice, against .*1: 400 samples on epoch 1, 40 on epoch 3; evaluate all epochs alike"),
         ("another limit", "3: limit is 10, in .*1 it is None; evaluate all epochs alike"),
         ("another template", "chat_template_sha is 0"),
         ("another epoch", "results of .*checkpoint-20, but epoch 3 is .*checkpoint-30"),
@@ -203,8 +207,8 @@ def test_a_link_is_relative_and_moves_with_its_folder(tmp_path):
 )
 def test_results_are_named_by_their_epoch(pairs, message):
     with pytest.raises(ValueError, match=message):
-        named(pairs)
-    assert list(named(["3=c", "1=a"])) == [1, 3]
+        by_epoch(pairs)
+    assert list(by_epoch(["3=c", "1=a"])) == [1, 3]
 
 
 def test_the_verb_prints_the_table_and_json(run):
@@ -214,4 +218,3 @@ def test_the_verb_prints_the_table_and_json(run):
     words = ["select", str(run / "run"), "--suite", str(run / "two.yml"), *pairs]
     assert "chosen: epoch 2" in CliRunner().invoke(app, words).stdout
     assert json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)["epoch"] == 2
-    assert "83.89 is printed" in CliRunner().invoke(app, ["select", "--published", "table2"]).stdout

@@ -7,12 +7,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from hermes3.evaluate.suite import file_of
-from hermes3.evaluate.suite import load as load_suite
 from hermes3.mix import spec as specs
 from hermes3.plan.schedule import mix_of
 from hermes3.recipe.hardware import Hardware, hardware_of
 from hermes3.recipe.validate import read
+from hermes3.results.suite import file_of
+from hermes3.results.suite import load as load_suite
 from hermes3.slurm.submit import TRAIN
 
 PIPELINES = Path("launch/pipelines")
