@@ -8,9 +8,12 @@ from random import Random
 import pytest
 from lm_eval_files import dpo_history, sft_history, write_report, write_run, write_scores
 
+from hermes3.evaluate.select import choose
+from hermes3.report import words
 from hermes3.report.runs import gpu_hours, gpu_hours_beside_plan, recipe_of
 from hermes3.results.groups import Group, compare, score_of
 from hermes3.results.lm_eval import Evaluation, Score
+from hermes3.results.suite import load
 from hermes3.stats import mean_of
 
 PERF = {"perf/tokens_per_second_per_gpu": 500.0, "perf/mfu": 0.4, "perf/memory_gb": 60.0}
@@ -92,8 +95,6 @@ def test_a_long_run_makes_a_small_page(tmp_path: Path) -> None:
 
 def test_the_chosen_epoch(tmp_path: Path) -> None:
     """What `hermes3 select` writes: here the paper's Table 2."""
-    from hermes3.evaluate.select import choose
-
     groups = {
         "GPT4All": [0.7685, 0.7670, 0.7659, 0.7363],
         "AGIEval": [0.5421, 0.5610, 0.5599, 0.5400],
@@ -172,8 +173,6 @@ def test_two_metrics_of_a_task_are_one_score() -> None:
 
 
 def test_alignment_has_a_section_of_its_own(tmp_path: Path) -> None:
-    from hermes3.results.suite import load
-
     tasks = {name: {"answered": right, "refused": 100 - right} for name, right in (("alignment_over_refusal", 60),)}
     better = {"alignment_over_refusal": {"answered": 90, "refused": 10}}
     folders = {
@@ -188,14 +187,7 @@ def test_alignment_has_a_section_of_its_own(tmp_path: Path) -> None:
     assert "<h2>Neutral alignment</h2>" in (tmp_path / "out" / "index.html").read_text()
 
 
-def test_alignment_of_one_stage_is_said_in_one_sentence(tmp_path: Path) -> None:
-    from hermes3.results.suite import load
-
-    measured = {"alignment_over_refusal": {"answered": 60, "refused": 40}, "a": {"acc": 50}}
-    folders = {
-        "base": write_scores(tmp_path / "base", {"a": {"acc": 50}}),
-        "SFT": write_scores(tmp_path / "SFT", measured),
-    }
-    report = write_report(tmp_path / "out", [], {}, folders, [], suites=[load("alignment")])
-    about = [sentence for sentence in report["verdict"] if "lignment" in sentence]
-    assert about == ["Neutral alignment was measured on SFT alone, by 100 samples a task at the most."]
+def test_alignment_of_one_stage_is_said_in_one_sentence() -> None:
+    row = {"task_label": "a", "scores": {"base": None, "SFT": {"n": 100}}, "comparisons": [{"mark": "not comparable"}]}
+    said = words.alignment([row], ["base", "SFT"])
+    assert said == ["Neutral alignment was measured on SFT alone, by 100 samples a task at the most."]

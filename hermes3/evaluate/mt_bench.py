@@ -14,7 +14,7 @@ import json
 import re
 import statistics
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -227,8 +227,7 @@ def run(bench: Bench, dry_run: bool = False) -> None:
             f"{bench.judge_model} gave no rating for question {', '.join(map(str, unrated))}; its replies are in "
             f"{folder}. Run again to ask for these alone, or leave them out with --max-unrated {len(unrated)}"
         )
-    if len(questions) - len(unrated) < 2:
-        rated = len(questions) - len(unrated)
+    if (rated := len(questions) - len(unrated)) < 2:
         raise UserError(f"{bench.out}: {rated} of {len(questions)} questions have both ratings; no mean of that")
     path, results = _write(bench, setting, questions, len(of_file), records, ratings)
     print(f"{_summary(results)}\n{path}")
@@ -318,17 +317,13 @@ def _collect(folder: Path, keys: dict[int, str], make: Callable[[int], Record], 
     todo = [n for n in keys if n not in records]
     print(f"{folder}: {len(records)} of {len(keys)} are there, {len(todo)} to ask for", flush=True)
 
-    def work(n: int) -> None:
-        records[n] = {"key": keys[n], **make(n)}
-        write_text(folder / f"{n}.json", json.dumps(records[n], ensure_ascii=False, indent=1) + "\n")
+    def work(n: int) -> Record:
+        record = {"key": keys[n], **make(n)}
+        write_text(folder / f"{n}.json", json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+        return record
 
     with ThreadPoolExecutor(parallel) as pool:
-        try:
-            for future in as_completed([pool.submit(work, n) for n in todo]):
-                future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        records |= zip(todo, pool.map(work, todo), strict=True)  # a failure cancels what has not begun
     return {n: records[n] for n in keys}
 
 
