@@ -1,11 +1,11 @@
-"""The report against the paper: what is comparable, what the marks are, and every sentence of the words."""
+"""The report against the paper: what is comparable, what the marks are, and every sentence of the verdict."""
 
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from lm_eval_files import write_scores
+from lm_eval_files import evaluation, first, write_scores
 
 from bench.lm_eval_results import paper_suite, write
 from hermes3.report import words
@@ -13,27 +13,16 @@ from hermes3.report.against_paper import compare_with_paper, compare_with_table,
 from hermes3.report.build import write_report
 from hermes3.report.stages import score_table
 from hermes3.results.groups import Group, groups_of, score_of
-from hermes3.results.lm_eval import Evaluation, Score, read_evaluation
+from hermes3.results.lm_eval import Evaluation, read_evaluation
 from hermes3.results.published import Table
 from hermes3.results.suite import GroupSpec
 from hermes3.stats import wilson
 
 COLUMNS = {"ours": "the paper's model", "llama": "Llama"}
-N = 1000
 
 
-def stage_of(
-    right: dict[str, float], name: str = "SFT", shots: int = 0, n: int = N, asked: int | None = None
-) -> Evaluation:
-    """A stage with so many right answers of `n` a task, the first documents right."""
-    scores, docs, tasks = {}, {}, {}
-    for task, k in right.items():
-        outcomes = {doc: int(doc < k) for doc in range(n)}
-        scores[task, "acc", "none"] = Score(k / n, n, *wilson(k, n), "wilson", True, outcomes, binary=True)
-        docs[task] = {doc: (f"{task}{doc}", "") for doc in range(n)}
-        tasks[task] = {"version": 1, "n_shot": shots, "samples": n, "questions": asked or n}
-    harness = dict.fromkeys(("lm_eval_version", "chat_template_sha", "system_instruction_sha"), "x")
-    return Evaluation(name, Path("out"), [], scores, docs, tasks, harness, {})
+def stage_of(right: dict[str, int], name: str = "SFT", n: int = 1000, **more: int) -> Evaluation:
+    return evaluation({task: first(k, n) for task, k in right.items()}, name, **more)
 
 
 def groups(*names: str) -> list[Group]:
@@ -104,9 +93,7 @@ def test_a_group_lacking_tasks_is_not_averaged() -> None:
 
 
 def test_groups_weigh_tasks_or_questions() -> None:
-    big, small = stage_of({"a": 900}), stage_of({"b": 20}, n=100)
-    merged = [big.__dict__[key] | small.__dict__[key] for key in ("scores", "docs", "tasks")]
-    stage = Evaluation("x", Path("out"), [], *merged, big.harness, {})
+    stage = evaluation({"a": first(900), "b": first(20, 100)})
     keys = (("a", "acc", "none"), ("b", "acc", "none"))
     by_task, by_question = score_of(stage, Group("g", keys, by_question=False)), score_of(stage, Group("g", keys))
     assert by_task.value == pytest.approx((0.9 + 0.2) / 2)
@@ -208,18 +195,15 @@ def test_llama_is_the_second_column() -> None:
 
 
 def test_mt_bench_is_on_its_own_scale() -> None:
-    values = {doc: 7.0 + (doc % 5) / 2 for doc in range(80)}
-    score = Score(8.0, 80, 7.84, 8.16, "t", True, values)
-    tasks = {"mt_bench": {"version": 1, "n_shot": 0, "samples": 80, "questions": 80}}
-    stage = Evaluation("SFT", Path("out"), [], {("mt_bench", "score", "none"): score}, {"mt_bench": {}}, tasks, {}, {})
-    group = Group("MT-Bench", (("mt_bench", "score", "none"),))
+    stage = evaluation({"mt_bench": [7.5 + (doc % 5) / 4 for doc in range(80)]})
+    group = Group("MT-Bench", (("mt_bench", "acc", "none"),))
     published = table_of({"MT-Bench": {"values": [8.27], "scale": 1}}, {"ours": "it"})
     table = compare_with_table(stage, [group], published, ["ours"])
     pair = table["rows"][0]["against"]["ours"]
     assert (pair["mark"], pair["difference"]) == ("worse", pytest.approx(-0.27))
     assert table["mean"] is None  # not a share
     assert "MT-Bench (−0.27)" in words.reproduced(table)
-    tasks["mt_bench"]["judge"] = "some-model"
+    stage.tasks["mt_bench"]["judge"] = "some-model"
     table = compare_with_table(stage, [group], published, ["ours"])
     assert "judged by some-model in a wording of our own" in table["rows"][0]["against"]["ours"]["reason"]
 
@@ -232,24 +216,22 @@ def test_a_model_rated_1_everywhere_has_a_point_and_no_hundred_percent(tmp_path:
     assert table["means"]["stages"]["SFT"]["value"] == 0.5
 
 
-def test_ifeval_with_nothing_right_keeps_an_interval() -> None:
-    keys = [("ifeval", metric, "none") for metric in ("prompt", "inst")]
-    for right in (0, 541):
-        one = stage_of({"ifeval": right}, n=541).scores["ifeval", "acc", "none"]
-        stage = stage_of({"ifeval": right}, n=541)
-        stage.scores.update(dict.fromkeys(keys, one))
-        group = Group("IFEval", (("ifeval", "prompt+inst", "none"),))
-        score = score_of(stage, group)
-        assert (score.low, score.high) == pytest.approx(wilson(right, 541))
-        published = table_of({"IFEval": {"values": [abs(100 * right / 541 - 0.2)]}}, {"ours": "it"})
-        table = compare_with_table(stage, [group], published, ["ours"])
-        assert table["rows"][0]["against"]["ours"]["mark"] == "same"
+@pytest.mark.parametrize("right", [0, 541])
+def test_ifeval_with_nothing_right_keeps_an_interval(right: int) -> None:
+    stage = stage_of({"ifeval": right}, n=541)
+    stage.scores["ifeval", "inst", "none"] = stage.scores["ifeval", "acc", "none"]
+    group = Group("IFEval", (("ifeval", "acc+inst", "none"),))
+    score = score_of(stage, group)
+    assert (score.low, score.high) == pytest.approx(wilson(right, 541))
+    published = table_of({"IFEval": {"values": [abs(100 * right / 541 - 0.2)]}}, {"ours": "it"})
+    table = compare_with_table(stage, [group], published, ["ours"])
+    assert table["rows"][0]["against"]["ours"]["mark"] == "same"
 
 
 def test_a_row_of_a_part_of_the_questions_is_marked_in_the_mean() -> None:
-    whole, part = stage_of({"a": 500}), stage_of({"b": 5}, n=10, asked=1000)
-    merged = [whole.__dict__[key] | part.__dict__[key] for key in ("scores", "docs", "tasks")]
-    table = score_table([Evaluation("x", Path("out"), [], *merged, whole.harness, {})], [])
+    stage = evaluation({"a": first(500), "b": first(5, 10)})
+    stage.tasks["b"]["questions"] = 1000
+    table = score_table([stage], [])
     assert ["only a part" in row["metric_label"] for row in table["rows"]] == [False, True]
     assert "Asked of only a part of the questions: b." in words.means(table["means"])
 

@@ -6,13 +6,12 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from lm_eval_files import dpo_history, sft_history, write_report, write_run, write_scores
+from lm_eval_files import dpo_history, evaluation, sft_history, write_report, write_run, write_scores
 
 from hermes3.evaluate.select import choose
 from hermes3.report import words
 from hermes3.report.runs import gpu_hours, gpu_hours_beside_plan, recipe_of
 from hermes3.results.groups import Group, compare, score_of
-from hermes3.results.lm_eval import Evaluation, Score
 from hermes3.results.suite import load
 from hermes3.stats import mean_of
 
@@ -117,57 +116,43 @@ def test_the_chosen_epoch(tmp_path: Path) -> None:
     assert ["27.50", "63.65", "83.59", "37.10"] in cells and ["8.37", "8.59", "8.99", "8.67"] in cells
 
 
-def other(values: list[float], task: str = "mc2") -> tuple[dict, dict, dict]:
-    """Scores, documents and facts of a task whose samples are no 0 or 1."""
-    outcomes = dict(enumerate(values))
-    score = Score(sum(values) / len(values), len(values), *mean_of(values), "t", True, outcomes)
-    docs = {doc: (f"{task}{doc}", "") for doc in outcomes}
-    facts = {"version": 1, "n_shot": 0, "samples": len(values), "questions": len(values)}
-    return {(task, "acc", "none"): score}, {task: docs}, {task: facts}
-
-
-def stage(name: str, *tasks: tuple[dict, dict, dict]) -> Evaluation:
-    merged = [{key: value for task in tasks for key, value in task[place].items()} for place in range(3)]
-    harness = dict.fromkeys(("lm_eval_version", "chat_template_sha", "system_instruction_sha"))
-    return Evaluation(name, Path("out"), [], *merged, harness, {})
-
-
 def test_scores_between_0_and_1_are_compared_by_the_paired_bootstrap() -> None:
     before = [0.2 + 0.001 * doc for doc in range(400)]
     raised = [value + 0.02 * (doc % 3) for doc, value in enumerate(before)]
     group = Group("MC2", (("mc2", "acc", "none"),))
-    pair = compare(stage("SFT", other(before)), stage("DPO", other(raised)), group)
+
+    def change(old: list[float], new: list[float]) -> dict:
+        return compare(evaluation({"mc2": old}, "SFT"), evaluation({"mc2": new}, "DPO"), group)
+
+    pair = change(before, raised)
     assert (pair["test"], pair["change"]) == ("bootstrap", pytest.approx(0.02, abs=1e-3))
     assert 0.015 < pair["low"] < pair["change"] < pair["high"] < 0.025
     assert pair["p"] < 0.001
-    assert compare(stage("SFT", other(before)), stage("DPO", other(before)), group)["p"] == 1
-    few = compare(stage("SFT", other(before[:9])), stage("DPO", other(raised[:9])), group)
+    assert change(before, before)["p"] == 1
+    few = change(before[:9], raised[:9])
     assert (few["mark"], few["reason"]) == ("not tested", "only 9 samples; no test below 10")
     assert "p" not in few
 
 
-def test_groups_of_other_scores_weigh_questions_too() -> None:
+@pytest.mark.parametrize(("by_question", "change", "value"), [(True, 0.01125, 0.4572), (False, 0.0225, 0.4115)])
+def test_groups_of_other_scores_weigh_questions_too(by_question: bool, change: float, value: float) -> None:
     """Questions 300 and 100: a rise of 0.04 of the smaller task alone is 0.01 of the pool, 0.02 of the tasks' mean."""
     big, small = [0.5 + 0.001 * (doc % 7) for doc in range(300)], [0.3 + 0.01 * (doc % 5) for doc in range(100)]
-    before = stage("SFT", other(big, "big"), other(small, "small"))
-    after = stage(
-        "DPO", other(big, "big"), other([value + 0.04 + 0.01 * (doc % 2) for doc, value in enumerate(small)], "small")
-    )
-    keys = (("big", "acc", "none"), ("small", "acc", "none"))
-    for by_question, change, value in ((True, 0.01125, 0.4572), (False, 0.0225, 0.4115)):
-        group = Group("g", keys, by_question)
-        pair = compare(before, after, group)
-        assert (pair["test"], pair["change"]) == ("stratified", pytest.approx(change))
-        assert pair["low"] < change < pair["high"]
-        assert score_of(before, group).value == pytest.approx(value, abs=1e-4)
+    raised = [one + 0.04 + 0.01 * (doc % 2) for doc, one in enumerate(small)]
+    before, after = evaluation({"big": big, "small": small}, "SFT"), evaluation({"big": big, "small": raised}, "DPO")
+    group = Group("g", (("big", "acc", "none"), ("small", "acc", "none")), by_question)
+    pair = compare(before, after, group)
+    assert (pair["test"], pair["change"]) == ("stratified", pytest.approx(change))
+    assert pair["low"] < change < pair["high"]
+    assert score_of(before, group).value == pytest.approx(value, abs=1e-4)
 
 
 def test_two_metrics_of_a_task_are_one_score() -> None:
     """IFEval: the mean of prompts and instructions, a document at a time; they are not two independent scores."""
-    scores, docs, facts = other([1.0, 0.0] * 50, "ifeval")
-    both = dict(enumerate([1.0, 0.5] * 50))
-    scores["ifeval", "inst", "none"] = Score(0.75, 100, *mean_of(list(both.values())), "t", True, both)
-    score = stage("SFT", (scores, docs, facts)).score(("ifeval", "acc+inst", "none"))
+    stage = evaluation({"ifeval": [1.0, 0.0] * 50})
+    instructions = evaluation({"ifeval": [1.0, 0.5] * 50})
+    stage.scores["ifeval", "inst", "none"] = instructions.scores["ifeval", "acc", "none"]
+    score = stage.score(("ifeval", "acc+inst", "none"))
     assert (score.value, score.n) == (pytest.approx(0.625), 100)
     assert (score.low, score.high) == pytest.approx(mean_of([1.0, 0.25] * 50))
 
