@@ -175,4 +175,4 @@ def test_alignment_has_a_section_of_its_own(tmp_path: Path) -> None:
 def test_alignment_of_one_stage_is_said_in_one_sentence() -> None:
     row = {"task_label": "a", "scores": {"base": None, "SFT": {"n": 100}}, "comparisons": [{"mark": "not comparable"}]}
     said = words.alignment([row], ["base", "SFT"])
-    assert said == ["Neutral alignment was measured on SFT alone, by 100 samples a task at the most."]
+    assert said == ["Neutral alignment was measured on SFT alone, with at most 100 samples per task."]

@@ -110,7 +110,7 @@ def test_the_link_follows_a_later_choice(run):
     assert notes == [f"Epoch 2 of {run}/run was not among them."]
     for epoch in LEVELS:
         record(run / str(epoch), run / f"run/checkpoint-{epoch}0", limit=400)
-    assert "Only 400 questions a task" in select(run / "run", run / "two.yml", results(run))["notes"][0]
+    assert "Only 400 questions per task" in select(run / "run", run / "two.yml", results(run))["notes"][0]
 
 
 def edit(folder, change):

@@ -78,7 +78,7 @@ def select(run: Path, suite_name: str, results: dict[int, Path], without: Iterab
     if left_out:
         chosen["notes"].append(f"Chosen without {', '.join(sorted(left_out))}.")
     if (limit := settings[first]["limit"]) is not None:
-        chosen["notes"].append(f"Only {limit} questions a task: a first look, no ground to choose on.")
+        chosen["notes"].append(f"Only {limit} questions per task: a first look, no ground to choose on.")
     if left := sorted(set(epochs_of(run)) - set(results)):
         chosen["notes"].append(f"Epoch {', '.join(map(str, left))} of {run} was not among them.")
     record = {"run": str(run), "suite": suite.name, "scores": scores, **chosen}

@@ -132,7 +132,7 @@ def alignment(rows: list[Row], stages: list[str]) -> list[str]:
     if steps or not measured:
         return [f"Neutral alignment: {sentence[0].lower()}{sentence[1:]}" for sentence in steps if sentence]
     samples = max(score["n"] for row in rows for score in row["scores"].values() if score)
-    return [f"Neutral alignment was measured on {join(measured)} alone, by {samples} samples a task at the most."]
+    return [f"Neutral alignment was measured on {join(measured)} alone, with at most {samples} samples per task."]
 
 
 def preference(row: Row) -> str:
