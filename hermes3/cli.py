@@ -9,7 +9,6 @@ import typer
 
 from hermes3.evaluate import cli as evaluate_cli
 from hermes3.mix import cli as mix_cli
-from hermes3.mt_bench import cli as mt_bench_cli
 from hermes3.plan import cli as plan_cli
 from hermes3.recipe import cli as recipe_cli
 from hermes3.report import cli as report_cli
@@ -26,7 +25,7 @@ app.command("check")(recipe_cli.check)
 app.command("plan")(plan_cli.plan)
 app.command("launch")(slurm_cli.launch)
 app.command("eval")(evaluate_cli.evaluate)
-app.command("mt-bench")(mt_bench_cli.mt_bench)
+app.command("mt-bench")(evaluate_cli.mt_bench)
 app.command("select")(evaluate_cli.select)
 app.command("report")(report_cli.report)
 app.add_typer(tokenizer_app, name="tokenizer")
@@ -130,12 +129,12 @@ def card(
     push: Annotated[bool, typer.Option("--push", help="upload the folder, to a private repository")] = False,
 ) -> None:
     """Write MODEL's Hugging Face card: what it is made of, its scores with intervals, its prompts."""
-    from hermes3 import card
+    from hermes3.report import model_card
 
-    card.write_card(model, report, stage, recipe, name)
+    model_card.write_card(model, report, stage, recipe, name)
     print(model / "README.md")
     if push:
-        print(card.push(model, name))
+        print(model_card.push(model, name))
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb_file import attempts
 
 from bench.lm_eval_results import Task, write
-from hermes3.evaluate.published import load
+from hermes3.results.published import load
 from launch.wandb_dashboard import SECTIONS, main
 
 

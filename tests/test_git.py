@@ -8,7 +8,7 @@ from axolotl.utils.dict import DictDefault
 from conftest import ROOT
 
 from hermes3.git import commit
-from hermes3.report.provenance import repository
+from hermes3.report.build import repository
 from hermes3.train.run_name import facts_of
 
 

@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from hermes3.evaluate.run import run
-from hermes3.evaluate.suite import load
 from hermes3.model_folder import INDEX, check_model, header_names
+from hermes3.results.suite import load
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from transformers import (
 
 from hermes3 import portable
 from hermes3.evaluate.run import run
-from hermes3.evaluate.suite import load
+from hermes3.results.suite import load
 
 LLAMA31 = {
     "rope_type": "llama3",

@@ -5,14 +5,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from hermes3.files import UserError, read_model
 
 SUITES = Path("eval/suites")
 
 
-class Group(BaseModel):
-    """One score of a table: the mean over its tasks.
+class GroupSpec(BaseModel):
+    """One score of a table: the mean over its tasks, as a suite declares it.
 
     `tasks`: lm-eval's name of a task or group -> metric, as `acc_norm`, or `exact_match,strict-match` where a task has
     several filters; of several metrics the mean counts. `aggregation`: `mean` counts every task alike, `weighted` every
@@ -33,7 +34,7 @@ class Group(BaseModel):
 
 
 class Suite(BaseModel):
-    """A suite. `max_length`: tokens of prompt and answer; `limit`: questions a task, for a first look.
+    """A suite. `max_length`: tokens of prompt and answer; `limit`: questions per task, for a first look.
 
     `include_path`: a folder of tasks beside lm-eval's own; `needs`: modules that its tasks import and lm-eval does not
     bring.
@@ -42,7 +43,7 @@ class Suite(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str
-    groups: dict[str, Group] = Field(min_length=1)
+    groups: dict[str, GroupSpec] = Field(min_length=1)
     batch_size: int | Literal["auto"]
     max_length: int
     device: str
@@ -51,6 +52,15 @@ class Suite(BaseModel):
     limit: int | None = Field(default=None, ge=1)
     include_path: Path = Path("eval/tasks")
     needs: list[str] = []
+
+    @model_validator(mode="after")
+    def one_number_of_shots_per_task(self) -> "Suite":
+        shots: dict[str, int] = {}
+        for name, group in self.groups.items():
+            for task in group.tasks:
+                if shots.setdefault(task, group.num_fewshot) != group.num_fewshot:
+                    raise UserError(f"groups.{name}: {task} has {shots[task]} shots too; make it two suites")
+        return self
 
     def by_shots(self) -> dict[int, list[str]]:
         """num_fewshot -> the tasks that lm_eval runs with it, in the suite's order."""
@@ -68,27 +78,12 @@ def file_of(named: str | Path) -> Path:
 
 
 def load(named: str | Path) -> Suite:
-    """Read a suite by its name in eval/suites or by its file; `ValueError` names the file and the key."""
-    path = file_of(named)
-    if not path.is_file():
-        raise ValueError(f"no suite {path}; there are {', '.join(sorted(file.stem for file in SUITES.glob('*.yml')))}")
-    try:
-        suite = Suite.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    shots: dict[str, int] = {}
-    for name, group in suite.groups.items():
-        for task in group.tasks:
-            if shots.setdefault(task, group.num_fewshot) != group.num_fewshot:
-                raise ValueError(f"{path}: groups.{name}: {task} has {shots[task]} shots too; make it two suites")
-    return suite
+    """Read a suite by its name in eval/suites or by its file. `UserError` names the file and the key."""
+    return read_model(file_of(named), Suite, SUITES)
 
 
 def require(name: str, modules: Iterable[str]) -> None:
-    """`ValueError` for the first of `modules`, which suite `name` needs, that is not installed here."""
+    """`UserError` for the first of `modules`, which suite `name` needs, that is not installed here."""
     for module in modules:
         if not importlib.util.find_spec(module):
-            raise ValueError(f"{name}: no {module} here; install requirements-eval.txt, an environment of its own")
+            raise UserError(f"{name}: no {module} here; install requirements-eval.txt, an environment of its own")
