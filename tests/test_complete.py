@@ -8,9 +8,9 @@ import torch
 from axolotl.utils.dict import DictDefault
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from hermes3.train import complete
-from hermes3.train.complete import COMPLETE, RESTART_POINT, mark_complete, newest_complete
-from hermes3.train.epochs import epochs_of, whole_model
+from hermes3.train import saving
+from hermes3.train.checkpoints import COMPLETE, RESTART_POINT, epochs_of, newest_complete, whole_model
+from hermes3.train.saving import mark_complete
 
 
 def write(run: Path, step: int, epoch: float | None, *files: str) -> Path:
@@ -50,7 +50,7 @@ def test_the_newest_complete_checkpoint_is_by_number(tmp_path):
 
 def test_a_run_resumes_from_it_unless_told_otherwise(tmp_path, caplog):
     def resumed(update=True, **keys):
-        return complete._last_checkpoint(DictDefault({"output_dir": str(tmp_path), **keys}), update)
+        return saving._last_checkpoint(DictDefault({"output_dir": str(tmp_path), **keys}), update)
 
     half = write(tmp_path, 5, None)
     assert resumed(auto_resume_from_checkpoints=True) is None
@@ -114,5 +114,5 @@ def test_nothing_heavy_is_imported_to_ask():
     import subprocess
     import sys
 
-    code = "import sys, hermes3.train.epochs, hermes3.train.complete; print('torch' in sys.modules)"
+    code = "import sys, hermes3.train.checkpoints; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

@@ -26,12 +26,12 @@ from torch.nn.functional import log_softmax
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from hermes3.mix.build import build
-from hermes3.model_folder import check_model, header_names
+from hermes3.model_folder import check_model, tensor_names
 from hermes3.recipe.validate import read
 
 ALPHA = 5
 D = 160  # hidden size of the small model
-PLUGIN = "hermes3.train.plugin"
+FIXES = "hermes3.train.fixes"
 CHECKPOINTED = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
 ROUNDING = 1e-5  # float32, on log-probabilities of order 10
 MOVED = 1e-2  # what counts as another model
@@ -160,8 +160,8 @@ def run(train) -> Run:
 @pytest.fixture(scope="module")
 def bare(train) -> Run:
     """Two steps without what our plugin mends but NEFTune itself."""
-    names = {"noise_policy_alone": None, "save_adapter_alone": None, "dropout_args": {}}
-    with mock.patch.multiple(PLUGIN, **{name: mock.Mock(return_value=value) for name, value in names.items()}):
+    values = {"noise_policy_alone": None, "save_adapter_alone": None, "preference_args": {"neftune_noise_alpha": ALPHA}}
+    with mock.patch.multiple(FIXES, **{name: mock.Mock(return_value=value) for name, value in values.items()}):
         return train("bare", max_steps=2)
 
 
@@ -239,7 +239,7 @@ def test_the_reference_is_noised_without_our_measure(bare, plain):
 def test_there_is_one_copy_of_the_weights(run, plain):
     assert run.trainer.ref_model is None
     adapter = sum(p.numel() for name, p in run.trainer.model.named_parameters() if "lora_" in name)
-    assert run.trainer.model.num_parameters() == plain.num_parameters() + adapter
+    assert sum(p.numel() for p in run.trainer.model.parameters()) == plain.num_parameters() + adapter
 
 
 def test_the_first_loss_is_ln_2(train):
@@ -273,13 +273,13 @@ def test_a_run_leaves_the_adapter_alone(name, request):
     checkpoint = trained.out / f"checkpoint-{trained.trainer.state.global_step}"
     for folder in (trained.out, checkpoint):
         assert sorted(path.name for path in folder.glob("*.safetensors*")) == ["adapter_model.safetensors"]
-        assert all(".lora_" in name for name in header_names(folder / "adapter_model.safetensors"))
+        assert all(".lora_" in name for name in tensor_names(folder / "adapter_model.safetensors"))
         assert (folder / "adapter_config.json").is_file() and (folder / "tokenizer.json").is_file()
     assert (trained.out / "config.json").is_file() and (checkpoint / "optimizer.pt").is_file()
 
 
 def test_without_our_measure_the_whole_model_lies_beside_it(bare, tmp_path):
-    names = header_names(bare.out / "model.safetensors")
+    names = tensor_names(bare.out / "model.safetensors")
     assert any("q_proj.base_layer.weight" in name for name in names)
     for file in ("config.json", "chat_template.jinja", "model.safetensors"):  # as if someone had tidied the folder
         shutil.copy(bare.out / file, tmp_path)
@@ -309,7 +309,7 @@ def test_a_merged_model_is_base_plus_adapter(run, merged, base):
 
 def test_a_merged_model_has_the_base_model_s_names_and_template(merged, base):
     check_model(merged)
-    assert header_names(merged / "model.safetensors") == header_names(base / "model.safetensors")
+    assert tensor_names(merged / "model.safetensors") == tensor_names(base / "model.safetensors")
     for file in ("chat_template.jinja", "tokenizer.json"):
         assert (merged / file).read_bytes() == (base / file).read_bytes()
     assert AutoTokenizer.from_pretrained(merged).eos_token == "<|im_end|>"

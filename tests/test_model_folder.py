@@ -7,7 +7,7 @@ import pytest
 
 from hermes3.evaluate.run import run
 from hermes3.evaluate.suite import load
-from hermes3.model_folder import INDEX, check_model, header_names
+from hermes3.model_folder import INDEX, check_model, tensor_names
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_names_are_those_of_safetensors(base):
     from safetensors import safe_open
 
     with safe_open(base / "model.safetensors", "pt") as tensors:
-        assert header_names(base / "model.safetensors") == set(tensors.keys())
+        assert tensor_names(base / "model.safetensors") == set(tensors.keys())
 
 
 def test_evaluation_refuses_before_it_starts(sharded, tmp_path):

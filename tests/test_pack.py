@@ -21,7 +21,7 @@ from transformers import Trainer, set_seed
 from hermes3.mix import pack
 from hermes3.recipe.prepared import check_prepared
 from hermes3.recipe.validate import read, validate
-from hermes3.train.plugin import RepackEveryEpoch
+from hermes3.train.data_order import RepackEveryEpoch
 
 ROOT = Path(__file__).parents[1]
 

@@ -116,8 +116,8 @@ def mix(samples, tokenizer, tmp_path_factory) -> Path:
 def train(base, mix, axolotl_process):
     """The demo's recipe for one step, as `axolotl train` sets it up. `attention` None: the key is left out."""
 
-    def train(attention: str | None, token_weighted: bool = False, **changes) -> Run:
-        out = mix / f"{attention}-{token_weighted}"
+    def train(attention: str | None, **changes) -> Run:
+        out = mix / str(attention)
         recipe = {key: value for key, value in read(ROOT / "recipes/tiny_sft.yml").items() if "wandb" not in key}
         recipe |= {"base_model": str(base), "output_dir": str(out), "dataset_prepared_path": str(out / "prepared")}
         recipe["datasets"][0]["path"] = str(mix / "train")
@@ -125,7 +125,6 @@ def train(base, mix, axolotl_process):
         recipe |= {"sequence_len": SEQUENCE_LEN, "attn_implementation": attention, "gradient_accumulation_steps": 2}
         recipe |= {"max_steps": 1, "logging_steps": 1, "save_strategy": "no", "eval_strategy": "no"}
         recipe |= {"max_grad_norm": 1e9, **changes}  # the gradients as they are, not clipped
-        recipe |= {"token_weighted_loss": True} if token_weighted else {}
         (mix / "recipe.yml").write_text(yaml.safe_dump(recipe))
         cfg = load_cfg(str(mix / "recipe.yml"))
         trainer = setup_model_and_trainer(cfg, load_datasets(cfg=cfg))[0]
@@ -233,14 +232,6 @@ def neighbours_unmoved(run: Run, training: bool):
     assert torch.equal(before[second.stop :], after[second.stop :])
 
 
-def test_gradients_of_a_pack_are_its_samples_weighed_by_their_tokens(run, alone):
-    samples = samples_of(run.training[0], alone)
-    mean = 1 / sum(one.n_loss for one in samples)
-    _, expected = weighted(samples, [mean] * len(samples))
-    pack = {name: 2 * g for name, g in run.gradients[0].items()}  # the trainer halves it: two micro-batches a step
-    assert gap(pack, expected) < ROUNDING
-
-
 def test_no_sample_s_first_token_is_learnt_from_the_sample_before(sdpa):
     """Axolotl shifts labels across the borders of samples: that first tokens bear no loss is what keeps them apart."""
     pack = sdpa.training[0].inputs
@@ -255,29 +246,16 @@ def test_no_sample_s_first_token_is_learnt_from_the_sample_before(sdpa):
     assert as_packed != across
 
 
-def micro_batches(run: Run, alone: dict) -> tuple[list[Alone], list[float], list[float]]:
-    """The samples of the step, with the weight of each one's tokens: by micro-batch, and the same for every token."""
+def test_a_step_s_loss_is_the_mean_over_its_tokens(run, alone):
+    """Of one rank: a token weighs the same in each of its micro-batches."""
     packs = [samples_of(forward, alone) for forward in run.training]
     counts = [sum(one.n_loss for one in pack) for pack in packs]
     assert counts[0] != counts[1]
-    by_micro_batch = [1 / (2 * n) for pack, n in zip(packs, counts, strict=True) for _ in pack]
-    return sum(packs, []), by_micro_batch, [1 / sum(counts)] * len(by_micro_batch)
-
-
-def test_a_step_s_loss_is_the_mean_of_its_micro_batches_means(sdpa, alone):
-    samples, by_micro_batch, by_token = micro_batches(sdpa, alone)
-    loss, gradients = weighted(samples, by_micro_batch)
-    assert sdpa.loss == pytest.approx(loss, rel=1e-6)
-    assert gap(sdpa.gradients[-1], gradients) < ROUNDING
-    assert gap(sdpa.gradients[-1], weighted(samples, by_token)[1]) > LEAK
-
-
-def test_weighing_tokens_makes_it_the_mean_over_the_step_s_tokens(train, alone):
-    run = train("sdpa", token_weighted=True)
-    samples, by_micro_batch, by_token = micro_batches(run, alone)
-    loss, gradients = weighted(samples, by_token)
+    samples = sum(packs, [])
+    loss, gradients = weighted(samples, [1 / sum(counts)] * len(samples))
     assert run.loss == pytest.approx(loss, rel=1e-6)
     assert gap(run.gradients[-1], gradients) < ROUNDING
+    by_micro_batch = [1 / (2 * n) for pack, n in zip(packs, counts, strict=True) for _ in pack]
     assert gap(run.gradients[-1], weighted(samples, by_micro_batch)[1]) > LEAK
 
 

@@ -3,21 +3,18 @@
 import os
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from accelerate import ParallelismConfig, PartialState
 from accelerate.data_loader import prepare_data_loader
-from axolotl.cli.config import load_cfg
-from axolotl.common.datasets import load_datasets
 from axolotl.integrations.base import PluginManager
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.samplers import MultipackBatchSampler
-from small_mix import write_mix, write_recipe
 from torch.utils.data import DataLoader, RandomSampler
 
-from hermes3.train.plugin import FreezeGarbage, HermesPlugin, RepackEveryEpoch
-from hermes3.train.restart import RestartPoints
+from hermes3.train.data_order import RepackEveryEpoch
+from hermes3.train.plugin import HermesPlugin
+from hermes3.train.saving import RestartPoints
 
 LENGTHS = [1 + i * 7 % 13 for i in range(60)]
 SFT = DictDefault({"sample_packing": True})
@@ -61,12 +58,6 @@ def started(epoch: float = 0) -> RepackEveryEpoch:
     return callback
 
 
-def test_axolotl_still_repeats_its_packs_without_the_callback():
-    """When this fails Axolotl or accelerate has mended it, and the callback can go."""
-    loader = dataloader()
-    assert packs(loader, 0, None) == packs(loader, 1, None)
-
-
 def test_each_epoch_has_packs_of_its_own():
     loader, callback = dataloader(), started()
     epochs = [packs(loader, epoch, callback) for epoch in range(3)]
@@ -107,7 +98,6 @@ def test_no_repacking_without_packing(manager, cfg):
 
 def test_callback_with_packing(manager):
     assert [type(callback) for callback in manager.add_callbacks_post_trainer(SFT, trainer=None)] == [
-        FreezeGarbage,
         RepackEveryEpoch,
         RestartPoints,
     ]
@@ -155,27 +145,3 @@ def test_registering_changes_nothing_but_on_cpu_ranks(monkeypatch, gpu, cuda, ra
     hardware = {"gpu": gpu, "nodes": 1, "gpus_per_node": 2}
     HermesPlugin().register({"hardware": hardware, "deepspeed": "deepspeed_configs/zero3_bf16.json"})
     assert before == (dict(os.environ), PartialState._prepare_backend, ParallelismConfig.build_device_mesh)
-
-
-@pytest.mark.parametrize("ours", [True, False])
-def test_the_number_of_steps_comes_from_the_seed(ours, base, tmp_path, axolotl_process):
-    """Axolotl packs for it with whatever the process is seeded with. When this fails without ours, it has mended it."""
-    lengths = np.random.default_rng(1).lognormal(np.log(20), 0.6, 200).clip(6, 64).astype(int)  # 69 or 70 packs
-    recipe = write_recipe(tmp_path, write_mix(tmp_path / "mix", lengths.tolist()), base)
-    steps = set()
-    for seed in range(3):
-        torch.manual_seed(seed)
-        cfg = load_cfg(str(recipe))
-        if ours:
-            HermesPlugin().load_datasets(cfg)  # as `axolotl train` calls it
-        steps.add(load_datasets(cfg=cfg).total_num_steps)
-    assert (len(steps) == 1) == ours
-
-
-def test_the_adapter_is_drawn_from_the_seed(manager):
-    def drawn():
-        torch.rand(3)  # whatever was drawn before
-        manager.pre_lora_load(DictDefault({"seed": 42}), model=None)
-        return torch.rand(4).tolist()
-
-    assert drawn() == drawn()

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from hermes3.train.complete import mark_complete, newest_complete
-from hermes3.train.restart import MARK, RestartPoints
+from hermes3.train.checkpoints import RESTART_POINT, newest_complete
+from hermes3.train.saving import RestartPoints, mark_complete
 
 
 class Stop(TrainerCallback):
@@ -54,7 +54,7 @@ def test_every_epoch_is_kept_and_one_restart_point_at_most(tmp_path):
     seen = run(tmp_path, steps=2).seen
     # 5, 10 and 15 end an epoch; at 10 the restart point is the epoch's own checkpoint, and saved once
     assert seen == [[2], [4], [5], [5, 6], [5, 8], [5, 10], [5, 10, 12], [5, 10, 14], [5, 10, 15]]
-    assert not list(tmp_path.rglob(MARK))
+    assert not list(tmp_path.rglob(RESTART_POINT))
 
 
 def test_a_run_that_died_goes_on_from_its_restart_point(tmp_path):

@@ -11,7 +11,7 @@ from axolotl.utils.dict import DictDefault
 from stopped import SECRET
 from wandb_file import attempts
 
-from hermes3.train.run_name import RUN_ID, NameRun, facts_of, run_id
+from hermes3.train.metrics import RUN_ID, NameRun, facts_of, run_id
 
 FACTS = {"sft": {"recipe": "tiny_sft", "size": "tiny", "phase": "sft", "seed": 42}}
 FACTS["dpo"] = FACTS["sft"] | {"recipe": "tiny_dpo", "phase": "dpo"}
@@ -56,9 +56,9 @@ def test_no_secret_is_in_it(run):
 
 
 def test_a_run_that_does_not_go_on_gets_an_id_of_its_own(tmp_path):
-    first = run_id(tmp_path, goes_on=True)
-    assert run_id(tmp_path, goes_on=True) == first
-    assert run_id(tmp_path, goes_on=False) != first
+    first = run_id(tmp_path, resumes=True)
+    assert run_id(tmp_path, resumes=True) == first
+    assert run_id(tmp_path, resumes=False) != first
 
 
 CFG = DictDefault({"wandb_name": "8b_sft", "seed": 1})

@@ -10,7 +10,7 @@ from bench.lm_eval_results import Task, write
 from hermes3.cli import app
 from hermes3.evaluate.select import choose, link, named, select, table
 from hermes3.evaluate.setting import setting_of
-from hermes3.train.complete import COMPLETE
+from hermes3.train.checkpoints import COMPLETE
 
 LEVELS = {1: (0.3, 0.2), 2: (0.6, 0.5), 3: (0.7, 0.4)}  # epoch -> how often choices and tool calls are right
 SUITE = """\

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from stopped import EPOCH
 
-from hermes3.train.epochs import epochs_of
+from hermes3.train.checkpoints import epochs_of
 
 STOPPED = 75
 

@@ -15,8 +15,8 @@ from hermes3.plan.schedule import PAPER_TOKENS, ROW_TOKENS
 from hermes3.plan.shapes import published
 from hermes3.recipe.paper import rows
 from hermes3.recipe.validate import read
-from hermes3.train import throughput
-from hermes3.train.throughput import Throughput, mfu_of
+from hermes3.train import metrics
+from hermes3.train.metrics import Throughput, mfu_of
 
 
 def log_of(run) -> list[dict]:
@@ -48,7 +48,7 @@ def test_every_entry_has_speed_and_memory_and_no_mfu_on_a_cpu(stopped_sft, stopp
 @pytest.fixture
 def clock(monkeypatch):
     clock = SimpleNamespace(now=1.0)
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: clock.now)
     return clock
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hermes3.model_folder import check_model
-from hermes3.train.epochs import epochs_of, whole_model
+from hermes3.train.checkpoints import epochs_of, whole_model
 
 
 def epoch_model(run: Path, epoch: int, make: bool = True) -> Path:

@@ -14,7 +14,7 @@ from hermes3.evaluate.setting import fingerprint
 from hermes3.evaluate.suite import Group, load
 from hermes3.files import write_text
 from hermes3.report.results import Stage, read_stage, scale_of, with_shots
-from hermes3.train.epochs import epochs_of
+from hermes3.train.checkpoints import epochs_of
 
 
 def choose(scores: dict[str, dict[int, float]]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """How a mix will pack under a recipe: Axolotl's own packer over the rows' lengths, in the order that training draws.
 
 Only lengths are read, so that 390 M tokens take seconds. What is counted is what the trainer does on the hardware that
-the recipe is written for. It shuffles and packs anew each epoch (`hermes3.train.plugin.RepackEveryEpoch`), and ends an
-epoch at the number of packs that it drew before the first; packs beyond, or too few for every rank, no step takes.
+the recipe is written for. It shuffles and packs anew each epoch (`hermes3.train.data_order`), and ends an epoch at
+the number of packs that it drew before the first; packs beyond, or too few for every rank, no step takes.
 """
 
 import json

@@ -78,7 +78,7 @@ def setting_of(path: Path, recipe: dict[str, Any]) -> Setting:
 
 
 def _keeps_fp32(recipe: dict[str, Any]) -> bool:
-    """HermesPlugin trains fp32 weights (hermes3/train/precision.py), Axolotl alone bf16 ones; adapters are apart."""
+    """HermesPlugin trains fp32 weights (hermes3/train/fixes.py), Axolotl alone bf16 ones; adapters are apart."""
     return any(str(name).endswith("HermesPlugin") for name in recipe.get("plugins") or []) and not recipe.get("adapter")
 
 

@@ -14,8 +14,8 @@ def write_model(out: Path) -> None:
     """Write the model folder `out`: weights, config, and a Hermes tokenizer learnt from the numbers alone."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from data_mixes.samples import tiny_base
     from hermes3.chat import tokenizer
-    from hermes3.train import tiny_base
 
     llama = out.with_name("llama")
     llama.mkdir(parents=True)
