@@ -117,15 +117,10 @@ def test_each_epoch_has_packs_of_its_own_on_two_ranks(two):
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
 
-def test_without_our_plugin_two_ranks_repeat_the_first_epoch_s_packs(bare):
-    """When this fails Axolotl or accelerate has mended it, and RepackEveryEpoch can go."""
-    assert bare.steps()[:EPOCH] == bare.steps()[EPOCH : 2 * EPOCH] == bare.steps()[2 * EPOCH :]
-
-
 def test_without_our_plugin_a_step_s_loss_is_the_mean_of_its_ranks_means(bare, two):
     """With `token_weighted_loss` it is the mean over the tokens of both, as on one rank."""
     assert bare.steps()[0] == two.steps()[0]
-    assert bare.losses()[0] != pytest.approx(two.losses()[0], rel=10 * ROUNDING)
+    assert bare.losses()[0] != pytest.approx(two.losses()[0], rel=ROUNDING)
 
 
 def test_a_killed_run_goes_on_where_it_was_saved(two, recipe):
@@ -168,21 +163,12 @@ def test_without_our_plugin_a_checkpoint_that_was_broken_off_is_resumed_from(rec
     assert f"FileNotFoundError: [Errno 2] No such file or directory: '{half}/trainer_state.json'" in resumed.logs[0]
 
 
-def test_a_resumed_rank_alone_sees_the_remaining_packs(one, recipe):
-    path = recipe("one-resumed", processes=1, resume_from_checkpoint=str(one.folder / f"checkpoint-{SAVED}"))
-    resumed = done(train(path, 1))
-    assert resumed.steps() == one.steps()[SAVED:]
-    assert same_weights(resumed, one)
-
-
-def test_without_our_plugin_a_resumed_rank_alone_sees_other_packs(recipe):
-    """On two ranks it sees the remaining ones: those of the first epoch, as in every epoch."""
-    bare = done(train(recipe("bare-one", processes=1, plugins=BARE), 1))
-    checkpoint = bare.folder / f"checkpoint-{SAVED}"
-    resumed = recipe("bare-one-resumed", processes=1, plugins=BARE, resume_from_checkpoint=str(checkpoint))
-    resumed = done(train(resumed, 1))
-    assert resumed.steps() != bare.steps()[SAVED:]
-    assert not same_weights(resumed, bare)
+def test_without_our_plugin_a_run_resumed_in_its_second_epoch_sees_other_packs(bare, two, recipe):
+    """When this fails transformers or accelerate has mended it, and RepackEveryEpoch can go."""
+    assert bare.steps() == two.steps()  # unless it resumes, each epoch is shuffled anew
+    path = recipe("bare-resumed", plugins=BARE, resume_from_checkpoint=str(bare.folder / f"checkpoint-{SAVED}"))
+    resumed = done(train(path))
+    assert resumed.steps()[: 2 * EPOCH - SAVED] != bare.steps()[SAVED : 2 * EPOCH]
 
 
 def test_another_number_of_processes_is_refused(recipe):

@@ -1,4 +1,4 @@
-"""The order of packed data: each epoch is shuffled and packed anew, from the seed and the epoch's number alone."""
+"""The order of packed data: shuffled and packed anew in each epoch, from the seed and the epoch's number alone."""
 
 from axolotl.utils.samplers import MultipackBatchSampler
 from transformers import TrainerCallback, set_seed
@@ -16,8 +16,8 @@ def seed_packing(cfg) -> None:
 class RepackEveryEpoch(TrainerCallback):
     """Tell the epoch's number to the shuffler and to the packer around it.
 
-    On several ranks accelerate tells it to the shuffler alone, so that the packer yields the packs of epoch 0 in every
-    epoch; and a resumed run shuffles with the wrong epoch, so that it repeats and omits samples.
+    transformers does, unless a run on several ranks resumes within an epoch: what then skips batches hides the packer,
+    and the run repeats samples and omits others.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
