@@ -85,10 +85,10 @@ def verdicts(rows: list[tuple[str, str, list[str]]]) -> list[str]:
 
 
 def traps() -> list[tuple[str, str, list[str]]]:
-    """Number, first sentence and tests of each row of docs/traps.md."""
+    """Number, description and tests of each row of docs/traps.md that names tests."""
     page = (ROOT / "docs/traps.md").read_text(encoding="utf-8")
     rows = re.findall(r"(?m)^\| (\d+) \| (.+)$", page)
-    return [(n, re.split(r"\. |: |\. `", row)[0], NAMED_TEST.findall(row)) for n, row in rows]
+    return [(n, re.split(r"\. `\w+/", row)[0], tests) for n, row in rows if (tests := NAMED_TEST.findall(row))]
 
 
 def main() -> None:
