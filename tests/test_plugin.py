@@ -17,7 +17,6 @@ from hermes3.train.plugin import HermesPlugin
 from hermes3.train.saving import RestartPoints
 
 LENGTHS = [1 + i * 7 % 13 for i in range(60)]
-SFT = DictDefault({"sample_packing": True})
 
 
 pytestmark = pytest.mark.usefixtures("quick_gc")  # the packer collects at every packing
@@ -32,8 +31,8 @@ def manager(monkeypatch):
     return manager
 
 
-def dataloader(processes: int = 2, rank: int = 0):
-    """One rank's loader of `processes`, made as the trainer makes it: the seed, RandomSampler, packer, accelerate."""
+def dataloader(processes: int = 2):
+    """The first rank's loader, made as the trainer makes it: the seed, RandomSampler, packer, accelerate."""
     torch.manual_seed(42)
     dataset = list(range(len(LENGTHS)))
     packer = MultipackBatchSampler(
@@ -41,13 +40,12 @@ def dataloader(processes: int = 2, rank: int = 0):
     )
     len(packer)  # as Axolotl does, which fills the cache
     loader = DataLoader(dataset, batch_sampler=packer, collate_fn=lambda batch: batch)
-    return prepare_data_loader(loader, num_processes=processes, process_index=rank, use_seedable_sampler=True)
+    return prepare_data_loader(loader, num_processes=processes, process_index=0, use_seedable_sampler=True)
 
 
-def packs(loader, epoch: int, callback: RepackEveryEpoch | None) -> list:
+def packs(loader, epoch: int, callback: RepackEveryEpoch) -> list:
     """One epoch's packs of sample indices, in the order of the trainer's own calls."""
-    if callback:
-        callback.on_epoch_begin(None, None, None, train_dataloader=loader)
+    callback.on_epoch_begin(None, None, None, train_dataloader=loader)
     loader.set_epoch(epoch)
     return list(loader.batch_sampler)
 
@@ -58,16 +56,11 @@ def started(epoch: float = 0) -> RepackEveryEpoch:
     return callback
 
 
-def test_each_epoch_has_packs_of_its_own():
-    loader, callback = dataloader(), started()
-    epochs = [packs(loader, epoch, callback) for epoch in range(3)]
-    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
-
-
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_resumed_run_gets_the_packs_of_its_epoch(processes):
     loader, callback = dataloader(processes), started()
     first_run = [packs(loader, epoch, callback) for epoch in range(3)]
+    assert first_run[0] != first_run[1] != first_run[2] != first_run[0]
     assert packs(dataloader(processes), 1, started(1.4)) == first_run[1]
     assert packs(dataloader(processes), 2, started(2.0)) == first_run[2]
 
@@ -83,24 +76,13 @@ def test_asking_for_the_length_first_changes_nothing(resumed_at):
         assert list(loader.batch_sampler) == packs(other, epoch, other_callback)
 
 
-def test_ranks_share_an_epoch_without_overlap():
-    shares = [[i for pack in packs(dataloader(2, rank), 1, started(1)) for i in pack[0]] for rank in (0, 1)]
-    samples = shares[0] + shares[1]
-    assert len(set(samples)) == len(samples)
-    assert len(samples) > 0.9 * len(LENGTHS)  # the last packs, which not every rank would get, are dropped
-
-
-@pytest.mark.parametrize("cfg", [{}, {"sample_packing": True, "rl": "dpo"}, {"sample_packing": False}])
-def test_no_repacking_without_packing(manager, cfg):
-    callbacks = manager.add_callbacks_post_trainer(DictDefault(cfg), trainer=None)
-    assert not any(isinstance(callback, RepackEveryEpoch) for callback in callbacks)
-
-
-def test_callback_with_packing(manager):
-    assert [type(callback) for callback in manager.add_callbacks_post_trainer(SFT, trainer=None)] == [
-        RepackEveryEpoch,
-        RestartPoints,
-    ]
+@pytest.mark.parametrize(
+    ("cfg", "packs"),
+    [({"sample_packing": True}, True), ({}, False), ({"sample_packing": True, "rl": "dpo"}, False)],
+)
+def test_only_packed_runs_repack(manager, cfg, packs):
+    callbacks = [type(callback) for callback in manager.add_callbacks_post_trainer(DictDefault(cfg), trainer=None)]
+    assert callbacks == [RepackEveryEpoch, RestartPoints] if packs else callbacks == [RestartPoints]
 
 
 @pytest.mark.parametrize(
