@@ -37,14 +37,6 @@ def keep_fp32(cfg: "DictDefault", trainer: "Trainer") -> None:
     accelerate.accelerator.fsdp2_prepare_model = lambda *args: shard(*args).float()
 
 
-def weigh_tokens(trainer: "Trainer") -> None:
-    """Weigh each trained token of a step the same, whatever rank it is on.
-
-    Axolotl weighs each rank the same, so that a token counts more on a rank with few tokens to train.
-    """
-    trainer.args.average_tokens_across_devices = True
-
-
 def preference_args(cfg: "DictDefault") -> dict[str, float | bool]:
     """Trainer arguments with which NEFTune and LoRA's dropout act under preference training.
 

@@ -51,7 +51,7 @@ class HermesPlugin(BasePlugin):
         if cfg.use_wandb:
             trainer.add_callback(NameRun(cfg, trainer))
         if cfg.token_weighted_loss:
-            fixes.weigh_tokens(trainer)
+            trainer.args.average_tokens_across_devices = True  # Axolotl would weigh each rank the same
         if cfg.rl in ("dpo", "ipo"):
             fixes.save_adapter_alone(trainer)
             if cfg.neftune_noise_alpha is not None:
