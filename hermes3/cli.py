@@ -34,25 +34,6 @@ app.add_typer(chat_app, name="chat")
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 
 
-@app.command("tiny-base")
-def tiny_base(
-    out: Annotated[Path, typer.Argument(help="folder to write")],
-    corpus: Annotated[
-        list[Path],
-        typer.Option(help="what the vocabulary is learnt from: text, or jsonl of conversations, or a folder"),
-    ],
-    seed: int = 0,
-) -> None:
-    """Make a small Llama with random weights and its own tokenizer: a base model from nothing."""
-    from hermes3.train import tiny_base
-
-    files = [file for path in corpus for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])]
-    if missing := [file for file in files if not file.is_file()]:
-        raise ValueError(f"{missing[0]}: no such file")
-    parameters, vocab_size = tiny_base.build(out, files, seed)
-    print(f"{out}: {parameters:,} parameters, {vocab_size:,} vocabulary entries")
-
-
 @tokenizer_app.command("build")
 def tokenizer_build(
     base: Annotated[str, typer.Argument(help="Llama 3.1 base model: folder or Hub id")],

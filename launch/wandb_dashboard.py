@@ -7,7 +7,7 @@
     python launch/wandb_dashboard.py --stage SFT+DPO=RESULTS   # log a folder of `hermes3 eval`, as `SFT+DPO, RESULTS`
 
 The default workspace shows every key that a run logs, some forty, and buries these. Metrics are those that Axolotl, TRL
-and hermes3/train/throughput.py log (wandb puts `train/` before them); scores are logged here, as `eval/GROUP`.
+and hermes3/train/metrics.py log (wandb puts `train/` before them); scores are logged here, as `eval/GROUP`.
 """
 
 import argparse

@@ -44,7 +44,7 @@ def corpus(samples) -> list[Path]:
 @pytest.fixture(scope="session")
 def llama(corpus, tmp_path_factory) -> Path:
     """A base model from nothing, with Llama 3.1's special tokens."""
-    from hermes3.train import tiny_base
+    from data_mixes.samples import tiny_base
 
     out = tmp_path_factory.mktemp("llama") / "llama"
     tiny_base.build(out, corpus)

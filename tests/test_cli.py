@@ -30,7 +30,6 @@ def test_the_mix_builder_imports_without_torch():
         (["eval", "recipes", "--out", "x"], "recipes: no config.json"),
         (["report", "--out", "x", "--run", "SFT"], "--run SFT: give it as NAME=FOLDER"),
         (["tokenizer", "build", "nowhere", "x"], "nowhere: no such folder"),
-        (["tiny-base", "x", "--corpus", "data_mixes/none.txt"], "data_mixes/none.txt: no such file"),
     ],
 )
 def test_a_user_s_error_is_one_line_on_stderr(words, message):

@@ -73,7 +73,7 @@ def test_every_panel_shows_what_runs_log(capsys, stopped_sft, stopped_dpo, logge
     for part in ("workspace", "report"):
         shown = metrics_in(spec[part])
         assert len(shown) >= 15
-        assert shown - real == {"train/perf/mfu"}  # which a CPU has not: tests/test_throughput.py
+        assert shown - real == {"train/perf/mfu"}  # which a CPU has not: tests/test_metrics.py
 
 
 def test_each_plot_has_its_intent(capsys):

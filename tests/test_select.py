@@ -13,7 +13,7 @@ from hermes3.evaluate.cli import by_epoch
 from hermes3.evaluate.select import choose, link, select, table
 from hermes3.evaluate.setting import setting_of
 from hermes3.files import UserError
-from hermes3.train.complete import COMPLETE
+from hermes3.train.checkpoints import COMPLETE
 
 LEVELS = {1: (0.3, 0.2), 2: (0.6, 0.5), 3: (0.7, 0.4)}  # epoch -> how often choices and tool calls are right
 SUITE = """\

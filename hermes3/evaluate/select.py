@@ -16,7 +16,7 @@ from hermes3.results.comparable import differing, not_measured, why_not
 from hermes3.results.groups import Group, resolve, value_of
 from hermes3.results.lm_eval import Evaluation, read_evaluation, scale_of
 from hermes3.results.suite import load
-from hermes3.train.epochs import epochs_of, whole_model
+from hermes3.train.checkpoints import epochs_of, whole_model
 
 
 def choose(scores: dict[str, dict[int, float]]) -> dict[str, Any]:

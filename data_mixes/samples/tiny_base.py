@@ -4,6 +4,8 @@ It has the shape of Llama 3.1 (its special tokens in their order, its pre-tokeni
 untied embeddings), so that everything after it runs the code that the 8B, 70B and 405B run.
 """
 
+import argparse
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,17 +14,9 @@ from hermes3 import portable
 from hermes3.files import new_folder
 
 MAX_VOCAB_SIZE = 4096  # a small corpus may yield fewer
-# Llama 3.1's special tokens by their place; the 248 others are numbered reserved ones
-NAMED = {
-    0: "begin_of_text",
-    1: "end_of_text",
-    4: "finetune_right_pad_id",
-    6: "start_header_id",
-    7: "end_header_id",
-    8: "eom_id",
-    9: "eot_id",
-    10: "python_tag",
-}
+# Llama 3.1's named special tokens by their place among the 256; the others are numbered reserved ones
+NAMED = {0: "begin_of_text", 1: "end_of_text", 4: "finetune_right_pad_id", 6: "start_header_id", 7: "end_header_id"}
+NAMED |= {8: "eom_id", 9: "eot_id", 10: "python_tag"}
 N_SPECIAL = 256
 # The pre-tokenizer pattern of Llama 3 (a constant of its tokenizer.json)
 PATTERN = (
@@ -32,15 +26,10 @@ PATTERN = (
 
 
 def special_tokens() -> list[str]:
-    """The 256 special tokens of Llama 3.1, by id: `<|reserved_special_token_N|>` where no other name is given."""
-    names, reserved = [], 0
-    for i in range(N_SPECIAL):
-        if i in NAMED:
-            names.append(f"<|{NAMED[i]}|>")
-        else:
-            names.append(f"<|reserved_special_token_{reserved}|>")
-            reserved += 1
-    return names
+    """The 256 special tokens of Llama 3.1, by id: `<|reserved_special_token_N|>` where it has no name of its own."""
+    reserved = itertools.count()
+    names = [NAMED.get(i) or f"reserved_special_token_{next(reserved)}" for i in range(N_SPECIAL)]
+    return [f"<|{name}|>" for name in names]
 
 
 def build(out: Path, corpus: list[Path], seed: int = 0) -> tuple[int, int]:
@@ -123,3 +112,14 @@ def write_tokenizer(out: Path, corpus: list[Path]) -> int:
         model_max_length=2048,
     ).save_pretrained(out)
     return tokenizer.get_vocab_size()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("corpus", type=Path, nargs="+", help="text, jsonl of conversations, or a folder of jsonl files")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    files = [file for path in options.corpus for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])]
+    parameters, vocab_size = build(options.out, files, options.seed)
+    print(f"{options.out}: {parameters:,} parameters, {vocab_size:,} vocabulary entries")
