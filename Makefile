@@ -29,9 +29,9 @@ demo: $(S)/14-report
 $(S)/01-data: $(wildcard data_mixes/samples/*) hermes3/chat/prompts.py | .venv/.installed
 	@$(stage) 'write the sample conversations' python data_mixes/samples/generate.py $(T)/data
 
-$(S)/02-llama: $(S)/01-data hermes3/train/tiny_base.py
+$(S)/02-llama: $(S)/01-data data_mixes/samples/tiny_base.py
 	@$(stage) 'make a base model: random weights, its own vocabulary' \
-	  hermes3 tiny-base $(T)/llama --corpus $(T)/data/train --corpus data_mixes/samples/common_words.txt
+	  python -m data_mixes.samples.tiny_base $(T)/llama $(T)/data/train data_mixes/samples/common_words.txt
 
 $(S)/03-base: $(S)/02-llama hermes3/chat/tokenizer.py hermes3/chat/hermes3.jinja
 	@$(stage) 'give it the Hermes tokenizer' hermes3 tokenizer build $(T)/llama $(T)/base

@@ -94,7 +94,7 @@ def quantize(
     model: Annotated[Path, typer.Argument(help="folder of a whole model")],
     out: Annotated[Path, typer.Argument(help="folder to write: the model with FP8 weights, for vLLM")],
 ) -> None:
-    """Round the weights of MODEL to FP8, as the paper evaluated its 405B; needs requirements-eval.txt."""
+    """Round the weights of MODEL to FP8, as the paper evaluated its 405B; needs requirements-quantize.txt."""
     from hermes3.quantize import quantize
 
     print(f"{out}: {quantize(model, out):,} bytes of weights")

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from hermes3 import portable
 from hermes3.files import new_folder
 
 MAX_VOCAB_SIZE = 4096  # a small corpus may yield fewer
@@ -60,7 +59,6 @@ def build(out: Path, corpus: list[Path], seed: int = 0) -> tuple[int, int]:
         )
         model = LlamaForCausalLM(config)
         model.save_pretrained(tmp)
-        portable.mend(tmp)
     return model.num_parameters(), vocab_size
 
 

@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hermes3 import portable
 from hermes3.evaluate.setting import digest, own_tasks, setting_of
 from hermes3.files import UserError, write_text
 from hermes3.model_folder import check_model
@@ -71,8 +70,6 @@ def run(model: Path, out: Path, suite: Suite, backend: str = "hf", more: str = "
             print(shlex.join(command(model, out, suite, shots, tasks, backend, more)))
         return
     check_model(model)
-    if backend == "vllm":
-        portable.check(model)
     require(suite.name, [*suite.needs, *(["vllm"] if backend == "vllm" else [])])
     setting = setting_of(model, backend, model_args(suite, backend, more), suite.seed, suite.limit)
     own_names, own_hash = own_tasks(suite.include_path)

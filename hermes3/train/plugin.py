@@ -6,7 +6,6 @@ from pathlib import Path
 from axolotl.integrations.base import BasePlugin
 from transformers import TrainerCallback
 
-from hermes3.portable import save_portably
 from hermes3.recipe.hardware import check_world_size
 from hermes3.train import fixes
 from hermes3.train.consolidate import merge_in_parts
@@ -24,7 +23,6 @@ class HermesPlugin(BasePlugin):
         return "hermes3.train.args.HermesArgs"
 
     def register(self, cfg: dict) -> None:
-        save_portably()
         resume_from_complete()
         if on_cpu_ranks(cfg):
             use_gloo(cfg)
