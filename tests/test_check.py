@@ -10,8 +10,10 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from hermes3.cli import app
@@ -70,13 +72,10 @@ def places() -> Iterator[set[tuple[str, int]]]:
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory) -> dict[str, Path]:
     """The recipe of each fault."""
-    import torch
-    from safetensors.torch import save_file
-
     root = tmp_path_factory.mktemp("faults")
     unmerged = root / "unmerged"
     unmerged.mkdir()
-    save_file({"q_proj.lora_A.default.weight": torch.zeros(1)}, unmerged / "model.safetensors")
+    save_file({"q_proj.lora_A.default.weight": np.zeros(1, "float32")}, unmerged / "model.safetensors")
     (unmerged / "config.json").write_text("{}")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)

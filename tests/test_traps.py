@@ -32,7 +32,7 @@ from axolotl.utils.trainer import calculate_total_num_steps, prepare_optim_env
 from small_mix import SEQUENCE_LEN, write_mix, write_recipe
 
 from hermes3.chat.render import Renderer
-from hermes3.recipe.check import check_all, inspect
+from hermes3.recipe.check import check, check_all
 from hermes3.recipe.read import read
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +65,7 @@ def refuse(tmp_path):
     def refuse(recipe: dict, message: str) -> None:
         path = tmp_path / "mine.yml"
         path.write_text(yaml.safe_dump(recipe))
-        errors = [str(finding) for finding in inspect(path)[0].errors]
+        errors = [str(finding) for finding in check(path).errors]
         assert any(re.search(message, error) for error in errors), errors
 
     return refuse

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hermes3.files import UserError
-from hermes3.recipe.finding import Finding, from_error
+from hermes3.recipe.finding import Finding, from_error, in_deepspeed
 from hermes3.recipe.hardware import CPU
 from hermes3.recipe.read import deepspeed_config
 from hermes3.recipe.reads import reads
@@ -40,8 +40,9 @@ GATHER = "stage3_gather_16bit_weights_on_model_save"
 
 def findings(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     """Everything that a recipe's own lines tell, for the recipe at `path`."""
-    for rule in (basic, _settings, _plugins, _numbers, _precision, _cpu, _sharding, _deepspeed, _saving):
+    for rule in (basic, _settings, _plugins, _numbers, _precision, _cpu, _sharding, _saving):
         yield from rule(path, recipe)
+    yield from in_deepspeed(recipe, _deepspeed(path, recipe))
 
 
 def basic(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from hermes3.files import UserError
-from hermes3.recipe.finding import Finding, nearest
+from hermes3.recipe.finding import Finding, in_deepspeed, nearest
 from hermes3.recipe.hardware import CPU, Hardware, hardware_of
 from hermes3.recipe.read import deepspeed_config, read
 from hermes3.recipe.reads import reads
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
         try:
             recipe = read(Path(path))
             findings, resolved = _findings(recipe, hardware_of(Path(path), recipe), is_light)
-            findings += _deepspeed(Path(path), recipe)
+            findings += in_deepspeed(recipe, _deepspeed(Path(path), recipe))
             answers[path] = {"findings": [asdict(finding) for finding in findings], "resolved": resolved}
         except BaseException:  # light.NeedsTorch, and what a stand-in brings about
             if not is_light:
@@ -122,12 +122,9 @@ def _findings(recipe: dict[str, Any], hardware: Hardware, is_light: bool) -> tup
 
     _manager().plugins.clear()
     with _warnings() as warnings:
-        try:
-            prepare_plugins(DictDefault(copy.deepcopy(recipe)))
-        except Exception as error:  # of whatever the plugin's module and class do
-            if is_light:
-                raise
-            return [Finding("plugins", f"one cannot be imported ({error})", "mend its name, or install it")], {}
+        if missing := list(_missing(recipe.get("plugins") or [], is_light)):
+            return missing, {}  # all keys of a plugin would be unknown
+        prepare_plugins(DictDefault(copy.deepcopy(recipe)))
         warnings.clear()
         findings = list(_names(recipe))
         try:
@@ -142,6 +139,18 @@ def _findings(recipe: dict[str, Any], hardware: Hardware, is_light: bool) -> tup
         if INEFFECTIVE.search(text) and key not in named:
             findings.append(Finding(key, f"Axolotl warns: {text.strip()}", "do as it says"))
     return findings, resolved
+
+
+def _missing(plugins: list[str], is_light: bool) -> Iterator[Finding]:
+    from axolotl.integrations import base
+
+    for name in plugins:
+        try:
+            base.load_plugin(name)
+        except Exception as error:  # of whatever its module and its class do
+            if is_light and (getattr(error, "name", None) or "torch") not in name:
+                raise  # not about the plugin's own name
+            yield Finding("plugins", f"{name} cannot be imported ({error})", "mend its name, or install what it needs")
 
 
 def _refusals(errors: list[dict[str, Any]]) -> Iterator[Finding]:
