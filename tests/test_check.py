@@ -95,7 +95,7 @@ def reports(places, paths) -> dict[str | Path, checker.Report]:
 def test_a_shipped_recipe_is_right(reports, path):
     report = reports[path]
     assert [str(finding) for finding in report.errors] == []
-    assert {reader.key for reader in report.readers} >= {key for key, value in read(path).items() if value is not None}
+    assert report.readers.keys() >= {key for key, value in read(path).items() if value is not None}
     if "experiments" not in str(path) and "tiny" not in path.stem:
         assert report.reproduces == "_".join(path.stem.split("_")[:2])
 
@@ -225,7 +225,7 @@ def test_another_axolotl_and_a_foreign_plugin_make_notes_of_it(monkeypatch):
 
 
 def test_who_reads_is_told():
-    lines = {reader.key: reader.line for reader in readers(read(DPO))}
+    lines = readers(read(DPO))
     assert lines["rl_beta"].startswith("axolotl/core/builders/rl.py:")
     assert lines["neftune_noise_alpha"] == "hermes3/train"
     assert lines["datasets.split"].startswith("axolotl/utils/data/")

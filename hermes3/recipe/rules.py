@@ -175,10 +175,6 @@ def _files(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
 
 def _sharding(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     fsdp = recipe.get("fsdp_config") or {}
-    if fsdp and recipe.get("deepspeed"):
-        yield Finding(
-            "deepspeed", "given beside fsdp_config, and Axolotl then takes FSDP without a word", "keep one of the two"
-        )
     if fsdp and recipe.get("rl") and recipe.get("adapter"):
         wrong = "under rl Axolotl saves a sharded adapter by names that PEFT does not find again"
         yield Finding("fsdp_config", wrong, "shard with deepspeed: deepspeed_configs/zero3_bf16.json")
@@ -245,8 +241,6 @@ def _auto(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _saving(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
-    if recipe.get("save_safetensors") is False:
-        yield Finding("save_safetensors", "false: pickled weights can run code where they are loaded", "leave it out")
     per_epoch, strategy = recipe.get("saves_per_epoch"), recipe.get("save_strategy", "epoch")
     if not recipe.get("rl") and (recipe.get("save_steps") or strategy != "epoch" and not per_epoch):
         given = f"save_steps: {recipe['save_steps']}" if recipe.get("save_steps") else strategy

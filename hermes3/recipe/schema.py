@@ -181,15 +181,10 @@ def _warnings() -> Iterator[list[str]]:
 
 
 def _names(recipe: dict[str, Any]) -> Iterator[Finding]:
-    from axolotl.utils.schemas import datasets, deprecated, fsdp
+    from axolotl.utils.schemas import datasets, fsdp
 
     model = _models(tuple(_manager().plugins))[1]
     yield from _unknown(recipe, model, "")
-    for key, value in recipe.items():
-        info = model.model_fields.get(key)
-        if key in deprecated.DeprecatedParameters.model_fields or (info and info.deprecated and value is not None):
-            advice = info.deprecated if info and isinstance(info.deprecated, str) else "leave it out"
-            yield Finding(key, "deprecated", advice.rstrip(". "))
     entry_model = getattr(datasets, PREFERENCE_ENTRIES.get(recipe.get("rl"), "SFTDataset"))
     for key in ("datasets", "test_datasets"):
         for entry in recipe.get(key) or []:
