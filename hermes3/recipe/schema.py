@@ -129,10 +129,11 @@ def _findings(recipe: dict[str, Any], hardware: Hardware, is_light: bool) -> tup
         findings = list(_names(recipe))
         try:
             resolved = validate_config(DictDefault(copy.deepcopy(recipe)), *_capabilities(hardware)).to_dict()
-        except ValidationError as error:
-            return [*findings, *_refusals(error.errors())], {}
         except (ValueError, DeprecationWarning) as error:
-            return [*findings, *_refusals([{"loc": (), "msg": str(error)}])], {}
+            whole = [{"loc": (), "msg": str(error)}]
+            refusals = list(_refusals(error.errors() if isinstance(error, ValidationError) else whole))
+            said = " ".join(map(str, refusals))
+            return [*(one for one in findings if f"`{one.key}`" not in said), *refusals], {}
     named = " ".join(map(str, findings))
     for text in warnings:
         key = next((key for key in recipe if key in text), "recipe")
