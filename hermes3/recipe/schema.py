@@ -19,6 +19,7 @@ from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 from hermes3.files import UserError
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> None:
         from axolotl.integrations import base
 
         load = base.load_plugin
-        base.load_plugin = lambda name: _OurPlugin() if name == PLUGIN else load(name)
+        base.load_plugin = lambda name: _our_plugin() if name == PLUGIN else load(name)
     from axolotl.utils import config
 
     config.merge_input_args = lambda: _models(tuple(_manager().plugins))
@@ -86,19 +87,10 @@ def main(argv: list[str]) -> None:
     out.close()
 
 
-class _OurPlugin:
+def _our_plugin() -> Any:
     """In place of the plugin, whose modules import torch: the keys that it adds."""
-
-    def get_input_args(self) -> str:
-        return PLUGIN_ARGS
-
-    def register(self, cfg: dict[str, Any]) -> None:
-        pass
-
-    on_config_validation_error = register
-
-    def get_adapter_capabilities(self) -> list[Any]:
-        return []
+    answers = {"get_input_args": lambda: PLUGIN_ARGS, "register": lambda cfg: None, "get_adapter_capabilities": list}
+    return SimpleNamespace(**answers)
 
 
 def _manager() -> Any:
