@@ -17,7 +17,7 @@ import time
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -25,16 +25,15 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.llama_tokenizer import make
-from hermes3.plan.cost import flops_per_token, paper_mfu
-from hermes3.plan.memory import OVERHEAD, Memory, memory
-from hermes3.plan.plan import read
-from hermes3.plan.schedule import ROW_TOKENS
-from hermes3.plan.settings import setting_of
-from hermes3.plan.shapes import Shape, published
-from hermes3.plan.text import size
-from hermes3.plan.work import Work, work_of
+from hermes3.plan.cost import ROW_TOKENS, flops_per_token, paper_mfu
+from hermes3.plan.memory import OVERHEAD, Memory, memory, setting_of
+from hermes3.plan.plan import plannable, size
+from hermes3.plan.shapes import Shape, Work, published, work_of
 from hermes3.recipe.hardware import Gpu, gpu_of, gpus
 from hermes3.recipe.paper import paper_of
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
 
 ROOT = Path(__file__).parents[1]
 NO_CUDA = 2
@@ -95,7 +94,7 @@ def prove_packing() -> str:
 
 def prepare(args: argparse.Namespace, gpu: Gpu) -> tuple[dict[str, Any], Shape, Memory]:
     """The recipe as it is run, its model's shape, and the plan for that; model and rows are written."""
-    recipe = read(args.recipe)
+    recipe = plannable(args.recipe)
     if gpu.is_cpu:
         liger = [key for key in recipe if key.startswith("liger_")]
         recipe = {key: value for key, value in (recipe | CPU | QUICK).items() if key not in liger and value is not None}
@@ -150,6 +149,23 @@ def stand_in(shape: Shape, width: int | None) -> Shape:
     )
 
 
+def llama_config(shape: Shape, **others: Any) -> "LlamaConfig":
+    """The transformers configuration of this shape."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        num_hidden_layers=shape.layers,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        vocab_size=shape.vocab,
+        tie_word_embeddings=shape.tied,
+        **others,
+    )
+
+
 def write_model(out: Path, shape: Shape, gpu: Gpu) -> None:
     """Random weights with the Hermes tokenizer over Llama 3.1's vocabulary."""
     import torch
@@ -157,7 +173,7 @@ def write_model(out: Path, shape: Shape, gpu: Gpu) -> None:
 
     shutil.rmtree(out, ignore_errors=True)
     made = make(out.parent / "tokenizer")
-    config = shape.llama_config(max_position_embeddings=131_072, dtype="float32" if gpu.is_cpu else "bfloat16")
+    config = llama_config(shape, max_position_embeddings=131_072, dtype="float32" if gpu.is_cpu else "bfloat16")
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).to(config.dtype)  # on the CPU: this process must hold nothing on the GPU
     assert sum(p.numel() for p in model.parameters()) == shape.parameters

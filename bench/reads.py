@@ -394,8 +394,8 @@ def write_model(out: Path) -> Path:
     """A Llama of one layer, 16 wide, with a Hermes tokenizer learnt from the numbers alone."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from data_mixes.samples import tiny_base
     from hermes3.chat import tokenizer
-    from hermes3.train import tiny_base
 
     llama, corpus = out.with_name("llama"), out.with_name("corpus.txt")
     llama.mkdir()

@@ -10,9 +10,9 @@ task=(srun --nodes=1 --ntasks=1 --cpu-bind=none "${container[@]}")
 # finish CODE: end the job, and say what that means for the stages behind it.
 finish() {
   if (($1)); then
-    python -m hermes3.slurm.stage failed "$1"
+    python -m hermes3.slurm.record failed "$1"
   else
-    python -m hermes3.slurm.stage "done"
+    python -m hermes3.slurm.record "done"
   fi
   exit "$1"
 }

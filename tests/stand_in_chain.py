@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from hermes3.slurm import pipeline, queue, states
+from hermes3.slurm import pipeline, queue
 from hermes3.slurm.chain import STEP, Stage
 
 
@@ -27,12 +27,11 @@ def main() -> None:
         )
         for one, given in chain["stages"].items()
     ]
-    found = states.states("hermes3 launch --pipeline it", name, stages, queue.jobs(), [])
-    made = pipeline.Submission("hermes3 launch --pipeline it", name, stages, found)
-    if "--test" in sys.argv:
-        made.test()
-    submitted = made.submit() if "--submit" in sys.argv else {}
-    print(json.dumps({"states": {one: [it.what, it.why] for one, it in found.items()}, "submitted": submitted}))
+    again = "hermes3 launch --pipeline it"
+    states = pipeline.states(again, name, stages, queue.jobs(), [])
+    submission = pipeline.Submission(again, name, stages, states)
+    submitted = submission.submit("--test" in sys.argv) if "--submit" in sys.argv else {}
+    print(json.dumps({"states": {one: [it.what, it.why] for one, it in states.items()}, "submitted": submitted}))
 
 
 if __name__ == "__main__":

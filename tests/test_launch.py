@@ -15,7 +15,7 @@ from hermes3.recipe.check import check
 from hermes3.recipe.hardware import hardware_of
 from hermes3.recipe.read import read
 from hermes3.slurm import chain, submit
-from hermes3.slurm.resize import resize
+from hermes3.slurm.submit import resize
 
 RECIPES = sorted(path.relative_to(ROOT) for path in (ROOT / "recipes").rglob("*.yml"))
 

@@ -11,7 +11,7 @@ from conftest import ROOT
 from slurm_site import launch
 
 from hermes3.mix import spec as specs
-from hermes3.slurm import chain, stage, states
+from hermes3.slurm import chain, pipeline, record
 from hermes3.slurm.chain import Stage
 
 AGAIN = "hermes3 launch --pipeline it"
@@ -36,7 +36,7 @@ def stand_in(slurm, site):
 
 
 def log_of(site: Path, one: str) -> str:
-    return Path(site / stage.read(site / f"logs/pipeline/it/{one}.done").log).read_text()
+    return Path(site / record.read(site / f"logs/pipeline/it/{one}.done").log).read_text()
 
 
 def finish(slurm, timeout: float = 120) -> None:
@@ -185,12 +185,12 @@ def a_stage(tmp_path: Path, name: str, needs: list[str] | None = None, **more) -
 
 
 def complete(one: Stage) -> None:
-    stamp = states.stamp_of("it", one)
+    stamp = pipeline.stamp_of("it", one)
     one.leaves.mkdir()
     made = [str(path) for path in one.made]
     log = f"logs/{one.name}-7.log"
-    stage.write(stamp, stage.Record(one.name, 7, log, one.command, stage.hashes(one.reads), [], AGAIN, made))
-    stage.done(stamp)
+    record.write(stamp, record.Record(one.name, 7, log, one.command, record.hashes(one.reads), [], AGAIN, made))
+    record.done(stamp)
 
 
 def test_a_training_is_not_taken_up_from_the_checkpoints_of_another(tmp_path, monkeypatch):
@@ -201,7 +201,7 @@ def test_a_training_is_not_taken_up_from_the_checkpoints_of_another(tmp_path, mo
         complete(one)
 
     def what(done: tuple[str, ...] = ()) -> dict[str, str]:
-        return {name: it.what for name, it in states.states(AGAIN, "it", [mix, sft], {}, list(done)).items()}
+        return {name: it.what for name, it in pipeline.states(AGAIN, "it", [mix, sft], {}, list(done)).items()}
 
     assert what() == {"mix": "complete", "sft": "complete"}
     sft.reads[0].write_text("2")
@@ -224,9 +224,9 @@ def test_a_training_on_a_mix_that_was_built_anew_is_not_complete(tmp_path, monke
     manifest.write_text("1")
     sft = a_stage(tmp_path, "sft", run=tmp_path / "sft.out", made=[manifest])
     complete(sft)
-    assert states.states(AGAIN, "it", [sft], {}, [])["sft"].what == "complete"
+    assert pipeline.states(AGAIN, "it", [sft], {}, [])["sft"].what == "complete"
     manifest.write_text("2")
-    assert states.states(AGAIN, "it", [sft], {}, [])["sft"].why == f"{manifest} has changed since job 7"
+    assert pipeline.states(AGAIN, "it", [sft], {}, [])["sft"].why == f"{manifest} has changed since job 7"
 
 
 def test_an_unfinished_training_goes_on(tmp_path, monkeypatch):
@@ -234,11 +234,11 @@ def test_an_unfinished_training_goes_on(tmp_path, monkeypatch):
     sft = a_stage(tmp_path, "sft", run=tmp_path / "sft.out")
     complete(sft)
     (sft.run / "checkpoint-10").mkdir()
-    states.stamp_of("it", sft).unlink()
-    assert states.states(AGAIN, "it", [sft], {}, [])["sft"].what == "to run"
+    pipeline.stamp_of("it", sft).unlink()
+    assert pipeline.states(AGAIN, "it", [sft], {}, [])["sft"].what == "to run"
     sft.reads[0].write_text("2")
     with pytest.raises(ValueError, match=r"mv .*sft.out .*: hermes3 launch true, and when that .*--done sft"):
-        states.states(AGAIN, "it", [sft], {}, [])
+        pipeline.states(AGAIN, "it", [sft], {}, [])
 
 
 def test_an_unfinished_training_does_not_go_on_on_another_mix(tmp_path, monkeypatch):
@@ -248,11 +248,11 @@ def test_an_unfinished_training_does_not_go_on_on_another_mix(tmp_path, monkeypa
     for one in (mix, sft):
         complete(one)
     (sft.run / "checkpoint-10").mkdir()
-    states.stamp_of("it", sft).unlink()
+    pipeline.stamp_of("it", sft).unlink()
     mix.reads[0].write_text("2")
     with pytest.raises(ValueError, match=r"sft: mix, which it needs, runs again.*mv .*sft.out .*go on.*--done mix"):
-        states.states(AGAIN, "it", [mix, sft], {}, [])
-    assert states.states(AGAIN, "it", [mix, sft], {}, ["mix"])["sft"].what == "to run"
+        pipeline.states(AGAIN, "it", [mix, sft], {}, [])
+    assert pipeline.states(AGAIN, "it", [mix, sft], {}, ["mix"])["sft"].what == "to run"
 
 
 def test_what_a_stage_left_and_is_gone_is_made_again(tmp_path, monkeypatch):
@@ -260,7 +260,7 @@ def test_what_a_stage_left_and_is_gone_is_made_again(tmp_path, monkeypatch):
     one = a_stage(tmp_path, "merge")
     complete(one)
     one.leaves.rmdir()
-    assert states.states(AGAIN, "it", [one], {}, [])["merge"].why.endswith("merge.out is gone")
+    assert pipeline.states(AGAIN, "it", [one], {}, [])["merge"].why.endswith("merge.out is gone")
 
 
 def test_a_mix_is_complete_when_it_was_built_from_its_spec_as_it_stands(tmp_path, monkeypatch):
@@ -270,7 +270,7 @@ def test_a_mix_is_complete_when_it_was_built_from_its_spec_as_it_stands(tmp_path
     mix = Stage("mix_dpo", "launch/mix.sbatch", [], [], [spec], manifest, spec=spec)
 
     def what() -> tuple[str, str]:
-        it = states.states(AGAIN, "it", [mix], {}, [])["mix_dpo"]
+        it = pipeline.states(AGAIN, "it", [mix], {}, [])["mix_dpo"]
         return it.what, it.why
 
     assert what() == ("to run", f"{manifest.parent} is not built")
@@ -383,7 +383,7 @@ def test_the_chain_runs_to_the_report(slurm, site, base, samples):
     assert set(ended.values()) == {"COMPLETED"}, f"{ended}\n{failed and failed[0].read_text()[-3000:]}"
 
     assert "8 packs of 1,024 tokens" in (site / f"logs/mix_small_sft-{said['submitted']['mix_sft']}.log").read_text()
-    assert list(stage.made(site / "logs/pipeline/small/sft.done")) == ["mixes/small_sft/manifest.json"]
+    assert list(record.made(site / "logs/pipeline/small/sft.done")) == ["mixes/small_sft/manifest.json"]
     chosen = json.loads((site / "outputs/tiny/sft/select.json").read_text())
     assert (site / "outputs/tiny/sft/best").resolve() == (site / chosen["model"]).resolve()
     report = json.loads((site / "outputs/tiny/report/report.json").read_text())

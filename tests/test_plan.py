@@ -14,13 +14,12 @@ import yaml
 from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
+from bench.gpu_check import llama_config
 from hermes3.cli import app
 from hermes3.mix.pack import preview
 from hermes3.plan.cost import INTERRUPTIONS_PER_GPU_HOUR, flops_per_token
 from hermes3.plan.plan import Plan, plan
-from hermes3.plan.settings import PAPER, PAPER_NODES
-from hermes3.plan.shapes import Shape, published, read_config
-from hermes3.plan.work import Work
+from hermes3.plan.shapes import Shape, Work, published, read_config
 from hermes3.recipe.check import validate
 from hermes3.recipe.hardware import gpus
 
@@ -45,7 +44,7 @@ def full(recipe: str, **kwargs) -> Plan:
 
 def llama(shape: Shape) -> LlamaForCausalLM:
     with torch.device("meta"):
-        return LlamaForCausalLM(shape.llama_config())
+        return LlamaForCausalLM(llama_config(shape))
 
 
 @pytest.mark.parametrize("size", PUBLISHED)
@@ -112,13 +111,10 @@ def test_flops_are_those_that_torch_counts():
     )
 
 
-def test_405b_fits_its_sixteen_nodes_and_needs_the_papers_seven():
+def test_405b_fits_its_sixteen_nodes_and_under_fsdp_the_papers_seven():
     made = full("405b_sft")
     assert made.nodes == 16 and made.own.fits
-    assert made.nodes_needed[PAPER.name] == PAPER_NODES
-    assert any(PAPER.name in warning and "docs/planning.md" in warning for warning in made.warnings)
-    assert PAPER.name not in full("70b_sft").nodes_needed and PAPER.name not in full("405b_dpo").nodes_needed
-    assert full("405b_sft_fsdp", host_memory=1.1e12).nodes_needed["FSDP2, fp32 weights, all on the host"] == PAPER_NODES
+    assert full("405b_sft_fsdp", host_memory=1.1e12).nodes_needed["FSDP2, fp32 weights, all on the host"] == 7
     plain = next(one for one in made.settings if one.setting.name == "ZeRO-3")
     assert not plain.fits
 
@@ -265,25 +261,50 @@ def test_a_recipe_that_cannot_be_planned_says_why(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("base", "size"),
     [
-        ("someone/Llama-70b-instruct", "70B"),
-        ("outputs/70b/none", "70B"),  # in a file that is named for the paper's 8B
-        ("outputs/none/none", "8B"),
+        ("NousResearch/Meta-Llama-3.1-70B-Instruct", "70B"),  # in a file that is named for the paper's 8B
+        ("models/Llama-3.1-405B", "405B"),
+        ("outputs/70b/none", "70B"),
     ],
 )
-def test_base_model_says_the_size_before_the_files_name_does(tmp_path, base, size):
+def test_a_name_that_says_llama_3_1_says_the_shape(tmp_path, base, size):
     assert plan(edited(tmp_path, "8b_sft", base_model=base)).shape.parameters == PUBLISHED[size]
 
 
-@pytest.mark.parametrize("base", ["meta-llama/Llama-3.2-3B", "outputs/1.5b/none"])
-def test_a_size_that_is_not_published_is_refused(tmp_path, base):
-    with pytest.raises(ValueError, match=f"base_model: {base} has no config.json"):
+@pytest.mark.parametrize(
+    "base",
+    ["Qwen/Qwen3-8B", "meta-llama/Llama-2-70b-hf", "outputs/qwen3-8b/base", "nvidia/Llama-3.1-Nemotron-70B", "x/else"],
+)
+def test_a_size_in_a_name_does_not_say_the_shape(tmp_path, base):
+    with pytest.raises(ValueError, match=f"base_model: {base} has no config.json .* or its config.json alone"):
         plan(edited(tmp_path, "8b_sft", base_model=base))
 
 
-def test_a_model_of_unknown_shape_is_refused(tmp_path):
-    unknown = edited(tmp_path, "8b_sft", base_model="someone/else").rename(tmp_path / "other.yml")
-    with pytest.raises(ValueError, match="base_model: someone/else has no config.json"):
-        plan(unknown)
+def test_a_config_that_lacks_a_size_is_refused_with_its_name(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "num_attention_heads": 8}')
+    with pytest.raises(ValueError, match="config.json: num_hidden_layers is missing"):
+        read_config(tmp_path / "config.json")
+
+
+def test_what_is_written_in_two_ways_is_one_plan(tmp_path):
+    """null in a DeepSpeed file; the prefix that Axolotl strips of the keys of fsdp_config."""
+    zero = {"stage": 3}
+    null = zero | {"offload_optimizer": None, "offload_param": {"device": None}}
+    plans = [plan(edited(tmp_path, "8b_sft", deepspeed={"zero_optimization": one})) for one in (zero, null)]
+    assert plans[0] == plans[1] and plans[0].own.setting.name == "ZeRO-3"
+    keys = {"offload_params": True, "state_dict_type": "FULL_STATE_DICT"}
+    prefixed = {f"fsdp_{key}": value for key, value in keys.items()}
+    plans = [plan(edited(tmp_path, "8b_sft_fsdp", fsdp_config=config)) for config in (keys, prefixed)]
+    assert plans[0] == plans[1] and plans[0].own.setting.offload == "all" and plans[0].own.setting.gathered == 4
+
+
+def test_a_recipe_and_a_deepspeed_file_that_cannot_be_read_are_named(tmp_path):
+    twice = tmp_path / "twice.yml"
+    twice.write_text(Path("recipes/8b_sft.yml").read_text() + "\nmicro_batch_size: 16\n")
+    with pytest.raises(ValueError, match="twice.yml: micro_batch_size: given twice, on lines"):
+        plan(twice)
+    (tmp_path / "zero.json").write_text('{// ZeRO-3\n"zero_optimization": {"stage": 3}}')
+    with pytest.raises(ValueError, match="deepspeed: .*zero.json is not JSON"):
+        plan(edited(tmp_path, "8b_sft", deepspeed=str(tmp_path / "zero.json")))
 
 
 def test_json_is_the_plan_and_text_names_its_parts():
@@ -295,7 +316,7 @@ def test_json_is_the_plan_and_text_names_its_parts():
     assert sum(own["gpu"].values()) == own["moments"][own["peak"]]
     assert found["schedule"]["steps"] == 1_550
     text = CliRunner().invoke(app, ["plan", "recipes/405b_sft.yml"], env={"COLUMNS": "140"}).output
-    for words in ("405,853,388,800 parameters", "387 an epoch, 1,550 in all", "the fewest", "layer inputs", "note:"):
+    for words in ("405,853,388,800 parameters", "387 per epoch, 1,550 in all", "the fewest", "layer inputs", "note:"):
         assert words in text
 
 

@@ -12,21 +12,23 @@ from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import LlamaForCausalLM
 
-from hermes3.plan.memory import HOST_SHARE, OVERHEAD, fewest, memory
-from hermes3.plan.settings import FSDP2, PAPER, PAPER_NODES, REPLICATED, SETTINGS, ZERO3, Setting
-from hermes3.plan.shapes import Shape, published
-from hermes3.plan.work import Work
+from bench.gpu_check import llama_config
+from hermes3.plan.memory import FSDP2, HOST_SHARE, OVERHEAD, REPLICATED, SETTINGS, ZERO3, Setting, fewest, memory
+from hermes3.plan.shapes import Shape, Work, published
 from hermes3.recipe.hardware import gpu_of
 
 EIGHT, SEVENTY, LARGEST = (published()[f"meta-llama/Llama-3.1-{size}"] for size in ("8B", "70B", "405B"))
 TINY = Shape("tiny", layers=4, hidden=160, intermediate=384, heads=4, kv_heads=2, head_dim=40, vocab=4096)
 H100 = gpu_of("h100-80gb")
+# The paper trained 405B by FSDP with CPU offload on at least 7 nodes, and states neither precision nor hosts nor how it
+# saves: 7 follow from fp32 weights and, on one host, the whole model in bf16 beside them (docs/planning.md)
+PAPER, PAPER_NODES = Setting("the paper's FSDP, as assumed", FSDP2, offload="all", gathered=2), 7
 RANKS, TOKENS = 48, 8192
 MOST = 0.10  # of the measured bytes
 
 
 def model(shape: Shape) -> LlamaForCausalLM:
-    return LlamaForCausalLM(shape.llama_config(use_cache=False))
+    return LlamaForCausalLM(llama_config(shape, use_cache=False))
 
 
 def zero3(offload: str) -> Setting:
@@ -87,16 +89,11 @@ def test_peak_of_a_sharded_step(tracked, name):
         check(f"{name}: {part}", planned.gpu[part], measured["states"][part])
 
 
-@pytest.mark.parametrize("kind", ["8B, {} layers, bf16, whole", "8B, {} layers, bf16, whole, Liger"])
+@pytest.mark.parametrize(
+    "kind",
+    ["8B, {} layers, bf16, whole", "8B, {} layers, bf16, whole, Liger", "LoRA, {} layers", "LoRA, {} layers, Liger"],
+)
 def test_activations_of_one_layer(tracked, kind):
-    names = [kind.format(n) for n in (2, 3)]
-    shape, _, work = CASES[names[0]]
-    two, three = (tracked[name]["activations"] for name in names)
-    check(f"{kind.format(1)}: activations", work.layer(shape) + work.layer_input(shape), three - two)
-
-
-@pytest.mark.parametrize("kind", ["LoRA, {} layers", "LoRA, {} layers, Liger"])
-def test_activations_of_one_layer_with_lora(tracked, kind):
     names = [kind.format(n) for n in (2, 3)]
     shape, _, work = CASES[names[0]]
     two, three = (tracked[name]["activations"] for name in names)

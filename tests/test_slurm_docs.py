@@ -109,12 +109,11 @@ def test_the_table_of_the_preflight_has_every_check():
 
 
 def test_the_defaults_and_figures_are_those_of_the_code():
-    from hermes3.plan.plan import plan
-    from hermes3.plan.text import size
+    from hermes3.plan.plan import plan, size
     from hermes3.recipe.read import read
-    from hermes3.slurm import allreduce, srun, verdict
+    from hermes3.slurm import allreduce, queue, verdict
 
-    assert f"`HERMES3_PREFLIGHT_SECONDS` ({srun.SECONDS})" in PAGE
+    assert f"`HERMES3_PREFLIGHT_SECONDS` ({queue.SECONDS})" in PAGE
     assert f"`HERMES3_MIN_BUS_GBPS`: {allreduce.FLOOR:g} by default" in PAGE
     assert f"at most {verdict.MAX_CRASHES} times (`HERMES3_MAX_CRASHES`)" in PAGE
     notice = re.search(r"^#SBATCH --signal=B:USR1@(\d+)$", (ROOT / "launch/train.sbatch").read_text(), re.MULTILINE)

@@ -1,21 +1,91 @@
-"""Memory of one GPU and of one node by part, at each setting: bytes at the peak of a training step.
+"""Memory of one GPU and of one node by part, at each way of sharding: bytes at the peak of a training step.
 
-Model states: Rajbhandari et al. 2020, ZeRO, arXiv 1910.02054, section 3 (2 + 2 + 12 bytes a parameter with Adam in
+Model states: Rajbhandari et al. 2020, ZeRO, arXiv 1910.02054, section 3 (2 + 2 + 12 bytes per parameter with Adam in
 mixed precision). Buffers: DeepSpeed 0.18's stage3.py and partitioned_param_coordinator.py; FSDP2's as its tracker sees.
 A step has three moments that can be its peak: the loss, a layer's backward pass, the optimizer's step.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
-from hermes3.plan.settings import FSDP2, REPLICATED, ZERO3, Setting
-from hermes3.plan.shapes import Shape
-from hermes3.plan.work import Work
+from hermes3.files import UserError
+from hermes3.plan.shapes import Shape, Work
 from hermes3.recipe.hardware import Gpu
+from hermes3.recipe.read import deepspeed_config
 
+ZERO3, FSDP2, REPLICATED = "zero3", "fsdp2", "replicated"
+OFFLOADS = {(False, False): "", (True, False): "optimizer", (True, True): "all"}  # (optimizer, parameters) on the host
 # Assumed: CUDA context 0.5 GB, NCCL's channels and cuBLAS' workspaces 1.5 GB. Not modelled: the allocator's fragments
 OVERHEAD = 2_000_000_000
 HOST_SHARE = 0.9  # of a node's memory; the rest is the system's, the data loader's, and pages of files
 MAX_NODES = 1024
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to spread model states over GPUs and hosts.
+
+    `fp32`: weights and moments of the optimizer are fp32, else bf16 throughout. `offload`: what stays in host memory:
+    "", "optimizer" (with the fp32 weights), or "all". `gathered`: bytes per parameter that rank 0 collects in its
+    host's memory at a save; 0: each rank saves its part. `buckets`: ZeRO's sizes where given, in elements.
+    """
+
+    name: str
+    engine: str
+    fp32: bool = True
+    offload: str = ""
+    gathered: int = 0
+    buckets: dict[str, float] = field(default_factory=dict)
+
+    def gathering(self) -> "Setting":
+        """The same with whole saves: FSDP2 gathers the weights that it trains, ZeRO-3 their bf16 copies."""
+        return replace(self, gathered=4 if self.engine == FSDP2 and self.fp32 else 2)
+
+    def bucket(self, key: str, hidden: int) -> int:
+        """Elements. "auto" is what transformers' HfTrainerDeepSpeedConfig.trainer_config_finalize fills in."""
+        auto = {"reduce_bucket_size": hidden * hidden, "stage3_prefetch_bucket_size": int(0.9 * hidden * hidden)}
+        fallback = {"stage3_max_reuse_distance": 1e9, "sub_group_size": 1e9}  # DeepSpeed's own
+        return int((auto | fallback | self.buckets)[key])
+
+
+BUCKETS = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_max_reuse_distance", "sub_group_size")
+SETTINGS = (
+    Setting("ZeRO-3", ZERO3),
+    Setting("ZeRO-3, optimizer on the host", ZERO3, offload="optimizer"),
+    Setting("ZeRO-3, optimizer and parameters on the host", ZERO3, offload="all"),
+    Setting("FSDP2, fp32 weights", FSDP2),
+    Setting("FSDP2, bf16 throughout", FSDP2, fp32=False),
+    Setting("FSDP2, fp32 weights, all on the host", FSDP2, offload="all"),
+    Setting("FSDP2, bf16 throughout, all on the host", FSDP2, fp32=False, offload="all"),
+)
+
+
+def setting_of(path: Path, recipe: dict[str, Any]) -> Setting:
+    """How the recipe at `path` shards. `UserError` for a DeepSpeed file that cannot be read, or that is not ZeRO-3."""
+    # HermesPlugin trains fp32 weights (hermes3/train), Axolotl alone bf16 ones; adapters are apart
+    plugins = [str(name) for name in recipe.get("plugins") or []]
+    fp32 = any(name.endswith("HermesPlugin") for name in plugins) and not recipe.get("adapter")
+    if fsdp := recipe.get("fsdp_config"):
+        offload = "all" if fsdp.get("offload_params") else ""
+        same = next(one for one in SETTINGS if (one.engine, one.fp32, one.offload) == (FSDP2, fp32, offload))
+        whole = "FULL_STATE_DICT" in (fsdp.get("state_dict_type"), fsdp.get("final_state_dict_type"))
+        return same.gathering() if whole else same
+    config = deepspeed_config(path, recipe)
+    if config is None:
+        return Setting("every process holds the whole model", REPLICATED, fp32=fp32)
+    zero = config.get("zero_optimization", {})
+    on_host = tuple(
+        zero.get(part, {}).get("device", "none") != "none" for part in ("offload_optimizer", "offload_param")
+    )
+    if zero.get("stage") != 3 or on_host not in OFFLOADS:
+        raise UserError(
+            f"{path}: deepspeed: only ZeRO stage 3 is planned for, with the optimizer, or the optimizer and the "
+            f"parameters offloaded; stage is {zero.get('stage')}"
+        )
+    same = next(one for one in SETTINGS if one.engine == ZERO3 and one.offload == OFFLOADS[on_host])
+    same = replace(same, buckets={key: float(zero[key]) for key in BUCKETS if zero.get(key, "auto") != "auto"})
+    return same.gathering() if zero.get("stage3_gather_16bit_weights_on_model_save") else same
 
 
 @dataclass(frozen=True)
@@ -131,15 +201,7 @@ def _buffers(shape: Shape, work: Work, setting: Setting, n: int) -> tuple[dict[s
         # DeepSpeed gives a parameter back unless it is used again within max_reuse_distance, beside the module at work
         # and a prefetch that stops only once its bucket is over-full. The fused loss reads the output matrix outside of
         # its module: it then belongs to the whole model, and stays
-        bucket, prefetch, reuse, group = (
-            setting.bucket(key, shape.hidden)
-            for key in (
-                "reduce_bucket_size",
-                "stage3_prefetch_bucket_size",
-                "stage3_max_reuse_distance",
-                "sub_group_size",
-            )
-        )
+        bucket, prefetch, reuse, group = (setting.bucket(key, shape.hidden) for key in BUCKETS)
         linear = shape.largest_linear
         kept = reuse + prefetch + 2 * linear
         live = 2 * min(kept + shape.embedding, shape.parameters)

@@ -1,20 +1,18 @@
-"""All that `hermes3 plan` says of one recipe."""
+"""All that `hermes3 plan` says of one recipe: as numbers, and as text for people."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hermes3.plan.cost import Checkpoints, Cost, checkpoints, cost
-from hermes3.plan.memory import HOST_SHARE, Memory, fewest, memory
-from hermes3.plan.schedule import Schedule, batches, schedule
-from hermes3.plan.settings import PAPER, PAPER_MODEL, PAPER_NODES, REPLICATED, SETTINGS, setting_of
-from hermes3.plan.shapes import Shape, published, shape_of
-from hermes3.plan.work import work_of
+from hermes3.files import UserError
+from hermes3.plan.cost import Checkpoints, Cost, Schedule, batches, checkpoints, cost, schedule
+from hermes3.plan.memory import HOST_SHARE, REPLICATED, SETTINGS, Memory, fewest, memory, setting_of
+from hermes3.plan.shapes import Shape, shape_of, work_of
 from hermes3.recipe.hardware import Gpu, gpu_of, hardware_of
-from hermes3.recipe.read import read as read_recipe
+from hermes3.recipe.read import read
 
 BANDWIDTH = 2e9  # bytes/s that a node writes to shared storage: assumed
-PRICE = 2.5  # USD a GPU-hour: assumed
+PRICE = 2.5  # USD per GPU-hour: assumed
 TIGHT = 0.05  # headroom below which fragments alone may end a run
 
 
@@ -46,23 +44,22 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """Numbers in bytes, seconds, hours, USD, with `fits` and `headroom` of each setting."""
-        found = asdict(self)
-        for one, given in zip(self.settings, found["settings"], strict=True):
-            given["setting"] = one.setting.name
-            given |= {"fits": one.fits, "headroom": one.headroom}
-            given |= {key: found[key][one.setting.name] for key in ("nodes_needed", "nodes_to_run")}
-        del found["nodes_needed"], found["nodes_to_run"]
-        return found
+        page = asdict(self)
+        by_setting = {key: page.pop(key) for key in ("nodes_needed", "nodes_to_run")}
+        for one, row in zip(self.settings, page["settings"], strict=True):
+            row |= {"setting": one.setting.name, "fits": one.fits, "headroom": one.headroom}
+            row |= {key: nodes[one.setting.name] for key, nodes in by_setting.items()}
+        return page
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The recipe as written. `ValueError` when it is no mapping or lacks what a plan starts from."""
-    recipe = read_recipe(path)
+def plannable(path: Path) -> dict[str, Any]:
+    """The recipe at `path`. `UserError` when it lacks what a plan starts from, or holds what is not planned for."""
+    recipe = read(path)
     if not isinstance(recipe.get("sequence_len"), int):
-        raise ValueError(f"{path}: sequence_len is missing or no number; give the tokens of a sequence")
+        raise UserError(f"{path}: sequence_len is missing or no number; give the tokens of a sequence")
     for key in ("load_in_4bit", "load_in_8bit"):
         if recipe.get(key):
-            raise ValueError(f"{path}: {key}: quantized weights are not planned for; take it out to plan it in bf16")
+            raise UserError(f"{path}: {key}: quantized weights are not planned for; take it out to plan it in bf16")
     return recipe
 
 
@@ -77,18 +74,19 @@ def plan(
     host_memory: float | None = None,
     packed: bool = True,
 ) -> Plan:
-    """Plan the recipe at `path`, on its own hardware unless `gpus` or `gpu` say other. `ValueError` if it cannot.
+    """Plan the recipe at `path`, on its own hardware unless `gpus` or `gpu` say other. `UserError` if it cannot.
 
-    `packed` False: the mix is not packed, which takes Axolotl and seconds; the steps of SFT are then the paper's.
+    `bandwidth` in bytes/s, `host_memory` in bytes. `packed` False: the mix is not packed, which takes Axolotl and
+    seconds; the steps of SFT are then the paper's.
     """
-    recipe = read(path)
+    recipe = plannable(path)
     hardware = hardware_of(path, recipe)
     device = gpu_of(gpu or hardware.gpu)
     device = replace(device, host_memory=host_memory or device.host_memory)
     n = gpus or hardware.gpus
     per_node = min(hardware.gpus_per_node if gpus is None else 8, n)
     if n % per_node:
-        raise ValueError(f"--gpus {n}: nodes have {per_node}; give a multiple")
+        raise UserError(f"--gpus {n}: nodes have {per_node}; give a multiple")
     nodes = n // per_node
     shape, own = shape_of(path, recipe), setting_of(path, recipe)
     work, warnings = work_of(recipe)
@@ -100,32 +98,24 @@ def plan(
     if not device.is_cpu:
         others = [one for one in SETTINGS if one.name != own.name]
         ways += [one.gathering() for one in others] if own.gathered else others
-    if replace(shape, name=PAPER_MODEL) == published()[PAPER_MODEL] and not work.rank and not device.is_cpu:
-        ways.append(PAPER)
-        warnings.append(
-            f'"{PAPER.name}": fp32 states on the hosts, and on one the whole model in bf16 beside them. The paper says '
-            f"only that {PAPER_NODES} nodes were the fewest (docs/planning.md)"
-        )
-    held = [memory(shape, work, way, device, nodes, per_node) for way in ways]
-    made, assumed = cost(shape, work, planned, own, device, n, nodes, mfu, PRICE if price is None else price)
+    settings = [memory(shape, work, way, device, nodes, per_node) for way in ways]
+    run, assumed = cost(shape, work, planned, settings[0], device, n, mfu, PRICE if price is None else price)
     warnings += assumed
-    saved = checkpoints(recipe, shape, work, planned, held[0], made, device, n, bandwidth or BANDWIDTH)
+    saved = checkpoints(recipe, planned, shape, work, settings[0], run, n, bandwidth or BANDWIDTH)
     if price is None and not device.is_cpu:
-        warnings.append(f"price: {PRICE} USD a GPU-hour is assumed; give --price")
+        warnings.append(f"price: {PRICE} USD per GPU-hour is assumed; give --price")
     if bandwidth is None:
-        warnings.append(f"storage: {BANDWIDTH / 1e9:.0f} GB/s a node are assumed; give --bandwidth")
+        warnings.append(f"storage: {BANDWIDTH / 1e9:.0f} GB/s per node are assumed; give --bandwidth")
     if host_memory is None and not device.is_cpu:
-        warnings.append(
-            f"host: {device.host_memory / 1e12:.3g} TB a node, {HOST_SHARE:.0%} of it free, are assumed; "
-            "give --host-memory"
-        )
+        memory_of_node = f"{device.host_memory / 1e12:.3g} TB per node, {HOST_SHARE:.0%} of it free"
+        warnings.append(f"host: {memory_of_node}, are assumed; give --host-memory")
     if own.engine == REPLICATED and own.fp32 and work.width == 2:
         warnings.append(
             f"autocast on fp32 weights: their bf16 copies ({2 * shape.parameters / 1e9:,.0f} GB) and residuals in fp32 "
             "are not counted"
         )
-    warnings += _risks(recipe, held[0], made, planned, saved)
-    needed = {way.name: fewest(shape, work, way, device, per_node, accumulation * n) for way in ways}
+    warnings += _risks(recipe, settings[0], run, planned, saved)
+    counts = {way.name: fewest(shape, work, way, device, per_node, accumulation * n) for way in ways}
     return Plan(
         recipe=str(path),
         shape=shape,
@@ -135,25 +125,129 @@ def plan(
         accumulation=accumulation,
         trained=work.trained(shape),
         schedule=planned,
-        settings=held,
-        nodes_needed={name: held for name, (held, _) in needed.items()},
-        nodes_to_run={name: run for name, (_, run) in needed.items()},
-        cost=made,
+        settings=settings,
+        nodes_needed={name: needed for name, (needed, _) in counts.items()},
+        nodes_to_run={name: to_run for name, (_, to_run) in counts.items()},
+        cost=run,
         checkpoints=saved,
         warnings=warnings,
     )
 
 
-def _risks(recipe: dict[str, Any], own: Memory, made: Cost, planned: Schedule, saved: Checkpoints) -> list[str]:
-    found = []
+def _risks(recipe: dict[str, Any], own: Memory, run: Cost, planned: Schedule, saved: Checkpoints) -> list[str]:
+    risks = []
     if own.fits and own.headroom < TIGHT:
-        found.append(f"{own.headroom:.0%} of a GPU is left: fragments of the allocator may take more")
-    if recipe.get("save_only_model") and made.interruption_chance > 0.01:
-        found.append(
-            f"save_only_model: a run that is interrupted ({made.interruption_chance:.0%}) cannot be resumed and starts "
-            "from nothing"
-        )
+        risks.append(f"{own.headroom:.0%} of a GPU is left: fragments of the allocator may take more")
+    if recipe.get("save_only_model") and run.interruption_chance > 0.01:
+        chance = f"{run.interruption_chance:.0%}"
+        risks.append(f"save_only_model: a run that is interrupted ({chance}) cannot be resumed and starts from nothing")
     every = recipe.get("restart_steps") or recipe.get("save_steps") or max(planned.steps_per_epoch)
     if saved.interval_steps and every > 3 * saved.interval_steps:
-        found.append(f"a restart point each {every:,} steps is rare: about {saved.interval_steps:,} are best")
-    return found
+        risks.append(f"a restart point each {every:,} steps is rare: about {saved.interval_steps:,} are best")
+    return risks
+
+
+def size(count: float) -> str:
+    """Bytes with the unit that leaves one to three digits."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= scale:
+            return f"{count / scale:,.{0 if count >= 100 * scale else 1}f} {unit}"
+    return f"{count / 1e3:,.1f} kB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as seconds, minutes, hours or days."""
+    for unit, scale in (("days", 86_400 * 2), ("h", 3600), ("min", 60)):
+        if seconds >= scale:
+            return f"{seconds / min(scale, 86_400):,.1f} {unit}"
+    return f"{seconds:,.1f} s"
+
+
+def show(plan: Plan) -> None:
+    """Print a head, a table of the settings, the parts of the recipe's own, and what was assumed."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False)
+    console.print(*(f"[bold]{name:12}[/bold] {escape(text)}" for name, text in _head(plan).items()), sep="\n")
+    console.print("", _settings(plan), "", _parts(plan.own), "", sep="\n")
+    for warning in plan.warnings:
+        console.print(f"[yellow]note:[/yellow] {warning}")
+
+
+def _table(title: str, *columns: str, caption: str | None = None) -> Any:
+    """A table whose columns after the first are numbers."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=SIMPLE_HEAD)
+    for place, name in enumerate(columns):
+        table.add_column(name, justify="right" if place else "left", no_wrap=bool(place))
+    return table
+
+
+def _head(plan: Plan) -> dict[str, str]:
+    run, cost, saved = plan.schedule, plan.cost, plan.checkpoints
+    trained = "" if plan.trained == plan.shape.parameters else f", {plan.trained:,} trained"
+    nodes = f"{plan.nodes} node{'s' * (plan.nodes > 1)}"
+    per_epoch = f"{run.steps_per_epoch[0]:,} per epoch, {run.steps:,} in all ({run.epochs:g} epochs)"
+    packed = f", {run.packing:.1%} full" if run.packing else ""
+    mfu = f"MFU {cost.mfu:.1%} ({cost.mfu_source})"
+    adam = f", of which {cost.host_gpu_hours:,.0f} for Adam on the host" if cost.host_gpu_hours else ""
+    whole = saved.weights_seconds is not None
+    how = f"saved in {duration(saved.weights_seconds)}" if whole else "once a checkpoint's parts are joined"
+    in_parts, final = "" if whole else " in parts", " and the final weights" if whole else ""
+    lines = {
+        "recipe": plan.recipe,
+        "model": f"{plan.shape.name}: {plan.shape.parameters:,} parameters{trained}",
+        "hardware": f"{plan.gpus} x {plan.gpu.name}, {nodes}; accumulation {plan.accumulation}",
+        "steps": f"{per_epoch}, batch {run.global_batch} {run.unit}{packed}; from {run.source}",
+        "tokens": f"{run.tokens:,.0f} read, {cost.tokens_per_second:,.0f} per second",
+        "time": f"{duration(cost.hours * 3600)}, {cost.step_seconds:,.2f} s per step; {mfu}",
+        "GPU-hours": f"{cost.gpu_hours:,.0f}{adam}; {cost.usd:,.0f} USD at {cost.price:g} per GPU-hour",
+        "interruption": f"{cost.interruption_chance:.1%} chance of one in the run, at Llama 3 405B's rate",
+        "weights": f"{size(saved.weights)}, {how}",
+        "checkpoint": f"{size(saved.state)}{in_parts}, saved in {duration(saved.state_seconds)}",
+        "storage": f"{size(saved.storage)} at most: {saved.kept} checkpoints at once{final}",
+    }
+    if plan.gpu.is_cpu:
+        del lines["interruption"]
+        lines["GPU-hours"] = "no price and no rate of interruptions of CPUs"
+    if saved.interval_seconds:
+        every = f"{duration(saved.interval_seconds)}, {saved.interval_steps:,} steps (Young)"
+        lines["save every"] = f"{every}: {saved.lost_share:.1%} of the time goes to saves and repeated work"
+    return lines
+
+
+def _settings(plan: Plan) -> Any:
+    own = plan.own.setting
+    saved = "; weights are gathered by rank 0 to save" if own.gathered else "; weights are saved in parts"
+    caption = (
+        f"* the recipe's own{saved if own.engine != REPLICATED else ''}. nodes: the fewest that hold a step; "
+        f"run: the fewest whose GPUs also make the batch of {plan.schedule.global_batch:,}"
+    )
+    title = "Memory at the peak of a step, each setting"
+    table = _table(title, "setting", "per GPU", "spare", "per host", "fits", "nodes", "run", caption=caption)
+    for one in plan.settings:
+        name = one.setting.name
+        nodes = [f"{counts[name] or 'none'}" for counts in (plan.nodes_needed, plan.nodes_to_run)]
+        fits = "yes" if one.fits else "[red]no[/red]"
+        own_mark = "* " if one is plan.own else "  "
+        table.add_row(own_mark + name, _total(one.gpu), f"{one.headroom:.0%}", _total(one.host), fits, *nodes)
+    return table
+
+
+def _parts(own: Memory) -> Any:
+    host = f"; of a host, {own.host_peak}" if own.host else ""
+    title = f"{own.setting.name}: parts at the peak of a GPU, {own.peak}{host}"
+    table = _table(title, "part", "per GPU", "per host")
+    for part in dict.fromkeys([*own.gpu, *own.host]):
+        table.add_row(part, *(size(parts[part]) if part in parts else "" for parts in (own.gpu, own.host)))
+    table.add_section()
+    table.add_row("total", _total(own.gpu), _total(own.host))
+    table.add_row("there is", size(own.gpu_room), size(own.host_room))
+    return table
+
+
+def _total(parts: dict[str, int]) -> str:
+    return size(sum(parts.values())) if parts else ""

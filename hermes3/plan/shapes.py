@@ -1,6 +1,8 @@
-"""A Llama's shape and what follows from it: parameters by part, in closed form, without torch.
+"""A Llama's shape, and what one GPU computes of it at once: parameters and activations in closed form, without torch.
 
-tests/test_plan.py builds LlamaForCausalLM on the meta device and compares the counts exactly.
+Activations are counted from what each operation saves for its backward pass, in transformers' Llama and in Liger's
+kernels. tests/test_plan.py compares the parameters with LlamaForCausalLM on the meta device, tests/test_plan_memory.py
+the activations with torch's own memory tracker.
 """
 
 import json
@@ -8,14 +10,15 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import yaml
+from hermes3.files import UserError, read_yaml
 
-from hermes3.recipe.paper import paper_of
-
-if TYPE_CHECKING:
-    from transformers import LlamaConfig
+SIZES = {"8b": "meta-llama/Llama-3.1-8B", "70b": "meta-llama/Llama-3.1-70B", "405b": "meta-llama/Llama-3.1-405B"}
+# Names under which a model has the shape of its Llama 3.1: Meta's own, Nous' Hermes 3, and copies of either
+LLAMA = re.compile(r"(?:meta-|hermes-3-)?llama-3\.1-(8b|70b|405b)(?:-(?:base|instruct|fp8))*", re.IGNORECASE)
+LORA_LINEARS = 7
+PLANNED_OPTIMIZERS = (None, "adamw_torch", "adamw_torch_fused", "rmsprop")
 
 
 @dataclass(frozen=True)
@@ -40,16 +43,8 @@ class Shape:
     @property
     def linears(self) -> list[tuple[int, int]]:
         """(inputs, outputs) of the seven linear layers of a decoder layer: q, k, v, o, gate, up, down."""
-        h, q = self.hidden, self.heads * self.head_dim
-        return [
-            (h, q),
-            (h, self.kv),
-            (h, self.kv),
-            (q, h),
-            (h, self.intermediate),
-            (h, self.intermediate),
-            (self.intermediate, h),
-        ]
+        h, q, i = self.hidden, self.heads * self.head_dim, self.intermediate
+        return [(h, q), (h, self.kv), (h, self.kv), (q, h), (h, i), (h, i), (i, h)]
 
     @property
     def layer(self) -> int:
@@ -75,22 +70,6 @@ class Shape:
         """Parameters that a token is multiplied with: all but the norms' and the input embedding's."""
         return self.layers * sum(i * o for i, o in self.linears) + self.embedding
 
-    def llama_config(self, **others: Any) -> "LlamaConfig":
-        """The transformers configuration of this shape."""
-        from transformers import LlamaConfig
-
-        return LlamaConfig(
-            num_hidden_layers=self.layers,
-            hidden_size=self.hidden,
-            intermediate_size=self.intermediate,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            vocab_size=self.vocab,
-            tie_word_embeddings=self.tied,
-            **others,
-        )
-
     def lora(self, rank: int) -> int:
         """Parameters of an adapter on all seven linears: rank x (inputs + outputs) each."""
         return self.layers * sum(rank * (i + o) for i, o in self.linears)
@@ -99,48 +78,141 @@ class Shape:
 @lru_cache
 def published() -> dict[str, Shape]:
     """The base models' shapes by Hub id."""
-    given = yaml.safe_load(Path(__file__).with_name("shapes.yml").read_text(encoding="utf-8"))
-    return {name: Shape(name=name, **values) for name, values in given.items()}
+    rows = read_yaml(Path(__file__).with_name("shapes.yml"))
+    return {name: Shape(name=name, **sizes) for name, sizes in rows.items()}
 
 
 def shape_of(path: Path, recipe: dict[str, Any]) -> Shape:
-    """The shape of the recipe's base model: its folder's config.json, the size that its name says, or the paper's row.
+    """The shape of the base model of the recipe at `path`: its folder's config.json, or Llama 3.1's by its name.
 
-    `ValueError` when none tells, or when the name says a size that is not published here.
+    A name says so as a Hub id or a folder called Llama-3.1-SIZE, or as the folder outputs/SIZE/... of this repository,
+    which need not be built yet. `UserError` for any other name: a size alone says nothing of a model's shape.
     """
     base = str(recipe.get("base_model") or "")
     config = Path(base) / "config.json"
     if config.is_file():
         return read_config(config)
-    if base in published():
-        return published()[base]
-    size = re.findall(r"(?<![a-z0-9.])([0-9.]+b)(?![a-z0-9])", base.lower())
-    known = {name.rsplit("-", 1)[1].lower(): shape for name, shape in published().items()}
-    if size and size[-1] in known:
-        return known[size[-1]]
-    paper = paper_of(path)
-    if paper is not None and not size:
-        return published()[paper.base]
-    raise ValueError(
-        f"{path}: base_model: {base} has no config.json here and is none of {', '.join(published())}; "
-        "make the folder, or its config.json alone"
+    folders = [part.lower() for part in Path(base).parts]
+    sizes = [match[1].lower() for part in folders if (match := LLAMA.fullmatch(part))]
+    sizes += [size for parent, size in zip(folders, folders[1:], strict=False) if parent == "outputs" and size in SIZES]
+    if sizes:
+        return published()[SIZES[sizes[-1]]]
+    raise UserError(
+        f"{path}: base_model: {base} has no config.json here and is none of {', '.join(published())}, so its shape is "
+        "not known; make the folder, or its config.json alone"
     )
 
 
 def read_config(config: Path) -> Shape:
-    """The shape in a Llama's config.json. `ValueError` for another kind of model."""
-    given = json.loads(config.read_text(encoding="utf-8"))
-    if given.get("model_type") != "llama":
-        raise ValueError(f"{config}: model_type: {given.get('model_type')} is not planned for, only llama is")
-    heads = given["num_attention_heads"]
-    return Shape(
-        name=str(config.parent),
-        layers=given["num_hidden_layers"],
-        hidden=given["hidden_size"],
-        intermediate=given["intermediate_size"],
-        heads=heads,
-        kv_heads=given.get("num_key_value_heads") or heads,
-        head_dim=given.get("head_dim") or given["hidden_size"] // heads,
-        vocab=given["vocab_size"],
-        tied=bool(given.get("tie_word_embeddings")),
+    """The shape in a Llama's config.json. `UserError` for another kind of model, or a size that is missing."""
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+        if values.get("model_type") != "llama":
+            raise UserError(f"{config}: model_type: {values.get('model_type')} is not planned for, only llama is")
+        heads = values["num_attention_heads"]
+        return Shape(
+            name=str(config.parent),
+            layers=values["num_hidden_layers"],
+            hidden=values["hidden_size"],
+            intermediate=values["intermediate_size"],
+            heads=heads,
+            kv_heads=values.get("num_key_value_heads") or heads,
+            head_dim=values.get("head_dim") or values["hidden_size"] // heads,
+            vocab=values["vocab_size"],
+            tied=bool(values.get("tie_word_embeddings")),
+        )
+    except KeyError as error:
+        raise UserError(f"{config}: {error.args[0]} is missing; copy the model's own config.json") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{config}: not JSON: {error}; copy the model's own config.json") from None
+
+
+@dataclass(frozen=True)
+class Work:
+    """`tokens`: of one forward pass on one GPU; a DPO pair is two sequences. `width`: bytes per activation."""
+
+    tokens: int
+    width: int = 2
+    checkpointing: bool = True
+    liger_norm: bool = False
+    liger_glu: bool = False
+    fused_loss: bool = False  # Liger's fused linear cross-entropy
+    preference: bool = False  # the loss is DPO's
+    rank: int = 0  # LoRA's; 0: every parameter is trained
+    dropout: bool = False  # LoRA's
+    accumulation: int = 1  # micro-batches per step
+    moments: int = 2  # fp32 numbers that the optimizer keeps per parameter: Adam 2, RMSProp 1
+
+    def trained(self, shape: Shape) -> int:
+        """Parameters with a gradient."""
+        return shape.lora(self.rank) if self.rank else shape.parameters
+
+    def layer_input(self, shape: Shape) -> int:
+        """Bytes of what checkpointing keeps of a decoder layer: the hidden states that enter it."""
+        return self.tokens * shape.hidden * self.width
+
+    def layer(self, shape: Shape) -> int:
+        """Bytes that one decoder layer saves for its backward pass, its input apart."""
+        h, kv, i, w = shape.hidden, shape.kv, shape.intermediate, self.width
+        norms = 0 if self.liger_norm else 2 * 4 * h + (2 * w * h if w < 4 and not self.rank else 0)  # fp32, normalised
+        second = w * h if self.liger_norm else 0  # Liger saves the norm's input instead; the first is the layer's own
+        attention = 2 * w * h + 2 * w * kv + 4 * shape.heads  # q and the output, k and v, log of the sums
+        mlp = (2 if self.liger_glu else 3) * w * i  # gate, up, and silu(gate)
+        return self.tokens * (norms + second + attention + mlp + self._linear_inputs(shape))
+
+    def _linear_inputs(self, shape: Shape) -> int:
+        """Bytes per token of what the seven linears keep to compute their weights' gradients."""
+        inner = LORA_LINEARS * self.rank * self.width  # between an adapter's two matrices
+        if not self.dropout:
+            return self.width * (2 * shape.hidden + shape.intermediate) + inner  # after each norm, and the product
+        # a frozen matrix needs no input, but each adapter keeps its own dropped-out copy, and a mask of one byte
+        return sum(inputs for inputs, _ in shape.linears) * (self.width + 1) + inner
+
+    def layer_backward(self, shape: Shape) -> int:
+        """Bytes of gradients that are alive with a layer's activations, at the peak: in the MLP."""
+        h, i, w = shape.hidden, shape.intermediate, self.width
+        flowing = (h + i if self.liger_glu else 2 * h + 2 * i) * w * self.tokens
+        return flowing + (0 if self.rank else shape.largest_linear * w)  # one matrix' gradient
+
+    def loss(self, shape: Shape) -> int:
+        """Bytes at the loss' peak, the last hidden states and their gradient included.
+
+        Liger goes through the tokens in chunks, but holds the output matrix' gradient, a chunk's share of it, and that
+        in fp32 (liger_kernel/ops/fused_linear_cross_entropy.py). Unfused: three fp32 copies of the logits.
+        """
+        hidden, v, w = 3 * self.layer_input(shape), shape.vocab, self.width
+        if self.preference:  # TRL: logits, their log-softmax of one row, gradients of both
+            return hidden + 4 * w * self.tokens * v
+        if not self.fused_loss:
+            return hidden + 12 * self.tokens * v
+        chunks = -(-v // shape.hidden)
+        chunk = 1 << (-(-self.tokens // chunks) - 1).bit_length()  # the next power of two
+        matrix = 0 if self.rank else (2 * w + 4) * shape.embedding
+        return hidden + chunk * v * w + matrix
+
+
+def work_of(recipe: dict[str, Any]) -> tuple[Work, list[str]]:
+    """The recipe's micro-batch, and what had to be assumed of it."""
+    warnings = []
+    preference = recipe.get("rl") == "dpo"
+    tokens = recipe["sequence_len"] * (recipe.get("micro_batch_size") or 1) * (2 if preference else 1)
+    if preference:
+        warnings.append(f"memory is for pairs at their longest, {tokens:,} tokens per micro-batch")
+    if recipe.get("optimizer") not in PLANNED_OPTIMIZERS:
+        warnings.append(
+            f"optimizer {recipe['optimizer']}: planned as torch's Adam, two moments in the weights' precision; "
+            "a quantized one takes less"
+        )
+    work = Work(
+        tokens=tokens,
+        width=2 if recipe.get("bf16") or recipe.get("fp16") else 4,
+        checkpointing=bool(recipe.get("gradient_checkpointing")),
+        liger_norm=bool(recipe.get("liger_rms_norm")),
+        liger_glu=bool(recipe.get("liger_glu_activation")),
+        fused_loss=bool(recipe.get("liger_fused_linear_cross_entropy")),
+        preference=preference,
+        rank=recipe.get("lora_r") or 0 if recipe.get("adapter") else 0,
+        dropout=bool(recipe.get("adapter") and recipe.get("lora_dropout")),
+        moments=1 if recipe.get("optimizer") == "rmsprop" else 2,
     )
+    return work, warnings

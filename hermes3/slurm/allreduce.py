@@ -1,24 +1,20 @@
 """Do all ranks reduce together, right and fast? Started on each node by `srun python -m hermes3.slurm.allreduce`.
 
 Bus bandwidth is what the slowest link carries: bytes / seconds x 2 (n - 1) / n for n ranks (nccl-tests,
-doc/PERFORMANCE.md). nccl-tests measures it where it is installed, else torch, over NCCL on GPUs and gloo on CPUs.
+doc/PERFORMANCE.md). torch measures it, over NCCL on GPUs and gloo on CPUs.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
-import re
-import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from hermes3.slurm.srun import Srun
+from hermes3.slurm.queue import Srun, limit
 
 # GB/s below which the slow node is looked for. Sockets over a service network carry 1 to 6, where NCCL found no
 # InfiniBand; one link of 100 Gb/s carries 12. docs/slurm.md says what to set for better ones.
@@ -32,7 +28,7 @@ def floor(gpu: str) -> float:
     return float(os.environ.get("HERMES3_MIN_BUS_GBPS") or (0 if gpu == "cpu" else FLOOR))
 
 
-def over(srun: "Srun", nodes: list[str], gpu: str, per_node: int, out: Path) -> tuple[dict[str, str], str]:
+def over(srun: Srun, nodes: list[str], gpu: str, per_node: int, out: Path) -> tuple[dict[str, str], str]:
     """({bad node: what was seen there}, what to print) of an all-reduce over all ranks of the job."""
     if len(nodes) * per_node == 1:
         return {}, "all-reduce: one rank has nobody to reduce with"
@@ -47,7 +43,7 @@ def over(srun: "Srun", nodes: list[str], gpu: str, per_node: int, out: Path) -> 
     return bad, f"all-reduce: {said}; {least:g} GB/s are asked for (HERMES3_MIN_BUS_GBPS)"
 
 
-def suspects(srun: "Srun", nodes: list[str], gpu: str, per_node: int, least: float, out: Path) -> dict[str, str]:
+def suspects(srun: Srun, nodes: list[str], gpu: str, per_node: int, least: float, out: Path) -> dict[str, str]:
     """The nodes that are slow alone, or with both of their neighbours in a ring of pairs.
 
     A good node has a good neighbour, unless both are bad. None where no node stands out, as of two that are well alone.
@@ -79,19 +75,12 @@ def suspects(srun: "Srun", nodes: list[str], gpu: str, per_node: int, least: flo
     return bad
 
 
-def measure(srun: "Srun", nodes: list[str], gpu: str, per_node: int, log: Path) -> tuple[float | None, str]:
+def measure(srun: Srun, nodes: list[str], gpu: str, per_node: int, log: Path) -> tuple[float | None, str]:
     """(GB/s of bus bandwidth, what to print). None: the ranks did not come together, or computed something wrong.
 
     `nodes` in the job's order, in which Slurm numbers the tasks: the first holds rank 0, where the ranks meet.
     """
     ranks, env = len(nodes) * per_node, {"MASTER_ADDR": nodes[0], "MASTER_PORT": str(_port(nodes[0]))}
-    if gpu != "cpu" and shutil.which("all_reduce_perf"):
-        command = ["all_reduce_perf", "-b", "1G", "-e", "1G", "-g", str(per_node)]
-        code, said, errors = srun.run(nodes, command, env=env)
-        log.write_text(said + errors, encoding="utf-8")
-        speed = nccl_tests(said, ranks) if code == 0 else None
-        if speed is not None:
-            return speed, f"{ranks} ranks, {speed:,.3g} GB/s bus bandwidth (nccl-tests)"
     device = "cpu" if gpu == "cpu" else "cuda"
     arguments = ["-m", "hermes3.slurm.allreduce", "--per-node", str(per_node), "--device", device]
     code, said, errors = srun.python(nodes, arguments, env=env)
@@ -103,19 +92,6 @@ def measure(srun: "Srun", nodes: list[str], gpu: str, per_node: int, log: Path) 
         return got["busbw"], f"{ranks} ranks, {got['busbw']:,.3g} GB/s bus bandwidth ({took}, {got['backend']})"
     why = "not done in time" if code is None else f"failed with {code}"
     return None, f"{ranks} ranks {why}, see {log}"
-
-
-def nccl_tests(said: str, ranks: int) -> float | None:
-    """The bus bandwidth that all_reduce_perf printed; None unless all ranks took part and computed the right sum.
-
-    Built without MPI, each of its processes reduces with itself alone, and says so only by its list of ranks.
-    """
-    listed = {int(rank) for rank in re.findall(r"^#\s+Rank\s+(\d+)\s", said, re.MULTILINE)}
-    speed = re.search(r"^# Avg bus bandwidth\s*:\s*([\d.]+)", said, re.MULTILINE)
-    wrong = re.search(r"^# Out of bounds values\s*:\s*(\d+)", said, re.MULTILINE)
-    if listed != set(range(ranks)) or not speed or (wrong and int(wrong[1])):
-        return None
-    return float(speed[1])
 
 
 def _port(head: str) -> int:
@@ -132,15 +108,13 @@ def one_rank(local: int, per_node: int, device: str) -> None:
     import torch
     import torch.distributed as dist
 
-    from hermes3.slurm.srun import limit
-
     node, nodes = int(os.environ.get("SLURM_PROCID", 0)), int(os.environ.get("SLURM_NTASKS", 1))
     rank, world = node * per_node + local, nodes * per_node
     if device == "cuda":
         torch.cuda.set_device(local)
     init = f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    backend, limit = {"cuda": "nccl", "cpu": "gloo"}[device], timedelta(seconds=limit())
-    dist.init_process_group(backend, init_method=init, rank=rank, world_size=world, timeout=limit)
+    backend, timeout = {"cuda": "nccl", "cpu": "gloo"}[device], timedelta(seconds=limit())
+    dist.init_process_group(backend, init_method=init, rank=rank, world_size=world, timeout=timeout)
     values = torch.full((SIZE[device] // 4,), float(rank), device=device)
     dist.all_reduce(values)
     if not torch.equal(values, torch.full_like(values, world * (world - 1) / 2)):

@@ -4,15 +4,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from hermes3.evaluate.suite import file_of
-from hermes3.evaluate.suite import load as load_suite
+from hermes3.files import UserError, read_model
 from hermes3.mix import spec as specs
-from hermes3.plan.schedule import mix_of
+from hermes3.plan.cost import mix_of
 from hermes3.recipe.hardware import Hardware, hardware_of
 from hermes3.recipe.read import read
+from hermes3.results.suite import file_of
+from hermes3.results.suite import load as load_suite
 from hermes3.slurm.submit import TRAIN
 
 PIPELINES = Path("launch/pipelines")
@@ -82,82 +82,73 @@ class Stage:
 
 
 def load(given: str) -> tuple[str, Pipeline]:
-    """(name, pipeline) of `given`, a name in launch/pipelines/ or a file. `ValueError` names the file and the key."""
+    """(name, pipeline) of `given`, a name in launch/pipelines/ or a file. `UserError` names the file and the key."""
     path = Path(given) if given.endswith((".yml", ".yaml")) else PIPELINES / f"{given}.yml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in PIPELINES.glob("*.yml")))
-        raise ValueError(f"{path}: no such pipeline; there are {known or f'none in {Path.cwd() / PIPELINES}'}")
-    try:
-        return path.stem, Pipeline.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return path.stem, read_model(path, Pipeline, known=PIPELINES)
 
 
 def stages(pipeline: Pipeline, commands: Path) -> list[Stage]:
     """The pipeline's stages, each after those that it needs. `commands`: the folder of what the report shows of them.
 
-    `ValueError` for recipes that are no chain.
+    `UserError` for recipes that are no chain.
     """
     sft, dpo = read(pipeline.sft), read(pipeline.dpo)
     run, aligned = _output(pipeline.sft, sft), _output(pipeline.dpo, dpo)
     best = run / "best"
     if Path(str(dpo.get("base_model"))) != best:
-        raise ValueError(f"{pipeline.dpo}: base_model: {dpo.get('base_model')}; set {best}, the epoch that is selected")
+        raise UserError(f"{pipeline.dpo}: base_model: {dpo.get('base_model')}; set {best}, the epoch that is selected")
     scores, report = run.parent / "eval", run.parent / "report"
     suite, final = pipeline.evaluation.epochs, pipeline.evaluation.final
     epochs = [str(n) for n in range(1, int(sft.get("num_epochs") or 1) + 1)]
     mixes = {"mix_sft": (pipeline.mixes.sft, mix_of(sft)), "mix_dpo": (pipeline.mixes.dpo, mix_of(dpo))}
 
     packing = {"mix_sft": [str(pipeline.sft)] if sft.get("sample_packing") else []}  # its log says the exact steps
-    found = [_mix(name, spec, out, packing.get(name, [])) for name, (spec, out) in mixes.items()]
+    chain = [_mix(name, spec, out, packing.get(name, [])) for name, (spec, out) in mixes.items()]
     base, scored = Path(str(sft.get("base_model"))), {}  # scored: as the report names it -> results
     if pipeline.base:
         scored["base"] = scores / "base"
-        found.append(replace(_eval("eval_base", pipeline, base, final, scored["base"], []), given=base))
-    found.append(replace(_train("sft", pipeline.sft, sft, run, ["mix_sft"]), given=base))
+        chain.append(replace(_eval("eval_base", pipeline, base, final, scored["base"], []), given=base))
+    chain.append(replace(_train("sft", pipeline.sft, sft, run, ["mix_sft"]), given=base))
     for n in epochs:
-        found.append(_eval(f"eval_epoch_{n}", pipeline, run, suite, scores / f"epoch_{n}", ["sft"], "--epoch", n))
+        chain.append(_eval(f"eval_epoch_{n}", pipeline, run, suite, scores / f"epoch_{n}", ["sft"], "--epoch", n))
     select = ["hermes3", "select", str(run), *(f"{n}={scores / f'epoch_{n}'}" for n in epochs), "--suite", suite]
     select += [word for group in judged(suite) for word in ("--without", group)]
-    found.append(_step("select", select, [f"eval_epoch_{n}" for n in epochs], best, [file_of(suite)]))
+    chain.append(_step("select", select, [f"eval_epoch_{n}" for n in epochs], best, [file_of(suite)]))
     scored["SFT"] = run / "best_results"
     if final != suite:  # else the chosen epoch has these scores already
         scored["SFT"] = scores / "sft"
-        found.append(_eval("eval_sft", pipeline, best, final, scored["SFT"], ["select"]))
-    found.append(_train("dpo", pipeline.dpo, dpo, aligned, ["mix_dpo", "select"]))
-    found.append(_step("merge", ["axolotl", "merge-lora", str(pipeline.dpo)], ["dpo"], aligned / "merged", []))
+        chain.append(_eval("eval_sft", pipeline, best, final, scored["SFT"], ["select"]))
+    chain.append(_train("dpo", pipeline.dpo, dpo, aligned, ["mix_dpo", "select"]))
+    chain.append(_step("merge", ["axolotl", "merge-lora", str(pipeline.dpo)], ["dpo"], aligned / "merged", []))
     scored["SFT+DPO"] = scores / "dpo"
-    found.append(_eval("eval_dpo", pipeline, aligned / "merged", final, scored["SFT+DPO"], ["merge"]))
+    chain.append(_eval("eval_dpo", pipeline, aligned / "merged", final, scored["SFT+DPO"], ["merge"]))
     for other, options in pipeline.evaluation.also.items():
         label = Path(other).stem
         below = scored["SFT+DPO"] / label
         # after eval_dpo, which sets aside what lies below it of another model
         stage = _eval(f"eval_{label}", pipeline, aligned / "merged", other, below, ["eval_dpo"])
-        found.append(replace(stage, arguments=[*stage.arguments, *options]))
+        chain.append(replace(stage, arguments=[*stage.arguments, *options]))
     page = ["hermes3", "report", "--out", str(report), "--commands", str(commands)]
     page += [word for _, out in mixes.values() for word in ("--mix", str(out))]
     page += ["--run", f"SFT={run}", "--run", f"DPO={aligned}"]
     page += [word for name, folder in scored.items() for word in ("--scores", f"{name}={folder}")]
-    needs = [one.name for one in found if one.script == EVAL and not one.name.startswith("eval_epoch")]
-    found.append(_step("report", page, needs, report / "index.html", []))
-    return [replace(one, options=pipeline.sbatch.get(Path(one.script).stem, [])) for one in found]
+    needs = [one.name for one in chain if one.script == EVAL and not one.name.startswith("eval_epoch")]
+    chain.append(_step("report", page, needs, report / "index.html", []))
+    return [replace(one, options=pipeline.sbatch.get(Path(one.script).stem, [])) for one in chain]
 
 
 def missing(stages: list[Stage]) -> list[str]:
     """What these stages read and no stage makes, and is not there, each with its remedy where there is one."""
-    found = []
+    lacks = []
     for one in stages:
-        found += [f"{one.name}: {path} is not there" for path in one.reads if not path.exists()]
+        lacks += [f"{one.name}: {path} is not there" for path in one.reads if not path.exists()]
         if one.given and not one.given.is_dir():
-            found.append(f"{one.name}: base_model: no {one.given}; see the comment on its line in the recipe")
+            lacks.append(f"{one.name}: base_model: no {one.given}; see the comment on its line in the recipe")
         if one.spec and one.spec.exists() and not (base := specs.load(one.spec).tokenizer).is_dir():
-            found.append(f"{one.name}: tokenizer: no {base}; make it with `hermes3 tokenizer build BASE {base}`")
+            lacks.append(f"{one.name}: tokenizer: no {base}; make it with `hermes3 tokenizer build BASE {base}`")
         if one.script == EVAL and not VLLM.is_dir() and {"vllm", "--backend=vllm"} & set(one.arguments):
-            found.append(f"{one.name}: {VLLM} is not there; make vLLM's environment as docs/slurm.md says")
-    return found
+            lacks.append(f"{one.name}: {VLLM} is not there; make vLLM's environment as docs/slurm.md says")
+    return lacks
 
 
 def judged(suite: str) -> list[str]:
@@ -167,7 +158,7 @@ def judged(suite: str) -> list[str]:
 
 def _output(path: Path, recipe: dict[str, Any]) -> Path:
     if not recipe.get("output_dir"):
-        raise ValueError(f"{path}: output_dir is missing; give the folder that the run writes")
+        raise UserError(f"{path}: output_dir is missing; give the folder that the run writes")
     return Path(str(recipe["output_dir"]))
 
 

@@ -1,41 +1,162 @@
-"""Submitting what is to run of a pipeline, as jobs that wait for each other, and saying so.
+"""A pipeline's stages in the queue: which are complete, which wait or run, and submitting those that must run.
 
-Under logs/pipeline/NAME/ lie submit.sh (the sbatch lines), `commands/` (one file a stage, which the report shows), and
-each stage's record and stamp (`hermes3.slurm.stage`).
+Under logs/pipeline/NAME/ lie submit.sh (the sbatch lines), `commands/` (one file per stage, which the report shows) and
+each stage's record and stamp (`hermes3.slurm.record`).
 """
 
 import fcntl
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hermes3.files import write_text
-from hermes3.slurm import queue, stage, submit
-from hermes3.slurm.chain import Stage
-from hermes3.slurm.states import COMPLETE, RUN, State, job_name, stamp_of
+from hermes3.files import UserError, write_text
+from hermes3.mix import lock as locks
+from hermes3.mix import spec as specs
+from hermes3.slurm import chain, queue, record, submit
+from hermes3.slurm.chain import Pipeline, Stage
+
+FOLDER = Path("logs/pipeline")
+COMPLETE, ACTIVE, RUN = "complete", "in the queue", "to run"
+
+
+@dataclass(frozen=True)
+class State:
+    """`what`: complete, in the queue (as job `job`), or to run; `why`: for people."""
+
+    what: str
+    why: str
+    job: int | None = None
+
+
+def job_name(name: str, one: Stage) -> str:
+    """A training is named as `hermes3 launch RECIPE` names it, a mix alike for all sizes: each sees others' jobs."""
+    if one.run:
+        return Path(one.arguments[0]).stem
+    return f"mix_{one.leaves.parent.name}" if one.spec else f"{name}_{one.name}"
+
+
+def stamp_of(name: str, one: Stage) -> Path:
+    """Mixes are shared by the sizes, and their records too."""
+    return FOLDER / "mixes" / f"{one.leaves.parent.name}.done" if one.spec else FOLDER / name / f"{one.name}.done"
+
+
+def states(again: str, name: str, stages: list[Stage], jobs: dict[str, queue.Job], done: list[str]) -> dict[str, State]:
+    """The state of each stage. `done`: stages to take for complete as they are; `again`: the user's command.
+
+    Raises UserError where a stage must run again and cannot: what follows it runs already, or a finished training's
+    checkpoints are in its way.
+    """
+    if unknown := sorted(set(done) - {one.name for one in stages}):
+        raise UserError(f"--done {unknown[0]}: no such stage; there are {', '.join(one.name for one in stages)}")
+    by_name: dict[str, State] = {}
+    for one in stages:
+        by_name[one.name] = _state(again, name, one, jobs, by_name, one.name in done)
+    for one in stages:
+        rerun = [need for need in one.needs if by_name[need].what == RUN]
+        if by_name[one.name].what == ACTIVE and rerun:
+            job = by_name[one.name].job
+            raise UserError(
+                f"{one.name} is in the queue as job {job}, and {rerun[0]}, which it needs, must run first "
+                f"({by_name[rerun[0]].why}); end it with scancel {job}, and launch again"
+            )
+    return by_name
+
+
+def _state(
+    again: str, name: str, one: Stage, jobs: dict[str, queue.Job], before: dict[str, State], done: bool
+) -> State:
+    stamp, job = stamp_of(name, one), jobs.get(job_name(name, one))
+    last = record.read(stamp)
+    if done:
+        if not one.leaves.exists():
+            raise UserError(f"--done {one.name}: {one.leaves} is not there")
+        return State(COMPLETE, "as --done says")
+    if job and not stamp.exists():
+        return State(ACTIVE, f"job {job.id} {job.state}" + (f" ({job.reason})" if job.reason != "None" else ""), job.id)
+    why = _unbuilt(one) if one.spec else _unfinished(one, stamp, last)
+    stale = _changed(one, stamp, last) if last and not one.spec else ""
+    rerun = [need for need in one.needs if before[need].what != COMPLETE]
+    if not (why or stale or rerun):
+        by_job = last and last.job and stamp.exists()
+        return State(COMPLETE, f"job {last.job}" if by_job else f"{one.leaves} is there")
+    if one.run and (stale or rerun) and any(one.run.glob("checkpoint-*")):
+        raise UserError(
+            f"{one.name}: {stale or f'{rerun[0]}, which it needs, runs again'}, and {one.run} holds the checkpoints of "
+            f"another run, from which this one would go on. To train anew: mv {one.run} {one.run}.old. "
+            + _kept(again, one, stamp.exists(), "" if stale else rerun[0])
+        )
+    return State(RUN, why or stale or f"{', '.join(rerun)}: not complete")
+
+
+def _kept(again: str, one: Stage, finished: bool, need: str) -> str:
+    """The way out that keeps a training's checkpoints. `need`: the stage before it that runs again, if that is why."""
+    if finished:
+        return f"To keep them as they are: {again} --done {one.name}"
+    if need:
+        return f"To go on from them, with what {need} has left: {again} --done {need}"
+    return f"To go on from them: hermes3 launch {one.arguments[0]}, and when that is trained: {again} --done {one.name}"
+
+
+def _unfinished(one: Stage, stamp: Path, last: record.Record | None) -> str:
+    """Why a stage is not complete; "" if it is."""
+    if stamp.exists():
+        return "" if one.leaves.exists() else f"{one.leaves} is gone"
+    if last is None:
+        return "never run"
+    if Path(last.log).is_file():
+        return f"job {last.job} ended unfinished: see {last.log}"
+    return f"job {last.job} was cancelled before it began"
+
+
+def _changed(one: Stage, stamp: Path, last: record.Record) -> str:
+    """What has changed since a stage was submitted; "" for nothing."""
+    now = record.hashes(one.reads)
+    files = sorted(file for file in now.keys() | last.reads.keys() if now.get(file) != last.reads.get(file))
+    files += [file for file, was in record.made(stamp).items() if record.hashes([Path(file)]).get(file) != was]
+    if files:
+        return f"{files[0]} has changed since job {last.job}"
+    return "" if last.command == one.command else f"its command is another than job {last.job}'s"
+
+
+def _unbuilt(one: Stage) -> str:
+    """Why a mix is not what its spec says now; "" if it is, whoever built it."""
+    if not one.leaves.is_file():
+        return f"{one.leaves.parent} is not built"
+    manifest, spec = json.loads(one.leaves.read_text(encoding="utf-8")), specs.load(one.spec)
+    if manifest.get("spec") != spec.model_dump(mode="json"):
+        return f"{one.spec} has changed since {one.leaves.parent} was built"
+    return "" if manifest.get("lock") == locks.read(one.spec) else f"the lock of {one.spec} is another"
 
 
 @dataclass(frozen=True)
 class Submission:
-    """`again`: the user's command, `name`: the pipeline's, `found`: the state of each stage, `times`: limits of some.
+    """What is to be submitted of pipeline `name`. `again`: the user's command; `states`: of each stage.
 
-    `options`: the user's for sbatch; `done`: stages that he takes for complete.
+    `times`: limits of some stages; `options`: the user's for sbatch; `done`: stages to take for complete; `missing`:
+    what the stages read and is not there; `unknown`: why the queue was not looked at.
     """
 
     again: str
     name: str
     stages: list[Stage]
-    found: dict[str, State]
+    states: dict[str, State]
     times: dict[str, str | None] = field(default_factory=dict)
     options: list[str] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unknown: str = ""
+
+    @property
+    def folder(self) -> Path:
+        return FOLDER / self.name
 
     def lines(self) -> Iterator[tuple[Stage, list[str], list[str]]]:
         """(stage, its sbatch line without dependencies, the stages that it waits for), of those that are to run."""
         for one in self.stages:
-            if self.found[one.name].what == RUN:
+            if self.states[one.name].what == RUN:
                 line = submit.sbatch(
                     one.script,
                     one.arguments,
@@ -45,46 +166,48 @@ class Submission:
                     [*one.options, *self.options],
                     stamp_of(self.name, one),
                 )
-                yield one, line, [need for need in one.needs if self.found[need].what != COMPLETE]
+                yield one, line, [need for need in one.needs if self.states[need].what != COMPLETE]
 
-    def test(self) -> None:
-        """`ValueError` for the first stage that this cluster cannot run; nothing is submitted."""
-        for one, line, _ in self.lines():
+    def submit(self, check: bool = True) -> dict[str, int]:
+        """Submit the lines; {stage: job}. `check`: ask first whether the cluster can run them.
+
+        `UserError` when something is missing, or a stage is refused. Those before it are then cancelled: no half chain
+        is left.
+        """
+        if self.missing:
+            raise UserError("\n  ".join(["nothing is submitted:", *self.missing]))
+        for one, line, _ in self.lines() if check else ():
             try:
                 queue.test(line)
-            except ValueError as error:
-                raise ValueError(
-                    f"stage {one.name}: this cluster cannot run it now; nothing is submitted\n  {error}"
-                ) from None
-
-    def submit(self) -> dict[str, int]:
-        """Submit the lines; {stage: job}. When one is refused, those before it are cancelled: no half chain is left."""
+            except UserError as error:
+                wrong = f"stage {one.name}: this cluster cannot run it now; nothing is submitted\n  {error}"
+                raise UserError(wrong) from None
         for one in self.stages:
             if one.name in self.done:
-                stage.write(stamp_of(self.name, one), self._record(one, None))
-                stage.done(stamp_of(self.name, one))
-        ids = {name: state.job for name, state in self.found.items() if state.job}
+                record.write(stamp_of(self.name, one), self._record(one, None))
+                record.done(stamp_of(self.name, one))
+        ids = {name: state.job for name, state in self.states.items() if state.job}
         submitted: dict[str, int] = {}
         try:
             for one, line, needs in self.lines():
                 stamp_of(self.name, one).unlink(missing_ok=True)  # before: the job may end before it is noted
                 job = queue.submit(waiting(line, [ids[need] for need in needs]))
                 ids[one.name] = submitted[one.name] = job
-                stage.write(stamp_of(self.name, one), self._record(one, job))
+                record.write(stamp_of(self.name, one), self._record(one, job))
         except BaseException as error:  # an interrupt of the keyboard, too
             if submitted:
                 queue.cancel(list(submitted.values()))
-            if not isinstance(error, ValueError):
+            if not isinstance(error, UserError):
                 raise
             before = f"the {len(submitted)} before it are cancelled, so " if submitted else ""
-            raise ValueError(f"stage {one.name} was refused; {before}nothing is submitted\n  {error}") from None
+            raise UserError(f"stage {one.name} was refused; {before}nothing is submitted\n  {error}") from None
         return submitted
 
     def script(self) -> str:
         """submit.sh: the lines as a user would type them, each job's id in a variable of its stage's name."""
         text = f"#!/usr/bin/env bash\n# What `{self.again}` submits now; it keeps the records of the stages, too.\n"
         text += "# shellcheck disable=SC2034 # the last id is for you\nset -euo pipefail\n"
-        for name, state in self.found.items():
+        for name, state in self.states.items():
             text += f"# {name}: {state.what}, {state.why}\n" + (f"{name}={state.job}\n" if state.job else "")
         for one, line, needs in self.lines():
             shown = submit.shell(waiting(line, [f"JOB_{need}" for need in needs]))
@@ -93,51 +216,74 @@ class Submission:
             text += f"\n{one.name}=$({shown})\n"
         return text
 
-    def write_commands(self, folder: Path) -> None:
-        """NN-STAGE in `folder`, one a stage, as the report lists them."""
+    def write(self) -> None:
+        """submit.sh, and commands/NN-STAGE, as the report lists them."""
+        write_text(self.folder / "submit.sh", self.script())
         for number, one in enumerate(self.stages, 1):
-            write_text(folder / f"{number:02}-{one.name}", one.command + "\n")
+            write_text(self.folder / f"commands/{number:02}-{one.name}", one.command + "\n")
 
     def rows(self, submitted: dict[str, int]) -> list[dict[str, Any]]:
-        """What is said of each stage."""
-        return [
-            {
-                "stage": one.name,
-                "state": "submitted" if one.name in submitted else self.found[one.name].what,
-                "hardware": one.hardware.model_dump() if one.hardware else None,
-                "time": self.times.get(one.name),
-                "needs": one.needs,
-                "why": self.found[one.name].why,
-                "command": one.command,
-                "job": submitted.get(one.name, self.found[one.name].job),
-            }
-            for one in self.stages
-        ]
+        """What is printed of each stage."""
+        rows = []
+        for one in self.stages:
+            state = self.states[one.name]
+            row = {"stage": one.name, "state": "submitted" if one.name in submitted else state.what}
+            row |= {"hardware": one.hardware.model_dump() if one.hardware else None, "time": self.times.get(one.name)}
+            row |= {"needs": one.needs, "why": state.why, "command": one.command}
+            rows.append(row | {"job": submitted.get(one.name, state.job)})
+        return rows
 
-    def _record(self, one: Stage, job: int | None) -> stage.Record:
+    def _record(self, one: Stage, job: int | None) -> record.Record:
         after = {one.name}  # it, and the stages that need it, directly or not
         for other in self.stages:
             if after & set(other.needs):
                 after.add(other.name)
-        return stage.Record(
+        return record.Record(
             stage=one.name,
             job=job,
             log=f"logs/{job_name(self.name, one)}-{job}.log",
             command=one.command,
-            reads=stage.hashes(one.reads),
+            reads=record.hashes(one.reads),
             needed_by=[other.name for other in self.stages if other.name in after - {one.name}],
             again=self.again,
             made=[str(path) for path in one.made],
         )
 
 
+def prepare(
+    given: str, name: str, declared: Pipeline, options: list[str], done: list[str], check: bool, dry_run: bool
+) -> Submission:
+    """Look at recipes, files and queue, and write what would be submitted. `check`: as `submit.look`.
+
+    A dry run goes on without Slurm. `UserError` for what cannot be launched.
+    """
+    again = f"hermes3 launch --pipeline {given}"
+    stages = chain.stages(declared, FOLDER / name / "commands")
+    jobs, unknown = {}, ""
+    try:
+        jobs = queue.jobs()
+    except UserError as error:
+        if not dry_run:
+            raise
+        unknown = f"; the queue is not known: {str(error).splitlines()[0]}"
+    by_name = states(again, name, stages, jobs, done)
+    to_run = [one for one in stages if by_name[one.name].what == RUN]
+    recipes = {one.name: Path(one.arguments[0]) for one in to_run if one.run}
+    plans = submit.look(list(recipes.values()), check)
+    times = {stage: submit.time_limit(plans[path]) for stage, path in recipes.items()}
+    missing = chain.missing(to_run)
+    submission = Submission(again, name, stages, by_name, times, options, done, missing, unknown)
+    submission.write()
+    return submission
+
+
 def reject(options: list[str], where: str = "") -> None:
-    """`ValueError` for options of sbatch that the pipeline sets itself; it begins with `where`."""
+    """`UserError` for options of sbatch that the pipeline sets itself; it begins with `where`."""
     names = ("--dependency", "-d", "--nodes", "-N", "--export")  # the last tells a job its stamp
     try:
         submit.reject(options, dict.fromkeys(names, "the pipeline sets it"))
-    except ValueError as error:
-        raise ValueError(f"{where}{error}") from None
+    except UserError as error:
+        raise UserError(f"{where}{error}") from None
 
 
 def waiting(line: list[str], jobs: list[object]) -> list[str]:
@@ -162,11 +308,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold the pipeline in `folder` while it is submitted. `ValueError` when another process does."""
+    """Hold the pipeline in `folder` while it is submitted. `UserError` when another process does."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{folder}: another `hermes3 launch --pipeline` is at work; wait for it") from None
+            raise UserError(f"{folder}: another `hermes3 launch --pipeline` is at work; wait for it") from None
         yield

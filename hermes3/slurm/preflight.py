@@ -17,11 +17,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hermes3.files import write_text
+from hermes3.files import UserError, write_text
 from hermes3.slurm import allreduce
-from hermes3.slurm.judge import compare, judge, table
 from hermes3.slurm.node_check import Expected
-from hermes3.slurm.srun import Srun, limit
+from hermes3.slurm.queue import Srun, limit
+from hermes3.slurm.verdict import blame, compare
 
 GO, STOP, REQUEUE, ENDED = 0, 1, 3, 4
 SKEW = 5.0  # seconds that a node's clock may be off: the logs of ranks are read side by side
@@ -30,10 +30,10 @@ SKEW = 5.0  # seconds that a node's clock may be off: the logs of ranks are read
 def expected(path: Path, out: Path) -> tuple[Expected, list[str]]:
     """What the recipe at `path` needs of a node, and what this node lacks to say it all: it may itself be the bad one.
 
-    `ValueError` when the recipe cannot be read.
+    `UserError` when the recipe cannot be read.
     """
+    from hermes3.plan.cost import mix_of
     from hermes3.plan.plan import plan
-    from hermes3.plan.schedule import mix_of
     from hermes3.recipe.hardware import hardware_of
     from hermes3.recipe.read import on_hub, read
 
@@ -117,6 +117,25 @@ def ask(srun: Srun, nodes: list[str], asked: Expected, out: Path) -> dict[str, d
         return dict(zip(nodes, pool.map(of_one, range(len(nodes))), strict=True))
 
 
+def table(answers: dict[str, dict[str, Any]]) -> str:
+    """A line per node, a column per check: ok, BAD, or - for what was not looked at."""
+    names = list(dict.fromkeys(name.split()[0] for got in answers.values() for name in got["checks"]))
+    wide = max(4, *map(len, answers))
+    lines = [" ".join([f"{'node':{wide}}", *names])]
+    for node, got in answers.items():
+        cells = []
+        for name in names:
+            ok = [check["ok"] for full, check in got["checks"].items() if full.split()[0] == name]
+            cell = "BAD" if False in ok else "ok" if True in ok else "-"
+            cells.append(f"{cell:{len(name)}}")
+        lines.append(" ".join([f"{node:{wide}}", *cells]).rstrip())
+    skipped: dict[str, list[str]] = {}
+    for name, check in [pair for got in answers.values() for pair in got["checks"].items()]:
+        if check["ok"] is None and name not in skipped.setdefault(check["said"], []):
+            skipped[check["said"]].append(name)
+    return "\n".join([*lines, *(f"not looked at: {', '.join(names)}, as {why}" for why, names in skipped.items())])
+
+
 def most(nodes: int) -> int:
     """Nodes that a job may exclude over all its attempts: a quarter of its own, two at least."""
     return int(os.environ.get("HERMES3_MAX_BAD_NODES", max(2, math.ceil(nodes / 4))))
@@ -135,7 +154,7 @@ def run(path: Path, logs: Path, options: list[str]) -> int:
         for token in asked.tokens:
             Path(token).unlink(missing_ok=True)
     compare(answers)
-    bad, shared = judge(answers)
+    bad, shared = blame(answers)
     if not (bad or shared or lacks):
         found, said = allreduce.over(srun, nodes, asked.gpu, asked.gpus_per_node, out)
         bad = {node: [f"all-reduce: {fault}"] for node, fault in found.items()}
@@ -153,29 +172,29 @@ def run(path: Path, logs: Path, options: list[str]) -> int:
         print("preflight: the job is being ended, or was queued again, from outside: its nodes are not to blame")
         return ENDED
     if shared:
-        raise ValueError("preflight: the same on every node, so no node's fault:\n  " + "\n  ".join(shared))
+        raise UserError("preflight: the same on every node, so no node's fault:\n  " + "\n  ".join(shared))
     if lacks and not bad:
-        raise ValueError(f"preflight: {'; '.join(lacks)}")
+        raise UserError(f"preflight: {'; '.join(lacks)}")
     return exclude(bad, nodes, logs.absolute().parent / "bad_nodes") if bad else GO
 
 
 def exclude(bad: dict[str, list[str]], nodes: list[str], file: Path) -> int:
-    """Add the bad nodes to `file`, a node and its faults a line. `ValueError` where they are too many by now."""
+    """Add the bad nodes to `file`, a node and its faults a line. `UserError` where they are too many by now."""
     before = file.read_text(encoding="utf-8") if file.exists() else ""
     write_text(file, before + "".join(f"{node}\t{'; '.join(lines)}\n" for node, lines in bad.items()))
     if again := [node for node in bad if f"\n{node}\t" in f"\n{before}"]:
-        raise ValueError(
+        raise UserError(
             f"preflight: {', '.join(again)} bad again: Slurm gave this job nodes that it was to leave out; submit it "
             f"anew with --exclude={','.join(again)}"
         )
     total = len({line.split("\t")[0] for line in file.read_text(encoding="utf-8").splitlines()})
     if total > most(len(nodes)):
-        raise ValueError(
+        raise UserError(
             f"preflight: {total} bad nodes in {file}, more than the {most(len(nodes))} that this job may exclude: look "
             "at them first; then set HERMES3_MAX_BAD_NODES, or submit with --exclude"
         )
     if "SLURM_JOB_ID" not in os.environ:
-        raise ValueError("preflight: this machine is not fit for the recipe, see above")
+        raise UserError("preflight: this machine is not fit for the recipe, see above")
     return REQUEUE
 
 

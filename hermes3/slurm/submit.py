@@ -12,15 +12,14 @@ from typing import Any
 
 import yaml
 
-from hermes3.files import write_text
+from hermes3.files import UserError, write_text
 from hermes3.git import commit
+from hermes3.plan.cost import batches, mix_of
 from hermes3.plan.plan import Plan, plan
-from hermes3.plan.schedule import batches, mix_of
 from hermes3.recipe.finding import ERROR
 from hermes3.recipe.hardware import CPU, Hardware, hardware_of
 from hermes3.recipe.read import on_hub, read
 from hermes3.slurm import queue
-from hermes3.slurm.resize import resize
 
 TRAIN = "launch/train.sbatch"
 FOLDER = Path("logs/launch")
@@ -44,7 +43,7 @@ def prepare(path: Path, nodes: int | None, options: list[str], check: bool = Tru
     """Make the launch of the recipe at `path`, on `nodes` nodes or its own. Nothing is submitted.
 
     Another number of nodes writes the resolved recipe into logs/launch/NAME. `check`: hold the recipe to
-    `hermes3 check`, and to the memory that `hermes3 plan` says. Raises ValueError for a recipe that would fail.
+    `hermes3 check`, and to the memory that `hermes3 plan` says. Raises UserError for a recipe that would fail.
     """
     in_repository()
     reject(options, {"--nodes": "give hermes3 launch --nodes N, which keeps the global batch", "-N": "as --nodes"})
@@ -84,10 +83,10 @@ def write(launch: Launch) -> None:
 def submit(launch: Launch, check: bool = True) -> int:
     """Submit it; the job's id. `check`: ask first whether the cluster can run it.
 
-    Raises ValueError when what it reads is missing, or it waits or runs already.
+    Raises UserError when what it reads is missing, or it waits or runs already.
     """
     if launch.missing:
-        raise ValueError("\n  ".join(["nothing is submitted:", *launch.missing]))
+        raise UserError("\n  ".join(["nothing is submitted:", *launch.missing]))
     refuse_twice(launch.settings["recipe"], Path(launch.settings["recipe"]).stem)
     if check:
         queue.test(launch.line)
@@ -95,9 +94,9 @@ def submit(launch: Launch, check: bool = True) -> int:
 
 
 def refuse_twice(what: str, job_name: str) -> None:
-    """`ValueError` when a job of this name waits or runs: two runs would write into one output_dir."""
+    """`UserError` when a job of this name waits or runs: two runs would write into one output_dir."""
     if job := queue.jobs().get(job_name):
-        raise ValueError(
+        raise UserError(
             f"{what}: job {job.id} ({job.state}) of this folder trains it already, into the same output_dir; "
             f"wait for it, or end it with scancel {job.id}"
         )
@@ -147,7 +146,7 @@ def time_limit(made: Plan | None) -> str | None:
 def look(paths: list[Path], check: bool = True) -> dict[Path, Plan | None]:
     """The plan of each recipe, SFT's with the paper's tokens; None for CPUs, whose speed is not known.
 
-    `check`: raise ValueError with what `hermes3 check` finds, and for a model that does not fit.
+    `check`: raise UserError with what `hermes3 check` finds, and for a model that does not fit.
     """
     if check and paths:
         hold(paths)
@@ -158,7 +157,7 @@ def look(paths: list[Path], check: bool = True) -> dict[Path, Plan | None]:
 
 
 def hold(paths: list[Path]) -> None:
-    """`ValueError` with every error that `hermes3 check` finds.
+    """`UserError` with every error that `hermes3 check` finds.
 
     It runs as a process of its own: it loads Axolotl, which prints, and hides the GPUs from all that comes after it.
     """
@@ -166,7 +165,7 @@ def hold(paths: list[Path]) -> None:
     done = subprocess.run(argv, text=True, capture_output=True)
     # a library may print a line before, as with WANDB_MODE=offline
     if not (page := re.search(r"^\[$.*", done.stdout, re.MULTILINE | re.DOTALL)):
-        raise ValueError(done.stderr.strip().removeprefix("hermes3: ") or f"{argv}: exit code {done.returncode}")
+        raise UserError(done.stderr.strip().removeprefix("hermes3: ") or f"{argv}: exit code {done.returncode}")
     errors = [
         f"{report['recipe']}: {found['key']}: {found['wrong']}; {found['remedy']}"
         for report in json.loads(page[0])
@@ -174,15 +173,15 @@ def hold(paths: list[Path]) -> None:
         if found["level"] == ERROR
     ]
     if errors:
-        raise ValueError("\n  ".join(["`hermes3 check` refuses (--no-check launches all the same):", *errors]))
+        raise UserError("\n  ".join(["`hermes3 check` refuses (--no-check launches all the same):", *errors]))
 
 
 def fit(plans: dict[Path, Plan | None]) -> None:
-    """`ValueError` for the first plan whose model does not fit."""
+    """`UserError` for the first plan whose model does not fit."""
     for path, made in plans.items():
         if made and not made.own.fits:
             fewest = made.nodes_to_run[made.own.setting.name] or "no number"
-            raise ValueError(
+            raise UserError(
                 f"{path}: does not fit on {made.nodes} nodes ({fewest} would do); see `hermes3 plan {path}` "
                 "(--no-check launches all the same)"
             )
@@ -199,16 +198,56 @@ def missing(path: Path, recipe: dict[str, Any]) -> list[str]:
 
 
 def in_repository() -> None:
-    """`ValueError` elsewhere than at the repository's root, from where scripts and recipes name their files."""
+    """`UserError` elsewhere than at the repository's root, from where scripts and recipes name their files."""
     if not Path(TRAIN).is_file():
-        raise ValueError(f"{TRAIN}: no such file in {Path.cwd()}; run this from the root of the repository")
+        raise UserError(f"{TRAIN}: no such file in {Path.cwd()}; run this from the root of the repository")
 
 
 def reject(options: list[str], refused: dict[str, str]) -> None:
-    """`ValueError` for sbatch options that are none, or at odds with ours. `refused`: option -> remedy."""
+    """`UserError` for sbatch options that are none, or at odds with ours. `refused`: option -> remedy."""
     if options and not options[0].startswith("-"):
-        raise ValueError(f"{options[0]}: options of sbatch go last, after --, as in: hermes3 launch RECIPE -- -A NAME")
+        raise UserError(f"{options[0]}: options of sbatch go last, after --, as in: hermes3 launch RECIPE -- -A NAME")
     for option in options:
         for name, remedy in refused.items():
             if re.fullmatch(rf"{name}(=.*)?" if name.startswith("--") else rf"{name}.*", option):
-                raise ValueError(f"{option}: not for sbatch; {remedy}")
+                raise UserError(f"{option}: not for sbatch; {remedy}")
+
+
+# another number of nodes
+
+
+def resize(path: Path, nodes: int, out: Path) -> Path:
+    """Write the recipe at `path` for `nodes` nodes into the folder `out`, under its own name; returns the new file.
+
+    gradient_accumulation_steps is set so that micro_batch_size x gradient_accumulation_steps x GPUs stays. Raises
+    UserError naming the numbers of nodes that can, when this one cannot.
+    """
+    recipe = read(path)
+    hardware = hardware_of(path, recipe)
+    micro, accumulation = (recipe.get(key) or 1 for key in ("micro_batch_size", "gradient_accumulation_steps"))
+    slots = accumulation * hardware.nodes  # micro-batches of a step that a GPU of each node takes, over all nodes
+    if slots % nodes:
+        possible = ", ".join(str(n) for n in range(1, slots + 1) if slots % n == 0)
+        raise UserError(
+            f"--nodes {nodes}: {path} has a global batch of {micro * accumulation * hardware.gpus}, which {nodes} "
+            f"nodes of {hardware.gpus_per_node} GPUs cannot make with micro_batch_size {micro}; take {possible}"
+        )
+    text = path.read_text(encoding="utf-8")
+    why = f"ours: {nodes} nodes at launch, where {path} has {hardware.nodes}; the global batch stays"
+    hardware_line = f"{{gpu: {hardware.gpu}, nodes: {nodes}, gpus_per_node: {hardware.gpus_per_node}}}"
+    text = _set(text, "hardware", f"{hardware_line}  # {why}")
+    text = _set(text, "gradient_accumulation_steps", f"{slots // nodes}  # {why}")
+    write_text(out / path.name, text)
+    return out / path.name
+
+
+def _set(text: str, key: str, value: str) -> str:
+    """`text` with the top-level `key` set to `value`, comment included, where it was or on a new last line."""
+    lines = text.splitlines(keepends=True)
+    node = yaml.compose(text)
+    for name, old in node.value:
+        if name.value == key:
+            # a mapping written over several lines ends at the start of the next key's line
+            last = old.end_mark.line + (old.end_mark.column > 0)
+            return "".join([*lines[: name.start_mark.line], f"{key}: {value}\n", *lines[last:]])
+    return text.rstrip("\n") + f"\n{key}: {value}\n"

@@ -1,45 +1,33 @@
-"""`python -m hermes3.slurm.verdict LOGS/attempt_N`: try a run that crashed again (exit code 0), or stop (1), and why.
+"""Whose fault is it? Of a run that crashed, by its logs; of nodes that must not train, by what all of them answer.
 
-It reads the logs of the ranks, in a fraction of a second. Stop: a user's error, which the next attempt would meet too;
-a crash that was there before, with the same message at the same place of the run; more than `MAX_CRASHES`. What it
-prints ends with the error itself. For the verdicts to come an attempt's folder keeps `crash.json`, or `notice.json` for
-one that ended as it was told. What Slurm preempts is neither.
+`python -m hermes3.slurm.verdict LOGS/attempt_N`: try a run that crashed again (exit code 0), or stop (1), and why. It
+reads the logs of the ranks, in a fraction of a second. Stop: a user's error, which the next attempt would meet too; a
+crash that was there before, with the same message at the same place of the run; more than `MAX_CRASHES`. What it prints
+ends with the error itself. For later verdicts an attempt's folder keeps `crash.json`, or `notice.json` for one that
+ended as it was told to. What Slurm preempts is neither.
 """
 
 import json
 import os
 import re
-import subprocess
 import sys
+from collections import Counter
 from itertools import islice, takewhile
 from pathlib import Path
+from typing import Any
 
 from hermes3.files import write_text
+from hermes3.slurm import queue
 
 # Attempts that a job may lose. Llama 3's training lost something every 16 days for each 128 GPUs (Grattafiori et al.
 # 2024, section 3.3.4): what makes a run of a day crash five times must be looked at.
 MAX_CRASHES = 5
 # Errors of what was written, not of the machine
 USERS = {
-    "AssertionError",
-    "AttributeError",
-    "FileNotFoundError",
-    "ImportError",
-    "IndexError",
-    "KeyError",
-    "ModuleNotFoundError",
-    "NameError",
-    "NotADirectoryError",
-    "NotImplementedError",
-    "OutOfMemoryError",
-    "PermissionError",
-    "SafetensorError",
-    "SyntaxError",
-    "TypeError",
-    "UnicodeDecodeError",
-    "ValidationError",
-    "ValueError",
-}
+    "AssertionError", "AttributeError", "FileNotFoundError", "ImportError", "IndexError", "KeyError", "NameError",
+    "ModuleNotFoundError", "NotADirectoryError", "NotImplementedError", "OutOfMemoryError", "PermissionError",
+    "SafetensorError", "SyntaxError", "TypeError", "UnicodeDecodeError", "ValidationError", "ValueError",
+}  # fmt: skip
 LINES = 20  # of a message that are shown
 TAIL = 400_000  # bytes of a log that are read: far more than the longest traceback
 TRACEBACK = "Traceback (most recent call last):"
@@ -74,11 +62,11 @@ def last_error(text: str) -> tuple[str, str] | None:
         return None
     lines = text[start:].splitlines()[1:]
     for number, line in enumerate(lines):
-        if found := ERROR.match(line):  # the frames and their carets are indented, the exception is not
+        if error := ERROR.match(line):  # the frames and their carets are indented, the exception is not
             if len(lines) - number > AT_END:
                 return None
             message = takewhile(lambda one: not OTHERS.match(one), islice(lines, number + 1, number + LINES))
-            return found[1], "\n".join([line, *message])
+            return error[1], "\n".join([line, *message])
     return None
 
 
@@ -92,9 +80,10 @@ def crash(attempt: Path) -> dict[str, str | None]:
     ranks = [log for log in logs if log.name.startswith("rank_")]
     epochs = EPOCH.findall(tail(attempt / "rank_0.log")) if ranks else []
     epoch = epochs[-1] if epochs else None
-    found = [(log.name, *error) for log in logs if (error := last_error(tail(log)))]
-    found.sort(key=lambda one: one[1] not in USERS)
-    log, kind, message = found[0] if found else (None, *(("Killed", KILLED) if ranks else ("NotStarted", NOT_STARTED)))
+    errors = [(log.name, *error) for log in logs if (error := last_error(tail(log)))]
+    errors.sort(key=lambda error: error[1] not in USERS)
+    nothing = (None, "Killed", KILLED) if ranks else (None, "NotStarted", NOT_STARTED)
+    log, kind, message = errors[0] if errors else nothing
     return {"log": log, "kind": kind, "message": message, "epoch": epoch}
 
 
@@ -130,16 +119,57 @@ def signature(crash: dict) -> tuple:
     return crash["kind"], re.sub(r"0x[0-9a-f]+|\d+", "#", crash["message"]), crash["epoch"]
 
 
-def preempted(job: str) -> bool:
-    """Whether Slurm takes this job's nodes for another: it ends the ranks some time (GraceTime) before the job."""
-    said = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True).stdout
-    at = {name: (re.findall(rf" {name}=(\d\S+)", said) or [""])[0] for name in ("StartTime", "PreemptTime")}
-    return at["PreemptTime"] > at["StartTime"]  # an earlier one was of an attempt before
+# the nodes of a job
+
+# Checks of files that all nodes share: on a job of one node too, the fault is not the node's
+OF_FILES = ("disk", "shared", "model", "mix")
+# Faults of single nodes, however many have them
+OF_NODES = ("health", "idle", "all-reduce")
+
+
+def compare(answers: dict[str, dict[str, Any]]) -> None:
+    """Mark as bad what must be the same on all nodes and is not what most have; the first node has the casting vote."""
+    names = dict.fromkeys(name for got in answers.values() for name in got["checks"])
+    for name in names:
+        checks = [got["checks"][name] for got in answers.values() if got["checks"].get(name, {}).get("same")]
+        values = Counter(check["same"] for check in checks if check["ok"])
+        usual = max(values, key=values.get, default=None)
+        for check in checks:
+            if check["ok"] and check["same"] != usual:
+                others = next(one["said"] for one in checks if one["same"] == usual)
+                check |= {"ok": False, "said": f"{_difference(check['said'], others)}"}
+
+
+def _difference(here: str, others: str) -> str:
+    mine, theirs = here.split(", "), others.split(", ")
+    if here == others:
+        return f"{here}, but other content than on the other nodes"
+    return f"{', '.join(x for x in mine if x not in theirs)}; others: {', '.join(x for x in theirs if x not in mine)}"
+
+
+def blame(answers: dict[str, dict[str, Any]]) -> tuple[dict[str, list[str]], list[str]]:
+    """(bad, shared): faults by node, and the faults that all nodes have which looked, so not the nodes' own.
+
+    `answers`: node -> {"checks": {name: {"ok", "said", "remedy", "same"}}}, as `node_check` gives them.
+    """
+    bad: dict[str, list[str]] = {}
+    shared: list[str] = []
+    for name in dict.fromkeys(name for got in answers.values() for name in got["checks"]):
+        looked = {node: got["checks"][name] for node, got in answers.items() if name in got["checks"]}
+        faulty = {node: check for node, check in looked.items() if check["ok"] is False}
+        lines = {node: f"{name}: {check['said']} -> {check['remedy']}" for node, check in faulty.items()}
+        told_apart = len(looked) > 1 or (len(answers) == 1 and name.split()[0] in OF_FILES)
+        if faulty and len(faulty) == len(looked) and told_apart and name not in OF_NODES:
+            shared += dict.fromkeys(lines.values())
+        else:
+            for node, line in lines.items():
+                bad.setdefault(node, []).append(line)
+    return bad, shared
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    if preempted(os.environ.get("SLURM_JOB_ID", "")):
+    if queue.preempted(os.environ.get("SLURM_JOB_ID", "")):
         again, why = True, f"{folder.name}: preempted"
     else:
         again, why = verdict(folder, Path(os.environ.get("HERMES3_STOP_FILE", "")).is_file())

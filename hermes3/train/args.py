@@ -20,7 +20,7 @@ class HermesArgs(BaseModel):
         default=None, description="Save a checkpoint to restart from every so many steps; the newest is kept"
     )
     token_weighted_loss: bool | None = Field(
-        default=None, description="Mean over a step's trained tokens, not over its micro-batches' means"
+        default=None, description="Mean over the trained tokens of all ranks, not over the ranks' means"
     )
 
     @model_validator(mode="before")
