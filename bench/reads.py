@@ -89,7 +89,9 @@ INTEGRATION = re.compile(r"(axolotl/integrations/\w+)/")
 LISTS = re.compile(r"axolotl/(core/(builders|trainers)/|utils/comet_|integrations/)")
 ENTRY_LISTS = re.compile(r"axolotl/prompt_strategies/")
 CFG = r"(?:\w*cfg|config|self\.config|source)"
-ENTRY = r"(?:ds_cfg|dataset_config|dataset_cfg|dataset|ds|d|ds_entry)"  # what Axolotl calls an entry of `datasets`
+ENTRY = (
+    r"(?:config|ds_cfg|dataset_config|dataset_cfg|dataset|ds|d|ds_entry)"  # what Axolotl calls an entry of `datasets`
+)
 
 
 def main() -> None:

@@ -12,23 +12,27 @@ from typing import Any
 
 from hermes3.files import UserError
 from hermes3.recipe import inputs, paper, reads, rules, schema
-from hermes3.recipe.finding import ERROR, NOTE, Finding, from_error
+from hermes3.recipe.finding import ERROR, Finding, from_error
 from hermes3.recipe.hardware import Hardware, hardware_of
 from hermes3.recipe.read import read
 
 
 @dataclass
 class Report:
-    """What was found of the recipe at `path`. `readers`: who reads each key, [] if that was not looked at."""
+    """What was found of the recipe at `path`. `readers`: key -> the line that reads it; {} if Axolotl refuses it."""
 
     path: Path
     findings: list[Finding] = field(default_factory=list)
-    readers: list[reads.Reader] = field(default_factory=list)
+    readers: dict[str, str | None] = field(default_factory=dict)
     reproduces: str | None = None  # the row of the paper that the recipe was held to
 
     @property
     def errors(self) -> list[Finding]:
         return [finding for finding in self.findings if finding.level == ERROR]
+
+    @property
+    def notes(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.level != ERROR]
 
     def to_json(self) -> dict[str, Any]:
         """For scripts: `{"recipe", "ok", "findings", "reproduces", "reads"}`."""
@@ -37,7 +41,7 @@ class Report:
             "ok": not self.errors,
             "findings": [asdict(finding) for finding in self.findings],
             "reproduces": self.reproduces,
-            "reads": [asdict(reader) for reader in self.readers],
+            "reads": [{"key": key, "line": line} for key, line in self.readers.items()],
         }
 
 
@@ -107,13 +111,3 @@ def validate(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: {finding}")
     inputs.check_prepared(path, recipe)
     return resolved
-
-
-def notes(reports: list[Report]) -> dict[str, list[Path]]:
-    """The notes of all reports -> the recipes of which each is true."""
-    found: dict[str, list[Path]] = {}
-    for report in reports:
-        for finding in report.findings:
-            if finding.level == NOTE:
-                found.setdefault(str(finding), []).append(report.path)
-    return found

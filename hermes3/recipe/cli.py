@@ -28,9 +28,13 @@ def check(
     else:
         for report in reports:
             print(_line(report))
-            for reader in report.readers if reads else []:
-                print(f"     {reader.key:<40} {reader.line or 'nothing'}")
-        for text, paths in check.notes(reports).items():
+            for key, line in report.readers.items() if reads else []:
+                print(f"     {key:<40} {line or 'nothing'}")
+        notes: dict[str, list[Path]] = {}  # each once, with the recipes of which it is true
+        for report in reports:
+            for finding in report.notes:
+                notes.setdefault(str(finding), []).append(report.path)
+        for text, paths in notes.items():
             print(f"note {paths[0]}{f' (and {len(paths) - 1} more)' * (len(paths) > 1)}: {text}")
         print(CHECKED)
     for report in reports:
@@ -45,7 +49,7 @@ def _line(report: "check.Report") -> str:  # noqa: F821
     n_errors = len(report.errors)
     state = f"BAD  {report.path}: {n_errors} error{'s' * (n_errors != 1)}" if n_errors else f"ok   {report.path}"
     claim = f"held to the paper's {report.reproduces}" if report.reproduces else "not compared with the paper"
-    n_read = sum(reader.line is not None for reader in report.readers)
+    n_read = sum(line is not None for line in report.readers.values())
     return f"{state}: {claim}; {n_read} keys read" if report.readers else f"{state}: not looked at further"
 
 

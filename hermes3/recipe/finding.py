@@ -1,9 +1,10 @@
 """What a check finds: one thing wrong with one key, and what to do about it."""
 
 import difflib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 ERROR, NOTE = "error", "note"
 
@@ -24,6 +25,13 @@ class Finding:
 def note(key: str, what: str, remedy: str) -> Finding:
     """Something to know that does not make a recipe wrong."""
     return Finding(key, what, remedy, NOTE)
+
+
+def in_deepspeed(recipe: dict[str, Any], findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Findings with the name of the DeepSpeed file that they are about."""
+    file = recipe["deepspeed"] if isinstance(recipe.get("deepspeed"), str) else "the mapping"
+    for finding in findings:
+        yield replace(finding, wrong=f"{file}: {finding.wrong}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -8,7 +8,6 @@ data cannot be taken for another's.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,36 +20,26 @@ from hermes3.recipe.read import on_hub, read
 BEST = "best"  # in a run's folder: the link to the epoch that `hermes3 select` chose
 
 
-@dataclass(frozen=True)
-class Neighbour:
-    """Another recipe as written: its file, what it writes and all that it says."""
-
-    path: Path
-    output_dir: str
-    recipe: dict[str, Any]
-
-
-def neighbours(path: Path) -> list[Neighbour]:
+def neighbours(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     """The recipes in the folder of the one at `path`, above and below it, and the repository's; not its own copies.
 
     A file of the same name elsewhere is a copy, which takes the place of the other.
     """
     folders = dict.fromkeys([path.resolve().parent, Path("recipes").resolve(), Path("recipes/experiments").resolve()])
-    found = {other.path: other for folder in folders if folder.is_dir() for other in _in_folder(folder)}
-    return [other for other in found.values() if other.path.name != path.name]
+    found = {file: recipe for folder in folders if folder.is_dir() for file, recipe in _in_folder(folder)}
+    return [(file, recipe) for file, recipe in found.items() if file.name != path.name]
 
 
 @lru_cache
-def _in_folder(folder: Path) -> list[Neighbour]:
+def _in_folder(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     found = []
     for file in sorted({*folder.glob("*.yml"), *folder.glob("experiments/*.yml"), *folder.parent.glob("*.yml")}):
         try:
-            other = read(file)
+            recipe = read(file)
         except (UserError, OSError):
             continue
-        if isinstance(other.get("output_dir"), str):
-            shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
-            found.append(Neighbour(shown, other["output_dir"], other))
+        if isinstance(recipe.get("output_dir"), str):
+            found.append((file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file, recipe))
     return found
 
 
@@ -58,10 +47,11 @@ def findings(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     """What is wrong with what the recipe at `path` starts from, reads and writes; a note for what is not there yet."""
     yield from _base_model(path, recipe)
     output = recipe.get("output_dir")
-    same = [other for other in neighbours(path) if isinstance(output, str) and Path(other.output_dir) == Path(output)]
-    if same:
-        wrong = f"{output} is where {same[0].path} writes too, and the later run would take up its checkpoints"
-        yield Finding("output_dir", wrong, "give this recipe a folder of its own")
+    for other, its in neighbours(path):
+        if isinstance(output, str) and Path(its["output_dir"]) == Path(output):
+            wrong = f"{output} is where {other} writes too, and the later run would take up its checkpoints"
+            yield Finding("output_dir", wrong, "give this recipe a folder of its own")
+            break
     try:
         check_prepared(path, recipe)
     except ValueError as error:
@@ -73,17 +63,18 @@ def _base_model(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     if not isinstance(base, str):
         yield Finding("base_model", "missing", "name the folder of the model to start from")
         return
-    for other in neighbours(path):
-        if recipe.get("rl") and not other.recipe.get("rl") and other.recipe.get("base_model") == base:
+    beside = neighbours(path)
+    for other, its in beside if recipe.get("rl") else []:
+        if its.get("base_model") == base and not its.get("rl"):
             finding = Finding if recipe.get("reproduces") else note
-            wrong = f"{base} is what {other.path} starts from, and so has not learnt to chat"
-            yield finding("base_model", wrong, f"set {other.output_dir}/{BEST}, the epoch that `hermes3 select` chose")
+            wrong = f"{base} is what {other} starts from, and so has not learnt to chat"
+            yield finding("base_model", wrong, f"set {its['output_dir']}/{BEST}, the epoch that `hermes3 select` chose")
             break
-    for other in neighbours(path):
-        output = Path(other.output_dir)
-        if other.recipe.get("adapter") and Path(base) in (output, output / BEST):
-            wrong = f"{base} is what {other.path} writes, an adapter and no whole model"
-            yield Finding("base_model", wrong, f"run `axolotl merge-lora {other.path}` and set {output}/merged")
+    for other, its in beside:
+        output = Path(its["output_dir"])
+        if its.get("adapter") and Path(base) in (output, output / BEST):
+            wrong = f"{base} is what {other} writes, an adapter and no whole model"
+            yield Finding("base_model", wrong, f"run `axolotl merge-lora {other}` and set {output}/merged")
     if Path(base).is_dir():
         try:
             check_model(Path(base))

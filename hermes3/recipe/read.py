@@ -53,7 +53,9 @@ def deepspeed_config(path: Path, recipe: dict[str, Any]) -> dict[str, Any] | Non
     else:
         file = given
         if not Path(file).is_file():
-            raise UserError(f"{path}: deepspeed: no file {file} (relative to the working directory)")
+            there = ", ".join(sorted(map(str, Path(file).parent.glob("*.json"))))
+            remedy = f"there are {there}" if there else "run from the root of the repository"
+            raise UserError(f"{path}: deepspeed: no file {file} (relative to the working directory); {remedy}")
         try:
             config = json.loads(Path(file).read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:

@@ -14,7 +14,11 @@ from typing import Any
 from hermes3.recipe.finding import Finding, note
 
 OURS = "hermes3/train"
-PART = {"datasets": "datasets", "test_datasets": "datasets", "fsdp_config": "fsdp_config"}  # whose keys are read singly
+PARTS = {
+    "datasets": "datasets",
+    "test_datasets": "datasets",
+    "fsdp_config": "fsdp_config",
+}  # whose keys are read singly
 # Keys that take a recipe through code that was not tried, so that any reader counts
 UNTRIED = ("pretraining_dataset", "streaming", "reward_model", "process_reward_model", "diffusion")
 # Plugins that Axolotl registers unasked
@@ -38,42 +42,33 @@ class Reads:
     keys: dict[str, dict[str, str]]
 
 
-@dataclass(frozen=True)
-class Reader:
-    """The first line that reads `key`; None: nothing does."""
-
-    key: str
-    line: str | None
-
-
 @lru_cache
 def reads() -> Reads:
     return Reads(**json.loads(Path(__file__).with_name("reads.json").read_text(encoding="utf-8")))
 
 
-def readers(recipe: dict[str, Any]) -> list[Reader]:
-    """One for each key that has a value, in the recipe's order, `datasets.KEY` and `fsdp_config.KEY` too."""
-    found = []
+def readers(recipe: dict[str, Any]) -> dict[str, str | None]:
+    """For each key with a value, `datasets.KEY` and `fsdp_config.KEY` too, the first line that reads it, or None."""
+    found: dict[str, str | None] = {}
     for key, value in recipe.items():
-        if value is None:
-            continue
-        found.append(_reader(key, key, recipe, _ways(recipe)))
-        for entry in (value if isinstance(value, list) else [value]) if key in PART else []:
-            ways = [*_ways(recipe), _entry_type(recipe, entry)]
-            inner = [name for name, given in entry.items() if given is not None]
-            found += [_reader(f"{key}.{name}", f"{PART[key]}.{name}", recipe, ways) for name in inner]
-    return list({reader.key: reader for reader in found}.values())
+        if value is not None:
+            found[key] = _reader(key, recipe, _ways(recipe))
+        for part in (value if isinstance(value, list) else [value or {}]) if key in PARTS else []:
+            ways = [*_ways(recipe), *([_entry_type(recipe, part)] if PARTS[key] == "datasets" else [])]
+            inner = [name for name, given in part.items() if given is not None]
+            found |= {f"{key}.{name}": _reader(f"{PARTS[key]}.{name}", recipe, ways) for name in inner}
+    return found
 
 
-def _reader(label: str, key: str, recipe: dict[str, Any], ways: list[str | None]) -> Reader:
+def _reader(key: str, recipe: dict[str, Any], ways: list[str | None]) -> str | None:
     lines = reads().keys.get(key)
-    if lines is None:  # a key of somebody else's plugin, or unknown, which the schema tells
-        return Reader(label, "not known")
-    packages = [name.rpartition(".")[0].replace(".", "/") for name in recipe.get("plugins") or []]
-    wanted = ("all", *ways, *BUILT_IN, *(OURS if name.startswith(OURS) else name for name in packages))
+    if lines is None:
+        return "unknown here"  # a key of somebody else's plugin; any other that is unknown the schema refuses
     if None in ways:
-        wanted = tuple(lines)
-    return Reader(label, next((lines[way] for way in wanted if way in lines), None))
+        return next(iter(lines.values()), None)
+    packages = [name.rpartition(".")[0].replace(".", "/") for name in recipe.get("plugins") or []]
+    packages += [OURS for name in packages if name.startswith(OURS)]
+    return next((lines[way] for way in ("all", *ways, *BUILT_IN, *packages) if way in lines), None)
 
 
 def _ways(recipe: dict[str, Any]) -> list[str | None]:
@@ -99,12 +94,11 @@ def findings(recipe: dict[str, Any]) -> Iterator[Finding]:
         yield note("axolotl", what, "`make reads` looks at the installed one")
     way = _ways(recipe)[0] or f"rl: {recipe.get('rl')}"
     finding = note if foreign or installed != reads().axolotl else Finding
-    for reader in readers(recipe):
-        if reader.line is None:
-            part, _, name = reader.key.rpartition(".")
-            lines = list(reads().keys[f"{PART[part]}.{name}" if part else name].values())
-            elsewhere = f"elsewhere: {', '.join(lines[:2])}" if lines else "nothing in Axolotl reads it"
-            yield finding(reader.key, f"set, and never read under {way} ({elsewhere})", "leave it out")
+    for key in [key for key, line in readers(recipe).items() if line is None]:
+        part, _, name = key.rpartition(".")
+        lines = list(reads().keys[f"{PARTS[part]}.{name}" if part else name].values())
+        elsewhere = f"elsewhere: {', '.join(lines[:2])}" if lines else "nothing in Axolotl reads it"
+        yield finding(key, f"set, and never read under {way} ({elsewhere})", "leave it out")
 
 
 @lru_cache

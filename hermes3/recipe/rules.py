@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hermes3.files import UserError
-from hermes3.recipe.finding import Finding, from_error
+from hermes3.recipe.finding import Finding, from_error, in_deepspeed
 from hermes3.recipe.hardware import CPU
 from hermes3.recipe.read import deepspeed_config
 from hermes3.recipe.reads import reads
@@ -40,8 +40,9 @@ GATHER = "stage3_gather_16bit_weights_on_model_save"
 
 def findings(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     """Everything that a recipe's own lines tell, for the recipe at `path`."""
-    for rule in (basic, _settings, _plugins, _numbers, _precision, _cpu, _sharding, _deepspeed, _saving):
+    for rule in (basic, _settings, _plugins, _numbers, _precision, _cpu, _sharding, _saving):
         yield from rule(path, recipe)
+    yield from in_deepspeed(recipe, _deepspeed(path, recipe))
 
 
 def basic(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
@@ -174,10 +175,6 @@ def _files(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
 
 def _sharding(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     fsdp = recipe.get("fsdp_config") or {}
-    if fsdp and recipe.get("deepspeed"):
-        yield Finding(
-            "deepspeed", "given beside fsdp_config, and Axolotl then takes FSDP without a word", "keep one of the two"
-        )
     if fsdp and recipe.get("rl") and recipe.get("adapter"):
         wrong = "under rl Axolotl saves a sharded adapter by names that PEFT does not find again"
         yield Finding("fsdp_config", wrong, "shard with deepspeed: deepspeed_configs/zero3_bf16.json")
@@ -244,8 +241,6 @@ def _auto(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _saving(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
-    if recipe.get("save_safetensors") is False:
-        yield Finding("save_safetensors", "false: pickled weights can run code where they are loaded", "leave it out")
     per_epoch, strategy = recipe.get("saves_per_epoch"), recipe.get("save_strategy", "epoch")
     if not recipe.get("rl") and (recipe.get("save_steps") or strategy != "epoch" and not per_epoch):
         given = f"save_steps: {recipe['save_steps']}" if recipe.get("save_steps") else strategy

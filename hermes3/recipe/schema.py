@@ -19,10 +19,11 @@ from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 from hermes3.files import UserError
-from hermes3.recipe.finding import Finding, nearest
+from hermes3.recipe.finding import Finding, in_deepspeed, nearest
 from hermes3.recipe.hardware import CPU, Hardware, hardware_of
 from hermes3.recipe.read import deepspeed_config, read
 from hermes3.recipe.reads import reads
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> None:
         from axolotl.integrations import base
 
         load = base.load_plugin
-        base.load_plugin = lambda name: _OurPlugin() if name == PLUGIN else load(name)
+        base.load_plugin = lambda name: _our_plugin() if name == PLUGIN else load(name)
     from axolotl.utils import config
 
     config.merge_input_args = lambda: _models(tuple(_manager().plugins))
@@ -75,7 +76,7 @@ def main(argv: list[str]) -> None:
         try:
             recipe = read(Path(path))
             findings, resolved = _findings(recipe, hardware_of(Path(path), recipe), is_light)
-            findings += _deepspeed(Path(path), recipe)
+            findings += in_deepspeed(recipe, _deepspeed(Path(path), recipe))
             answers[path] = {"findings": [asdict(finding) for finding in findings], "resolved": resolved}
         except BaseException:  # light.NeedsTorch, and what a stand-in brings about
             if not is_light:
@@ -86,19 +87,10 @@ def main(argv: list[str]) -> None:
     out.close()
 
 
-class _OurPlugin:
+def _our_plugin() -> Any:
     """In place of the plugin, whose modules import torch: the keys that it adds."""
-
-    def get_input_args(self) -> str:
-        return PLUGIN_ARGS
-
-    def register(self, cfg: dict[str, Any]) -> None:
-        pass
-
-    on_config_validation_error = register
-
-    def get_adapter_capabilities(self) -> list[Any]:
-        return []
+    answers = {"get_input_args": lambda: PLUGIN_ARGS, "register": lambda cfg: None, "get_adapter_capabilities": list}
+    return SimpleNamespace(**answers)
 
 
 def _manager() -> Any:
@@ -122,26 +114,36 @@ def _findings(recipe: dict[str, Any], hardware: Hardware, is_light: bool) -> tup
 
     _manager().plugins.clear()
     with _warnings() as warnings:
-        try:
-            prepare_plugins(DictDefault(copy.deepcopy(recipe)))
-        except Exception as error:  # of whatever the plugin's module and class do
-            if is_light:
-                raise
-            return [Finding("plugins", f"one cannot be imported ({error})", "mend its name, or install it")], {}
+        if missing := list(_missing(recipe.get("plugins") or [], is_light)):
+            return missing, {}  # all keys of a plugin would be unknown
+        prepare_plugins(DictDefault(copy.deepcopy(recipe)))
         warnings.clear()
         findings = list(_names(recipe))
         try:
             resolved = validate_config(DictDefault(copy.deepcopy(recipe)), *_capabilities(hardware)).to_dict()
-        except ValidationError as error:
-            return [*findings, *_refusals(error.errors())], {}
         except (ValueError, DeprecationWarning) as error:
-            return [*findings, *_refusals([{"loc": (), "msg": str(error)}])], {}
+            whole = [{"loc": (), "msg": str(error)}]
+            refusals = list(_refusals(error.errors() if isinstance(error, ValidationError) else whole))
+            said = " ".join(map(str, refusals))
+            return [*(one for one in findings if f"`{one.key}`" not in said), *refusals], {}
     named = " ".join(map(str, findings))
     for text in warnings:
         key = next((key for key in recipe if key in text), "recipe")
         if INEFFECTIVE.search(text) and key not in named:
             findings.append(Finding(key, f"Axolotl warns: {text.strip()}", "do as it says"))
     return findings, resolved
+
+
+def _missing(plugins: list[str], is_light: bool) -> Iterator[Finding]:
+    from axolotl.integrations import base
+
+    for name in plugins:
+        try:
+            base.load_plugin(name)
+        except Exception as error:  # of whatever its module and its class do
+            if is_light and (getattr(error, "name", None) or "torch") not in name:
+                raise  # not about the plugin's own name
+            yield Finding("plugins", f"{name} cannot be imported ({error})", "mend its name, or install what it needs")
 
 
 def _refusals(errors: list[dict[str, Any]]) -> Iterator[Finding]:
@@ -172,15 +174,10 @@ def _warnings() -> Iterator[list[str]]:
 
 
 def _names(recipe: dict[str, Any]) -> Iterator[Finding]:
-    from axolotl.utils.schemas import datasets, deprecated, fsdp
+    from axolotl.utils.schemas import datasets, fsdp
 
     model = _models(tuple(_manager().plugins))[1]
     yield from _unknown(recipe, model, "")
-    for key, value in recipe.items():
-        info = model.model_fields.get(key)
-        if key in deprecated.DeprecatedParameters.model_fields or (info and info.deprecated and value is not None):
-            advice = info.deprecated if info and isinstance(info.deprecated, str) else "leave it out"
-            yield Finding(key, "deprecated", advice.rstrip(". "))
     entry_model = getattr(datasets, PREFERENCE_ENTRIES.get(recipe.get("rl"), "SFTDataset"))
     for key in ("datasets", "test_datasets"):
         for entry in recipe.get(key) or []:
