@@ -27,7 +27,7 @@ FOLDER = Path("logs/launch")
 
 @dataclass(frozen=True)
 class Launch:
-    """One run: `line` is its sbatch command, `settings` what it will be, `missing` what it reads and is not there."""
+    """One run: `line` is its sbatch command, `settings` what it will be, `missing` what it reads that is not there."""
 
     name: str
     line: list[str]
@@ -42,7 +42,7 @@ class Launch:
 def prepare(path: Path, nodes: int | None, options: list[str], check: bool = True) -> Launch:
     """Make the launch of the recipe at `path`, on `nodes` nodes or its own. Nothing is submitted.
 
-    Another number of nodes writes the resolved recipe into logs/launch/NAME. `check`: hold the recipe to
+    Another number of nodes writes the changed recipe into logs/launch/NAME. `check`: hold the recipe to
     `hermes3 check`, and to the memory that `hermes3 plan` says. Raises UserError for a recipe that would fail.
     """
     in_repository()
@@ -53,8 +53,8 @@ def prepare(path: Path, nodes: int | None, options: list[str], check: bool = Tru
         path = resize(path, nodes, FOLDER / name)
         recipe = read(path)
     hardware = hardware_of(path, recipe)
-    made = look([path], check)[path]
-    line = sbatch(TRAIN, [str(path)], path.stem, hardware, time_limit(made), options)
+    planned = look([path], check)[path]
+    line = sbatch(TRAIN, [str(path)], path.stem, hardware, time_limit(planned), options)
     settings = {
         "recipe": str(path),
         "hardware": hardware.model_dump(),
@@ -66,10 +66,10 @@ def prepare(path: Path, nodes: int | None, options: list[str], check: bool = Tru
         "mix": str(mix_of(recipe)),
         "output_dir": recipe.get("output_dir"),
         "git_commit": commit(Path()),
-        "expected_hours": round(made.cost.hours, 1) if made else None,
-        "expected_gpu_hours": round(made.cost.gpu_hours) if made else None,
-        "expected_from": made.schedule.source if made else None,
-        "time_limit": time_limit(made) or "the partition's",
+        "expected_hours": round(planned.cost.hours, 1) if planned else None,
+        "expected_gpu_hours": round(planned.cost.gpu_hours) if planned else None,
+        "expected_from": planned.schedule.source if planned else None,
+        "time_limit": time_limit(planned) or "the partition's",
     }
     return Launch(name, line, settings, missing(path, recipe))
 
@@ -134,13 +134,13 @@ def shell(line: list[str]) -> str:
     return f"{options} \\\n  {shlex.join(line[at:])}"
 
 
-def time_limit(made: Plan | None) -> str | None:
+def time_limit(planned: Plan | None) -> str | None:
     """A quarter more than planned, and an hour for starting and saving; whole hours, None where nothing is planned.
 
     The limit need not be right: a run that meets it goes on by itself in another job. But schedulers start short jobs
     sooner, and a site's default is often an hour.
     """
-    return f"{math.ceil(made.cost.hours * 1.25 + 1)}:00:00" if made else None
+    return f"{math.ceil(planned.cost.hours * 1.25 + 1)}:00:00" if planned else None
 
 
 def look(paths: list[Path], check: bool = True) -> dict[Path, Plan | None]:
@@ -178,23 +178,23 @@ def hold(paths: list[Path]) -> None:
 
 def fit(plans: dict[Path, Plan | None]) -> None:
     """`UserError` for the first plan whose model does not fit."""
-    for path, made in plans.items():
-        if made and not made.own.fits:
-            fewest = made.nodes_to_run[made.own.setting.name] or "no number"
+    for path, planned in plans.items():
+        if planned and not planned.own.fits:
+            fewest = planned.nodes_to_run[planned.own.setting.name] or "no number"
             raise UserError(
-                f"{path}: does not fit on {made.nodes} nodes ({fewest} would do); see `hermes3 plan {path}` "
+                f"{path}: does not fit on {planned.nodes} nodes ({fewest} would do); see `hermes3 plan {path}` "
                 "(--no-check launches all the same)"
             )
 
 
 def missing(path: Path, recipe: dict[str, Any]) -> list[str]:
     """What the run reads and is not there, each with its remedy: the mix, and the model where it is a folder."""
-    found, base, mix = [], str(recipe.get("base_model")), mix_of(recipe)
+    lacks, base, mix = [], str(recipe.get("base_model")), mix_of(recipe)
     if not Path(base).is_dir() and not on_hub(base):
-        found.append(f"{path}: base_model: {base} is not there; see the comment on its line")
+        lacks.append(f"{path}: base_model: {base} is not there; see the comment on its line")
     if not (mix / "manifest.json").is_file():
-        found.append(f"{path}: datasets: {mix} is not built; sbatch launch/mix.sbatch data_mixes/{mix.name}.yml")
-    return found
+        lacks.append(f"{path}: datasets: {mix} is not built; sbatch launch/mix.sbatch data_mixes/{mix.name}.yml")
+    return lacks
 
 
 def in_repository() -> None:
