@@ -386,17 +386,17 @@ def test_a_gpu_with_memory_errors_keeps_its_node_out(slurm, site, mix, base, tmp
 
 
 def test_a_node_with_a_slow_link_is_found(slurm, site, mix, base, tmp_path):
-    """n2's network lets 4 Mbit/s through: alone it does well, with both of its neighbours it does not.
+    """n2's network lets 8 Mbit/s through: alone it does well, with both of its neighbours it does not.
 
-    2 MB/s are asked for: four times that, and a small part of what two idle cores reduce with (over 100).
+    4 MB/s are asked for: four times that, and a small part of what two idle cores reduce with (over 100).
     """
     if not slurm.own_network or not shutil.which("tc", path="/usr/sbin:/sbin:/usr/bin"):
         pytest.skip("needs root and tc, to slow one node's network down")
     recipe = write_recipe(tmp_path / "run", mix, base, hardware={"gpu": "cpu", "nodes": 4, "gpus_per_node": 1})
-    link = ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "4mbit", "burst", "64kb", "latency", "50ms"]
+    link = ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "8mbit", "burst", "64kb", "latency", "50ms"]
     on(slurm, "n2", *link)
     try:
-        jid, log = submit(slurm, site, "preflight.sbatch", recipe, "-N4", HERMES3_MIN_BUS_GBPS="0.002")
+        jid, log = submit(slurm, site, "preflight.sbatch", recipe, "-N4", HERMES3_MIN_BUS_GBPS="0.004")
         slurm.until(lambda: log.exists() and "all-reduce: " in log.read_text(), PATIENCE, "the table")
         slurm.until(lambda: slurm.job(jid)["JobState"] != "RUNNING", PATIENCE, "an end")
     finally:

@@ -203,14 +203,15 @@ def in_repository() -> None:
         raise UserError(f"{TRAIN}: no such file in {Path.cwd()}; run this from the root of the repository")
 
 
-def reject(options: list[str], refused: dict[str, str]) -> None:
+def reject(options: list[str], refused: dict[str, str], where: str = "") -> None:
     """`UserError` for sbatch options that are none, or at odds with ours. `refused`: option -> remedy."""
     if options and not options[0].startswith("-"):
-        raise UserError(f"{options[0]}: options of sbatch go last, after --, as in: hermes3 launch RECIPE -- -A NAME")
+        wrong = f"{where}{options[0]}: options of sbatch go last, after --, as in: hermes3 launch RECIPE -- -A NAME"
+        raise UserError(wrong)
     for option in options:
         for name, remedy in refused.items():
             if re.fullmatch(rf"{name}(=.*)?" if name.startswith("--") else rf"{name}.*", option):
-                raise UserError(f"{option}: not for sbatch; {remedy}")
+                raise UserError(f"{where}{option}: not for sbatch; {remedy}")
 
 
 # another number of nodes
