@@ -1,16 +1,16 @@
 # Two commands: `make demo` runs the whole chain on two CPU cores, `make test` tests everything. Each sets itself up.
 # A stage that ended well leaves a stamp, so that a run which was interrupted goes on with the stage it was in.
 SHELL := /bin/bash
-PYTHON ?= python3
 .DEFAULT_GOAL := demo
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench gpu-check quantize-check lock clean
+.PHONY: demo test test-fast lint bench gpu-check quantize-check lock audit clean
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export AXOLOTL_DO_NOT_TRACK := 1# Axolotl calls home without it
 export HF_HUB_OFFLINE := 1# everything here is on this machine
 export TOKENIZERS_PARALLELISM := true
 export OMP_NUM_THREADS := 2# accelerate would set 1; another count adds in another order, and losses differ in the last digits
+export OMP_WAIT_POLICY := passive# threads that spin while they wait: 20 times slower where another process computes, too
 export WANDB_DIR := outputs/tiny
 
 T := outputs/tiny
@@ -18,11 +18,9 @@ S := $(T)/stages
 stage = bash launch/stage.sh $@
 chat = hermes3/messages.py $(wildcard hermes3/chat/*)
 
-.venv/.installed: requirements.txt pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed: make PYTHON=python3.11")'
-	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --disable-pip-version-check -r requirements.txt
-	.venv/bin/pip install --disable-pip-version-check --no-deps -e .
+# TORCH_INDEX: a wheel index with a CPU build of torch, for Linux machines without a GPU (README.md)
+.venv/.installed: requirements.txt pyproject.toml launch/install.sh launch/python.sh
+	bash launch/install.sh .venv requirements.txt
 	touch $@
 
 demo: $(S)/14-report
@@ -31,9 +29,9 @@ demo: $(S)/14-report
 $(S)/01-data: $(wildcard data_mixes/samples/*) hermes3/chat/prompts.py | .venv/.installed
 	@$(stage) 'write the sample conversations' python data_mixes/samples/generate.py $(T)/data
 
-$(S)/02-llama: $(S)/01-data hermes3/train/tiny_base.py
+$(S)/02-llama: $(S)/01-data data_mixes/samples/tiny_base.py
 	@$(stage) 'make a base model: random weights, its own vocabulary' \
-	  hermes3 tiny-base $(T)/llama --corpus $(T)/data/train --corpus data_mixes/samples/common_words.txt
+	  python -m data_mixes.samples.tiny_base $(T)/llama $(T)/data/train data_mixes/samples/common_words.txt
 
 $(S)/03-base: $(S)/02-llama hermes3/chat/tokenizer.py hermes3/chat/hermes3.jinja
 	@$(stage) 'give it the Hermes tokenizer' hermes3 tokenizer build $(T)/llama $(T)/base
@@ -83,28 +81,30 @@ $(S)/14-report: $(S)/06-eval-base $(S)/09-select $(S)/13-eval-alignment $(wildca
 test: .venv/.installed
 	.venv/bin/python -m pytest
 
+test-fast: .venv/.installed # under 90 seconds: no training, no Slurm
+	.venv/bin/python -m pytest -m "not slow"
+
 lint: .venv/.installed
 	ruff check .
 	ruff format --check .
 	yamllint --strict .
 	git ls-files '*.sh' '*.sbatch' .ci/run | xargs shellcheck
 
-# pip's own resolver: it finds the CPU build of torch where there is one, and its local version suffix is dropped
 bench: .venv/.installed # 15 minutes on two cores, 8 GB of disk
 	python -m bench.mix
 
 gpu-check: .venv/.installed # needs CUDA and requirements-gpu.txt; one GPU, 20 GB of disk
 	python -m bench.gpu_check
 
-# of the evaluation environment only what quantizing needs: no vLLM, no GPU
 quantize-check: $(S)/07-sft # 5 minutes, 7 GB of disk
-	$(PYTHON) -m venv .venv-quantize
-	.venv-quantize/bin/pip install -q --disable-pip-version-check -c requirements-eval.txt llmcompressor typer
-	.venv-quantize/bin/pip install -q --disable-pip-version-check --no-deps -e .
+	bash launch/install.sh .venv-quantize requirements-quantize.txt
 	.venv-quantize/bin/python -m bench.quantize_check
 
+audit: .venv/.installed # known vulnerabilities in the three locks, from the index's advisories
+	for name in requirements requirements-eval requirements-quantize; do \
+	  uv tool run pip-audit --no-deps --disable-pip -r $$name.txt || exit; done
+
 lock: .venv/.installed
-	pip install -q pip-tools uv
 	bash launch/lock.sh
 
 clean:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from hermes3.mix.categories import CATEGORIES
+from hermes3.mix.spec import CATEGORIES
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared/data"

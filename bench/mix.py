@@ -27,7 +27,7 @@ from rich.table import Table
 
 from bench.generate import generate
 from bench.llama_tokenizer import make
-from hermes3.mix.adapters import ADAPTERS, Row
+from hermes3.mix.adapt import ADAPTERS, Example
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared/data"
@@ -62,7 +62,7 @@ def main() -> None:
     record(tables)
 
 
-def real_rows(copies: int) -> list[Row]:
+def real_rows(copies: int) -> list[Example]:
     """The real conversations, `copies` times, each time with another last word, so that nothing is a copy."""
     rows = []
     for name, adapter in FILES.items():
@@ -154,7 +154,7 @@ def in_processes(hermes: Path, pairs: list[Any]) -> float:
     return time.perf_counter() - start
 
 
-def preprocess(out: Path, hermes: Path, rows: list[Row]) -> float:
+def preprocess(out: Path, hermes: Path, rows: list[Example]) -> float:
     """Seconds of `axolotl preprocess` on the rows, less those on ten of them, which is its start."""
     llama = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128_256}
     (hermes / "config.json").write_text(json.dumps(llama))  # Axolotl asks what kind of model it is
@@ -190,7 +190,7 @@ def preprocess(out: Path, hermes: Path, rows: list[Row]) -> float:
     return times[1] - times[0]
 
 
-def plain(row: Row) -> list[dict[str, str]]:
+def plain(row: Example) -> list[dict[str, str]]:
     """The rendered turns as text; a tool's turn as the user's, since the template would render it once more."""
     from hermes3.chat.render import turns
 
@@ -198,7 +198,7 @@ def plain(row: Row) -> list[dict[str, str]]:
     return [{"role": turn.role.replace("tool", "user"), "content": turn.text} for turn in said]
 
 
-def whole_build(out: Path, hermes: Path, rows: list[Row]) -> float:
+def whole_build(out: Path, hermes: Path, rows: list[Example]) -> float:
     """Seconds of the build with filters, near-duplicates, decontamination and a card, less its start."""
     from hermes3.mix.build import build
 

@@ -9,7 +9,6 @@ import typer
 
 from hermes3.evaluate import cli as evaluate_cli
 from hermes3.mix import cli as mix_cli
-from hermes3.mt_bench import cli as mt_bench_cli
 from hermes3.plan import cli as plan_cli
 from hermes3.recipe import cli as recipe_cli
 from hermes3.report import cli as report_cli
@@ -26,32 +25,13 @@ app.command("check")(recipe_cli.check)
 app.command("plan")(plan_cli.plan)
 app.command("launch")(slurm_cli.launch)
 app.command("eval")(evaluate_cli.evaluate)
-app.command("mt-bench")(mt_bench_cli.mt_bench)
+app.command("mt-bench")(evaluate_cli.mt_bench)
 app.command("select")(evaluate_cli.select)
 app.command("report")(report_cli.report)
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(chat_app, name="chat")
 
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
-
-
-@app.command("tiny-base")
-def tiny_base(
-    out: Annotated[Path, typer.Argument(help="folder to write")],
-    corpus: Annotated[
-        list[Path],
-        typer.Option(help="what the vocabulary is learnt from: text, or jsonl of conversations, or a folder"),
-    ],
-    seed: int = 0,
-) -> None:
-    """Make a small Llama with random weights and its own tokenizer: a base model from nothing."""
-    from hermes3.train import tiny_base
-
-    files = [file for path in corpus for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])]
-    if missing := [file for file in files if not file.is_file()]:
-        raise ValueError(f"{missing[0]}: no such file")
-    parameters, vocab_size = tiny_base.build(out, files, seed)
-    print(f"{out}: {parameters:,} parameters, {vocab_size:,} vocabulary entries")
 
 
 @tokenizer_app.command("build")
@@ -84,9 +64,9 @@ def chat_show(
     from hermes3.chat import show
     from hermes3.chat.render import Renderer
     from hermes3.files import write_text
-    from hermes3.mix.rows import read_row
+    from hermes3.mix.adapt import read_example
 
-    one = read_row(file, row, adapter)
+    one = read_example(file, row, adapter)
     tokens = Renderer(tokenizer).render([(one["messages"], one["tools"])])[0]
     loaded = AutoTokenizer.from_pretrained(tokenizer)
     if html:
@@ -114,7 +94,7 @@ def quantize(
     model: Annotated[Path, typer.Argument(help="folder of a whole model")],
     out: Annotated[Path, typer.Argument(help="folder to write: the model with FP8 weights, for vLLM")],
 ) -> None:
-    """Round the weights of MODEL to FP8, as the paper evaluated its 405B; needs requirements-eval.txt."""
+    """Round the weights of MODEL to FP8, as the paper evaluated its 405B; needs requirements-quantize.txt."""
     from hermes3.quantize import quantize
 
     print(f"{out}: {quantize(model, out):,} bytes of weights")
@@ -130,12 +110,12 @@ def card(
     push: Annotated[bool, typer.Option("--push", help="upload the folder, to a private repository")] = False,
 ) -> None:
     """Write MODEL's Hugging Face card: what it is made of, its scores with intervals, its prompts."""
-    from hermes3 import card
+    from hermes3.report import model_card
 
-    card.write_card(model, report, stage, recipe, name)
+    model_card.write_card(model, report, stage, recipe, name)
     print(model / "README.md")
     if push:
-        print(card.push(model, name))
+        print(model_card.push(model, name))
 
 
 def main() -> None:

@@ -150,9 +150,9 @@ def paired_bootstrap(changes: Sequence[float]) -> tuple[float | None, float | No
     if np.count_nonzero(changes_) < 10:
         return student
     generator = np.random.default_rng(SEED)
-    studentised = np.concatenate(
-        [_studentised(changes_, mean, count, generator) for count in _chunks(RESAMPLES, max(1, 4_000_000 // n))]
-    )
+    chunk = max(1, 4_000_000 // n)
+    counts = [min(chunk, RESAMPLES - start) for start in range(0, RESAMPLES, chunk)]
+    studentised = np.concatenate([_studentised(changes_, mean, count, generator) for count in counts])
     with np.errstate(invalid="ignore"):  # between two infinite ones
         low, high = np.quantile(studentised, [0.975, 0.025])
     if not np.isfinite([low, high]).all():
@@ -174,10 +174,6 @@ def _studentised(changes, mean, count, generator):
 def _sign_test(changes: Sequence[float]) -> float:
     """p-value of changes that all have one value: as likely up as down, 2^(1 - n); 1 where the value is 0."""
     return 2.0 ** (1 - len(changes)) if any(changes) else 1.0
-
-
-def _chunks(total: int, most: int) -> list[int]:
-    return [min(most, total - start) for start in range(0, total, most)]
 
 
 def paired_tasks(

@@ -1,22 +1,24 @@
 #!/usr/bin/env bash
-# Compile the two hand-kept requirement files into exact locks.
+# Compile the hand-kept requirement files into exact locks, from metadata alone: nothing is installed.
+# requirements.txt holds for the platforms of tool.uv in pyproject.toml (a GH200 is aarch64, many laptops are Macs); the
+# other two are for Linux on x86-64, with CUDA.
 set -euo pipefail
-plain=(--strip-extras --no-header --no-annotate)
+
 new=$(mktemp)
 trap 'rm -f "$new"' EXIT
+everywhere=" ; platform_machine == 'arm64' and sys_platform == 'darwin' or"
+everywhere+=" (platform_machine == 'aarch64' or platform_machine == 'x86_64') and sys_platform == 'linux'"
 
-pip-compile -q "${plain[@]}" --allow-unsafe --no-emit-find-links --no-emit-index-url --no-emit-trusted-host \
-  requirements.in -o "$new"
-{
-  echo '# The exact lock of requirements.in, written by "make lock". A CPU and a CUDA build of torch share this version;'
-  echo '# the CUDA build brings its own exactly pinned nvidia packages.'
-  sed -E 's/^(torch==[^+]*)\+cpu/\1/' "$new"
-} >requirements.txt
+lock() { # lock NAME OPTION...: NAME.in -> NAME.txt
+  local name=$1
+  shift
+  uv pip compile --quiet --python-version 3.12 --strip-extras --no-header --no-annotate --upgrade "$@" "$name.in" -o "$new"
+  {
+    echo "# The exact lock of $name.in, written by \"make lock\"."
+    sed "s/$everywhere\$//" "$new"
+  } >"$name.txt"
+}
 
-# uv resolves from metadata alone: this environment is for machines with CUDA, and need not install here
-uv pip compile -q "${plain[@]}" --prerelease disallow --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
-  requirements-eval.in -o "$new"
-{
-  echo '# The exact lock of requirements-eval.in, written by "make lock".'
-  cat "$new"
-} >requirements-eval.txt
+lock requirements --universal
+lock requirements-eval --python-platform x86_64-manylinux_2_28
+lock requirements-quantize --python-platform x86_64-manylinux_2_28

@@ -7,7 +7,7 @@
     python launch/wandb_dashboard.py --stage SFT+DPO=RESULTS   # log a folder of `hermes3 eval`, as `SFT+DPO, RESULTS`
 
 The default workspace shows every key that a run logs, some forty, and buries these. Metrics are those that Axolotl, TRL
-and hermes3/train/throughput.py log (wandb puts `train/` before them); scores are logged here, as `eval/GROUP`.
+and hermes3/train/metrics.py log (wandb puts `train/` before them); scores are logged here, as `eval/GROUP`.
 """
 
 import argparse
@@ -32,7 +32,7 @@ class Plot:
 
     title: str
     metrics: tuple[str, ...]
-    x: str | None  # None: a bar a run, of its last value
+    x: str | None  # None: one bar per run, of its last value
     intent: str
 
 
@@ -58,7 +58,7 @@ SECTIONS: dict[str, list[Plot]] = {
         ),
     ],
     "Speed": [
-        Plot("Tokens/s a GPU", ("train/perf/tokens_per_second_per_gpu",), STEP, "Flat. A fall: a slow node or disk."),
+        Plot("Tokens/s per GPU", ("train/perf/tokens_per_second_per_gpu",), STEP, "Flat. A fall: a slow node or disk."),
         Plot(
             "MFU",
             ("train/perf/mfu",),
@@ -167,21 +167,23 @@ def log_run(name: str, points: list[dict[str, float]], project: str, entity: str
 
 
 def epochs_of_selection(run: Path) -> list[dict[str, float]]:
-    """The scores in `run`/select.json, a point an epoch; fractions as percentages. `ValueError` where none is."""
+    """The scores in `run`/select.json, one point per epoch; fractions as percentages. `ValueError` where none is."""
     path = run / "select.json"
     if not path.is_file():
         raise ValueError(f"{path} is not there; evaluate each epoch and run `hermes3 select {run}`")
+    from hermes3.results.lm_eval import scale_of
+
     scores = json.loads(path.read_text(encoding="utf-8"))["scores"]
     epochs = sorted({int(epoch) for of_group in scores.values() for epoch in of_group})
     return [
-        {"epoch": epoch} | {f"eval/{group}": _percent(of[str(epoch)], max(of.values())) for group, of in scores.items()}
+        {"epoch": epoch} | {f"eval/{group}": scale_of(group) * of[str(epoch)] for group, of in scores.items()}
         for epoch in epochs
     ]
 
 
 def epochs_of_paper() -> list[dict[str, float]]:
-    """Table 2, a point an epoch."""
-    from hermes3.evaluate.published import load
+    """Table 2, one point per epoch."""
+    from hermes3.results.published import load
 
     table = load("table2")
     return [
@@ -192,18 +194,14 @@ def epochs_of_paper() -> list[dict[str, float]]:
 
 def scores_of_stage(folder: Path) -> dict[str, float]:
     """Every group of `eval/suites` that was measured in `folder`; fractions as percentages."""
-    from hermes3.evaluate.suite import load
-    from hermes3.report.groups import groups_of, score_of
-    from hermes3.report.results import read_stage
+    from hermes3.results.groups import groups_of, score_of
+    from hermes3.results.lm_eval import read_evaluation, scale_of
+    from hermes3.results.suite import load
 
-    stage = read_stage("stage", folder)
+    stage = read_evaluation("stage", folder)
     groups = groups_of([stage], [load(path.stem) for path in sorted(SUITES.glob("*.yml"))])
-    found = {group.name: score_of(stage, group) for group in groups}
-    return {f"eval/{name}": _percent(score.value, score.value) for name, score in found.items() if score}
-
-
-def _percent(value: float, most: float) -> float:
-    return 100 * value if most <= 1 else value
+    scores = {group.name: score_of(stage, group) for group in groups}
+    return {f"eval/{name}": scale_of(name) * score.value for name, score in scores.items() if score}
 
 
 def main(arguments: list[str] | None = None) -> None:

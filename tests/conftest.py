@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 TINY = ROOT / "outputs/tiny"
 # tests of ours never look beyond this machine
 os.environ |= {"HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1", "WANDB_MODE": "offline", "OMP_NUM_THREADS": "2"}
+os.environ["OMP_WAIT_POLICY"] = "passive"  # threads that spin while they wait made torch 20 times slower on busy cores
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def corpus(samples) -> list[Path]:
 @pytest.fixture(scope="session")
 def llama(corpus, tmp_path_factory) -> Path:
     """A base model from nothing, with Llama 3.1's special tokens."""
-    from hermes3.train import tiny_base
+    from data_mixes.samples import tiny_base
 
     out = tmp_path_factory.mktemp("llama") / "llama"
     tiny_base.build(out, corpus)
@@ -152,13 +153,13 @@ def stopped_dpo(base, tmp_path_factory):
 
 def real_rows() -> list[dict]:
     """The conversations of the real files beside the repository."""
-    from hermes3.mix import sources, spec
-    from hermes3.mix.adapters import ADAPTERS
+    from hermes3.mix import lock, read, spec
+    from hermes3.mix.adapt import ADAPTERS
 
     rows, root = [], ROOT.parent / "shared/data"
     for _, source in spec.load(ROOT / "data_mixes/open_small.yml").sources():
-        for chunk in sources.chunks(source, sources.files_of(source, root, None, Path("open_small.yml"))):
-            rows += [ADAPTERS[source.adapter](sources.parse(line)) for line in chunk.lines]
+        for chunk in read.chunks(source.name, lock.files_of(source, root, None, Path("open_small.yml"))):
+            rows += [ADAPTERS[source.adapter](read.parse(line)) for line in chunk.lines]
     return rows
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from hermes3.report import build
+from hermes3.results.lm_eval import Evaluation, Score
+from hermes3.stats import mean_of, wilson
 
 DATE = "2025-01-02T03-04-05.678901"
 HEX = "0123456789abcdef" * 4
@@ -106,3 +108,23 @@ def write_report(out: Path, mixes: list, runs: dict, scores: dict, commands: lis
     """The report without the suites' names for tasks, which are another file's; one folder a stage."""
     folders = {name: [given] if isinstance(given, Path) else given for name, given in scores.items()}
     return build.write_report(out, mixes, runs, folders, commands, **{"suites": []} | more)
+
+
+def first(right: int, n: int = 1000) -> list[int]:
+    """Outcomes of `n` documents, the first of which are right."""
+    return [int(doc < right) for doc in range(n)]
+
+
+def evaluation(outcomes: dict[str, list[float]], name: str = "SFT", shots: int = 0, asked: int = 0) -> Evaluation:
+    """An evaluation of tasks with these outcomes; `asked`: questions of each task, where only a part was asked."""
+    one = Evaluation(name, Path("out"))
+    one.harness.update(dict.fromkeys(("lm_eval_version", "chat_template_sha", "system_instruction_sha"), "x"))
+    for task, values in outcomes.items():
+        n, binary = len(values), set(values) <= {0, 1}
+        bounds = wilson(sum(values), n) if binary else mean_of(values)
+        by_doc = dict(enumerate(values))
+        interval = "wilson" if binary else "t"
+        one.scores[task, "acc", "none"] = Score(sum(values) / n, n, *bounds, interval, True, by_doc, binary)
+        one.docs[task] = {doc: (f"{task}{doc}", "") for doc in by_doc}
+        one.tasks[task] = {"version": 1, "n_shot": shots, "samples": n, "questions": asked or n}
+    return one

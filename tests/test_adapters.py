@@ -10,7 +10,7 @@ from conftest import ROOT
 from hermes3.chat.prompts import TOOLS_INTRO, rag_system, tools_system
 from hermes3.chat.render import turns
 from hermes3.messages import BadRow, tool_call
-from hermes3.mix.adapters import ADAPTERS, SHAPE
+from hermes3.mix.adapt import ADAPTERS, SHAPE
 from hermes3.mix.spec import Adapter
 
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}

@@ -15,7 +15,7 @@ from test_adapters import CALLED, CALLS, NEWEST, OLDER, RAG, RESPONSE, SAID, SYS
 from hermes3.chat.prompts import to_json
 from hermes3.chat.render import Renderer, turns
 from hermes3.messages import BadRow, check, tool_call
-from hermes3.mix.adapters import ADAPTERS
+from hermes3.mix.adapt import ADAPTERS
 
 N = 2000  # rows a shape
 DEEP: list = []

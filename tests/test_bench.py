@@ -8,9 +8,9 @@ import yaml
 
 from bench.generate import DATA, generate
 from hermes3.messages import BadRow
-from hermes3.mix import sources, spec
-from hermes3.mix.adapters import ADAPTERS
-from hermes3.mix.categories import CATEGORIES
+from hermes3.mix import lock, read, spec
+from hermes3.mix.adapt import ADAPTERS
+from hermes3.mix.spec import CATEGORIES
 
 TOKENS = 200_000
 
@@ -24,7 +24,7 @@ def generated(hermes_llama, tmp_path_factory):
 
 
 def lines_of(source, folder, path) -> list[bytes]:
-    chunks = sources.chunks(source, sources.files_of(source, folder, None, path))
+    chunks = read.chunks(source.name, lock.files_of(source, folder, None, path))
     return [line for chunk in chunks for line in chunk.lines]
 
 
@@ -43,7 +43,7 @@ def test_rows_are_of_their_declared_shape_but_for_the_broken(generated):
         for line in lines_of(source, folder, path):
             total += 1
             try:
-                ADAPTERS[source.adapter](sources.parse(line))
+                ADAPTERS[source.adapter](read.parse(line))
             except BadRow as bad:
                 assert bad.reason == "not_json"
                 broken += 1
@@ -61,7 +61,7 @@ def test_there_is_more_than_the_budgets_take_and_copies_are_few(generated, herme
         rows = []
         for line in lines_of(source, folder, path):
             try:
-                rows.append(ADAPTERS[source.adapter](sources.parse(line)))
+                rows.append(ADAPTERS[source.adapter](read.parse(line)))
             except BadRow:
                 continue
         n_tokens = renderer.batch([(row["messages"], row["tools"]) for row in rows]).offsets[-1]

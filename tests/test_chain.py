@@ -147,7 +147,7 @@ def test_the_merged_model_is_whole():
 
 def test_dpo_starts_from_the_epoch_that_the_rule_chose():
     from hermes3.evaluate.select import choose
-    from hermes3.train.epochs import epochs_of
+    from hermes3.train.checkpoints import epochs_of
 
     chosen = json.loads((TINY / "sft/select.json").read_text())
     assert set(chosen["totals"]) == set("1234")

@@ -13,7 +13,7 @@ from test_chat import CASES
 from hermes3.chat.render import IGNORE, Renderer, assistant_text
 from hermes3.chat.tool_calls import parse_tool_calls
 from hermes3.messages import check, clean, tool_call
-from hermes3.mix.adapters import ADAPTERS
+from hermes3.mix.adapt import ADAPTERS
 
 # what people type: any Unicode but lone surrogates, blank lines, code, markup, and tags of the format itself
 PIECES = st.sampled_from(["\n", "\n\n", " ", "  \n", "\t", "```", "<tool_call>", "</tool_call>", "<SCRATCHPAD>", "a"])

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from hermes3.mix.choose import choose
-from hermes3.mix.spec import Spec
+from hermes3.mix.spec import CATEGORIES, Spec
 
 
 def rows(**sources: list[int]) -> pa.Table:
@@ -105,8 +105,6 @@ def test_order_depends_on_the_seed_and_not_on_the_order_of_reading():
 
 
 def test_percentages_are_scaled_and_a_bad_sum_is_refused():
-    from hermes3.mix.categories import CATEGORIES
-
     source = {"path": "x.jsonl", "adapter": "messages", "licence": "x"}
     categories = {
         key: {"percent": percent, "sources": [source | {"name": key}]} for key, (_, percent) in CATEGORIES.items()

@@ -2,16 +2,16 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from hermes3.messages import BadRow
 from hermes3.mix import spec
-from hermes3.mix.adapters import ADAPTERS, Row
-from hermes3.mix.categories import CATEGORIES
-from hermes3.mix.classify import RULES, classify, confusion, rule_of, table, view
+from hermes3.mix.adapt import ADAPTERS, Example
+from hermes3.mix.classify import RULES, classify, rule_of, view
+from hermes3.mix.spec import CATEGORIES
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared/data/train"
@@ -24,7 +24,7 @@ FILES = {
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="the real training files are not beside the repository")
 
 
-def said(ask: str, system: str = "", answer: str = "Certainly.", tools: list | None = None) -> Row:
+def said(ask: str, system: str = "", answer: str = "Certainly.", tools: list | None = None) -> Example:
     opening = [{"role": "system", "content": system}] if system else []
     turns = [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]
     return {"messages": [*opening, *turns], "tools": tools or []}
@@ -117,7 +117,7 @@ EXAMPLES = {
 
 
 @pytest.mark.parametrize(("true", "row"), [(true, row) for true, rows in EXAMPLES.items() for row in rows])
-def test_a_written_example_is_sorted_as_a_reader_would(true: str, row: Row):
+def test_a_written_example_is_sorted_as_a_reader_would(true: str, row: Example):
     rule = rule_of(row)
     assert classify(row) == rule.category == true, rule.reason
 
@@ -157,7 +157,7 @@ def test_a_long_monotonous_row_takes_no_longer_than_the_characters_read(text: st
     assert (time.process_time() - start) / 20 < 0.02
 
 
-def held_out(name: str) -> Iterator[Row]:
+def held_out(name: str) -> Iterator[Example]:
     """Odd rows: the rules were tuned on the even ones."""
     text = (REAL / name).read_text(encoding="utf-8")
     rows = json.loads(text) if name.endswith(".json") else [json.loads(line) for line in text.splitlines()]
@@ -168,13 +168,22 @@ def held_out(name: str) -> Iterator[Row]:
             continue
 
 
+def confusion(rows: Iterable[tuple[str, Example]]) -> dict[str, dict[str, int]]:
+    """{true category: {predicted: rows}}, printed with recall as docs/classification.md has it."""
+    counts: dict[str, dict[str, int]] = {}
+    for true, row in rows:
+        counts.setdefault(true, dict.fromkeys(CATEGORIES, 0))[classify(row)] += 1
+    for true, row in counts.items():
+        print(f"\n{true}: recall {100 * row[true] / sum(row.values()):.1f} %, {row}")
+    return counts
+
+
 FLOORS = {"roleplaying": 0.92, "coding": 0.99, "math": 0.99, "tool_use_agentic_rag": 0.59}
 
 
 @needs_real_data
 def test_held_out_rows_of_real_files_are_found():
     counts = confusion((true, row) for name, (_, true) in FILES.items() for row in held_out(name))
-    print("\n" + table(counts))
     recall = {true: row[true] / sum(row.values()) for true, row in counts.items()}
     assert {true: round(share, 3) for true, share in recall.items() if share < FLOORS[true]} == {}
 
@@ -212,37 +221,7 @@ def test_questions_of_another_origin_are_mostly_found():
     lines = (REAL.parent / "eval/mt_bench_question.jsonl").read_text(encoding="utf-8").splitlines()
     questions = [json.loads(line) for line in lines]
     counts = confusion((MT_BENCH[q["category"]], said(q["turns"][0], answer=".")) for q in questions)
-    print("\n" + table(counts))
     assert sum(row[true] for true, row in counts.items()) / len(questions) > 0.5
-
-
-def test_the_confusion_counts_every_row_once():
-    rows = [(true, row) for true, examples in EXAMPLES.items() for row in examples]
-    counts = confusion([*rows, ("math", said("Write a poem about rain."))])
-    assert set(counts) == set(CATEGORIES)
-    assert all(set(row) == set(CATEGORIES) for row in counts.values())
-    assert {true: sum(row.values()) for true, row in counts.items()} == {
-        true: len(examples) + (true == "math") for true, examples in EXAMPLES.items()
-    }
-    assert counts["math"]["content_generation"] == 1
-
-
-def test_the_table_gives_recall_per_line_and_precision_per_column():
-    empty = dict.fromkeys(CATEGORIES, 0)
-    lines = table({"math": {**empty, "math": 3, "coding": 1}, "coding": {**empty, "coding": 4}}).splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert len({len(line) for line in cells}) == 1
-    head, _, math, coding, precision = cells
-    assert (math[0], coding[0]) == ("math", "coding")  # categories without a row have no line
-    assert (math[-1], coding[-1]) == ("75.0 % (3/4)", "100.0 % (4/4)")
-    assert precision[head.index("coding")] == "80.0 % (4/5)"
-    assert precision[head.index("math")] == "100.0 % (3/3)"
-    assert precision[head.index("roleplaying")] == ""  # nothing was predicted so
-
-
-def test_a_true_category_that_is_none_is_named():
-    with pytest.raises(ValueError, match="poetry: not one of general_instructions"):
-        confusion([("poetry", said("Write."))])
 
 
 def test_the_page_lists_every_rule_in_order():

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb_file import attempts
 
 from bench.lm_eval_results import Task, write
-from hermes3.evaluate.published import load
+from hermes3.results.published import load
 from launch.wandb_dashboard import SECTIONS, main
 
 
@@ -73,7 +73,7 @@ def test_every_panel_shows_what_runs_log(capsys, stopped_sft, stopped_dpo, logge
     for part in ("workspace", "report"):
         shown = metrics_in(spec[part])
         assert len(shown) >= 15
-        assert shown - real == {"train/perf/mfu"}  # which a CPU has not: tests/test_throughput.py
+        assert shown - real == {"train/perf/mfu"}  # which a CPU has not: tests/test_metrics.py
 
 
 def test_each_plot_has_its_intent(capsys):

@@ -9,29 +9,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from axolotl.cli.config import load_cfg
 from axolotl.cli.merge_lora import do_cli as merge_lora
-from axolotl.common.datasets import load_datasets, load_preference_datasets
+from axolotl.common.datasets import load_preference_datasets
 from axolotl.train import save_initial_configs, save_trained_model, setup_model_and_trainer
 from conftest import ROOT
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file, save_file
 from torch.nn.functional import log_softmax
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from hermes3.mix.build import build
-from hermes3.model_folder import check_model, header_names
+from hermes3.model_folder import check_model, tensor_names
 from hermes3.recipe.read import read
 
 ALPHA = 5
 D = 160  # hidden size of the small model
-PLUGIN = "hermes3.train.plugin"
+FIXES = "hermes3.train.fixes"
 CHECKPOINTED = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
 ROUNDING = 1e-5  # float32, on log-probabilities of order 10
 MOVED = 1e-2  # what counts as another model
@@ -91,9 +89,8 @@ def record(trainer: Trainer) -> list[Pass]:
 
     def enter_layers(module, args, kwargs):
         hidden = (args[0] if args else kwargs["hidden_states"]).detach()
-        again = (
-            passes[-1].noise is not None
-        )  # a backward pass recomputes the policy's layers, after the reference's pass
+        # a backward pass recomputes the policy's layers, after the reference's pass
+        again = passes[-1].noise is not None
         now = next(one for one in reversed(passes) if one.adapter) if again else passes[-1]
         noise = hidden - model.get_input_embeddings().weight[now.inputs["input_ids"]].detach()
         if again:
@@ -111,37 +108,34 @@ def record(trainer: Trainer) -> list[Pass]:
 
 
 @pytest.fixture(scope="module")
-def mix(samples, base, tokenizer, tmp_path_factory) -> Path:
-    """Sixteen of the sample pairs, and their chosen answers as rows of SFT."""
+def mix(samples, base, tmp_path_factory) -> Path:
+    """Sixteen of the sample pairs."""
     out = tmp_path_factory.mktemp("dpo")
     spec = yaml.safe_load((ROOT / "data_mixes/tiny_dpo.yml").read_text()) | {"tokenizer": str(base)}
     spec["categories"]["steering_alignment"]["sources"][0]["path"] = str(samples / "preference/train.jsonl")
     (out / "tiny_dpo.yml").write_text(yaml.safe_dump(spec))
     build(out / "tiny_dpo.yml", out / "mix", quiet=True)
     pairs = pq.read_table(out / "mix/train")[:16]
-    ids = tokenizer([row["prompt"] + row["chosen"] for row in pairs.to_pylist()], add_special_tokens=False)["input_ids"]
-    rows = [{"input_ids": row, "attention_mask": [1] * len(row), "labels": row} for row in ids]
-    for name, table in (("tiny_dpo", pairs), ("tiny_sft", pa.Table.from_pylist(rows))):
-        (out / name).mkdir()
-        pq.write_table(table, out / name / "part-00000.parquet")
+    (out / "train").mkdir()
+    pq.write_table(pairs, out / "train/part-00000.parquet")
     return out
 
 
 @pytest.fixture(scope="module")
 def train(base, mix, axolotl_process):
-    """A recipe of the demo, changed, through the calls of `axolotl train`."""
+    """The demo's recipe, changed, through the calls of `axolotl train`."""
 
-    def train(name: str, recipe: str = "tiny_dpo", **changes) -> Run:
-        keys = {key: value for key, value in read(ROOT / f"recipes/{recipe}.yml").items() if "wandb" not in key}
+    def train(name: str, **changes) -> Run:
+        keys = {key: value for key, value in read(ROOT / "recipes/tiny_dpo.yml").items() if "wandb" not in key}
         keys |= {"base_model": str(base), "output_dir": str(mix / name), "dataset_prepared_path": str(mix / "prepared")}
-        keys["datasets"][0]["path"] = str(mix / recipe)
+        keys["datasets"][0]["path"] = str(mix / "train")
         keys["test_datasets"] = [keys["datasets"][0] | {"split": "train"}]
         keys |= {"logging_steps": 1, "gradient_accumulation_steps": 1, "micro_batch_size": 2, "eval_strategy": "no"}
         keys |= {"learning_rate": 1e-3, "warmup_steps": 0, "neftune_noise_alpha": ALPHA, **changes}
         (mix / f"{name}.yml").write_text(yaml.safe_dump(keys))
         cfg = load_cfg(str(mix / f"{name}.yml"))
-        load = load_preference_datasets if cfg.rl else load_datasets
-        trainer, model, tokenizer, peft_config, processor = setup_model_and_trainer(cfg, load(cfg=cfg))
+        pairs = load_preference_datasets(cfg=cfg)
+        trainer, model, tokenizer, peft_config, processor = setup_model_and_trainer(cfg, pairs)
         save_initial_configs(cfg, tokenizer, model, peft_config, processor)
         passes = record(trainer)
         trainer.train()
@@ -160,18 +154,9 @@ def run(train) -> Run:
 @pytest.fixture(scope="module")
 def bare(train) -> Run:
     """Two steps without what our plugin mends but NEFTune itself."""
-    names = {"noise_policy_alone": None, "save_adapter_alone": None, "dropout_args": {}}
-    with mock.patch.multiple(PLUGIN, **{name: mock.Mock(return_value=value) for name, value in names.items()}):
+    values = {"noise_policy_alone": None, "save_adapter_alone": None, "preference_args": {"neftune_noise_alpha": ALPHA}}
+    with mock.patch.multiple(FIXES, **{name: mock.Mock(return_value=value) for name, value in values.items()}):
         return train("bare", max_steps=2)
-
-
-@pytest.fixture(scope="module")
-def sft(train) -> Run:
-    """One step of LoRA under SFT, evaluated."""
-    adapter = {key: value for key, value in read(ROOT / "recipes/tiny_dpo.yml").items() if "lora" in f"{key}{value}"}
-    kernels = {f"lora_{part}_kernel": False for part in ("mlp", "qkv", "o")}
-    length = {"sequence_len": 256, "max_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
-    return train("sft", "tiny_sft", **adapter, **kernels, **length)
 
 
 @pytest.fixture(scope="module")
@@ -199,13 +184,6 @@ def test_neftune_noises_the_policy_uniformly(run):
     assert abs(noise.mean()) < 0.01
     shares = torch.histc(noise, bins=10, min=-1, max=1) / len(noise)
     assert torch.allclose(shares, torch.full((10,), 0.1), atol=0.003)
-
-
-def test_chosen_and_rejected_have_noise_of_their_own(run):
-    for one in run.policy:
-        chosen, rejected = one.noise.chunk(2)
-        correlation = torch.corrcoef(torch.stack([chosen.flatten(), rejected.flatten()]))[0, 1]
-        assert abs(correlation) < 0.05
 
 
 def test_a_recomputed_layer_sees_the_noise_that_it_saw(run):
@@ -239,17 +217,13 @@ def test_the_reference_is_noised_without_our_measure(bare, plain):
 def test_there_is_one_copy_of_the_weights(run, plain):
     assert run.trainer.ref_model is None
     adapter = sum(p.numel() for name, p in run.trainer.model.named_parameters() if "lora_" in name)
-    assert run.trainer.model.num_parameters() == plain.num_parameters() + adapter
+    assert sum(p.numel() for p in run.trainer.model.parameters()) == plain.num_parameters() + adapter
 
 
-def test_the_first_loss_is_ln_2(train):
-    """The adapter begins as zero, so that its dropout changes nothing."""
+def test_the_first_loss_is_ln_2(train, run):
+    """The adapter begins as zero, so that its dropout changes nothing; NEFTune's noise does."""
     assert train("plain", max_steps=1, neftune_noise_alpha=None).losses == pytest.approx([math.log(2)], abs=1e-6)
-
-
-def test_the_first_loss_with_neftune_is_near_ln_2(run):
-    assert run.losses[0] != pytest.approx(math.log(2), abs=1e-4)
-    assert run.losses[0] == pytest.approx(math.log(2), abs=0.02)
+    assert 1e-4 < abs(run.losses[0] - math.log(2)) < 0.02
 
 
 def test_lora_dropout_acts(run, bare):
@@ -260,26 +234,17 @@ def test_lora_dropout_acts(run, bare):
     assert dropouts(bare) == {0}
 
 
-def test_neftune_under_sft(sft):
-    packs, evaluated = sft.policy, sft.of(training=False, adapter=True)
-    assert packs[0].noise.shape[1] == 256  # the pack, not the sample
-    assert 0.99 < noises(packs).abs().max() < 1.0001
-    assert evaluated and noises(evaluated).abs().max() == 0
-
-
-@pytest.mark.parametrize("name", ["run", "sft"])
-def test_a_run_leaves_the_adapter_alone(name, request):
-    trained = request.getfixturevalue(name)
-    checkpoint = trained.out / f"checkpoint-{trained.trainer.state.global_step}"
-    for folder in (trained.out, checkpoint):
+def test_a_run_leaves_the_adapter_alone(run):
+    checkpoint = run.out / f"checkpoint-{run.trainer.state.global_step}"
+    for folder in (run.out, checkpoint):
         assert sorted(path.name for path in folder.glob("*.safetensors*")) == ["adapter_model.safetensors"]
-        assert all(".lora_" in name for name in header_names(folder / "adapter_model.safetensors"))
+        assert all(".lora_" in name for name in tensor_names(folder / "adapter_model.safetensors"))
         assert (folder / "adapter_config.json").is_file() and (folder / "tokenizer.json").is_file()
-    assert (trained.out / "config.json").is_file() and (checkpoint / "optimizer.pt").is_file()
+    assert (run.out / "config.json").is_file() and (checkpoint / "optimizer.pt").is_file()
 
 
 def test_without_our_measure_the_whole_model_lies_beside_it(bare, tmp_path):
-    names = header_names(bare.out / "model.safetensors")
+    names = tensor_names(bare.out / "model.safetensors")
     assert any("q_proj.base_layer.weight" in name for name in names)
     for file in ("config.json", "chat_template.jinja", "model.safetensors"):  # as if someone had tidied the folder
         shutil.copy(bare.out / file, tmp_path)
@@ -309,54 +274,7 @@ def test_a_merged_model_is_base_plus_adapter(run, merged, base):
 
 def test_a_merged_model_has_the_base_model_s_names_and_template(merged, base):
     check_model(merged)
-    assert header_names(merged / "model.safetensors") == header_names(base / "model.safetensors")
+    assert tensor_names(merged / "model.safetensors") == tensor_names(base / "model.safetensors")
     for file in ("chat_template.jinja", "tokenizer.json"):
         assert (merged / file).read_bytes() == (base / file).read_bytes()
     assert AutoTokenizer.from_pretrained(merged).eos_token == "<|im_end|>"
-
-
-@pytest.fixture(scope="module")
-def half(base, mix) -> Path:
-    """The SFT model as GPUs save it."""
-    shutil.copytree(base, mix / "half")
-    AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(mix / "half")
-    return mix / "half"
-
-
-def merge_into(half: Path, run: Run, update: float) -> tuple[Path, Path]:
-    """The adapter with its update times `update`, and what `axolotl merge-lora` makes of it and `half`."""
-    out = run.out.with_name(f"half-{update}")
-    out.mkdir(exist_ok=True)
-    shutil.copy(run.out / "adapter_config.json", out)
-    tensors = load_file(run.out / "adapter_model.safetensors")
-    save_file({n: t * update if "lora_B" in n else t for n, t in tensors.items()}, out / "adapter_model.safetensors")
-    recipe = yaml.safe_load(run.recipe.read_text()) | {"base_model": str(half), "output_dir": str(out)}
-    (out / "recipe.yml").write_text(yaml.safe_dump(recipe))
-    merge_lora(config=str(out / "recipe.yml"))
-    return out, out / "merged"
-
-
-def test_merged_into_bf16_it_is_base_plus_adapter_within_its_8_bits(run, half):
-    adapter, merged = merge_into(half, run, 1.0)
-    assert {str(t.dtype) for t in load_file(merged / "model.safetensors").values()} == {"torch.bfloat16"}
-    both, base_alone = logits_on(half, run.policy[:4], adapter), logits_on(half, run.policy[:4])
-    whole = logits_on(merged, run.policy[:4])
-    assert (both - base_alone).abs().max() > 1
-    assert 1e-4 < (both - whole).abs().max() < 0.01  # 0.003 seen
-
-
-@pytest.mark.parametrize(("update", "least", "most"), [(1.0, 0.99, 1.01), (0.01, 0.1, 0.6)])
-def test_an_update_below_bf16_s_grid_is_partly_lost_in_a_merge(run, half, update, least, most):
-    """Weights of 0.02 lie 1.2e-4 apart in bf16: of a change of 1e-5 most are rounded back to where they were."""
-    adapter, merged = merge_into(half, run, update)
-    lora, before, after = (
-        load_file(file)
-        for file in (adapter / "adapter_model.safetensors", half / "model.safetensors", merged / "model.safetensors")
-    )
-    name = "model.layers.0.self_attn.q_proj"
-    a, b = (lora[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
-    asked = 0.5 * b @ a  # alpha 16 by rank 32
-    got = after[f"{name}.weight"].float() - before[f"{name}.weight"].float()
-    kept = (got * asked).sum() / asked.square().sum()
-    print(f"update rms {asked.std():.1e}: {kept:.2f} of it kept")
-    assert least < kept < most

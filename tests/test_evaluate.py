@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from hermes3.evaluate.run import command, model_args
 from hermes3.evaluate.setting import prompt_start
-from hermes3.evaluate.suite import load
+from hermes3.results.suite import load
 
 sys.path.insert(0, str(ROOT / "eval/tasks"))
 TOOL = {

@@ -8,9 +8,11 @@ from conftest import ROOT
 
 from hermes3.chat.prompts import json_system, tools_system
 from hermes3.messages import BadRow
-from hermes3.mix import adapters, filters
-from hermes3.mix.refusals import OPENING, is_refusal, measure
+from hermes3.mix import filters
+from hermes3.mix.adapt import ADAPTERS
+from hermes3.mix.refusals import OPENING, is_refusal
 from hermes3.mix.spec import Filter
+from hermes3.stats import wilson
 
 LABELLED = ROOT / "tests/refusals.jsonl"
 REAL = ROOT.parent / "shared/data/train"
@@ -148,8 +150,7 @@ def test_an_answer_that_fits_the_schema_passes():
 
 
 @pytest.mark.parametrize(
-    "schema",
-    ['{"type": "strnig"}', "{not json", '{"$ref": "https://example.invalid/schema.json"}', '{"$ref": "#"}'],
+    "schema", ['{"type": "strnig"}', "{not json", '{"$ref": "https://example.invalid/schema.json"}', '{"$ref": "#"}']
 )
 def test_a_schema_that_cannot_be_used_leaves_the_check_that_answers_are_json(schema):
     system = json_system({}).replace("{}", schema)
@@ -207,10 +208,12 @@ def test_a_refusal_is_sought_in_the_opening_alone():
     [("dev", 0.97, 0.95), ("test", 0.9, 0.7)],
 )
 def test_refusals_are_told_from_answers(split, precision, recall):
-    measured = measure(LABELLED, split)
-    print(f"\n{split}: {measured}")
-    assert measured.precision >= precision and measured.recall >= recall
-    assert measured.precision_interval[0] < measured.precision <= measured.precision_interval[1]
+    lines = LABELLED.read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if row["split"] == split]
+    found = [row for row in rows if is_refusal(row["text"])]
+    right, labelled = sum(row["refusal"] for row in found), sum(row["refusal"] for row in rows)
+    print(f"\n{split}: precision {wilson(right, len(found))}, recall {wilson(right, labelled)}")
+    assert right / len(found) >= precision and right / labelled >= recall
 
 
 def test_the_labelled_rows_are_many_kinds_of_both_sorts():
@@ -219,12 +222,6 @@ def test_the_labelled_rows_are_many_kinds_of_both_sorts():
     assert 0.45 < sum(row["refusal"] for row in rows) / len(rows) < 0.55
     for split in ("dev", "test"):
         assert len({row["note"] for row in rows if row["split"] == split and not row["refusal"]}) >= 12
-
-
-def test_rows_without_refusals_cannot_be_measured(tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"text": "Hello.", "refusal": false}\n')
-    with pytest.raises(ValueError, match="0 refusals labelled"):
-        measure(tmp_path / "rows.jsonl")
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real data of shared/data is not here")
@@ -240,7 +237,7 @@ def test_real_rows_are_dropped_for_the_reasons_that_reading_them_gives(file, ada
     counts: dict[str, int] = {}
     for raw in json.loads((REAL / file).read_text(encoding="utf-8")):
         try:
-            filters.apply(adapters.ADAPTERS[adapter](raw))
+            filters.apply(ADAPTERS[adapter](raw))
         except BadRow as bad:
             counts[bad.reason] = counts.get(bad.reason, 0) + 1
     assert {name: counts[name] for name in counts if name in filters.FILTERS} == reasons

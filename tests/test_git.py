@@ -8,8 +8,8 @@ from axolotl.utils.dict import DictDefault
 from conftest import ROOT
 
 from hermes3.git import commit
-from hermes3.report.provenance import repository
-from hermes3.train.run_name import facts_of
+from hermes3.report.build import repository
+from hermes3.train.metrics import facts_of
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -11,7 +11,7 @@ from conftest import ROOT
 from slurm_site import launch, launch_alone
 
 from hermes3.plan.plan import plan
-from hermes3.recipe.check import inspect
+from hermes3.recipe.check import check
 from hermes3.recipe.hardware import hardware_of
 from hermes3.recipe.read import read
 from hermes3.slurm import chain, submit
@@ -148,7 +148,7 @@ def test_another_number_of_nodes_keeps_the_global_batch_and_the_text(name, nodes
     assert hardware_of(new, read(new)).nodes == nodes and batch(new) == batch(path)
     changed = [(a, b) for a, b in zip(*(one.read_text().splitlines() for one in (path, new)), strict=True) if a != b]
     assert [b.partition(":")[0] for _, b in changed] == ["hardware", "gradient_accumulation_steps"]
-    assert [str(found) for found in inspect(new)[0].errors] == []
+    assert [str(found) for found in check(new).errors] == []
 
 
 def test_a_number_of_nodes_that_cannot_keep_the_batch_is_refused(tmp_path):

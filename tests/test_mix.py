@@ -49,7 +49,7 @@ def test_the_training_files_hold_exactly_three_columns(write, tmp_path, tokenize
     assert trained == manifest["total"]["loss_tokens"]
     first = tokenizer.apply_chat_template(json.loads(rows[0]["messages"]), return_dict=True)["input_ids"]
     assert train["input_ids"][0].as_py() == first
-    assert (tmp_path / "mix/card.md").read_text().startswith("---\n")
+    assert (tmp_path / "mix/README.md").read_text().startswith("---\n")
 
 
 def test_preferences_are_text_that_trl_tokenises_to_our_ids(write, tmp_path, tokenizer):

@@ -19,10 +19,10 @@ from hermes3.mix.verify import verify
 SCRIPT = """
 import sys
 from pathlib import Path
-from hermes3.mix import build, sources
+from hermes3.mix import build, read
 
 if __name__ == "__main__":
-    sources.chunks.__defaults__ = (150, 10**7)  # rows and bytes of a chunk
+    read.chunks.__defaults__ = (150, 10**7)  # rows and bytes of a chunk
     spec, out = Path(sys.argv[1]), Path(sys.argv[2])
     build.build(spec, out, spec.parent, int(sys.argv[3]), quiet=True)
 """

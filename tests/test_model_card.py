@@ -1,13 +1,14 @@
 """The model card: its metadata are read back by huggingface_hub, its prompts are the template's."""
 
 import json
+from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
-from hermes3.card import QUESTION, push, write_card
 from hermes3.cli import main
+from hermes3.report.model_card import QUESTION, push, write_card
 
 SCORE = {"value": 0.75, "low": 0.6565, "high": 0.8251, "interval": "wilson", "n": 100}
 
@@ -45,57 +46,47 @@ def model(base, tmp_path):
     return folder
 
 
-def card(model, report, in_root, recipe="recipes/8b_sft.yml", stage="SFT"):
-    write_card(model, report, stage, in_root / recipe, "somebody/hermes-8b")
+def card(model, report, recipe="recipes/8b_sft.yml", stage="SFT"):
+    write_card(model, report, stage, Path(recipe), "somebody/hermes-8b")
     return ModelCard.load(model / "README.md")
 
 
-def test_the_hub_reads_scores_with_their_intervals(model, report, pytestconfig):
-    data = card(model, report, pytestconfig.rootpath).data
-    (result,) = data.eval_results
+def test_the_card_holds_scores_with_intervals_its_making_and_the_templates_prompts(model, report):
+    written = card(model, report)
+    (result,) = written.data.eval_results
     assert (result.dataset_type, result.metric_type, result.metric_value) == ("arc_easy", "acc_norm", 0.75)
     assert result.metric_name.endswith("95 % interval 0.6565 to 0.8251")
     assert result.metric_args == {"num_fewshot": 0, "samples": 100}
-    assert (data.base_model, data.license, data.pipeline_tag) == (
-        "meta-llama/Llama-3.1-8B",
-        "llama3.1",
-        "text-generation",
-    )
-
-
-def test_what_it_was_made_of(model, report, pytestconfig):
-    text = card(model, report, pytestconfig.rootpath).text
-    for told in (
+    hub = (written.data.base_model, written.data.license, written.data.pipeline_tag)
+    assert hub == ("meta-llama/Llama-3.1-8B", "llama3.1", "text-generation")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    for part in (
         "One score, as a test.",
         "1,234 tokens, of which 567 bear loss",
         "cd" * 32,
         "| `learning_rate` | 7e-06 |",
+        "**only a part of the questions** of arc_easy",
+        "vllm serve somebody/hermes-8b --enable-auto-tool-choice --tool-call-parser hermes",
+        tokenizer.apply_chat_template([QUESTION], tokenize=False, add_generation_prompt=True),
+        "<tools> {",
+        "<schema>\n{",
     ):
-        assert told in text
-    assert "**only a part of the questions** of arc_easy" in text
-    assert "vllm serve somebody/hermes-8b --enable-auto-tool-choice --tool-call-parser hermes" in text
+        assert part in written.text, part
 
 
-def test_prompts_are_the_template_s(model, report, pytestconfig):
-    text = card(model, report, pytestconfig.rootpath).text
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    assert tokenizer.apply_chat_template([QUESTION], tokenize=False, add_generation_prompt=True) in text
-    assert "<tools> {" in text and "<schema>\n{" in text
+def test_a_demo_has_no_base_on_the_hub(model, report):
+    assert card(model, report, "recipes/tiny_sft.yml").data.base_model is None
 
 
-def test_a_demo_has_no_base_on_the_hub(model, report, pytestconfig):
-    assert card(model, report, pytestconfig.rootpath, "recipes/tiny_sft.yml").data.base_model is None
-
-
-def test_bad_input_is_refused(model, report, pytestconfig, tmp_path):
+def test_bad_input_is_refused(model, report, tmp_path):
     with pytest.raises(ValueError, match="no stage DPO; it has SFT"):
-        card(model, report, pytestconfig.rootpath, stage="DPO")
+        card(model, report, stage="DPO")
     (tmp_path / "half.json").write_text(report.read_text()[:50])
     with pytest.raises(ValueError, match="half.json: not a report"):
-        card(model, tmp_path / "half.json", pytestconfig.rootpath)
+        card(model, tmp_path / "half.json")
     (model / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"no model.safetensors"):
-        card(model, report, pytestconfig.rootpath)
+        card(model, report)
 
 
 def test_nothing_is_uploaded_unless_asked(model, report, monkeypatch, capsys):

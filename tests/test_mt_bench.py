@@ -11,15 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import ROOT
 
+from hermes3.evaluate import mt_bench
+from hermes3.evaluate.mt_bench import Bench, Endpoint, load_questions, run
 from hermes3.evaluate.setting import setting_of
-from hermes3.mt_bench import endpoint as endpoint_module
-from hermes3.mt_bench import judge
-from hermes3.mt_bench.endpoint import Endpoint
-from hermes3.mt_bench.questions import load
-from hermes3.mt_bench.run import ASKED, Bench, run
-from hermes3.report.results import read_stage
+from hermes3.results.lm_eval import read_evaluation
 
-REAL = ROOT.parent / "shared/data/eval/mt_bench_question.jsonl"
 QUESTIONS = [
     {"question_id": 1, "category": "writing", "turns": ["Write a line.", "Now a longer one."], "reference": ["n/a"]},
     {"question_id": 2, "category": "math", "turns": ["What is 2 + 2?", "And twice that?"], "reference": ["4", "8"]},
@@ -75,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(endpoint_module, "WAIT", 0.01)
+    monkeypatch.setattr(mt_bench, "WAIT", 0.01)
 
 
 @pytest.fixture
@@ -104,12 +100,12 @@ def test_scores_are_the_means_of_the_ratings(questions, tmp_path, capsys):
     with StandIn() as server:
         run(bench(server, questions, tmp_path / "out"))
     by_hand, by_category = [], {}
-    for question in load(questions):
+    for question in load_questions(questions):
         said = [f"You said: {turn}" for turn in question.turns]
-        two = [1 + len(judge.prompt(question, said, turn)[-1]["content"]) % 10 for turn in (0, 1)]
+        two = [1 + len(mt_bench.judge_prompt(question, said, turn)[-1]["content"]) % 10 for turn in (0, 1)]
         by_hand.append(two)
         by_category.setdefault(question.category, []).append(sum(two) / 2)
-    stage = read_stage("ours", tmp_path / "out")  # as the report reads it
+    stage = read_evaluation("ours", tmp_path / "out")  # as the report reads it
     assert stage.scores["mt_bench", "turn_1", "none"].value == statistics.mean(one for one, _ in by_hand)
     assert stage.scores["mt_bench", "turn_2", "none"].value == statistics.mean(two for _, two in by_hand)
     score = stage.scores["mt_bench", "score", "none"]
@@ -159,11 +155,11 @@ def test_the_second_turn_holds_the_first_answer_and_the_judge_sees_what_it_needs
     ],
 )
 def test_a_rating_is_read_strictly(reply, found):
-    assert judge.rating(reply) == found
+    assert mt_bench.read_rating(reply) == found
 
 
 def test_a_judge_that_gives_no_rating_is_asked_again(questions, tmp_path):
-    first = lambda prompt: "Rating: [[4]]" if prompt == judge.AGAIN else "A fine answer, I would say."  # noqa: E731
+    first = lambda prompt: "Rating: [[4]]" if prompt == mt_bench.AGAIN else "A fine answer, I would say."  # noqa: E731
     with StandIn(first) as server:
         run(bench(server, questions, tmp_path / "out"))
     assert len(server.asked("judge")) == 16
@@ -171,7 +167,7 @@ def test_a_judge_that_gives_no_rating_is_asked_again(questions, tmp_path):
 
 
 def test_a_question_without_a_rating_is_never_averaged_in_silence(questions, tmp_path, capsys):
-    stubborn = lambda prompt: "No." if "ice light" in prompt or prompt == judge.AGAIN else "Rating: [[6]]"  # noqa: E731
+    stubborn = lambda prompt: "No." if "ice light" in prompt or prompt == mt_bench.AGAIN else "Rating: [[6]]"  # noqa: E731
     out = tmp_path / "out"
     with StandIn(stubborn) as server:
         with pytest.raises(ValueError, match="judge gave no rating for question 4; .*--max-unrated 1"):
@@ -179,10 +175,10 @@ def test_a_question_without_a_rating_is_never_averaged_in_silence(questions, tmp
         assert not list(out.rglob("results_*.json"))
         before = len(server.requests)
         run(bench(server, questions, out, max_unrated=1))
-        assert len(server.requests) - before == 2 * ASKED  # that question's two turns, and nothing else
+        assert len(server.requests) - before == 2 * mt_bench.JUDGE_TRIES  # that question's two turns, and nothing else
         assert results_of(out)["mt_bench"]["unrated"] == [4]
         assert results_of(out)["n-samples"]["mt_bench"] == {"original": 4, "effective": 3}
-        assert read_stage("ours", out).scores["mt_bench", "score", "none"].value == 6
+        assert read_evaluation("ours", out).scores["mt_bench", "score", "none"].value == 6
         assert "left out, as the judge gave no rating: question 4" in capsys.readouterr().out
 
 
@@ -232,30 +228,18 @@ def test_a_busy_server_is_tried_again(status):
     assert len(server.requests) == 3
 
 
-def test_a_refusal_is_not_tried_again_and_says_why():
-    with (
-        StandIn(before=lambda request: {"status": 401, "error": "no such key"}) as server,
-        pytest.raises(ValueError) as raised,
-    ):
-        ask(server)
-    assert f"{server.url}: 401 Unauthorized" in str(raised.value) and "no such key" in str(raised.value)
-    assert len(server.requests) == 1
-
-
-def test_a_server_that_says_something_else_is_named():
-    with (
-        StandIn(before=lambda request: {"status": 200, "detail": "hello"}) as server,
-        pytest.raises(ValueError) as raised,
-    ):
-        ask(server)
-    assert f"{server.url}: not the form of a chat completion" in str(raised.value)
-
-
-def test_a_reply_that_never_comes_ends_in_an_error():
-    with StandIn(before=lambda request: time.sleep(2)) as server, pytest.raises(ValueError) as raised:
-        ask(server, timeout=0.1)
-    assert "no answer in 5 tries" in str(raised.value) and "timed out" in str(raised.value)
-    assert len(server.requests) == 5
+@pytest.mark.parametrize(
+    ("before", "requests", "said"),
+    [
+        (lambda request: {"status": 401, "error": "no such key"}, 1, "401 Unauthorized.*no such key"),
+        (lambda request: {"status": 200, "detail": "hello"}, 1, "not the form of a chat completion"),
+        (lambda request: time.sleep(2), 5, "no answer in 5 tries.*timed out"),
+    ],
+)
+def test_a_server_that_gives_no_answer_is_named_with_the_reason(before, requests, said):
+    with StandIn(before=before) as server, pytest.raises(ValueError, match=f"{server.url}: {said}"):
+        ask(server, timeout=0.3)
+    assert len(server.requests) == requests
 
 
 def test_no_more_requests_are_under_way_than_allowed(questions, tmp_path):
@@ -268,16 +252,8 @@ def test_keys_go_to_their_own_server_and_are_written_nowhere(questions, tmp_path
     with StandIn() as model, StandIn() as grader:
         env = {"PATH": "/bin", "HERMES3_MODEL_API_KEY": "model-secret", "HERMES3_JUDGE_API_KEY": "judge-secret"}
         argv = [sys.executable, "-m", "hermes3.cli", "mt-bench", "model", "--endpoint", model.url]
-        argv += [
-            "--judge-url",
-            grader.url,
-            "--judge-model",
-            "judge",
-            "--questions",
-            questions,
-            "--out",
-            tmp_path / "out",
-        ]
+        argv += ["--judge-url", grader.url, "--judge-model", "judge", "--questions", questions]
+        argv += ["--out", tmp_path / "out"]
         done = subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert {request["key"] for request in model.requests} == {"Bearer model-secret"}
@@ -299,9 +275,7 @@ def test_a_dry_run_asks_nothing(questions, tmp_path, capsys):
 
 
 def test_a_model_of_a_folder_answers_here(base, questions, tmp_path, monkeypatch):
-    from hermes3.mt_bench import run as run_module
-
-    monkeypatch.setattr(run_module, "MAX_TOKENS", 8)
+    monkeypatch.setattr(mt_bench, "MAX_TOKENS", 8)
     with StandIn() as server:
         for out in ("one", "two"):
             run(bench(server, questions, tmp_path / out, model=str(base), endpoint=None, limit=2))
@@ -319,7 +293,7 @@ def test_a_model_of_a_folder_answers_here(base, questions, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "question.jsonl:2: no JSON"),
+        ("{", "question.jsonl:2: not JSON"),
         ('{"question_id": 9, "category": "math", "turns": ["a"]}', "question.jsonl:2: turns: "),
         ('{"question_id": 9, "turns": ["a", "b"]}', "question.jsonl:2: category: "),
         (json.dumps(QUESTIONS[0]), "question_id 1 stands there twice"),
@@ -329,17 +303,6 @@ def test_a_bad_question_file_is_refused(tmp_path, line, message):
     path = tmp_path / "question.jsonl"
     path.write_text(json.dumps(QUESTIONS[0]) + "\n" + line + "\n")
     with pytest.raises(ValueError, match=message):
-        load(path)
+        load_questions(path)
     with pytest.raises(ValueError, match="no such file"):
-        load(tmp_path / "none.jsonl")
-
-
-@pytest.mark.skipif(not REAL.is_file(), reason=f"{REAL} is not there; the questions are not ours to ship")
-def test_the_real_questions_run_through(tmp_path):
-    with StandIn() as server:
-        run(bench(server, REAL, tmp_path / "out", parallel=8))
-    results = results_of(tmp_path / "out")
-    assert results["n-samples"]["mt_bench"] == {"original": 80, "effective": 80}
-    assert len(results["mt_bench"]["categories"]) == 8
-    referenced = [request for request in server.asked("judge") if "=== Reference" in request["messages"][-1]["content"]]
-    assert len(server.asked("judge")) == 160 and 30 <= len(referenced) <= 60
+        load_questions(tmp_path / "none.jsonl")

@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, set_seed
 
 from hermes3.mix import pack
-from hermes3.recipe.prepared import check_prepared
+from hermes3.recipe.check import validate
+from hermes3.recipe.inputs import check_prepared
 from hermes3.recipe.read import read
-from hermes3.recipe.validate import validate
-from hermes3.train.plugin import RepackEveryEpoch
+from hermes3.train.data_order import RepackEveryEpoch
 
 ROOT = Path(__file__).parents[1]
 

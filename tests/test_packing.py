@@ -18,13 +18,10 @@ import yaml
 from axolotl.cli.config import load_cfg
 from axolotl.common.datasets import load_datasets
 from axolotl.train import setup_model_and_trainer
-from axolotl.utils.samplers import MultipackBatchSampler
 from torch.nn.functional import cross_entropy
-from torch.utils.data import RandomSampler
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 
 from hermes3.chat.render import IGNORE, Renderer
-from hermes3.mix.build import build
 from hermes3.recipe.read import read
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +64,7 @@ class Run:
 
     trainer: Trainer
     forwards: list[Forward]
-    gradients: list[dict[str, torch.Tensor]]  # after each micro-batch of the step, summed
+    gradients: dict[str, torch.Tensor]
     loss: float  # as logged
 
     @property
@@ -76,13 +73,8 @@ class Run:
 
 
 class KeepGradients(TrainerCallback):
-    def __init__(self):
-        self.kept = []
-
-    def on_substep_end(self, args, state, control, model=None, **kwargs):
-        self.kept.append({name: p.grad.cpu().clone() for name, p in model.named_parameters()})
-
-    on_pre_optimizer_step = on_substep_end
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients = {name: p.grad.cpu().clone() for name, p in model.named_parameters()}
 
 
 @contextmanager
@@ -116,8 +108,8 @@ def mix(samples, tokenizer, tmp_path_factory) -> Path:
 def train(base, mix, axolotl_process):
     """The demo's recipe for one step, as `axolotl train` sets it up. `attention` None: the key is left out."""
 
-    def train(attention: str | None, token_weighted: bool = False, **changes) -> Run:
-        out = mix / f"{attention}-{token_weighted}"
+    def train(attention: str | None, **changes) -> Run:
+        out = mix / str(attention)
         recipe = {key: value for key, value in read(ROOT / "recipes/tiny_sft.yml").items() if "wandb" not in key}
         recipe |= {"base_model": str(base), "output_dir": str(out), "dataset_prepared_path": str(out / "prepared")}
         recipe["datasets"][0]["path"] = str(mix / "train")
@@ -125,16 +117,15 @@ def train(base, mix, axolotl_process):
         recipe |= {"sequence_len": SEQUENCE_LEN, "attn_implementation": attention, "gradient_accumulation_steps": 2}
         recipe |= {"max_steps": 1, "logging_steps": 1, "save_strategy": "no", "eval_strategy": "no"}
         recipe |= {"max_grad_norm": 1e9, **changes}  # the gradients as they are, not clipped
-        recipe |= {"token_weighted_loss": True} if token_weighted else {}
         (mix / "recipe.yml").write_text(yaml.safe_dump(recipe))
         cfg = load_cfg(str(mix / "recipe.yml"))
         trainer = setup_model_and_trainer(cfg, load_datasets(cfg=cfg))[0]
-        trainer.add_callback(gradients := KeepGradients())
+        trainer.add_callback(kept := KeepGradients())
         with recorded(trainer.model) as forwards:
             trainer.evaluate()
             trainer.train()
         loss = next(line["loss"] for line in trainer.state.log_history if "loss" in line)
-        return Run(trainer, forwards, gradients.kept, loss)
+        return Run(trainer, forwards, kept.gradients, loss)
 
     return train
 
@@ -142,7 +133,7 @@ def train(base, mix, axolotl_process):
 @pytest.fixture(scope="module")
 def alone(base, mix) -> dict[tuple[int, ...], Alone]:
     model = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
-    found = {}
+    alone = {}
     for row in pq.read_table(mix / "train").to_pylist():
         labels = torch.tensor(row["labels"])
         logits = model(torch.tensor([row["input_ids"]])).logits[0]
@@ -151,8 +142,8 @@ def alone(base, mix) -> dict[tuple[int, ...], Alone]:
         loss.backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
         n_loss = int((labels[1:] != IGNORE).sum())
-        found[tuple(row["input_ids"])] = Alone(logits.detach(), n_loss, loss.item(), gradients)
-    return found
+        alone[tuple(row["input_ids"])] = Alone(logits.detach(), n_loss, loss.item(), gradients)
+    return alone
 
 
 @pytest.fixture(scope="module")
@@ -180,11 +171,10 @@ def differences(forward: Forward, alone: dict) -> list[float]:
     return [(forward.logits[0, part] - one.logits).abs().max().item() for part, one in pairs]
 
 
-def weighted(samples: list[Alone], weights: list[float]) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradients: the samples' sums, each times its weight, summed."""
-    loss = sum(w * one.loss for w, one in zip(weights, samples, strict=True))
-    names = samples[0].gradients
-    return loss, {n: sum(w * one.gradients[n] for w, one in zip(weights, samples, strict=True)) for n in names}
+def weighted(samples: list[Alone], weights: list[float]) -> dict[str, torch.Tensor]:
+    """The gradients of the samples' summed losses, each times its weight, summed."""
+    pairs = list(zip(weights, samples, strict=True))
+    return {name: sum(w * one.gradients[name] for w, one in pairs) for name in samples[0].gradients}
 
 
 def gap(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -233,14 +223,6 @@ def neighbours_unmoved(run: Run, training: bool):
     assert torch.equal(before[second.stop :], after[second.stop :])
 
 
-def test_gradients_of_a_pack_are_its_samples_weighed_by_their_tokens(run, alone):
-    samples = samples_of(run.training[0], alone)
-    mean = 1 / sum(one.n_loss for one in samples)
-    _, expected = weighted(samples, [mean] * len(samples))
-    pack = {name: 2 * g for name, g in run.gradients[0].items()}  # the trainer halves it: two micro-batches a step
-    assert gap(pack, expected) < ROUNDING
-
-
 def test_no_sample_s_first_token_is_learnt_from_the_sample_before(sdpa):
     """Axolotl shifts labels across the borders of samples: that first tokens bear no loss is what keeps them apart."""
     pack = sdpa.training[0].inputs
@@ -255,57 +237,16 @@ def test_no_sample_s_first_token_is_learnt_from_the_sample_before(sdpa):
     assert as_packed != across
 
 
-def micro_batches(run: Run, alone: dict) -> tuple[list[Alone], list[float], list[float]]:
-    """The samples of the step, with the weight of each one's tokens: by micro-batch, and the same for every token."""
+def test_a_step_s_loss_is_the_mean_over_its_tokens(run, alone):
+    """Of one rank: a token weighs the same in each of its micro-batches."""
     packs = [samples_of(forward, alone) for forward in run.training]
     counts = [sum(one.n_loss for one in pack) for pack in packs]
     assert counts[0] != counts[1]
+    samples = sum(packs, [])
+    assert run.loss == pytest.approx(sum(one.loss for one in samples) / sum(counts), rel=1e-6)
+    assert gap(run.gradients, weighted(samples, [1 / sum(counts)] * len(samples))) < ROUNDING
     by_micro_batch = [1 / (2 * n) for pack, n in zip(packs, counts, strict=True) for _ in pack]
-    return sum(packs, []), by_micro_batch, [1 / sum(counts)] * len(by_micro_batch)
-
-
-def test_a_step_s_loss_is_the_mean_of_its_micro_batches_means(sdpa, alone):
-    samples, by_micro_batch, by_token = micro_batches(sdpa, alone)
-    loss, gradients = weighted(samples, by_micro_batch)
-    assert sdpa.loss == pytest.approx(loss, rel=1e-6)
-    assert gap(sdpa.gradients[-1], gradients) < ROUNDING
-    assert gap(sdpa.gradients[-1], weighted(samples, by_token)[1]) > LEAK
-
-
-def test_weighing_tokens_makes_it_the_mean_over_the_step_s_tokens(train, alone):
-    run = train("sdpa", token_weighted=True)
-    samples, by_micro_batch, by_token = micro_batches(run, alone)
-    loss, gradients = weighted(samples, by_token)
-    assert run.loss == pytest.approx(loss, rel=1e-6)
-    assert gap(run.gradients[-1], gradients) < ROUNDING
-    assert gap(run.gradients[-1], weighted(samples, by_micro_batch)[1]) > LEAK
-
-
-def test_packs_of_real_rows_differ_in_loss_tokens(base, tmp_path):
-    """How much the mean of means differs from the token-weighted mean on real rows: docs/chat_format.md says it."""
-    data = ROOT.parent / "shared/data"
-    if not data.is_dir():
-        pytest.skip(f"no {data}: the public files that data_mixes/open_small.yml declares are not on this machine")
-    spec = yaml.safe_load((ROOT / "data_mixes/open_small.yml").read_text()) | {"tokenizer": str(base)}
-    (tmp_path / "open_small.yml").write_text(yaml.safe_dump(spec))
-    build(tmp_path / "open_small.yml", tmp_path / "mix", data_root=data, quiet=True)
-    lengths, n_loss = (pq.read_table(tmp_path / "mix/rows")[name].to_numpy() for name in ("n_tokens", "n_loss_tokens"))
-    torch.manual_seed(42)
-    packer = MultipackBatchSampler(
-        RandomSampler(range(len(lengths))),
-        batch_size=1,
-        batch_max_len=8192,
-        lengths=lengths,
-        group_size=100_000,
-        bin_size=200,
-        num_processes=1,
-    )
-    a_pack = torch.tensor([n_loss[batch[0]].sum() for batch in packer]).float()
-    low, high = a_pack.quantile(torch.tensor([0.05, 0.95])).tolist()
-    print(
-        f"{len(a_pack)} packs, {a_pack.mean():.0f} +- {a_pack.std():.0f} tokens bear loss, 90 % in {low:.0f}-{high:.0f}"
-    )
-    assert 1.05 < high / low < 1.5
+    assert gap(run.gradients, weighted(samples, by_micro_batch)) > LEAK
 
 
 @pytest.mark.gpu

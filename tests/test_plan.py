@@ -20,8 +20,8 @@ from hermes3.mix.pack import preview
 from hermes3.plan.cost import INTERRUPTIONS_PER_GPU_HOUR, flops_per_token
 from hermes3.plan.plan import Plan, plan
 from hermes3.plan.shapes import Shape, Work, published, read_config
+from hermes3.recipe.check import validate
 from hermes3.recipe.hardware import gpus
-from hermes3.recipe.validate import validate
 
 ROOT = Path(__file__).parents[1]
 RECIPES = [path.relative_to(ROOT) for path in sorted((ROOT / "recipes").rglob("*.yml"))]

@@ -3,24 +3,20 @@
 import os
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from accelerate import ParallelismConfig, PartialState
 from accelerate.data_loader import prepare_data_loader
-from axolotl.cli.config import load_cfg
-from axolotl.common.datasets import load_datasets
 from axolotl.integrations.base import PluginManager
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.samplers import MultipackBatchSampler
-from small_mix import write_mix, write_recipe
 from torch.utils.data import DataLoader, RandomSampler
 
-from hermes3.train.plugin import FreezeGarbage, HermesPlugin, RepackEveryEpoch
-from hermes3.train.restart import RestartPoints
+from hermes3.train.data_order import RepackEveryEpoch
+from hermes3.train.plugin import HermesPlugin
+from hermes3.train.saving import RestartPoints
 
 LENGTHS = [1 + i * 7 % 13 for i in range(60)]
-SFT = DictDefault({"sample_packing": True})
 
 
 pytestmark = pytest.mark.usefixtures("quick_gc")  # the packer collects at every packing
@@ -35,8 +31,8 @@ def manager(monkeypatch):
     return manager
 
 
-def dataloader(processes: int = 2, rank: int = 0):
-    """One rank's loader of `processes`, made as the trainer makes it: the seed, RandomSampler, packer, accelerate."""
+def dataloader(processes: int = 2):
+    """The first rank's loader, made as the trainer makes it: the seed, RandomSampler, packer, accelerate."""
     torch.manual_seed(42)
     dataset = list(range(len(LENGTHS)))
     packer = MultipackBatchSampler(
@@ -44,13 +40,12 @@ def dataloader(processes: int = 2, rank: int = 0):
     )
     len(packer)  # as Axolotl does, which fills the cache
     loader = DataLoader(dataset, batch_sampler=packer, collate_fn=lambda batch: batch)
-    return prepare_data_loader(loader, num_processes=processes, process_index=rank, use_seedable_sampler=True)
+    return prepare_data_loader(loader, num_processes=processes, process_index=0, use_seedable_sampler=True)
 
 
-def packs(loader, epoch: int, callback: RepackEveryEpoch | None) -> list:
+def packs(loader, epoch: int, callback: RepackEveryEpoch) -> list:
     """One epoch's packs of sample indices, in the order of the trainer's own calls."""
-    if callback:
-        callback.on_epoch_begin(None, None, None, train_dataloader=loader)
+    callback.on_epoch_begin(None, None, None, train_dataloader=loader)
     loader.set_epoch(epoch)
     return list(loader.batch_sampler)
 
@@ -61,22 +56,11 @@ def started(epoch: float = 0) -> RepackEveryEpoch:
     return callback
 
 
-def test_axolotl_still_repeats_its_packs_without_the_callback():
-    """When this fails Axolotl or accelerate has mended it, and the callback can go."""
-    loader = dataloader()
-    assert packs(loader, 0, None) == packs(loader, 1, None)
-
-
-def test_each_epoch_has_packs_of_its_own():
-    loader, callback = dataloader(), started()
-    epochs = [packs(loader, epoch, callback) for epoch in range(3)]
-    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
-
-
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_resumed_run_gets_the_packs_of_its_epoch(processes):
     loader, callback = dataloader(processes), started()
     first_run = [packs(loader, epoch, callback) for epoch in range(3)]
+    assert first_run[0] != first_run[1] != first_run[2] != first_run[0]
     assert packs(dataloader(processes), 1, started(1.4)) == first_run[1]
     assert packs(dataloader(processes), 2, started(2.0)) == first_run[2]
 
@@ -92,25 +76,13 @@ def test_asking_for_the_length_first_changes_nothing(resumed_at):
         assert list(loader.batch_sampler) == packs(other, epoch, other_callback)
 
 
-def test_ranks_share_an_epoch_without_overlap():
-    shares = [[i for pack in packs(dataloader(2, rank), 1, started(1)) for i in pack[0]] for rank in (0, 1)]
-    samples = shares[0] + shares[1]
-    assert len(set(samples)) == len(samples)
-    assert len(samples) > 0.9 * len(LENGTHS)  # the last packs, which not every rank would get, are dropped
-
-
-@pytest.mark.parametrize("cfg", [{}, {"sample_packing": True, "rl": "dpo"}, {"sample_packing": False}])
-def test_no_repacking_without_packing(manager, cfg):
-    callbacks = manager.add_callbacks_post_trainer(DictDefault(cfg), trainer=None)
-    assert not any(isinstance(callback, RepackEveryEpoch) for callback in callbacks)
-
-
-def test_callback_with_packing(manager):
-    assert [type(callback) for callback in manager.add_callbacks_post_trainer(SFT, trainer=None)] == [
-        FreezeGarbage,
-        RepackEveryEpoch,
-        RestartPoints,
-    ]
+@pytest.mark.parametrize(
+    ("cfg", "packs"),
+    [({"sample_packing": True}, True), ({}, False), ({"sample_packing": True, "rl": "dpo"}, False)],
+)
+def test_only_packed_runs_repack(manager, cfg, packs):
+    callbacks = [type(callback) for callback in manager.add_callbacks_post_trainer(DictDefault(cfg), trainer=None)]
+    assert callbacks == [RepackEveryEpoch, RestartPoints] if packs else callbacks == [RestartPoints]
 
 
 @pytest.mark.parametrize(
@@ -155,27 +127,3 @@ def test_registering_changes_nothing_but_on_cpu_ranks(monkeypatch, gpu, cuda, ra
     hardware = {"gpu": gpu, "nodes": 1, "gpus_per_node": 2}
     HermesPlugin().register({"hardware": hardware, "deepspeed": "deepspeed_configs/zero3_bf16.json"})
     assert before == (dict(os.environ), PartialState._prepare_backend, ParallelismConfig.build_device_mesh)
-
-
-@pytest.mark.parametrize("ours", [True, False])
-def test_the_number_of_steps_comes_from_the_seed(ours, base, tmp_path, axolotl_process):
-    """Axolotl packs for it with whatever the process is seeded with. When this fails without ours, it has mended it."""
-    lengths = np.random.default_rng(1).lognormal(np.log(20), 0.6, 200).clip(6, 64).astype(int)  # 69 or 70 packs
-    recipe = write_recipe(tmp_path, write_mix(tmp_path / "mix", lengths.tolist()), base)
-    steps = set()
-    for seed in range(3):
-        torch.manual_seed(seed)
-        cfg = load_cfg(str(recipe))
-        if ours:
-            HermesPlugin().load_datasets(cfg)  # as `axolotl train` calls it
-        steps.add(load_datasets(cfg=cfg).total_num_steps)
-    assert (len(steps) == 1) == ours
-
-
-def test_the_adapter_is_drawn_from_the_seed(manager):
-    def drawn():
-        torch.rand(3)  # whatever was drawn before
-        manager.pre_lora_load(DictDefault({"seed": 42}), model=None)
-        return torch.rand(4).tolist()
-
-    assert drawn() == drawn()

@@ -1,23 +1,28 @@
-"""Every recipe against Axolotl's schema, the paper, its siblings and the files that it names."""
+"""The shipped recipes against Axolotl's schema, the paper, their siblings, their bases and the files that they name."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from hermes3.recipe import paper, schema
+from hermes3.recipe.check import validate
 from hermes3.recipe.hardware import hardware_of
 from hermes3.recipe.paper import paper_of, rows
 from hermes3.recipe.read import read
-from hermes3.recipe.validate import validate
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yml"))
 TINY = [path for path in RECIPES if path.stem.startswith("tiny_")]
 FULL = [path for path in RECIPES if path not in TINY]
+EXPERIMENTS = sorted((ROOT / "recipes/experiments").glob("*.yml"))
 DEEPSPEED = sorted((ROOT / "deepspeed_configs").glob("*.json"))
+MARKED = re.compile(r"^(?:(\w+): .*  # experiment: |# experiment: (\w+) )", re.MULTILINE)
 
 # What a tiny recipe may do otherwise than the 8B's, and why
 TINY_DIFFERENCES = {
+    "reproduces": "no size of the paper's",
     "base_model": "random weights, or the tiny SFT model",
     "datasets": "the tiny mixes",
     "dataset_prepared_path": "in the tiny mixes",
@@ -71,10 +76,17 @@ def stems(paths: list[Path]):
     return pytest.mark.parametrize("path", paths, ids=lambda path: path.stem)
 
 
+@pytest.fixture(scope="module")
+def examined() -> dict:
+    """Every recipe as Axolotl resolves it; one process for all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return {path: resolved for path, (_, resolved) in schema.examine(RECIPES).items()}
+
+
 @stems(RECIPES)
-def test_axolotl_accepts_every_recipe_and_keeps_its_values(path):
-    resolved = validate(path)
-    recipe = read(path)
+def test_axolotl_accepts_every_recipe_and_keeps_its_values(examined, path):
+    resolved, recipe = examined[path], read(path)
     parts = ("datasets", "fsdp_config")
     assert {key: resolved.get(key) for key in recipe if key not in parts} == {
         key: value for key, value in recipe.items() if key not in parts
@@ -82,6 +94,14 @@ def test_axolotl_accepts_every_recipe_and_keeps_its_values(path):
     assert recipe.get("fsdp_config", {}).items() <= resolved.get("fsdp_config", {}).items()
     for entry, given in zip(resolved["datasets"], recipe["datasets"], strict=True):
         assert given.items() <= {"type": None, **entry}.items()
+
+
+@stems(FULL)
+def test_it_is_what_the_paper_states(path):
+    """Held to its row of paper.yml even if it did not say that it reproduces it."""
+    recipe, name = read(path), "_".join(path.stem.split("_")[:2])
+    assert list(paper.findings(recipe, hardware_of(path, recipe), name)) == []
+    assert recipe["reproduces"] == name
 
 
 @stems(FULL)
@@ -160,16 +180,45 @@ def test_the_plugin_s_own_key_is_known(edited):
     assert validate(edited("8b_sft", token_weighted_loss=True))["token_weighted_loss"] is True
 
 
-def test_validating_leaves_the_plugins_of_the_process_alone():
-    from axolotl.integrations.base import PluginManager
-
-    before = dict(PluginManager.get_instance().plugins)
-    validate(ROOT / "recipes/8b_sft.yml")
-    assert PluginManager.get_instance().plugins == before
-
-
 def test_a_recipe_that_is_no_mapping_is_refused(tmp_path):
     path = tmp_path / "list.yml"
     path.write_text("- base_model\n")
     with pytest.raises(ValueError, match="list.yml: not a mapping"):
         read(path)
+
+
+def changed(path: Path) -> set[str]:
+    base, recipe = read(base_of(path)), read(path)
+    return {key for key in base | recipe if base.get(key) != recipe.get(key)}
+
+
+def base_of(path: Path) -> Path:
+    return ROOT / "recipes" / f"{'_'.join(path.stem.split('_')[:2])}.yml"
+
+
+@stems(EXPERIMENTS)
+def test_an_experiment_differs_from_its_base_in_its_marked_lines_alone(path):
+    text = path.read_text(encoding="utf-8")
+    marked = {key or left_out for key, left_out in MARKED.findall(text)}
+    assert changed(path) == marked
+    assert marked > {"output_dir", "wandb_name"}
+    assert read(path)["wandb_name"] == path.stem
+    assert f"recipes/{base_of(path).name}" in text.splitlines()[1]
+    base = base_of(path).read_text(encoding="utf-8")
+    unmarked = {line for line in text.splitlines()[2:] if line and "experiment" not in line}
+    assert unmarked <= set(base.splitlines())  # comments too
+
+
+def values(key: str, base: str) -> list:
+    """What the base recipe and its experiments give `key`, sorted."""
+    paths = [ROOT / f"recipes/{base}.yml", *(ROOT / "recipes/experiments").glob(f"{base}_*.yml")]
+    found = {path.stem: read(path).get(key) for path in paths}
+    return sorted({value for value in found.values() if value is not None})
+
+
+def test_the_open_questions_are_covered():
+    assert values("learning_rate", "8b_sft")[:6] == [5e-6, 6e-6, 7e-6, 8e-6, 9e-6, 10e-6]  # the paper's sweep
+    assert values("seed", "8b_sft") == values("seed", "8b_dpo") == [42, 43, 44]
+    assert values("lora_r", "8b_dpo") == [8, 16, 32, 64]
+    assert "neftune_noise_alpha" in changed(ROOT / "recipes/experiments/8b_dpo_no_neftune.yml")
+    assert read(ROOT / "recipes/experiments/8b_sft_lora.yml")["adapter"] == "lora"

@@ -1,12 +1,21 @@
 """The report on input that is not as it should be: refused, or called not comparable in words; never averaged."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from lm_eval_files import DATE, write_report, write_run, write_scores
+from typer.testing import CliRunner
 
-from hermes3.report.results import read_stage
+from hermes3.cli import app
+from hermes3.files import UserError
+from hermes3.report import words
+from hermes3.report.stages import score_table
+from hermes3.results.comparable import why_not
+from hermes3.results.groups import Group
+from hermes3.results.lm_eval import read_evaluation
+from hermes3.results.suite import Suite
 
 LATER = "2025-03-01T00-00-00.000001"
 TASKS = {"a": {"acc": 60}, "b": {"acc": 50}}
@@ -31,36 +40,43 @@ def samples(folder: Path, task: str = "a") -> Path:
 
 
 def refused(folder: Path, *words: str) -> None:
-    """Both the reader and the whole report refuse, and the report writes nothing."""
-    with pytest.raises(ValueError) as error:
-        read_stage("SFT", folder)
+    with pytest.raises(UserError) as error:
+        read_evaluation("SFT", folder)
     for word in words:
         assert word in str(error.value)
-    out = folder.parent / "out"
-    with pytest.raises(ValueError, match="."):
-        write_report(out, [], {}, {"SFT": folder}, [])
-    assert not out.exists()
 
 
-def test_a_truncated_results_file(folder: Path) -> None:
-    cut(results(folder))
-    refused(folder, results(folder).name, "cut short: evaluate again")
+def rewrite(path: Path, change: Callable[[list[str]], list[str]]) -> None:
+    path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
 
 
-def test_a_results_file_of_something_else(folder: Path) -> None:
-    results(folder).write_text('{"results": {}}')
-    refused(folder, "n-samples is missing")
-
-
-def test_samples_cut_within_a_line(folder: Path) -> None:
-    cut(samples(folder))
-    refused(folder, f"{samples(folder).name}:71: no whole record", "cut short: evaluate again")
-
-
-def test_samples_cut_between_lines(folder: Path) -> None:
-    lines = samples(folder).read_text().splitlines(keepends=True)
-    samples(folder).write_text("".join(lines[:-1]))
-    refused(folder, samples(folder).name, "99 documents", "is over 100")
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda folder: cut(results(folder)), ["results_", "cut short; evaluate again"]),
+        (lambda folder: results(folder).write_text('{"results": {}}'), ["n-samples is missing"]),
+        (lambda folder: cut(samples(folder)), ["samples_a", ":71: not a whole record", "cut short; evaluate again"]),
+        (
+            lambda folder: rewrite(samples(folder), lambda lines: lines[:-1]),
+            ["99 documents", "is over 100"],
+        ),
+        (lambda folder: samples(folder).write_text(""), ["samples_a", "empty"]),
+        (lambda folder: samples(folder).unlink(), ["samples_a", "--log_samples"]),
+        # lm-eval appends to a samples file of the same second
+        (
+            lambda folder: rewrite(samples(folder), lambda lines: [*lines[:-1], lines[0]]),
+            ["samples_a", ":100: document 0 stands there twice"],
+        ),
+        # as many lines, another score
+        (
+            lambda folder: rewrite(samples(folder), lambda lines: [line.replace("0.0", "1.0") for line in lines]),
+            ["a acc is 0.6000", "100 of 100 right", "not of one run"],
+        ),
+    ],
+)
+def test_damaged_files_are_refused(folder: Path, harm: Callable[[Path], None], words: list[str]) -> None:
+    harm(folder)
+    refused(folder, *words)
 
 
 def test_numbers_that_json_has_not_are_no_damage(folder: Path) -> None:
@@ -68,35 +84,11 @@ def test_numbers_that_json_has_not_are_no_damage(folder: Path) -> None:
     line, *rest = samples(folder).read_text().splitlines(keepends=True)
     odd = json.dumps(json.loads(line) | {"doc": {"x": float("nan"), "y": float("-inf"), "z": 10**30}}) + "\n"
     samples(folder).write_text("".join([odd, *rest]))
-    assert read_stage("SFT", folder).scores["a", "acc", "none"].value == 0.6
-
-
-def test_empty_samples(folder: Path) -> None:
-    samples(folder).write_text("")
-    refused(folder, samples(folder).name, "empty")
-
-
-def test_missing_samples(folder: Path) -> None:
-    samples(folder).unlink()
-    refused(folder, samples(folder).name, "--log_samples")
-
-
-def test_a_document_twice(folder: Path) -> None:
-    """lm-eval appends to a samples file of the same second."""
-    lines = samples(folder).read_text().splitlines(keepends=True)
-    samples(folder).write_text("".join([*lines[:-1], lines[0]]))
-    refused(folder, f"{samples(folder).name}:100: document 0 comes twice")
-
-
-def test_samples_of_another_run(folder: Path) -> None:
-    """As many lines, another score."""
-    rows = [json.loads(line) for line in samples(folder).read_text().splitlines()]
-    samples(folder).write_text("".join(json.dumps(row | {"acc": 1.0}) + "\n" for row in rows))
-    refused(folder, "a acc is 0.6000", "100 of 100 right", "not of one run")
+    assert read_evaluation("SFT", folder).scores["a", "acc", "none"].value == 0.6
 
 
 @pytest.mark.parametrize(
-    ("fact", "words"),
+    ("fact", "mixture"),
     [
         ({"model_name": "outputs/other"}, "two models"),
         ({"lm_eval_version": "0.4.9"}, "two versions of lm-eval"),
@@ -104,10 +96,10 @@ def test_samples_of_another_run(folder: Path) -> None:
         ({"system_instruction_sha": "f" * 64}, "two system instructions"),
     ],
 )
-def test_two_of_a_kind_in_one_folder(folder: Path, fact: dict, words: str) -> None:
+def test_two_of_a_kind_in_one_folder(folder: Path, fact: dict, mixture: str) -> None:
     """Another task, evaluated later, of another model or by other means."""
     write_scores(folder / "more", {"c": {"acc": 10}}, date=LATER, **fact)
-    refused(folder, f"results of {words} in one folder", next(iter(fact.values())), "a folder of its own")
+    refused(folder, f"results of {mixture} in one folder", next(iter(fact.values())), "a folder of its own")
 
 
 def test_an_older_model_in_the_folder_is_no_reason_to_guess(folder: Path) -> None:
@@ -124,12 +116,12 @@ def test_mt_bench_of_a_served_model_is_the_stages(folder: Path) -> None:
         "mt_bench": {"answered_by": {"endpoint": "http://x"}},
     }
     write_scores(folder / "mt_bench", {"mt_bench": {"score": 80}}, date=LATER, **facts)
-    stage = read_stage("SFT", folder)
+    stage = read_evaluation("SFT", folder)
     assert {key[0] for key in stage.scores} == {"a", "b", "mt_bench"}
     assert stage.harness["chat_template_sha"] is not None
     write_report(folder / "report", [], {}, {"SFT": folder}, [])
     said = "mt_bench of SFT was answered by hermes3-8b at http://x, which is taken for its model."
-    assert all(said in (folder / "report" / page).read_text() for page in ("index.html", "report.md"))
+    assert said in (folder / "report/index.html").read_text()
     facts["mt_bench"] = {"answered_by": {"endpoint": None}}
     write_scores(folder / "mt_bench", {"mt_bench": {"score": 80}}, date=LATER, **facts)
     refused(folder, "two models")
@@ -137,14 +129,14 @@ def test_mt_bench_of_a_served_model_is_the_stages(folder: Path) -> None:
 
 def test_two_numbers_of_shots_are_two_scores(folder: Path) -> None:
     write_scores(folder / "5_shot", {"a": {"acc": 80}}, date=LATER, shots=5)
-    stage = read_stage("SFT", folder)
+    stage = read_evaluation("SFT", folder)
     assert {key[0]: score.value for key, score in stage.scores.items()} == {"a": 0.8, "a (0-shot)": 0.6, "b": 0.5}
     assert (stage.tasks["a"]["n_shot"], stage.tasks["a (0-shot)"]["n_shot"]) == (5, 0)
 
 
 def test_newer_results_of_a_task_replace_it_and_no_other(folder: Path) -> None:
     write_scores(folder / "again", {"a": {"acc": 80}}, date=LATER)
-    stage = read_stage("SFT", folder)
+    stage = read_evaluation("SFT", folder)
     assert {key[0]: score.value for key, score in stage.scores.items()} == {"a": 0.8, "b": 0.5}
     assert stage.skipped == [f"outputs__model/results_{DATE}.json: newer results hold a"]
 
@@ -168,16 +160,14 @@ def test_newer_results_of_a_task_replace_it_and_no_other(folder: Path) -> None:
     ],
 )
 def test_stages_that_were_not_evaluated_alike(folder: Path, tmp_path: Path, facts: dict, reason: str) -> None:
-    tasks = {task: {"acc": 40} for task in TASKS}
-    after = write_scores(tmp_path / "DPO", tasks, **facts)
-    report = write_report(tmp_path / "out", [], {}, {"SFT": folder, "SFT+DPO": after}, [])
-    for row in report["scores"]["rows"]:
+    after = write_scores(tmp_path / "DPO", {task: {"acc": 40} for task in TASKS}, **facts)
+    table = score_table([read_evaluation("SFT", folder), read_evaluation("SFT+DPO", after)], [])
+    for row in table["rows"]:
         assert row["comparisons"] == [{"before": "SFT", "after": "SFT+DPO", "mark": "not comparable", "reason": reason}]
-    assert report["scores"]["means"]["stages"] == {}
-    said = f"Not comparable between SFT and SFT+DPO: a and b ({reason})."
-    assert any(said in sentence for sentence in report["verdict"])
-    for name in ("index.html", "report.md"):
-        assert reason in (tmp_path / "out" / name).read_text()
+    assert table["means"]["stages"] == {}
+    assert words.step(table["rows"], 0, "SFT", "SFT+DPO") == (
+        f"Not comparable between SFT and SFT+DPO: a and b ({reason})."
+    )
 
 
 def test_prompts_that_no_setting_explains(folder: Path, tmp_path: Path) -> None:
@@ -186,43 +176,35 @@ def test_prompts_that_no_setting_explains(folder: Path, tmp_path: Path) -> None:
     text = "".join(json.dumps(row | {"prompt_hash": str(row["doc_id"] < 30)}) + "\n" for row in rows)
     samples(folder).write_text(text.replace("True", "False"))
     samples(after).write_text(text)
-    report = write_report(tmp_path / "out", [], {}, {"SFT": folder, "SFT+DPO": after}, [])
-    assert report["scores"]["rows"][0]["comparisons"][0]["reason"] == "30 of 100 prompts differ"
-    assert "reason" not in report["scores"]["rows"][1]["comparisons"][0]
-
-
-def test_a_seed_that_was_evaluated_otherwise_is_left_out_of_the_mean(folder: Path, tmp_path: Path) -> None:
-    second = write_scores(tmp_path / "second", {"a": {"acc": 64}, "b": {"acc": 50}})
-    third = write_scores(tmp_path / "third", TASKS, chat_template_sha="f" * 64)
-    report = write_report(tmp_path / "out", [], {}, {"SFT": [folder, second, third]}, [], suites=_suite())
-    row = report["seeds"][0]["rows"][0]
-    assert row["values"] == [0.6, 0.64]
-    assert row["left_out"] == ["SFT, seed 3: chat templates 01234567 and ffffffff"]
-    assert "SFT, seed 3: chat templates" in (tmp_path / "out" / "report.md").read_text()
-
-
-def _suite() -> list:
-    from hermes3.evaluate.suite import Suite
-
-    groups = {name.upper(): {"tasks": {name: "acc"}, "num_fewshot": 0} for name in TASKS}
-    return [Suite(name="s", groups=groups, batch_size=1, max_length=1, device="cpu", dtype="float32", seed=1)]
+    stages = read_evaluation("SFT", folder), read_evaluation("SFT+DPO", after)
+    reasons = [why_not(*stages, Group(task, ((task, "acc", "none"),))) for task in TASKS]
+    assert reasons == ["30 of 100 prompts differ", None]
 
 
 def test_seeds(folder: Path, tmp_path: Path) -> None:
-    """60, 64 and 65 of 100: mean 63, deviation 2.65; the standard error of 60 of 100 is 4.8 with Wilson's width."""
+    """60, 64 and 65 of 100: mean 63, deviation 2.65; the standard error of 60 of 100 is 4.8 with Wilson's width.
+
+    A seed that was evaluated otherwise is left out of the mean.
+    """
     seeds = [folder] + [write_scores(tmp_path / str(k), {"a": {"acc": k}, "b": {"acc": 50}}) for k in (64, 65)]
-    report = write_report(tmp_path / "out", [], {}, {"SFT": seeds}, [], suites=_suite())
+    seeds.append(write_scores(tmp_path / "other", TASKS, chat_template_sha="f" * 64))
+    groups = {name.upper(): {"tasks": {name: "acc"}, "num_fewshot": 0} for name in TASKS}
+    suite = Suite(name="s", groups=groups, batch_size=1, max_length=1, device="cpu", dtype="float32", seed=1)
+    report = write_report(tmp_path / "out", [], {}, {"SFT": seeds}, [], suites=[suite])
     a, b = report["seeds"][0]["rows"]
+    assert a["values"] == [0.6, 0.64, 0.65]
     assert (a["mean"], a["deviation"]) == (pytest.approx(0.63), pytest.approx(0.0264575))
     assert a["sampling"] == pytest.approx(0.048, abs=0.001)
+    assert a["left_out"] == ["SFT, seed 4: chat templates 01234567 and ffffffff"]
+    assert a["left_out"][0] in (tmp_path / "out/index.html").read_text()
     assert b["deviation"] == 0
-    assert "3 seeds of SFT deviate by 1.3 points in the median row, most on A (2.6)" in " ".join(report["verdict"])
+    assert "4 seeds of SFT deviate by 1.3 points in the median row, most on A (2.6)" in " ".join(report["verdict"])
     assert report["scores"]["rows"][0]["scores"]["SFT"]["value"] == 0.6
-    assert [one["stage"] for one in report["evaluations"]] == ["SFT", "SFT, seed 2", "SFT, seed 3"]
+    assert [one["stage"] for one in report["evaluations"]] == ["SFT", *(f"SFT, seed {n}" for n in (2, 3, 4))]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "error"),
     [
         (["--scores", "SFT"], "--scores SFT: give it as NAME=FOLDER"),
         (["--scores", "SFT=nowhere"], "nowhere: no results_"),
@@ -230,21 +212,13 @@ def test_seeds(folder: Path, tmp_path: Path) -> None:
         ([], "no stage given"),
     ],
 )
-def test_the_verbs_errors(tmp_path: Path, arguments: list[str], words: str) -> None:
-    from typer.testing import CliRunner
-
-    from hermes3.cli import app
-
+def test_the_verbs_errors(tmp_path: Path, arguments: list[str], error: str) -> None:
     result = CliRunner().invoke(app, ["report", "--out", str(tmp_path / "out"), *arguments])
     assert isinstance(result.exception, ValueError)
-    assert words in str(result.exception)
+    assert error in str(result.exception)
 
 
 def test_the_verb_takes_seeds_and_a_size(folder: Path, tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
-    from hermes3.cli import app
-
     second = write_scores(tmp_path / "second", {"a": {"acc": 64}, "b": {"acc": 50}})
     arguments = ["--scores", f"SFT={folder}", "--scores", f"SFT={second}", "--size", "8b"]
     result = CliRunner().invoke(app, ["report", "--out", str(tmp_path / "out"), *arguments])

@@ -6,12 +6,13 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from lm_eval_files import dpo_history, sft_history, write_report, write_run, write_scores
+from lm_eval_files import dpo_history, evaluation, sft_history, write_report, write_run, write_scores
 
-from hermes3.report.cost import cost_of, gpu_hours
-from hermes3.report.groups import Group, compare, member, score_of
-from hermes3.report.provenance import recipe_of
-from hermes3.report.results import Score, Stage
+from hermes3.evaluate.select import choose
+from hermes3.report import words
+from hermes3.report.runs import gpu_hours, gpu_hours_beside_plan, recipe_of
+from hermes3.results.groups import Group, compare, score_of
+from hermes3.results.suite import load
 from hermes3.stats import mean_of
 
 PERF = {"perf/tokens_per_second_per_gpu": 500.0, "perf/mfu": 0.4, "perf/memory_gb": 60.0}
@@ -43,13 +44,13 @@ def test_gpu_hours_are_tokens_over_the_rate_of_one_gpu() -> None:
 
 def test_cost_beside_the_plan_and_the_paper(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", log(10, **{"tokens/trainable": 90_000, "tokens/train_per_sec_per_gpu": 250.0}))
-    sft = cost_of("SFT", run, Path("recipes/8b_sft.yml"))
+    sft = gpu_hours_beside_plan("SFT", run, Path("recipes/8b_sft.yml"))
     assert (sft["measured"], sft["paper"]) == (pytest.approx(1), 147)
     assert sft["planned"] == pytest.approx(147, rel=0.01)
     assert sft["gpu"].startswith("48 x h100-80gb")
-    dpo = cost_of("DPO", run, Path("recipes/8b_dpo.yml"))
+    dpo = gpu_hours_beside_plan("DPO", run, Path("recipes/8b_dpo.yml"))
     assert (dpo["paper"], "gives no GPU-hours" in dpo["notes"][0]) == (None, True)
-    assert cost_of("x", run, None)["notes"] == ["no recipe names this folder as its output_dir"]
+    assert gpu_hours_beside_plan("x", run, None)["notes"] == ["no recipe names this folder as its output_dir"]
 
 
 def test_the_recipe_of_a_run_is_the_one_that_writes_there(tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_throughput_is_drawn_where_it_was_logged(tmp_path: Path) -> None:
     page = (tmp_path / "out" / "index.html").read_text()
     for title in ("SFT · tokens/s per GPU", "SFT · MFU", "SFT · memory, GB"):
         assert title in page
-    assert "40.5\u00a0%" in page and "40.5\u00a0%" in (tmp_path / "out" / "report.md").read_text()
+    assert "40.5\u00a0%" in page
 
 
 def test_a_long_run_makes_a_small_page(tmp_path: Path) -> None:
@@ -93,8 +94,6 @@ def test_a_long_run_makes_a_small_page(tmp_path: Path) -> None:
 
 def test_the_chosen_epoch(tmp_path: Path) -> None:
     """What `hermes3 select` writes: here the paper's Table 2."""
-    from hermes3.evaluate.select import choose
-
     groups = {
         "GPT4All": [0.7685, 0.7670, 0.7659, 0.7363],
         "AGIEval": [0.5421, 0.5610, 0.5599, 0.5400],
@@ -111,69 +110,54 @@ def test_the_chosen_epoch(tmp_path: Path) -> None:
     assert (table["epochs"], table["chosen"]) == ([1, 2, 3, 4], 3)
     assert [row["scale"] for row in table["rows"]] == [100, 100, 100, 1]
     assert "Epoch 3 of 4 of SFT was kept: its normalised mean over 4 groups is 83.59 of 100." in report["verdict"]
-    markdown = (tmp_path / "out" / "report.md").read_text()
-    assert re.search(r"\*\*Normalised mean\*\* \| 27.50 \| 63.65 \| 83.59 \| 37.10", markdown)
-    assert "| MT-Bench | 8.37 |" in markdown
-
-
-def other(values: list[float], task: str = "mc2") -> tuple[dict, dict, dict]:
-    """Scores, documents and facts of a task whose samples are no 0 or 1."""
-    outcomes = dict(enumerate(values))
-    score = Score(sum(values) / len(values), len(values), *mean_of(values), "t", True, outcomes)
-    docs = {doc: (f"{task}{doc}", "") for doc in outcomes}
-    facts = {"version": 1, "n_shot": 0, "samples": len(values), "questions": len(values)}
-    return {(task, "acc", "none"): score}, {task: docs}, {task: facts}
-
-
-def stage(name: str, *tasks: tuple[dict, dict, dict]) -> Stage:
-    merged = [{key: value for task in tasks for key, value in task[place].items()} for place in range(3)]
-    harness = dict.fromkeys(("lm_eval_version", "chat_template_sha", "system_instruction_sha"))
-    return Stage(name, Path("out"), [], *merged, harness, {})
+    cells = [
+        re.findall(r'<td class="n">(.*?)</td>', row) for row in (tmp_path / "out/index.html").read_text().split("<tr>")
+    ]
+    assert ["27.50", "63.65", "83.59", "37.10"] in cells and ["8.37", "8.59", "8.99", "8.67"] in cells
 
 
 def test_scores_between_0_and_1_are_compared_by_the_paired_bootstrap() -> None:
     before = [0.2 + 0.001 * doc for doc in range(400)]
     raised = [value + 0.02 * (doc % 3) for doc, value in enumerate(before)]
     group = Group("MC2", (("mc2", "acc", "none"),))
-    pair = compare(stage("SFT", other(before)), stage("DPO", other(raised)), group)
+
+    def change(old: list[float], new: list[float]) -> dict:
+        return compare(evaluation({"mc2": old}, "SFT"), evaluation({"mc2": new}, "DPO"), group)
+
+    pair = change(before, raised)
     assert (pair["test"], pair["change"]) == ("bootstrap", pytest.approx(0.02, abs=1e-3))
     assert 0.015 < pair["low"] < pair["change"] < pair["high"] < 0.025
     assert pair["p"] < 0.001
-    assert compare(stage("SFT", other(before)), stage("DPO", other(before)), group)["p"] == 1
-    few = compare(stage("SFT", other(before[:9])), stage("DPO", other(raised[:9])), group)
+    assert change(before, before)["p"] == 1
+    few = change(before[:9], raised[:9])
     assert (few["mark"], few["reason"]) == ("not tested", "only 9 samples; no test below 10")
     assert "p" not in few
 
 
-def test_groups_of_other_scores_weigh_questions_too() -> None:
+@pytest.mark.parametrize(("by_question", "change", "value"), [(True, 0.01125, 0.4572), (False, 0.0225, 0.4115)])
+def test_groups_of_other_scores_weigh_questions_too(by_question: bool, change: float, value: float) -> None:
     """Questions 300 and 100: a rise of 0.04 of the smaller task alone is 0.01 of the pool, 0.02 of the tasks' mean."""
     big, small = [0.5 + 0.001 * (doc % 7) for doc in range(300)], [0.3 + 0.01 * (doc % 5) for doc in range(100)]
-    before = stage("SFT", other(big, "big"), other(small, "small"))
-    after = stage(
-        "DPO", other(big, "big"), other([value + 0.04 + 0.01 * (doc % 2) for doc, value in enumerate(small)], "small")
-    )
-    keys = (("big", "acc", "none"), ("small", "acc", "none"))
-    for by_question, change, value in ((True, 0.01125, 0.4572), (False, 0.0225, 0.4115)):
-        group = Group("g", keys, by_question)
-        pair = compare(before, after, group)
-        assert (pair["test"], pair["change"]) == ("stratified", pytest.approx(change))
-        assert pair["low"] < change < pair["high"]
-        assert score_of(before, group).value == pytest.approx(value, abs=1e-4)
+    raised = [one + 0.04 + 0.01 * (doc % 2) for doc, one in enumerate(small)]
+    before, after = evaluation({"big": big, "small": small}, "SFT"), evaluation({"big": big, "small": raised}, "DPO")
+    group = Group("g", (("big", "acc", "none"), ("small", "acc", "none")), by_question)
+    pair = compare(before, after, group)
+    assert (pair["test"], pair["change"]) == ("stratified", pytest.approx(change))
+    assert pair["low"] < change < pair["high"]
+    assert score_of(before, group).value == pytest.approx(value, abs=1e-4)
 
 
 def test_two_metrics_of_a_task_are_one_score() -> None:
     """IFEval: the mean of prompts and instructions, a document at a time; they are not two independent scores."""
-    scores, docs, facts = other([1.0, 0.0] * 50, "ifeval")
-    both = dict(enumerate([1.0, 0.5] * 50))
-    scores["ifeval", "inst", "none"] = Score(0.75, 100, *mean_of(list(both.values())), "t", True, both)
-    score = member(stage("SFT", (scores, docs, facts)), ("ifeval", "acc+inst", "none"))
+    stage = evaluation({"ifeval": [1.0, 0.0] * 50})
+    instructions = evaluation({"ifeval": [1.0, 0.5] * 50})
+    stage.scores["ifeval", "inst", "none"] = instructions.scores["ifeval", "acc", "none"]
+    score = stage.score(("ifeval", "acc+inst", "none"))
     assert (score.value, score.n) == (pytest.approx(0.625), 100)
     assert (score.low, score.high) == pytest.approx(mean_of([1.0, 0.25] * 50))
 
 
 def test_alignment_has_a_section_of_its_own(tmp_path: Path) -> None:
-    from hermes3.evaluate.suite import load
-
     tasks = {name: {"answered": right, "refused": 100 - right} for name, right in (("alignment_over_refusal", 60),)}
     better = {"alignment_over_refusal": {"answered": 90, "refused": 10}}
     folders = {
@@ -185,18 +169,10 @@ def test_alignment_has_a_section_of_its_own(tmp_path: Path) -> None:
     assert report["scores"]["means"]["tasks"] == ["a"]
     assert "Neutral alignment: against SFT, DPO raised Answers harmless requests (+30.0)." in report["verdict"]
     assert "Against SFT, DPO left a without a clear difference." in report["verdict"]
-    assert "## Neutral alignment" in (tmp_path / "out" / "report.md").read_text()
     assert "<h2>Neutral alignment</h2>" in (tmp_path / "out" / "index.html").read_text()
 
 
-def test_alignment_of_one_stage_is_said_in_one_sentence(tmp_path: Path) -> None:
-    from hermes3.evaluate.suite import load
-
-    measured = {"alignment_over_refusal": {"answered": 60, "refused": 40}, "a": {"acc": 50}}
-    folders = {
-        "base": write_scores(tmp_path / "base", {"a": {"acc": 50}}),
-        "SFT": write_scores(tmp_path / "SFT", measured),
-    }
-    report = write_report(tmp_path / "out", [], {}, folders, [], suites=[load("alignment")])
-    about = [sentence for sentence in report["verdict"] if "lignment" in sentence]
-    assert about == ["Neutral alignment was measured on SFT alone, by 100 samples a task at the most."]
+def test_alignment_of_one_stage_is_said_in_one_sentence() -> None:
+    row = {"task_label": "a", "scores": {"base": None, "SFT": {"n": 100}}, "comparisons": [{"mark": "not comparable"}]}
+    said = words.alignment([row], ["base", "SFT"])
+    assert said == ["Neutral alignment was measured on SFT alone, with at most 100 samples per task."]

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from hermes3.evaluate.suite import load
+from hermes3.results.suite import load
 
 SUITES = sorted(path.stem for path in (ROOT / "eval/suites").glob("*.yml"))
 
@@ -103,5 +103,5 @@ def test_a_suite_with_a_fault_names_the_key(change, message, tmp_path):
 
 
 def test_an_unknown_suite_names_those_that_there_are():
-    with pytest.raises(ValueError, match="no suite eval/suites/papr.yml; there are .*paper"):
+    with pytest.raises(ValueError, match="eval/suites/papr.yml: no such file; there are .*paper"):
         load("papr")

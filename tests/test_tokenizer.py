@@ -7,8 +7,8 @@ import shutil
 import pytest
 from conftest import ROOT
 
+from data_mixes.samples import tiny_base
 from hermes3.chat.tokenizer import CHATML, PAD, REASONING, TAGS, build
-from hermes3.train import tiny_base
 
 
 def test_special_tokens_stand_in_llama_s_order():

@@ -2,14 +2,11 @@
 
 import ast
 import copy
-import gc
 import os
 import re
 import stat
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
-from unittest import mock
 
 import axolotl
 import numpy as np
@@ -28,11 +25,11 @@ from axolotl.utils.config import validate_config
 from axolotl.utils.data.shared import generate_dataset_hash_from_config
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.schemas.datasets import SFTDataset
-from axolotl.utils.trainer import calculate_total_num_steps, prepare_optim_env
+from axolotl.utils.trainer import calculate_total_num_steps
 from small_mix import SEQUENCE_LEN, write_mix, write_recipe
 
 from hermes3.chat.render import Renderer
-from hermes3.recipe.check import check_all, inspect
+from hermes3.recipe.check import check, check_all
 from hermes3.recipe.read import read
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +62,7 @@ def refuse(tmp_path):
     def refuse(recipe: dict, message: str) -> None:
         path = tmp_path / "mine.yml"
         path.write_text(yaml.safe_dump(recipe))
-        errors = [str(finding) for finding in inspect(path)[0].errors]
+        errors = [str(finding) for finding in check(path).errors]
         assert any(re.search(message, error) for error in errors), errors
 
     return refuse
@@ -80,7 +77,6 @@ def entry(name: str, **changes) -> dict:
     ("name", "key", "before", "after"),
     [
         ("8b_sft", "sequence_lenght", {}, {"sequence_lenght": 4096}),
-        ("8b_sft", "weight", {}, entry("8b_sft", weight=2)),
         ("8b_sft", "offload", {"deepspeed": None, **FSDP}, {"fsdp_config": {**FSDP["fsdp_config"], "offload": True}}),
         ("8b_sft", "eos_tokn", {"special_tokens": {}}, {"special_tokens": {"eos_tokn": "<|im_end|>"}}),
         ("8b_dpo", "betta", {"trl": {}}, {"trl": {"betta": 0.3}}),
@@ -226,19 +222,6 @@ def test_check_finds_what_axolotl_takes_and_nothing_reads(tmp_path):
     assert "weight_decay" in {finding.key for finding in decay.errors}
 
 
-def test_a_plugin_that_does_not_import_is_only_logged(base, tmp_path, refuse, capsys):
-    mix = write_mix(tmp_path / "mix", [20, 20])
-    plugins = ["hermes3.train.plugins.HermesPlugin"]
-    PluginManager.get_instance().plugins.clear()
-    cfg = load_cfg(str(write_recipe(tmp_path, mix, base, plugins=plugins)))
-    assert "No module named 'hermes3.train.plugins'" in capsys.readouterr().out
-    assert not PluginManager.get_instance().plugins
-    assert cfg.hardware is None  # the plugin's keys went with it
-    refuse(
-        recipe_of("8b_dpo", plugins=["hermes3.train.plugin.HermesPlugin", *plugins]), "plugins: .* cannot be imported"
-    )
-
-
 def test_lm_eval_runs_once_a_rank(tmp_path, monkeypatch, refuse):
     log, stand_in = tmp_path / "log", tmp_path / "lm_eval"
     stand_in.write_text(f'#!/bin/sh\necho "$LOCAL_RANK $@" >> {log}\n')
@@ -257,17 +240,6 @@ def test_lm_eval_runs_once_a_rank(tmp_path, monkeypatch, refuse):
     assert "chat_template" not in ran[0]
     assert not [path for path in RECIPES if plugin in read(path)["plugins"]]
     refuse(recipe, "LMEvalPlugin")
-
-
-def test_two_shardings_are_taken_and_one_is_used(refuse):
-    recipe = recipe_of("8b_sft", **FSDP)
-    both = taken(recipe)
-    assert both["deepspeed"] and both["fsdp_config"]
-    with mock.patch.dict(os.environ):
-        prepare_optim_env(DictDefault(both))
-        assert os.environ["ACCELERATE_USE_FSDP"] == "true"
-        assert "ACCELERATE_USE_DEEPSPEED" not in os.environ
-    refuse(recipe, "deepspeed.*fsdp_config|fsdp_config.*deepspeed")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is what a machine without a GPU makes of auto")
@@ -320,60 +292,39 @@ PAIR = {"prompt": "<|im_start|>user\nHi<|im_end|>\n", "chosen": "Hello", "reject
 
 
 @pytest.fixture(scope="module")
-def dpo(base, axolotl_process, tmp_path_factory) -> dict[bool, list]:
-    """The demo's DPO on four pairs, set up twice for a step of two micro-batches, with our plugin (True) and with none.
-
-    Before each of the two, another number of random numbers was drawn.
-    """
+def dpo(base, axolotl_process, tmp_path_factory) -> dict:
+    """The demo's DPO on four pairs, set up with our plugin (True) and without any (False)."""
     folder = tmp_path_factory.mktemp("dpo")
     (folder / "train").mkdir()
     pq.write_table(pa.Table.from_pylist([PAIR] * 4), folder / "train/part-00000.parquet")
     recipe = {key: value for key, value in recipe_of("tiny_dpo").items() if "wandb" not in key}
     recipe |= {"base_model": str(base), "output_dir": str(folder / "out"), "max_steps": 1, "save_strategy": "no"}
-    recipe |= {"dataset_prepared_path": str(folder / "prepared"), "gradient_accumulation_steps": 2}
-    recipe |= {"neftune_noise_alpha": 5}
+    recipe |= {"dataset_prepared_path": str(folder / "prepared"), "neftune_noise_alpha": 5, "dpo_padding_free": True}
     recipe["datasets"][0]["path"] = str(folder / "train")
 
-    def trainer(plugin: bool, before: int):
+    def trainer(plugin: bool):
         (folder / "dpo.yml").write_text(yaml.safe_dump(recipe | ({} if plugin else {"plugins": []})))
         PluginManager.get_instance().plugins.clear()
         cfg = load_cfg(str(folder / "dpo.yml"))
-        pairs = load_preference_datasets(cfg=cfg)
-        torch.rand(before)
-        return setup_model_and_trainer(cfg, pairs)[0]
+        return setup_model_and_trainer(cfg, load_preference_datasets(cfg=cfg))[0]
 
-    gc.freeze()
-    return {plugin: [trainer(plugin, before) for before in (1, 2)] for plugin in (False, True)}
+    return {plugin: trainer(plugin) for plugin in (False, True)}
 
 
 def test_neftune_is_not_handed_to_dpo(dpo):
-    assert {trainer.args.neftune_noise_alpha for trainer in dpo[False]} == {None}
-    assert {trainer.args.neftune_noise_alpha for trainer in dpo[True]} == {5}
+    assert dpo[False].args.neftune_noise_alpha is None
+    assert dpo[True].args.neftune_noise_alpha == 5
 
 
-def test_adapters_are_drawn_before_the_seed_is_set(dpo):
-    def same(trainers) -> bool:
-        one, other = (dict(trainer.model.named_parameters()) for trainer in trainers)
-        drawn = [name for name in one if "lora_A" in name]  # lora_B is zero
-        return bool(drawn) and all(torch.equal(one[name], other[name]) for name in drawn)
-
-    assert not same(dpo[False])
-    assert same(dpo[True])
+def test_padding_free_dpo_is_taken_and_switched_off(dpo):
+    assert dpo[True].args.padding_free and not dpo[True].padding_free
+    assert not [path for path in RECIPES if read(path).get("dpo_padding_free")]
 
 
-def test_dpo_collects_all_garbage_after_each_micro_batch(dpo, monkeypatch):
-    gc.unfreeze()
-
-    def looked_through(trainer) -> list[int]:
-        found = []
-        recorder = SimpleNamespace(collect=lambda: (found.append(len(gc.get_objects())), gc.collect()))
-        monkeypatch.setattr("axolotl.core.trainers.dpo.trainer.gc", recorder)
-        trainer.train()
-        return found
-
-    theirs, ours = (looked_through(dpo[plugin][1]) for plugin in (False, True))
-    assert len(theirs) == len(ours) == 2
-    assert max(ours) < 0.1 * min(theirs)
+def test_the_prefix_of_fsdp_keys_is_stripped_and_they_act():
+    plain, prefixed = ({"fsdp_version": 2, "fsdp_config": {f"{p}offload_params": True}} for p in ("", "fsdp_"))
+    plain, prefixed = (taken(recipe_of("8b_sft", deepspeed=None, **keys)) for keys in (plain, prefixed))
+    assert plain == prefixed and plain["fsdp_config"]["offload_params"] is True
 
 
 def rows_of_the_page() -> list[str]:
@@ -381,7 +332,7 @@ def rows_of_the_page() -> list[str]:
 
 
 def test_every_row_of_the_page_names_tests_that_exist():
-    assert len(rows_of_the_page()) >= 24
+    assert len(rows_of_the_page()) >= 30
     for row in rows_of_the_page():
         named = re.findall(r"`(test_\w+)\.py::(test_\w+)`", row)
         assert named, row

@@ -9,7 +9,6 @@ import re
 import shutil
 from pathlib import Path
 
-from hermes3 import portable
 from hermes3.files import new_folder
 
 # The ten reasoning tags that the paper names
@@ -45,7 +44,6 @@ def build(base: str, out: Path, seed: int = 0) -> dict[str, int]:
         ids = _write_tokenizer(source, tmp)
         if any(source.glob("*.safetensors")):
             _write_model(source, tmp, sorted(ids.values()), seed)
-        portable.mend(tmp)
     return ids
 
 

@@ -1,11 +1,16 @@
-"""The verbs `hermes3 eval` and `hermes3 select`."""
+"""The verbs `hermes3 eval`, `hermes3 select` and `hermes3 mt-bench`."""
 
 import json
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from hermes3.files import UserError
+
+MODEL_KEY, JUDGE_KEY = "HERMES3_MODEL_API_KEY", "HERMES3_JUDGE_API_KEY"
 
 
 class Backend(StrEnum):
@@ -21,7 +26,7 @@ def evaluate(
     suite: Annotated[str, typer.Option(help="a name in eval/suites, or a file")] = "tiny",
     backend: Annotated[Backend, typer.Option(help="vllm needs the environment of requirements-eval.txt")] = Backend.hf,
     epoch: Annotated[int | None, typer.Option(min=1, help="which epoch of the run MODEL")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="questions a task, for a first look")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="questions per task, for a first look")] = None,
     device: Annotated[str | None, typer.Option(help="cuda, cpu, ...; the suite's by default")] = None,
     model_args: Annotated[str, typer.Option(help="more of lm_eval's --model_args: tensor_parallel_size=8")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the lm_eval commands, do not run them")] = False,
@@ -30,21 +35,19 @@ def evaluate(
     ] = False,
 ) -> None:
     """Evaluate MODEL with lm-eval, through its own chat template; tasks whose results are whole are not run again."""
-    from hermes3.evaluate.epoch import epoch_model
-    from hermes3.evaluate.run import run
-    from hermes3.evaluate.suite import load
+    from hermes3.evaluate import run
+    from hermes3.evaluate.select import epoch_model
+    from hermes3.results.suite import load
 
-    given = {"limit": limit, "device": device}
-    loaded = load(suite).model_copy(update={key: value for key, value in given.items() if value is not None})
+    changes = {"limit": limit, "device": device}
+    loaded = load(suite).model_copy(update={key: value for key, value in changes.items() if value is not None})
     if fetch:
-        from hermes3.evaluate.fetch import fetch as fetch_questions
-
-        return fetch_questions(loaded)
+        return run.fetch(loaded)
     if model is None or out is None:
-        raise ValueError("give MODEL and --out FOLDER; --fetch alone needs neither")
+        raise UserError("give MODEL and --out FOLDER; --fetch alone needs neither")
     if epoch is not None:
         model = epoch_model(model, epoch, make=not dry_run)
-    run(model, out, loaded, backend.value, model_args, dry_run)
+    run.run(model, out, loaded, backend.value, model_args, dry_run)
     for name, group in loaded.groups.items():
         if group.by == "mt_bench":
             options = "--questions FILE --judge-url URL --judge-model NAME"
@@ -52,22 +55,49 @@ def evaluate(
 
 
 def select(
-    run: Annotated[Path | None, typer.Argument(help="folder of the training run")] = None,
-    results: Annotated[list[str] | None, typer.Argument(help="EPOCH=FOLDER of its results, for every epoch")] = None,
+    run: Annotated[Path, typer.Argument(help="folder of the training run")],
+    results: Annotated[list[str], typer.Argument(help="EPOCH=FOLDER of its results, for every epoch")],
     suite: Annotated[str, typer.Option(help="its groups are what counts: a name in eval/suites, or a file")] = "tiny",
     without: Annotated[list[str], typer.Option(help="leave out this group, as MT-Bench")] = [],  # noqa: B006
-    published: Annotated[str | None, typer.Option(help="apply the rule to a table of eval/published: table2")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
     """Choose an epoch of RUN by the paper's rule, and link RUN/best to its model, RUN/best_results to its results."""
     from hermes3.evaluate import select as rule
 
-    if published:
-        from hermes3.evaluate.published import select_published
-
-        chosen = select_published(published)
-    else:
-        if run is None or not results:
-            raise ValueError("give RUN and EPOCH=FOLDER for every epoch, or --published table2")
-        chosen = rule.select(run, suite, rule.named(results), without)
+    chosen = rule.select(run, suite, by_epoch(results), without)
     print(json.dumps(chosen) if as_json else rule.table(chosen))
+
+
+def by_epoch(pairs: list[str]) -> dict[int, Path]:
+    """{epoch: folder} of arguments given as EPOCH=FOLDER, in the order of the epochs."""
+    folders: dict[int, Path] = {}
+    for pair in pairs:
+        epoch, _, folder = pair.partition("=")
+        if not (epoch.isdigit() and folder):
+            raise UserError(f"{pair}: give it as EPOCH=FOLDER")
+        if int(epoch) in folders:
+            raise UserError(f"epoch {epoch} is given twice; give each once")
+        folders[int(epoch)] = Path(folder)
+    return dict(sorted(folders.items()))
+
+
+def mt_bench(
+    model: Annotated[str, typer.Argument(help="folder of a whole model; with --endpoint, the name it is served by")],
+    questions: Annotated[Path, typer.Option(help="MT-Bench's question.jsonl")],
+    judge_url: Annotated[str, typer.Option(help=f"OpenAI-compatible endpoint, to /v1; its key in ${JUDGE_KEY}")],
+    judge_model: Annotated[str, typer.Option(help="the judge's name there")],
+    out: Annotated[Path, typer.Option(help="folder for answers, ratings and results")],
+    endpoint: Annotated[
+        str | None, typer.Option(help=f"where MODEL is served, to /v1; its key in ${MODEL_KEY}")
+    ] = None,
+    parallel: Annotated[int, typer.Option(min=1, help="requests at once")] = 8,
+    timeout: Annotated[float, typer.Option(min=1, help="seconds for one reply")] = 600,
+    limit: Annotated[int | None, typer.Option(min=2, help="only the first questions, for a first look")] = None,
+    max_unrated: Annotated[int, typer.Option(min=0, help="questions that may be left without a rating")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be asked, ask nothing")] = False,
+) -> None:
+    """Answer MT-Bench's questions with MODEL and have a judge rate them; what is there already is not asked again."""
+    from hermes3.evaluate.mt_bench import Bench, run
+
+    options = {key: value for key, value in locals().items() if key in Bench.__dataclass_fields__}
+    run(Bench(**options, model_key=os.environ.get(MODEL_KEY), judge_key=os.environ.get(JUDGE_KEY)), dry_run)

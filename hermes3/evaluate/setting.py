@@ -1,6 +1,6 @@
 """What a score depends on: the model's files, its template and BOS, the backend, the seed, the versions.
 
-Two results are of one setting if these are equal; else they are not reused and not compared.
+Results are reused and compared only where all of these are equal.
 """
 
 import hashlib
@@ -10,14 +10,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hermes3.files import sha256
+from hermes3.files import UserError, sha256
 
 PACKAGES = ("lm_eval", "transformers", "torch", "vllm")
 SMALL = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 def setting_of(model: Path, backend: str, model_args: str, seed: int, limit: int | None) -> dict[str, Any]:
-    """The setting as plain data, for `run.json`. `ValueError` where prompts would begin with two BOS."""
+    """The setting as plain data, for `run.json`. `UserError` where prompts would begin with two BOS."""
     return {
         "model": str(model),
         "weights": fingerprint(model),
@@ -52,7 +52,7 @@ def prompt_start(model: Path) -> dict[str, Any]:
     lm-eval 0.4.11 lets the tokenizer add its special tokens unless the text begins with the token that `bos_token` (or
     else `eos_token`) names: `tok_encode` of lm_eval/models/huggingface.py and vllm_causallms.py. A tokenizer that adds
     a BOS which its configuration does not name gets two, and a template may write two. Every score would be wrong, a
-    little. `ValueError` then.
+    little. `UserError` then.
     """
     from tokenizers import Tokenizer
     from transformers.utils.chat_template_utils import render_jinja_template
@@ -65,14 +65,14 @@ def prompt_start(model: Path) -> dict[str, Any]:
     text = render_jinja_template([conversation], chat_template=template, add_generation_prompt=True, **tokens)[0][0]
     prefix = tokens.get("bos_token") or tokens.get("eos_token")
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-    found = tokenizer.encode(text, add_special_tokens=not (prefix and text.startswith(prefix))).tokens
-    if len(found) > 1 and found[0] == found[1]:
-        raise ValueError(
-            f"{model}: prompts would begin with two {found[0]}; let either chat_template.jinja or tokenizer.json write "
+    start = tokenizer.encode(text, add_special_tokens=not (prefix and text.startswith(prefix))).tokens[:2]
+    if len(start) > 1 and start[0] == start[1]:
+        raise UserError(
+            f"{model}: prompts would begin with two {start[0]}; let either chat_template.jinja or tokenizer.json write "
             f"it, and bos_token of tokenizer_config.json (now {tokens.get('bos_token')}) name it"
         )
     bos = tokens.get("bos_token")
-    return {"token": bos, "count": int(found[0] == bos)}
+    return {"token": bos, "count": int(start[0] == bos)}
 
 
 def own_tasks(folder: Path) -> tuple[set[str], str]:

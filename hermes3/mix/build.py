@@ -1,42 +1,41 @@
 """Building a mix: read, then every row by itself (in worker processes, cached), then choose among all, then write.
 
 Output folder (replaced whole, so that data which Axolotl prepared from an older mix inside it cannot survive):
-    train/*.parquet     what trains: input_ids, attention_mask, labels; or prompt, chosen, rejected (preference)
-    rows/*.parquet      the same rows in the same order, for people: id, source, category, messages, counts, hash
-    rejects/*.parquet   every row that was left out: id, source, stage, reason, detail
-    manifest.json       the spec, hashes of all that went in and came out, counts, versions
-    card.md, card.html  the mix at a glance
-    prepared            where Axolotl keeps what it prepares: a link that carries the output's hash
+    train/*.parquet      what trains: input_ids, attention_mask, labels; or prompt, chosen, rejected (preference)
+    rows/*.parquet       the same rows in the same order, for people: id, source, category, messages, counts, hash
+    rejects/*.parquet    every row that was left out: id, source, stage, reason, detail
+    manifest.json        the spec, hashes of all that went in and came out, counts, versions
+    README.md, card.html the mix at a glance
+    prepared             where Axolotl keeps what it prepares: a link that carries the output's hash
 """
 
 import hashlib
+import json
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from rich.progress import Progress
 
 from hermes3.chat.render import Renderer
-from hermes3.files import new_folder, sha256
-from hermes3.mix import card_page, choose, lock, manifest, shard, sources, write
+from hermes3.files import UserError, new_folder, sha256
+from hermes3.mix import card, choose, lock, manifest, read, shard, write
 from hermes3.mix import spec as specs
 from hermes3.mix import workers as crew
-from hermes3.mix.adapters import SHAPE, Row
-from hermes3.mix.categories import NAMES
-from hermes3.mix.columns import REJECTS, SHORT
+from hermes3.mix.adapt import SHAPE, Example
 from hermes3.mix.decontaminate import Index
 
 SMALL = 20_000_000  # bytes of input below which starting worker processes costs more than they save
-EXAMPLES = 3  # bad rows that an error shows
+SHOWN = 3  # bad rows in an error
 
 
 class Built(NamedTuple):
-    manifest: dict[str, Any]
+    manifest: manifest.Manifest
     wall: dict[str, float]  # seconds of each phase
     work: dict[str, float]  # seconds of all workers together in each stage of the phase "rows"
 
@@ -51,16 +50,16 @@ def build(
 ) -> Built:
     """Build the mix that `path` declares into the folder `out`; finished shards stay in `cache`, by default beside it.
 
-    `ValueError` on bad input, before any work where the spec alone shows it.
+    `UserError` on bad input, before any work where the spec alone shows it.
     """
     clock = shard.Clock()
     spec = specs.load(path)
     pinned = lock.read(path)
-    files = {source.name: sources.files_of(source, data_root, pinned, path) for _, source in spec.sources()}
+    files = {source.name: lock.files_of(source, data_root, pinned, path) for _, source in spec.sources()}
     try:
         renderer = Renderer(spec.tokenizer)
     except ValueError as error:
-        raise ValueError(f"{path}: tokenizer: {error}") from None
+        raise UserError(f"{path}: tokenizer: {error}") from None
     if not quiet and (loose := lock.unpinned(spec, pinned)):
         print(f"{path}: not pinned, so not reproducible: {', '.join(loose)}; run `hermes3 mix lock`", file=sys.stderr)
     clock.lap("start")
@@ -70,80 +69,83 @@ def build(
 
     cache = (cache or out.parent / ".cache") / spec.name
     cache.mkdir(parents=True, exist_ok=True)
-    size = sum(sources.estimate(each) for each in files.values())
+    size = read.size_of(file for each in files.values() for file in each)
     workers = workers or (len(os.sched_getaffinity(0)) if size > SMALL else 1)
     with Progress(disable=quiet, transient=True) as progress, crew.pool(workers, stages) as pool:
-        shards = crew.make_all(stages, files, cache, pool, workers, progress)
+        shards = crew.make_shards(stages, files, cache, pool, workers, progress)
         clock.lap("rows")
         _refuse_bad_sources(path, spec, shards)
-        rows = pa.concat_tables(write.open_shard(file) for file in shards.files)
-        short = rows.drop_columns([c for c in rows.column_names if c not in SHORT])
+        rows = pa.concat_tables(shard.open_shard(file) for file in shards.files)
+        short = rows.drop_columns([c for c in rows.column_names if c not in shard.SHORT])
         choice = choose.choose(short, spec)
         clock.lap("deduplicate, fill budgets")
-        rejects = pa.concat_tables([REJECTS.empty_table(), *shards.rejects(), *_left_out(rows, choice)])
-        rejects = rejects.sort_by([(name, "ascending") for name in REJECTS.names])
+        rejects = pa.concat_tables([shard.REJECTS.empty_table(), *shards.rejects(), *_left_out(rows, choice)])
+        rejects = rejects.sort_by([(name, "ascending") for name in shard.REJECTS.names])
         if not len(choice.rows):
             why = sorted({f"{r['stage']}/{r['reason']}" for r in rejects.select(["stage", "reason"]).to_pylist()})
-            raise ValueError(f"{path}: no row is left; see why: {', '.join(why) or 'the sources are empty'}")
+            raise UserError(f"{path}: no row is left: {', '.join(why) or 'the sources are empty'}")
         with new_folder(out) as tmp:
-            _write(tmp, shards, rows, choice, pool, progress)
-            write.rejects(tmp, rejects)
+            _write(tmp, shards, choice, pool, progress)
+            write.parquet(rejects, tmp / "rejects/part-00000.parquet")
             clock.lap("write")
-            made = manifest.make(tmp, spec, files, pinned, index, short, choice, rejects, shards.counts)
+            unsearched = index.unsearched if index else {}
+            record = manifest.make(
+                spec, files, pinned, unsearched, short, choice, rejects, shards.counts, write.output_hash(tmp)
+            )
+            text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+            (tmp / "manifest.json").write_text(text, encoding="utf-8")
             clock.lap("manifest")
-            card_page.write_card(tmp, made)
+            card.write_card(tmp, record)
             clock.lap("card")
-            prepared = manifest.prepared_folder(made)
+            prepared = manifest.prepared_folder(record)
             (tmp / prepared).mkdir()
             (tmp / "prepared").symlink_to(prepared)
     keep = {name for file in shards.files for name in (file.name, file.with_suffix(".rejects.arrow").name)}
     for stale in cache.iterdir():  # of an older spec or of a build that was killed
         if stale.name not in keep:
             stale.unlink()
-    return Built(made, clock.seconds, dict(shards.seconds))
+    return Built(record, clock.seconds, dict(shards.seconds))
 
 
 def summary(out: Path, built: Built) -> str:
     """The mix in a few lines, for the terminal."""
-    made = built.manifest
-    total = made["total"]
+    record = built.manifest
+    total, rows = record["total"], [row for row in manifest.composition(record) if row["key"] in record["categories"]]
     lines = [f"{'category':<28}{'rows':>10}{'tokens':>14}{'share':>8}{'budget':>14}"]
-    for name, part in made["categories"].items():
-        budget = f"{part['budget']:,}" if part["budget"] else "all"
-        share = part["tokens"] / total["tokens"]
-        lines.append(f"{NAMES[name]:<28}{part['rows']:>10,}{part['tokens']:>14,}{share:>8.1%}{budget:>14}")
+    for row in rows:
+        budget = f"{row['budget']:,}" if row["budget"] else "all"
+        lines.append(f"{row['label']:<28}{row['rows']:>10,}{row['tokens']:>14,}{row['share']:>8.1%}{budget:>14}")
     lines.append(f"{'total':<28}{total['rows']:>10,}{total['tokens']:>14,}")
     lines.append(f"{total['loss_tokens'] / total['tokens']:.1%} of the tokens bear loss (the paper: 69 %)")
-    lines += [f"left out: {n:,} {why}" for why, n in made["rejects"].items()]
-    lines += [f"short: {NAMES[name]}: {text}" for name, text in made["shortfalls"].items()]
+    lines += [f"left out: {n:,} {why}" for why, n in record["rejects"].items()]
+    lines += [f"short: {row['label']}: {row['shortfall']}" for row in rows if row["shortfall"]]
     lines.append(f"{sum(built.wall.values()):.1f} s: " + ", ".join(f"{k} {v:.1f}" for k, v in built.wall.items()))
     return "\n".join([*lines, f"{out}/card.html"])
 
 
 def _base_key(spec: specs.Spec, index: Index | None) -> str:
-    known = [sha256(spec.tokenizer / name) for name in ("tokenizer.json", "tokenizer_config.json")]
+    tokenizer = [sha256(spec.tokenizer / name) for name in ("tokenizer.json", "tokenizer_config.json")]
     evaluation = index.digest() if index else ""
-    return hashlib.sha256("".join([*known, evaluation, shard.code_hash()]).encode()).hexdigest()
+    return hashlib.sha256("".join([*tokenizer, evaluation, shard.code_hash()]).encode()).hexdigest()
 
 
 def _refuse_bad_sources(path: Path, spec: specs.Spec, shards: crew.Shards) -> None:
     """Stop when a source selects nothing, or more of it than `max_bad_rows` is not of its declared shape."""
-    bad: dict[str, list[Row]] = {}
+    bad: dict[str, list[Example]] = {}
     for table in shards.rejects():
         for row in table.to_pylist():
             if row["reason"] in SHAPE:
                 bad.setdefault(row["source"], []).append(row)
     for _, source in spec.sources():
-        rows, read = bad.get(source.name, []), shards.counts.get(source.name, Counter())["read"]
-        if source.where and not read:
-            raise ValueError(
-                f"{path}: source {source.name}: where {source.where} selects no row; mind the column's name"
-            )
-        if len(rows) > spec.max_bad_rows * read:
-            shown = "".join(f"\n  {row['reason']}: {row['detail']}" for row in rows[:EXAMPLES])
-            raise ValueError(
-                f"{path}: source {source.name}: {len(rows):,} of {read:,} rows are not of shape {source.adapter}; "
-                f"mind the adapter, or raise max_bad_rows (now {spec.max_bad_rows:g}){shown}"
+        rows, n_read = bad.get(source.name, []), shards.counts.get(source.name, Counter())["read"]
+        if source.where and not n_read:
+            wrong = f"where {source.where} selects no row; check the column's name"
+            raise UserError(f"{path}: source {source.name}: {wrong}")
+        if len(rows) > spec.max_bad_rows * n_read:
+            shown = "".join(f"\n  {row['reason']}: {row['detail']}" for row in rows[:SHOWN])
+            raise UserError(
+                f"{path}: source {source.name}: {len(rows):,} of {n_read:,} rows are not of shape {source.adapter}; "
+                f"check the adapter, or raise max_bad_rows (now {spec.max_bad_rows:g}){shown}"
             )
 
 
@@ -152,21 +154,14 @@ def _left_out(rows: pa.Table, choice: choose.Choice) -> Iterator[pa.Table]:
         about = rows.select(["id", "source"]).take(pa.array(numbers))
         stage, reason = (pa.array([part] * len(numbers), pa.string()) for part in why.split("/"))
         columns = [about["id"], about["source"], stage, reason, pa.array(details, pa.string())]
-        yield pa.table(columns, schema=REJECTS)
+        yield pa.table(columns, schema=shard.REJECTS)
 
 
-def _write(
-    out: Path,
-    shards: crew.Shards,
-    rows: pa.Table,
-    choice: choose.Choice,
-    pool: crew.Pool,
-    progress: Progress,
-) -> None:
+def _write(out: Path, shards: crew.Shards, choice: choose.Choice, pool: crew.Pool, progress: Progress) -> None:
     for name in ("train", "rows"):
         (out / name).mkdir()
-    bounds = np.append(0, np.cumsum([write.open_shard(file).num_rows for file in shards.files])[:-1])
-    cuts = range(write.ROWS_A_FILE, len(choice.rows), write.ROWS_A_FILE)
+    bounds = np.append(0, np.cumsum([shard.open_shard(file).num_rows for file in shards.files])[:-1])
+    cuts = range(write.ROWS_PER_FILE, len(choice.rows), write.ROWS_PER_FILE)
     parts = zip(np.split(choice.rows, cuts), np.split(choice.uses, cuts), strict=True)
     futures = [pool.submit(write.part, out, i, shards.files, bounds, *part) for i, part in enumerate(parts)]
     for future in progress.track(futures, description="write"):

@@ -16,6 +16,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from hermes3.messages import Message
+from hermes3.mix.refusals import is_refusal
+from hermes3.stats import wilson
+
 SAMPLE = 10_000  # rows; a share of 1 % is then known to within 0.2 points
 OPENING = 4  # words
 LISTED = 15  # openings
@@ -28,31 +32,26 @@ def analyse(rows: Path, total: int, kind: str) -> dict[str, Any]:
 
     `refusing` is {source: share of its sampled rows in which the refusal filter still finds a refusal}.
     """
-    from hermes3.mix.refusals import is_refusal
-
     languages: Counter[str] = Counter()
     read: Counter[str] = Counter()
     refusing: Counter[str] = Counter()
     openings: dict[str, Counter[str]] = {"assistant": Counter(), "user": Counter()}
     sides: list[tuple[int, int, int]] = []
     systems = 0
-    identify = _identifier()
-    for row in first_rows(rows, SAMPLE, kind):
+    for row in islice(_rows(rows, kind), SAMPLE):
         messages = json.loads(row["messages"])
         if kind == "preference":
             chosen, rejected = json.loads(row["chosen"]), json.loads(row["rejected"])
-            sides.append(tuple(len(_words(one)) for one in (messages, [chosen], [rejected])))
+            sides.append((_words(messages), _words([chosen]), _words([rejected])))
             messages = [*messages, chosen]
-        languages[identify(messages)] += 1
+        languages[_identifier()(messages)] += 1
         systems += messages[0]["role"] == "system"
         read[row["source"]] += 1
-        answers = [message["content"] for message in messages if message["role"] == "assistant" and message["content"]]
-        refusing[row["source"]] += any(is_refusal(answer) is not None for answer in answers)
-        for role, counter in openings.items():
-            said = (
-                message["content"].split(None, OPENING)[:OPENING] for message in messages if message["role"] == role
-            )
-            counter.update(" ".join(words).casefold() for words in said if words)
+        refusing[row["source"]] += any(is_refusal(m["content"]) for m in messages if m["role"] == "assistant")
+        for message in messages:
+            words = message["content"].split(None, OPENING)[:OPENING]
+            if words and message["role"] in openings:
+                openings[message["role"]][" ".join(words).casefold()] += 1
     n = read.total()
     whole = n == total
     return {
@@ -66,40 +65,32 @@ def analyse(rows: Path, total: int, kind: str) -> dict[str, Any]:
     }
 
 
-def first_rows(folder: Path, n: int, kind: str) -> Iterator[dict[str, Any]]:
-    """The first `n` rows of the parquet files in `folder`, few of them in memory at a time."""
+def _rows(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
+    """The rows of the parquet files in `folder`, few of them in memory at a time."""
     columns = ["source", "messages"] + (["chosen", "rejected"] if kind == "preference" else [])
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for file in sorted(folder.glob("*.parquet")):
-            with pq.ParquetFile(file) as parquet:
-                for batch in parquet.iter_batches(batch_size=1000, columns=columns):
-                    yield from batch.to_pylist()
-
-    return islice(rows(), n)
+    for file in sorted(folder.glob("*.parquet")):
+        with pq.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(batch_size=1000, columns=columns):
+                yield from batch.to_pylist()
 
 
 @cache  # 0.4 s to load
-def _identifier() -> Callable[[list[dict[str, Any]]], str]:
+def _identifier() -> Callable[[list[Message]], str]:
     """messages -> ISO 639-1 code of the first question and its answer; `und` where hardly a letter is left."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
 
-    def identify(messages: list[dict[str, Any]]) -> str:
+    def identify(messages: list[Message]) -> str:
         first = {message["role"]: message["content"] for message in reversed(messages)}
-        said = " ".join(CODE.sub(" ", first.get(role, ""))[:LANGUAGE_CHARACTERS] for role in ("user", "assistant"))
-        if sum(map(str.isalpha, said)) < 20:
-            return "und"
-        return identifier.classify(said)[0]
+        text = " ".join(CODE.sub(" ", first.get(role, ""))[:LANGUAGE_CHARACTERS] for role in ("user", "assistant"))
+        return identifier.classify(text)[0] if sum(map(str.isalpha, text)) >= 20 else "und"
 
     return identify
 
 
 def _share(k: int, n: int, whole: bool) -> dict[str, Any]:
     """{k, n, share, low, high}; without an interval where the sample is all that there is."""
-    from hermes3.stats import wilson
-
     low, high = (None, None) if whole else wilson(k, n)
     return {"k": k, "n": n, "share": k / n, "low": low, "high": high}
 
@@ -114,8 +105,8 @@ def _openings(counter: Counter[str]) -> list[dict[str, Any]]:
     return [{"opening": text, "k": k, "share": k / n} for text, k in _ranked(counter)[:LISTED] if k > 1]
 
 
-def _words(messages: list[dict[str, Any]]) -> list[str]:
-    return [word for message in messages for word in message["content"].split()]
+def _words(messages: list[Message]) -> int:
+    return sum(len(message["content"].split()) for message in messages)
 
 
 def _sides(sides: list[tuple[int, int, int]]) -> dict[str, Any]:

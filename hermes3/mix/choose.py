@@ -10,14 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hermes3.mix import dedup
-from hermes3.mix.categories import CATEGORIES
 from hermes3.mix.ngrams import mix
-from hermes3.mix.spec import Source, Spec
+from hermes3.mix.spec import CATEGORIES, Source, Spec
 
 
 @dataclass(frozen=True)
 class Choice:
-    """`rows`: int64[n_kept], numbers of the rows to write, in order; `uses`: the how-manieth use of the row each is.
+    """`rows`: int64[n_kept], numbers of the rows to write, in order; `uses`: int64[n_kept], 0 for a row's first use.
 
     `rejected`: {stage/reason: (rows, details)} of rows left out; `shortfalls`: {category: sentence}.
     """
@@ -29,7 +28,7 @@ class Choice:
 
 
 def choose(rows: pa.Table, spec: Spec) -> Choice:
-    """Choose among `rows` (columns of a shard without the long ones; see hermes3/mix/shard.py)."""
+    """Choose among `rows` (the columns `SHORT` of hermes3/mix/shard.py)."""
     sources = [source for _, source in spec.sources()]
     source_of = _index(rows["source"], [source.name for source in sources])
     category_of = _index(rows["category"], list(CATEGORIES))
@@ -38,23 +37,23 @@ def choose(rows: pa.Table, spec: Spec) -> Choice:
     ids = rows["id"]
     rejected: dict[str, tuple[np.ndarray, list[str]]] = {}
 
-    def named(other: int) -> str:
-        return f"of {ids[other].as_py()} in {sources[source_of[other]].name}"
+    def without(reason: str, repeats: dict[int, int], order: np.ndarray) -> np.ndarray:
+        """`order` without the rows that repeat another; each reject names the row that it repeats."""
+        if not repeats:
+            return order
+        removed = np.array(sorted(repeats), np.int64)
+        better = [repeats[i] for i in removed.tolist()]
+        details = [f"of {ids[other].as_py()} in {sources[source_of[other]].name}" for other in better]
+        rejected[f"dedup/{reason}"] = (removed, details)
+        return order[~np.isin(order, removed)]
 
     rank = np.array([source.rank for source in sources])[source_of]
     order = np.lexsort((np.arange(len(drawn)), drawn, rank))  # strongest first, then as drawn, then as read
-    copies = _copies(rows["hash"], order)
-    if copies:
-        removed = np.array(sorted(copies), np.int64)
-        rejected["dedup/exact_duplicate"] = (removed, [named(copies[i]) for i in removed.tolist()])
-        order = order[~np.isin(order, removed)]
+    order = without("exact_duplicate", _copies(rows["hash"], order), order)
     if spec.near_duplicates and len(order):
         signed = _bytes(rows["signature"]).view("<u4")
         repeats = dedup.near_duplicates(signed, order, spec.near_duplicates.threshold)
-        if repeats:
-            removed = np.array(sorted(repeats), np.int64)
-            rejected["dedup/near_duplicate"] = (removed, [named(repeats[i]) for i in removed.tolist()])
-            order = order[~np.isin(order, removed)]
+        order = without("near_duplicate", repeats, order)
 
     budgets, shortfalls = spec.budgets(), {}
     kept, uses = [np.empty(0, np.int64)], [np.empty(0, np.int64)]

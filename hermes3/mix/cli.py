@@ -38,11 +38,11 @@ def lock(spec: Spec, data_root: DataRoot = Path(), as_json: Json = False) -> Non
     """Resolve every source's commit and file hashes, and write them beside SPEC; needs the network for Hub sources."""
     from hermes3.mix import lock
 
-    made = lock.make(spec, data_root)
+    pinned = lock.make(spec, data_root)
     if as_json:
-        print(json.dumps(made))
+        print(json.dumps(pinned))
         return
-    for name, source in made["sources"].items():
+    for name, source in pinned["sources"].items():
         size = sum(file["bytes"] for file in source["files"].values())
         print(f"{name}: {len(source['files'])} files, {size / 1e6:,.1f} MB, {source.get('revision') or 'local'}")
     print(lock.lock_path(spec))
@@ -64,58 +64,15 @@ def verify(
 
 
 @app.command("diff")
-def diff(
-    a: Annotated[Path, typer.Argument(help="folder of a mix")],
-    b: Annotated[Path, typer.Argument(help="folder of another")],
-    as_json: Json = False,
-) -> None:
-    """Compare two mixes: settings, sources, rows that came and went, and why."""
-    from hermes3.mix import diff
+def diff(a: Mix, b: Mix, as_json: Json = False) -> None:
+    """Compare the manifests of two mixes: settings, files, counts, hashes."""
+    from hermes3.mix import manifest
 
-    found = diff.diff(a, b)
-    print(json.dumps(found) if as_json else diff.as_text(found))
-
-
-@app.command("classify")
-def classify(
-    files: Annotated[list[str], typer.Argument(help="CATEGORY=FILE: rows whose category is known")],
-    adapter: Annotated[str, typer.Option(help="the rows' shape, as in a mix spec")] = "messages",
-    as_json: Json = False,
-) -> None:
-    """Measure the rules that sort rows into categories on rows whose category is known."""
-    from hermes3.mix import classify
-    from hermes3.mix.categories import CATEGORIES
-    from hermes3.mix.rows import read_rows
-
-    known = []
-    for pair in files:
-        category, _, file = pair.partition("=")
-        if category not in CATEGORIES or not file:
-            raise ValueError(f"{pair}: give it as CATEGORY=FILE; categories are {', '.join(CATEGORIES)}")
-        known += [(category, row) for row in read_rows(Path(file), adapter)]
-    found = classify.confusion(known)
-    print(json.dumps(found) if as_json else classify.table(found))
-
-
-@app.command("refusals")
-def refusals(
-    labelled: Annotated[Path, typer.Argument(help='jsonl of {"text", "refusal": true or false}')],
-    split: Annotated[str | None, typer.Option(help="rows of this `split` alone")] = None,
-    as_json: Json = False,
-) -> None:
-    """Measure the refusal filter's precision and recall on texts that people have labelled."""
-    from dataclasses import asdict
-
-    from hermes3.mix import refusals
-
-    found = refusals.measure(labelled, split)
+    differing = manifest.differences(manifest.read(a), manifest.read(b))
     if as_json:
-        print(json.dumps(asdict(found)))
+        print(json.dumps(differing))
         return
-    for name, value, (low, high) in (
-        ("precision", found.precision, found.precision_interval),
-        ("recall", found.recall, found.recall_interval),
-    ):
-        print(f"{name} {value:.3f} (95 %: {low:.3f} to {high:.3f})")
-    for row in found.errors:
-        print(f"{'missed' if row['refusal'] else 'wrongly found'}: {row['text'][:100]!r}")
+    for key, (before, after) in differing.items():
+        print(f"{key}: {before} -> {after}")
+    if not differing:
+        print("The manifests are the same.")

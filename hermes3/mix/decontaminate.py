@@ -1,9 +1,9 @@
 """Finding evaluation questions in training rows, by word n-grams (13 by default, as in the GPT-3 report, appendix C).
 
-A text of an evaluation set that is shorter than the n-gram is sought whole, down to `min_words`; a question of which
-nothing is that long cannot be told from ordinary speech and is counted as unsearched. An n-gram that stands in more
-than `BOILERPLATE` questions of its set (instructions, answer formats) says nothing about contamination and is not
-sought.
+A text of an evaluation set that is shorter than the n-gram is searched for whole, down to `min_words`. A question
+without a text of that length cannot be told from ordinary speech and is counted as unsearched. An n-gram that stands in
+more than `BOILERPLATE` questions of its set (instructions, answer formats) says nothing about contamination and is left
+out of the search.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hermes3.files import UserError
 from hermes3.mix.ngrams import Words
 from hermes3.mix.spec import Decontaminate, EvalSet
 
@@ -51,24 +52,24 @@ class Index:
         self.grams = {n: _sorted(parts) for n, parts in grams.items() if any(len(hashes) for hashes, _ in parts)}
 
     def digest(self) -> str:
-        """Hash of all that is sought."""
+        """Hash of all that is searched for."""
         parts = [array.tobytes() for n in sorted(self.grams) for array in self.grams[n]]
         return hashlib.sha256(b"".join([repr(self.names).encode(), *parts])).hexdigest()
 
     def hits(self, words: Words) -> dict[int, str]:
-        """{text: "evaluation set: the words in common"} for each text of `words` that holds a sought n-gram."""
+        """{text: "evaluation set: the words in common"} for each text of `words` that holds a known n-gram."""
         at, hashes = words.ngrams(self.first)
         at = at[self.table[hashes >> np.uint64(64 - TABLE_BITS)]]
         at, hashes = words.at(at, self.first)
-        at = at[_find(self.prefixes, hashes) >= 0]
-        found: dict[int, str] = {}
+        at = at[_lookup(self.prefixes, hashes) >= 0]
+        hits: dict[int, str] = {}
         for n, (known, owners) in sorted(self.grams.items(), reverse=True):
             where, hashes = words.at(at, n)
-            place = _find(known, hashes)
+            place = _lookup(known, hashes)
             for i in np.flatnonzero(place >= 0):
                 text = int(words.text_of[where[i]])
-                found.setdefault(text, f"{self.names[owners[place[i]]]}: {words.phrase(where[i], n)}")
-        return found
+                hits.setdefault(text, f"{self.names[owners[place[i]]]}: {words.phrase(where[i], n)}")
+        return hits
 
 
 def _docs(one: EvalSet, data_root: Path) -> Iterator[Any]:
@@ -77,7 +78,7 @@ def _docs(one: EvalSet, data_root: Path) -> Iterator[Any]:
         return
     path = data_root / (one.path or "")
     if not path.is_file():
-        raise ValueError(f"decontaminate.against {one.path}: no file {path}; mind --data-root")
+        raise UserError(f"decontaminate.against {one.path}: no file {path}; check --data-root")
     try:
         if path.suffix == ".json":
             data = json.loads(path.read_text(encoding="utf-8"))  # a list, or an object that holds one (BIG-Bench Hard)
@@ -87,7 +88,7 @@ def _docs(one: EvalSet, data_root: Path) -> Iterator[Any]:
             with path.open(encoding="utf-8") as lines:
                 yield from (json.loads(line) for line in lines if line.strip())
     except ValueError as error:
-        raise ValueError(f"decontaminate.against {path}: not JSON: {error}") from None
+        raise UserError(f"decontaminate.against {path}: not JSON: {error}") from None
 
 
 def _task_docs(task: str, split: str) -> Iterator[Any]:
@@ -96,7 +97,7 @@ def _task_docs(task: str, split: str) -> Iterator[Any]:
 
     manager = TaskManager(include_path="eval/tasks")
     if task not in manager.all_tasks:
-        raise ValueError(f"decontaminate.against {task}: not a task of the installed lm-eval (`lm-eval ls tasks`)")
+        raise UserError(f"decontaminate.against {task}: not a task of the installed lm-eval (`lm-eval ls tasks`)")
 
     def leaves(tree: dict[Any, Any]) -> Iterator[Any]:
         for value in tree.values():
@@ -104,7 +105,7 @@ def _task_docs(task: str, split: str) -> Iterator[Any]:
 
     for one in leaves(get_task_dict([task], manager)):
         if split not in one.dataset:
-            raise ValueError(f"decontaminate.against {task}: no split {split}; it has {', '.join(one.dataset)}")
+            raise UserError(f"decontaminate.against {task}: no split {split}; it has {', '.join(one.dataset)}")
         yield from one.dataset[split]
 
 
@@ -134,7 +135,7 @@ def _sorted(parts: list[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray
     return known, owners[first]
 
 
-def _find(known: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+def _lookup(known: np.ndarray, hashes: np.ndarray) -> np.ndarray:
     """Where each hash is in `known`, -1 if it is not there."""
     if not len(known):
         return np.full(len(hashes), -1)

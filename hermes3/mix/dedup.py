@@ -16,9 +16,9 @@ NEAREST = 4  # rows before it with which a row is compared in each band, besides
 BLOCK = 50_000  # pairs compared at a time: 50 MB of signatures
 
 
-def content_hash(said: bytes) -> bytes:
+def content_hash(conversation: bytes) -> bytes:
     """SHA-256 of what a row says (its messages and tools as JSON), whatever its source, letter case and blanks."""
-    text = said.decode().replace("\\n", " ").replace("\\t", " ")
+    text = conversation.decode().replace("\\n", " ").replace("\\t", " ")
     return hashlib.sha256(" ".join(text.casefold().split()).encode()).digest()
 
 
@@ -67,7 +67,7 @@ def _alike(signed: np.ndarray, order: np.ndarray, threshold: float) -> tuple[np.
     n_bands = bands(threshold, signed.shape[1])
     width = signed.shape[1] // n_bands
     weights = np.random.default_rng(0).integers(1, 2**63, width, np.uint64) | np.uint64(1)
-    found = [np.empty((0, 2), np.int64)]
+    candidates = [np.empty((0, 2), np.int64)]
     for band in range(n_bands):
         with np.errstate(over="ignore"):
             columns = signed[:, band * width : (band + 1) * width]
@@ -79,8 +79,8 @@ def _alike(signed: np.ndarray, order: np.ndarray, threshold: float) -> tuple[np.
         # of a large group, whose rows share a template, each is compared with the best and the nearest, not with all
         nearest = [np.maximum(place - back, begin) for back in range(1, NEAREST + 1)]
         pairs = np.concatenate([np.stack([by_key, by_key[other]], axis=1) for other in (begin, *nearest)])
-        found.append(np.unique(pairs[pairs[:, 0] > pairs[:, 1]], axis=0))
-    pairs = np.unique(np.concatenate(found), axis=0)
+        candidates.append(np.unique(pairs[pairs[:, 0] > pairs[:, 1]], axis=0))
+    pairs = np.unique(np.concatenate(candidates), axis=0)
     similar = np.zeros(len(pairs), bool)
     for start in range(0, len(pairs), BLOCK):
         part = order[pairs[start : start + BLOCK]]

@@ -1,7 +1,7 @@
 """Filters on the quality of a conversation: which rows a model must not learn from, each with its reason.
 
 The Hermes 3 report removes refusals and improperly formatted responses (arXiv 2408.11857) without naming rules; these
-are ours. A preference row is judged by its prompt and its chosen answer: a rejected one may be bad.
+are ours. Of a preference row they read the prompt and the chosen answer: a rejected one may be bad.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 from hermes3.chat.prompts import to_json
 from hermes3.chat.tool_calls import parse_tool_calls
 from hermes3.messages import BadRow, Message
-from hermes3.mix.adapters import Row
+from hermes3.mix.adapt import Example
 from hermes3.mix.refusals import is_refusal
 
 # C0 but for tab and line ends, DEL, C1, U+FFFD (what a decoder writes for bytes it cannot read), lone surrogates, and
@@ -27,28 +27,28 @@ TOOLS = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
 NAME = re.compile(r"""["']name["']\s*:\s*["']([^"']+)["']""")
 
 
-def apply(row: Row, skip: frozenset[str] = frozenset()) -> None:
+def apply(row: Example, skip: frozenset[str] = frozenset()) -> None:
     """Raise `BadRow(filter, detail)` at the first filter of `FILTERS`, in their order, that objects to `row`."""
-    for name, judge in FILTERS.items():
-        if name not in skip and (detail := judge(row)):
+    for name, objection in FILTERS.items():
+        if name not in skip and (detail := objection(row)):
             raise BadRow(name, detail)
 
 
-def broken_text(row: Row) -> str | None:
+def broken_text(row: Example) -> str | None:
     """Characters that no writer means: bytes decoded wrongly, control codes, halves of a surrogate pair."""
     for place, message in _messages(row):
         text = message["content"]
         if "tool_calls" in message:
             text += to_json(message["tool_calls"])
         # newlines apart, printable text has none but U+FFFD: ten times as fast as the pattern
-        if (not text.replace("\n", "").isprintable() or "\ufffd" in text) and (found := BROKEN.search(text)):
-            return f"{place}: U+{ord(found[0]):04X} at character {found.start()}"
-    if row.get("tools") and (found := BROKEN.search(to_json(row["tools"]))):
-        return f"tools: U+{ord(found[0]):04X}"
+        if (not text.replace("\n", "").isprintable() or "\ufffd" in text) and (broken := BROKEN.search(text)):
+            return f"{place}: U+{ord(broken[0]):04X} at character {broken.start()}"
+    if row.get("tools") and (broken := BROKEN.search(to_json(row["tools"]))):
+        return f"tools: U+{ord(broken[0]):04X}"
     return None
 
 
-def refusal(row: Row) -> str | None:
+def refusal(row: Example) -> str | None:
     """An assistant message that refuses or preaches as an AI."""
     for place, text in _answers(row):
         if matched := is_refusal(text):
@@ -56,7 +56,7 @@ def refusal(row: Row) -> str | None:
     return None
 
 
-def unterminated_code(row: Row) -> str | None:
+def unterminated_code(row: Example) -> str | None:
     """A fenced code block that is not closed: the answer was cut, or its format is wrong."""
     for place, text in _answers(row):
         if "```" not in text and "~~~" not in text:
@@ -73,7 +73,7 @@ def unterminated_code(row: Row) -> str | None:
     return None
 
 
-def json_mode(row: Row) -> str | None:
+def json_mode(row: Example) -> str | None:
     """An answer that is no JSON, or does not fit the schema, where the system message is that of JSON mode."""
     system = _system(row)
     if "<schema>" not in system or "json" not in system.lower():
@@ -90,7 +90,7 @@ def json_mode(row: Row) -> str | None:
     return None
 
 
-def tool_call_text(row: Row) -> str | None:
+def tool_call_text(row: Example) -> str | None:
     """A tool call written as text that is not closed, is not a call, or names a tool that is not on offer."""
     for place, text in _answers(row):
         if "<tool_call>" not in text and "</tool_call>" not in text:
@@ -112,26 +112,26 @@ def tool_call_text(row: Row) -> str | None:
 
 
 # broken_text first: it keeps lone surrogates, which no file takes, out of the details of the others
-FILTERS: dict[str, Callable[[Row], str | None]] = {
-    judge.__name__: judge for judge in (broken_text, refusal, unterminated_code, json_mode, tool_call_text)
+FILTERS: dict[str, Callable[[Example], str | None]] = {
+    objection.__name__: objection for objection in (broken_text, refusal, unterminated_code, json_mode, tool_call_text)
 }
 
 
-def _messages(row: Row) -> Iterator[tuple[str, Message]]:
+def _messages(row: Example) -> Iterator[tuple[str, Message]]:
     for number, message in enumerate(row["messages"], 1):
         yield f"message {number}", message
     if "chosen" in row:
         yield "chosen", row["chosen"]
 
 
-def _answers(row: Row) -> Iterator[tuple[str, str]]:
+def _answers(row: Example) -> Iterator[tuple[str, str]]:
     """(place, text) of the assistant messages that say something; calls alone have no text."""
     for place, message in _messages(row):
         if message["role"] == "assistant" and message["content"]:
             yield place, message["content"]
 
 
-def _system(row: Row) -> str:
+def _system(row: Example) -> str:
     first = row["messages"][0]
     return first["content"] if first["role"] == "system" else ""
 

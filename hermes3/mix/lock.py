@@ -1,21 +1,26 @@
-"""`data_mixes/NAME.lock.json` beside `NAME.yml`: the commit of every Hub dataset, and the hash of every file.
+"""The files of a source, and `data_mixes/NAME.lock.json` beside `NAME.yml`, which pins them.
 
+The lock holds the commit of every Hub dataset and the hash of every file:
 {"spec": name, "sources": {name: {"asked", "repo"?, "revision"?, "files": {file: {"sha256", "bytes"}}}}}
-`asked` is what the spec says of the place, so that a spec that has changed since is noticed.
-
-With it a build takes the same bytes next year, or stops; without it `revision: main` means what it means that day.
+`asked` is what the spec says of the place, so that a later change of the spec is noticed. With a lock a build reads the
+same bytes next year, or stops; without one `revision: main` is whatever the branch holds that day.
 """
 
+import fnmatch
+import glob
 import json
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hermes3.files import sha256, write_text
-from hermes3.mix import hub, sources
+from hermes3.files import UserError, sha256, write_text
 from hermes3.mix import spec as specs
+from hermes3.mix.read import File, format_of
+from hermes3.mix.spec import Source
 
-ASKED = {"path", "repo", "revision", "config", "split", "files"}
+PLACE = {"path", "repo", "revision", "config", "split", "files"}  # keys of a source
 
 
 def lock_path(spec_path: Path) -> Path:
@@ -23,7 +28,7 @@ def lock_path(spec_path: Path) -> Path:
 
 
 def read(spec_path: Path) -> dict[str, Any] | None:
-    """The lock of a spec, if it has one. `ValueError` where the two do not speak of the same sources."""
+    """The lock of a spec, if it has one. `UserError` where the two differ in their sources."""
     path = lock_path(spec_path)
     if not path.is_file():
         return None
@@ -32,34 +37,30 @@ def read(spec_path: Path) -> dict[str, Any] | None:
         lock = json.loads(path.read_text(encoding="utf-8"))
         locked = {name: source["asked"] for name, source in lock["sources"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path}: not a lock; {again}") from None
-    asked = {source.name: _asked(source) for _, source in specs.load(spec_path).sources()}
-    for name in sorted(asked.keys() | locked.keys()):
-        if asked.get(name) != locked.get(name):
-            what = (
-                "changed in" if name in asked and name in locked else "is new in" if name in asked else "is gone from"
-            )
-            raise ValueError(f"{path}: source {name} {what} {spec_path}; {again}")
+        raise UserError(f"{path}: not a lock; {again}") from None
+    declared = {source.name: _place(source) for _, source in specs.load(spec_path).sources()}
+    for name in sorted(declared.keys() | locked.keys()):
+        if declared.get(name) != locked.get(name):
+            change = "is gone from" if name not in declared else "changed in" if name in locked else "is new in"
+            raise UserError(f"{path}: source {name} {change} {spec_path}; {again}")
     return lock
 
 
 def make(spec_path: Path, data_root: Path = Path()) -> dict[str, Any]:
     """Resolve and hash every source of a spec; write the lock beside it and return it.
 
-    The Hub states the SHA-256 of its large files; small ones are downloaded and hashed. `ValueError` names the source
+    The Hub states the SHA-256 of its large files; small ones are downloaded and hashed. `UserError` names the source
     that cannot be resolved.
     """
     spec = specs.load(spec_path)
-    lock = {
-        "spec": spec.name,
-        "sources": {source.name: _resolve(source, data_root, spec_path) for _, source in spec.sources()},
-    }
+    sources = {source.name: _resolve(source, data_root, spec_path) for _, source in spec.sources()}
+    lock = {"spec": spec.name, "sources": sources}
     write_text(lock_path(spec_path), json.dumps(lock, indent=2, ensure_ascii=False) + "\n")
     return lock
 
 
 def unpinned(spec: specs.Spec, lock: dict[str, Any] | None) -> list[str]:
-    """Names of the Hub sources that may be other data tomorrow: neither locked nor at a commit."""
+    """Names of the Hub sources that may hold other data tomorrow: neither locked nor at a commit."""
     return [
         source.name
         for _, source in spec.sources()
@@ -67,23 +68,129 @@ def unpinned(spec: specs.Spec, lock: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def _asked(source: specs.Source) -> dict[str, Any]:
-    return source.model_dump(include=ASKED, exclude_defaults=True)
+def files_of(source: Source, data_root: Path, lock: dict[str, Any] | None, spec_path: Path) -> list[File]:
+    """The files of `source`, downloaded if they are on the Hub, and compared with the hashes of `lock` if there is one.
 
-
-def _resolve(source: specs.Source, data_root: Path, spec_path: Path) -> dict[str, Any]:
+    `UserError` where there is no such file, where its format is not supported, or where a hash differs. A locked Hub
+    source needs no network once its files are in the Hub cache.
+    """
+    locked = lock["sources"][source.name] if lock else None
     if source.path:
-        files = {file.name: _hashed(file.path) for file in sources.local_files(source, data_root, spec_path)}
-        return {"asked": _asked(source), "files": files}
-    revision, listed = hub.files(source)
+        files = _local_files(source, data_root, spec_path)
+    else:
+        revision, names = (locked["revision"], locked["files"]) if locked else _hub_files(source)
+        for name in names:
+            format_of(name)
+        files = [File(name, _download(source, name, revision), revision) for name in names]
+    if locked:
+        _compare(source, files, locked["files"], spec_path)
+    return files
+
+
+def _local_files(source: Source, data_root: Path, spec_path: Path) -> list[File]:
+    """The files under `data_root` that the source's path or glob names, sorted by name."""
+    assert source.path
+    exact = (data_root / source.path).is_file()  # also where its name holds a * or [
+    names = [source.path] if exact else sorted(glob.glob(source.path, root_dir=data_root, recursive=True))
+    files = [File(name, data_root / name) for name in names if (data_root / name).is_file()]
+    if not files:
+        missing = f"no file {data_root / source.path}; check --data-root (now {data_root.absolute()})"
+        raise UserError(f"{spec_path}: source {source.name}: {missing}")
+    for file in files:
+        format_of(file.name)
+    return files
+
+
+def _compare(source: Source, files: list[File], locked: dict[str, Any], spec_path: Path) -> None:
+    again = f"`hermes3 mix lock {spec_path}`"
+    if differing := {file.name for file in files} ^ set(locked):
+        raise UserError(f"source {source.name}: {min(differing)} is new or gone since the lock; run {again} again")
+    for file in files:
+        expected, actual = locked[file.name]["sha256"], sha256(file.path)
+        if actual != expected:
+            raise UserError(
+                f"source {source.name}: {file.name} has sha256 {actual}, the lock says {expected}; bring back the file "
+                f"that was locked, or accept this one with {again}"
+            )
+
+
+def _place(source: Source) -> dict[str, Any]:
+    return source.model_dump(include=PLACE, exclude_defaults=True)
+
+
+def _resolve(source: Source, data_root: Path, spec_path: Path) -> dict[str, Any]:
+    if source.path:
+        files = {file.name: _hashed(file.path) for file in _local_files(source, data_root, spec_path)}
+        return {"asked": _place(source), "files": files}
+    revision, listed = _hub_files(source)
     files = {
         name: {"sha256": entry.lfs.sha256, "bytes": entry.lfs.size}
         if entry.lfs
-        else _hashed(hub.download(source, name, revision))
+        else _hashed(_download(source, name, revision))
         for name, entry in listed.items()
     }
-    return {"asked": _asked(source), "repo": source.repo, "revision": revision, "files": files}
+    return {"asked": _place(source), "repo": source.repo, "revision": revision, "files": files}
 
 
 def _hashed(path: Path) -> dict[str, Any]:
     return {"sha256": sha256(path), "bytes": path.stat().st_size}
+
+
+def _hub_files(source: Source) -> tuple[str, dict[str, Any]]:
+    """(commit, {file name: its RepoSibling, with size and LFS hash}) of a Hub source, in reading order."""
+    from huggingface_hub import HfApi
+
+    assert source.repo
+    with _hub_errors(source):
+        info = HfApi().dataset_info(source.repo, revision=source.revision, files_metadata=True)
+        listed = {sibling.rfilename: sibling for sibling in info.siblings or []}
+        names = _matching(source.files, listed) if source.files else _of_split(source, info.sha)
+        if outside := [name for name in names if name not in listed]:
+            raise UserError(f"{outside[0]} is not a file of the repository")
+    return info.sha, {name: listed[name] for name in names}
+
+
+def _download(source: Source, name: str, revision: str) -> Path:
+    """Path of a Hub file in the Hub cache, fetched if it is not there yet."""
+    from huggingface_hub import hf_hub_download
+
+    with _hub_errors(source):
+        return Path(hf_hub_download(source.repo, name, repo_type="dataset", revision=revision))
+
+
+def _matching(globs: list[str], listed: Iterable[str]) -> list[str]:
+    """Sorted; a * matches / too. Every glob must match a file."""
+    matches = {pattern: fnmatch.filter(listed, pattern) for pattern in globs}
+    if empty := [pattern for pattern, names in matches.items() if not names]:
+        raise UserError(f"files: {empty[0]} matches none of {', '.join(sorted(listed)[:8])} ...")
+    return sorted({name for names in matches.values() for name in names})
+
+
+def _of_split(source: Source, commit: str) -> list[str]:
+    """What `datasets` reads for a config and a split. hf:// keeps it from taking a local folder of that name."""
+    from datasets import load_dataset_builder
+
+    splits = load_dataset_builder(f"hf://datasets/{source.repo}", source.config, revision=commit).config.data_files
+    if source.split not in splits:
+        raise UserError(f"split {source.split} is none of {', '.join(splits)}")
+    prefix = f"hf://datasets/{source.repo}@{commit}/"
+    return list(dict.fromkeys(name.removeprefix(prefix) for name in splits[source.split]))
+
+
+@contextmanager
+def _hub_errors(source: Source) -> Iterator[None]:
+    from httpx import TransportError
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        yield
+    except (OSError, TransportError, RuntimeError, ValueError) as error:
+        if isinstance(error, ConnectionError | TransportError | LocalEntryNotFoundError):
+            remedy = (
+                "run `hermes3 mix lock SPEC` and one build where there is a network, then copy the lock and the Hub "
+                "cache (HF_HOME) here"
+            )
+        else:
+            remedy = "check repo, revision, files, config and split; a gated dataset needs `hf auth login`"
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
+        raise UserError(f"source {source.name}: {source.repo} at {source.revision}: {reason}; {remedy}") from None

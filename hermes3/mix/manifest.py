@@ -1,47 +1,60 @@
-"""The record of a mix: what went in, what came out, what was left out, and the hashes that let anyone rebuild it."""
+"""The record of a mix: what went in, what came out, what was left out, and the hashes that let anyone rebuild it.
+
+Hosts without pyarrow read manifests, so nothing here imports it.
+"""
 
 import json
 import platform
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import TYPE_CHECKING, Any
 
 import hermes3
-from hermes3.files import sha256
-from hermes3.mix.choose import Choice
-from hermes3.mix.decontaminate import Index
-from hermes3.mix.sources import File
-from hermes3.mix.spec import Spec
-from hermes3.mix.write import output_hash
+from hermes3.files import UserError, sha256
+from hermes3.mix.spec import CATEGORIES, Spec
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from hermes3.mix.choose import Choice
+    from hermes3.mix.read import File
 
 PACKAGES = ("tokenizers", "tiktoken", "pyarrow", "numpy", "rensa", "orjson")
+NOTHING = {"rows": 0, "tokens": 0, "loss_tokens": 0}
+Manifest = dict[str, Any]
+
+
+def read(mix: Path) -> Manifest:
+    """The manifest of the mix in the folder `mix`. `UserError` if it is no mix."""
+    if not (mix / "manifest.json").is_file():
+        raise UserError(f"{mix}: no manifest.json; a mix is a folder made by `hermes3 mix build`")
+    return json.loads((mix / "manifest.json").read_text(encoding="utf-8"))
 
 
 def make(
-    out: Path,
     spec: Spec,
-    files: dict[str, list[File]],
+    files: "dict[str, list[File]]",
     lock: dict[str, Any] | None,
-    index: Index | None,
-    rows: pa.Table,
-    choice: Choice,
-    rejects: pa.Table,
+    unsearched: dict[str, int],
+    rows: "pa.Table",
+    choice: "Choice",
+    rejects: "pa.Table",
     counts: dict[str, Counter[str]],
-) -> dict[str, Any]:
-    """Write `manifest.json` into `out`, whose parquet files are there, and return it.
+    output: dict[str, Any],
+) -> Manifest:
+    """The manifest of a mix.
 
-    `rows`: the short columns of all shards' rows, of which `choice` takes some; `counts`: {source: {"read": n}}.
+    `rows`: the short columns of all shards' rows, of which `choice` takes some; `unsearched`: {evaluation set:
+    questions}; `counts`: {source: {"read": n, "not_selected": n}}; `output`: the hashes of the parquet files.
     """
-    kept = rows.take(pa.array(choice.rows))
-    by_source, by_category = _totals(kept, "source"), _totals(kept, "category")
-    why = _reasons(rejects)
+    kept = rows.take(choice.rows)
+    by_source, by_category = totals(kept, "source"), totals(kept, "category")
+    reasons: dict[str, dict[str, int]] = {}
+    for row in rejects.group_by(["source", "stage", "reason"]).aggregate([([], "count_all")]).to_pylist():
+        reasons.setdefault(row["source"], {})[f"{row['stage']}/{row['reason']}"] = row["count_all"]
     budgets = spec.budgets()
-    manifest = {
+    return {
         "name": spec.name,
         "kind": spec.kind,
         "seed": spec.seed,
@@ -67,50 +80,72 @@ def make(
                 "files": {file.name: sha256(file.path) for file in files[source.name]},
                 "rows_read": counts.get(source.name, Counter())["read"],
                 "rows_not_selected": counts.get(source.name, Counter())["not_selected"],
-                "rows_kept": by_source.get(source.name, NONE)["rows"],
-                "tokens": by_source.get(source.name, NONE)["tokens"],
-                "loss_tokens": by_source.get(source.name, NONE)["loss_tokens"],
-                "rejects": why.get(source.name, {}),
+                "rows_kept": by_source.get(source.name, NOTHING)["rows"],
+                "tokens": by_source.get(source.name, NOTHING)["tokens"],
+                "loss_tokens": by_source.get(source.name, NOTHING)["loss_tokens"],
+                "rejects": dict(sorted(reasons.get(source.name, {}).items())),
             }
             for category, source in spec.sources()
         ],
         "categories": {
-            name: {**by_category.get(name, NONE), "budget": budgets.get(name)}
+            name: {**by_category.get(name, NOTHING), "budget": budgets.get(name)}
             for name in dict.fromkeys([*spec.categories, *sorted(by_category)])
         },
-        "total": {key: sum(part[key] for part in by_category.values()) for key in NONE},
-        "rejects": dict(sorted(sum((Counter(part) for part in why.values()), Counter()).items())),
+        "total": {key: sum(part[key] for part in by_category.values()) for key in NOTHING},
+        "rejects": dict(sorted(sum((Counter(part) for part in reasons.values()), Counter()).items())),
         "shortfalls": choice.shortfalls,
-        "repeated_rows": int(np.count_nonzero(choice.uses)),
-        "unsearched": index.unsearched if index else {},
-        "output": output_hash(out),
+        "repeated_rows": int((choice.uses > 0).sum()),
+        "unsearched": unsearched,
+        "output": output,
     }
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return manifest
 
 
-def prepared_folder(manifest: dict[str, Any]) -> str:
+def prepared_folder(manifest: Manifest) -> str:
     """The folder of a mix that holds what Axolotl prepared from it, named by what the mix holds."""
     return f"prepared-{manifest['output']['sha256'][:12]}"
 
 
-NONE = {"rows": 0, "tokens": 0, "loss_tokens": 0}
-
-
-def _totals(rows: pa.Table, key: str) -> dict[str, dict[str, int]]:
-    sums = rows.group_by(key).aggregate([("n_tokens", "count"), ("n_tokens", "sum"), ("n_loss_tokens", "sum")])
+def totals(rows: "pa.Table", column: str) -> dict[str, dict[str, int]]:
+    """{value of `column`: rows, tokens, loss_tokens} of a table with n_tokens and n_loss_tokens."""
+    sums = rows.group_by(column).aggregate([("n_tokens", "count"), ("n_tokens", "sum"), ("n_loss_tokens", "sum")])
     return {
-        row[key]: dict(zip(NONE, (row["n_tokens_count"], row["n_tokens_sum"], row["n_loss_tokens_sum"]), strict=True))
+        row[column]: dict(
+            zip(NOTHING, (row["n_tokens_count"], row["n_tokens_sum"], row["n_loss_tokens_sum"]), strict=True)
+        )
         for row in sums.to_pylist()
     }
 
 
-def _reasons(rejects: pa.Table) -> dict[str, dict[str, int]]:
-    """{source: {"stage/reason": rows}}"""
-    table = pa.table(
-        {"source": rejects["source"], "why": pc.binary_join_element_wise(rejects["stage"], rejects["reason"], "/")}
-    )
-    counted: dict[str, dict[str, int]] = {}
-    for row in sorted(table.group_by(["source", "why"]).aggregate([([], "count_all")]).to_pylist(), key=repr):
-        counted.setdefault(row["source"], {})[row["why"]] = row["count_all"]
-    return {source: dict(sorted(why.items())) for source, why in counted.items()}
+def composition(manifest: Manifest) -> list[dict[str, Any]]:
+    """Categories in the order of the paper's table: counts, `share` of the tokens, `loss_share` of its own tokens.
+
+    Shares are fractions. An SFT mix shows all eight, since one that it lacks is a finding; a preference mix, which the
+    paper does not break down, shows its own, and their `paper_share` is None.
+    """
+    is_sft, counts = manifest["kind"] == "sft", manifest["categories"]
+    keys = [key for key in CATEGORIES if is_sft or key in counts] + sorted(counts.keys() - CATEGORIES.keys())
+    rows = []
+    for key in keys:
+        label, percent = CATEGORIES.get(key, (key, None))
+        row = {"key": key, "label": label, **NOTHING, "budget": None, **counts.get(key, {})}
+        row["share"] = row["tokens"] / manifest["total"]["tokens"]
+        row["loss_share"] = row["loss_tokens"] / row["tokens"] if row["tokens"] else 0.0
+        row["paper_share"] = percent / 100 if percent is not None and is_sft else None
+        row["shortfall"] = manifest.get("shortfalls", {}).get(key)
+        rows.append(row)
+    return rows
+
+
+def differences(a: Manifest, b: Manifest) -> dict[str, list[Any]]:
+    """{dotted key: [value in `a`, value in `b`]} of all that differs; None where there is none."""
+    flat = [dict(_flat(manifest)) for manifest in (a, b)]
+    return {key: [one.get(key) for one in flat] for key in flat[0] | flat[1] if flat[0].get(key) != flat[1].get(key)}
+
+
+def _flat(value: Any, key: str = "") -> list[tuple[str, Any]]:
+    """Leaves with their dotted keys; a list of things with names goes by their names, whatever their order."""
+    if isinstance(value, list) and value and all(isinstance(one, dict) and "name" in one for one in value):
+        value = {one["name"]: one for one in value}
+    if not isinstance(value, dict) or not value:
+        return [(key, value)]
+    return [leaf for name, one in value.items() for leaf in _flat(one, f"{key}.{name}" if key else name)]

@@ -1,11 +1,10 @@
-"""How a mix will pack under a recipe: Axolotl's own packer over the rows' lengths, in the order that training draws.
+"""How a mix packs under a recipe: Axolotl's own packer over the rows' lengths, in the order that training draws.
 
-Only lengths are read, so that 390 M tokens take seconds. What is counted is what the trainer does on the hardware that
-the recipe is written for. It shuffles and packs anew each epoch (`hermes3.train.plugin.RepackEveryEpoch`), and ends an
-epoch at the number of packs that it drew before the first; packs beyond, or too few for every rank, no step takes.
+Only lengths are read, so that 390 M tokens take seconds. The counts are those of the trainer on the hardware that the
+recipe declares. It shuffles and packs anew each epoch (`hermes3.train.data_order`), and ends an epoch at
+the number of packs that it drew before the first; no step takes packs beyond that, or too few for every rank.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from itertools import chain
@@ -14,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
+
+from hermes3.files import UserError
+from hermes3.mix import manifest
 
 if TYPE_CHECKING:
     from axolotl.utils.dict import DictDefault
@@ -42,24 +44,22 @@ class Packing:
 
 
 def preview(mix: Path, recipe: Path, resolved: dict[str, Any], seed: int | None = None) -> Packing:
-    """The packs and steps of training on the mix in folder `mix`.
+    """The packs and steps of training on the mix in folder `mix`; `seed` stands in for the recipe's.
 
-    `resolved`: the recipe at path `recipe` as Axolotl resolves it; `seed` stands in for the recipe's. `ValueError` for
-    a recipe that does not pack, and for a mix that is none, holds pairs or is too long.
+    `resolved`: the recipe at the path `recipe` as Axolotl resolves it, its `hardware` included. `UserError` for a
+    recipe that does not pack, and for a mix that is none, holds pairs or is too long.
     """
     from axolotl.utils.dict import DictDefault
 
-    cfg = DictDefault(resolved)
+    cfg = DictDefault(resolved | ({} if seed is None else {"seed": seed}))
     if not cfg.sample_packing:
-        raise ValueError(f"{recipe}: sample_packing: this recipe does not pack, there is nothing to preview")
+        raise UserError(f"{recipe}: sample_packing: this recipe does not pack, there is nothing to preview")
     for key in NOT_FOLLOWED:
         if cfg[key]:
-            raise ValueError(f"{recipe}: {key}: packing cannot be previewed with it")
-    if seed is not None:
-        cfg.seed = seed
+            raise UserError(f"{recipe}: {key}: packing cannot be previewed with it")
     lengths, n_loss = read_lengths(mix, cfg)
     if lengths.max() > cfg.sequence_len:
-        raise ValueError(
+        raise UserError(
             f"{mix}: a row has {lengths.max():,} tokens, sequence_len of {recipe} is {cfg.sequence_len:,}; "
             "build the mix for that length"
         )
@@ -71,10 +71,8 @@ def read_lengths(mix: Path, cfg: "DictDefault") -> tuple[np.ndarray, np.ndarray]
     from axolotl.utils.data.shared import merge_datasets
     from datasets import Dataset
 
-    if not (mix / "manifest.json").is_file():
-        raise ValueError(f"{mix}: no manifest.json; build the mix first")
-    if (kind := json.loads((mix / "manifest.json").read_text(encoding="utf-8"))["kind"]) != "sft":
-        raise ValueError(f"{mix}: a mix of kind {kind} is not packed")
+    if (kind := manifest.read(mix)["kind"]) != "sft":
+        raise UserError(f"{mix}: a mix of kind {kind} is not packed")
     rows = pq.read_table(mix / "rows", columns=["n_tokens", "n_loss_tokens"]).combine_chunks()
     rows = merge_datasets([Dataset(rows)], cfg).with_format("arrow")[:]  # shuffles; as Arrow 1 M rows take 2 s, not 10
     return rows["n_tokens"].to_numpy(), rows["n_loss_tokens"].to_numpy()
@@ -120,11 +118,11 @@ def epoch_batches(packer: "MultipackBatchSampler", epoch: int) -> list[list[list
 def _count(lengths: np.ndarray, n_loss: np.ndarray, cfg: "DictDefault", gpus: int) -> Packing:
     packer = trainer_packer(lengths, cfg, gpus)
     accumulation = cfg.gradient_accumulation_steps
-    a_rank = len(packer) // gpus
+    per_rank = len(packer) // gpus
     # as axolotl.utils.trainer.calculate_total_num_steps, then transformers' Trainer.set_initial_training_values. The
     # former draws packs from whatever the process is seeded with: with our plugin, the recipe's seed
     steps = cfg.max_steps or math.floor(max(1, len(packer) // (accumulation * gpus)) * cfg.num_epochs)
-    epochs = math.ceil(steps / max(1, math.ceil(a_rank / accumulation)))
+    epochs = math.ceil(steps / max(1, math.ceil(per_rank / accumulation)))
 
     steps_per_epoch, rows_left_out, tokens = [], [], 0
     for epoch in range(epochs):
@@ -133,15 +131,17 @@ def _count(lengths: np.ndarray, n_loss: np.ndarray, cfg: "DictDefault", gpus: in
             packs = sum(map(len, batches))
             packed = _rows(batches)
         n = len(batches) // gpus
-        done = n // accumulation + (n == a_rank and n % accumulation > 0)  # a short epoch's last, part step is not made
+        done = n // accumulation + (
+            n == per_rank and n % accumulation > 0
+        )  # a short epoch's last, part step is not made
         done = min(done, steps - sum(steps_per_epoch))
         taken = _rows(batches[: min(done * accumulation, n) * gpus])
         steps_per_epoch.append(done)
         rows_left_out.append(len(lengths) - len(taken))
         tokens += int(lengths[taken].sum())
-    made = sum(steps_per_epoch)
-    if not made:
-        raise ValueError(f"{len(packer)} batches are too few for a step on {gpus} GPUs; build a larger mix")
+    total = sum(steps_per_epoch)
+    if not total:
+        raise UserError(f"{len(packer)} batches are too few for a step on {gpus} GPUs; build a larger mix")
     return Packing(
         rows=len(lengths),
         tokens=int(lengths.sum()),
@@ -152,8 +152,8 @@ def _count(lengths: np.ndarray, n_loss: np.ndarray, cfg: "DictDefault", gpus: in
         samples_per_pack=len(packed) / packs,
         loss_tokens_per_pack=float(n_loss[packed].sum() / packs),
         steps_per_epoch=steps_per_epoch,
-        steps=made,
-        tokens_per_step=tokens / made,
+        steps=total,
+        tokens_per_step=tokens / total,
         rows_left_out=rows_left_out,
     )
 

@@ -1,8 +1,8 @@
-"""One chunk of a source through every stage that looks at a row by itself: adapt, filter, tokenise, decontaminate.
+"""One chunk of a source through every stage that reads a row by itself: adapt, filter, tokenise, decontaminate.
 
-The result is a shard, two Arrow files in the cache named by a hash of all that shapes them: the chunk's bytes, the
-source's declaration, the tokenizer, the evaluation texts and the code. A shard that is there is never made again, so a
-build that was killed goes on where it was, and a build with another budget or seed begins with its last stage.
+The result is a shard: two Arrow files in the cache, named by a hash of all that shapes them (`Stages.key`). A shard
+that is there is never made again, so a build that was killed goes on where it was, and a build with another budget or
+seed begins with its last stage.
 """
 
 import hashlib
@@ -22,15 +22,39 @@ import pyarrow as pa
 from hermes3.chat.render import Renderer, assistant_text, prompt_text
 from hermes3.messages import BadRow
 from hermes3.mix import dedup, filters
-from hermes3.mix.adapters import ADAPTERS, Row
+from hermes3.mix.adapt import ADAPTERS, Example
 from hermes3.mix.classify import classify
-from hermes3.mix.columns import REJECTS, SIDES, schema
 from hermes3.mix.decontaminate import Index
 from hermes3.mix.ngrams import Words
-from hermes3.mix.sources import Chunk, parse, selected
+from hermes3.mix.read import Chunk, parse, selected
 from hermes3.mix.spec import Source, Spec
+from hermes3.mix.vocabulary import FOLDER as RULES
 
 BATCH = 500  # rows; about 1 MB of text, which the caches of a core hold
+SIDES = ("chosen", "rejected")
+REJECTS = pa.schema([(key, pa.string()) for key in ("id", "source", "stage", "reason", "detail")])
+# what is needed to choose among rows, without the rows themselves
+SHORT = ("id", "source", "category", "n_tokens", "n_loss_tokens", "n_turns", "hash", "signature")
+# The code that decides a row's bytes, relative to hermes3/. A test compares it with what this module imports
+SHAPED_BY = (
+    *("messages.py", "chat/encode.py", "chat/prompts.py", "chat/render.py", "chat/tool_calls.py"),
+    *(f"mix/{name}.py" for name in ("adapt", "classify", "decontaminate", "dedup", "filters", "ngrams", "read")),
+    *(f"mix/{name}.py" for name in ("refusals", "shard", "tool_text", "vocabulary")),
+)
+
+
+def schema(spec: Spec) -> pa.Schema:
+    """Columns of a shard."""
+    text, count = pa.string(), pa.int32()
+    columns = {"id": text, "source": text, "category": text, "n_tokens": count, "n_loss_tokens": count}
+    columns |= {"hash": pa.binary(32), "n_turns": count, "messages": text, "tools": text}
+    if spec.kind == "sft":
+        columns |= {"input_ids": pa.list_(pa.int32()), "loss": pa.list_(pa.bool_())}
+    else:
+        columns |= dict.fromkeys((*SIDES, "prompt_text", *(f"{side}_text" for side in SIDES)), text)
+    if spec.near_duplicates:
+        columns["signature"] = pa.binary(4 * spec.near_duplicates.permutations)
+    return pa.schema(list(columns.items()))
 
 
 @dataclass(frozen=True)
@@ -44,12 +68,13 @@ class Stages:
     sources: dict[str, tuple[str | None, Source]] = field(default_factory=dict)  # by name: category, source
 
     def key(self, chunk: Chunk) -> str:
+        """Hash of the chunk's bytes, the source's declaration, and all else that shapes its shard."""
         category, source = self.sources[chunk.source]
         limits = {name: (c.min_tokens, c.max_tokens) for name, c in self.spec.categories.items()}
         near = self.spec.near_duplicates.model_dump() if self.spec.near_duplicates else None
-        shaped_by = source.model_dump(include={"name", "adapter", "where", "skip_filters"})
-        said = [self.base_key, self.spec.kind, self.spec.sequence_len, near, category, shaped_by, limits]
-        digest = hashlib.sha256(json.dumps([*said, chunk.file, chunk.first], sort_keys=True).encode())
+        declared = source.model_dump(include={"name", "adapter", "where", "skip_filters"})
+        settings = [self.base_key, self.spec.kind, self.spec.sequence_len, near, category, declared, limits]
+        digest = hashlib.sha256(json.dumps([*settings, chunk.file, chunk.first], sort_keys=True).encode())
         for line in chunk.lines:
             digest.update(line + b"\n")
         return digest.hexdigest()[:32]
@@ -57,16 +82,16 @@ class Stages:
 
 @cache
 def code_hash() -> str:
-    """Hash of the code that shapes a shard."""
-    folder = Path(__file__).parent
-    files = [*folder.glob("*.py"), *(folder.parent / "chat").glob("*.py"), folder.parent / "messages.py"]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
+    """Hash of the code and the word lists that shape a shard."""
+    package = Path(__file__).parents[1]
+    files = [*(package / name for name in SHAPED_BY), *sorted(RULES.glob("*.yml"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def make(chunk: Chunk, stages: Stages, folder: Path, key: str) -> None:
     """Process `chunk`; write `KEY.rejects.arrow`, then `KEY.arrow`, whose presence says that both are whole."""
     clock = Clock()
-    rejects: list[Row] = []
+    rejects: list[Example] = []
     counts: Counter[str] = Counter()
     tables = []
     rows = _rows(chunk, stages, rejects, counts, clock)
@@ -85,6 +110,11 @@ def make(chunk: Chunk, stages: Stages, folder: Path, key: str) -> None:
     _write(table.replace_schema_metadata({"hermes3": json.dumps(about)}), folder / f"{key}.arrow")
 
 
+def open_shard(path: Path) -> pa.Table:
+    """A shard, mapped into memory."""
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
 class Clock:
     """Seconds spent, by stage."""
 
@@ -98,13 +128,13 @@ class Clock:
         self.last = now
 
 
-def reject(row: Row, stage: str, reason: str, detail: str) -> Row:
+def _reject(row: Example, stage: str, reason: str, detail: str) -> Example:
     """The record of a row that is left out."""
     detail = detail.encode("utf-8", "replace").decode()[:500]
     return {"id": row["id"], "source": row["source"], "stage": stage, "reason": reason, "detail": detail}
 
 
-def _rows(chunk: Chunk, stages: Stages, rejects: list[Row], counts: Counter[str], clock: Clock) -> list[Row]:
+def _rows(chunk: Chunk, stages: Stages, rejects: list[Example], counts: Counter[str], clock: Clock) -> list[Example]:
     """The chunk's rows in the one message form that pass the filters, each with id, source and category."""
     category, source = stages.sources[chunk.source]
     adapt, skip = ADAPTERS[source.adapter], frozenset(source.skip_filters)
@@ -113,7 +143,7 @@ def _rows(chunk: Chunk, stages: Stages, rejects: list[Row], counts: Counter[str]
         if not line.strip():
             continue
         place = f"{chunk.file}:{number}"
-        row: Row = {"id": place, "source": source.name}
+        row: Example = {"id": place, "source": source.name}
         stage = "read"
         try:
             raw = parse(line)
@@ -130,7 +160,7 @@ def _rows(chunk: Chunk, stages: Stages, rejects: list[Row], counts: Counter[str]
             row["json"] = _json(row)
         except BadRow as bad:
             counts["read"] += stage == "read"
-            rejects.append(reject(row, stage, bad.reason, f"{place}: {bad.detail}"))
+            rejects.append(_reject(row, stage, bad.reason, f"{place}: {bad.detail}"))
             continue
         row["category"] = category or classify(row)
         kept.append(row)
@@ -138,7 +168,7 @@ def _rows(chunk: Chunk, stages: Stages, rejects: list[Row], counts: Counter[str]
     return kept
 
 
-def _json(row: Row) -> dict[str, bytes]:
+def _json(row: Example) -> dict[str, bytes]:
     """What the row says as JSON; `BadRow` for what JSON cannot hold (lone surrogates, integers above 64 bits)."""
     try:
         return {key: orjson.dumps(row[key]) for key in ("messages", "tools", *SIDES) if key in row}
@@ -146,20 +176,20 @@ def _json(row: Row) -> dict[str, bytes]:
         raise BadRow("broken_text", str(error)) from None
 
 
-def _tokenise(rows: list[Row], stages: Stages, rejects: list[Row]) -> tuple[list[Row], Row]:
+def _tokenise(rows: list[Example], stages: Stages, rejects: list[Example]) -> tuple[list[Example], dict[str, Any]]:
     """The rows that fit, and their columns of tokens (sft) or text (preference)."""
-    fit = (_tokens if stages.spec.kind == "sft" else _texts)(rows, stages.renderer)
+    columns = (_tokens if stages.spec.kind == "sft" else _texts)(rows, stages.renderer)
     keep = []
     for i, row in enumerate(rows):
         try:
             _check(row, stages)
             keep.append(i)
         except BadRow as bad:
-            rejects.append(reject(row, "tokenise", bad.reason, bad.detail))
-    return [rows[i] for i in keep], {name: column.take(pa.array(keep, pa.int64())) for name, column in fit.items()}
+            rejects.append(_reject(row, "tokenise", bad.reason, bad.detail))
+    return [rows[i] for i in keep], {name: column.take(pa.array(keep, pa.int64())) for name, column in columns.items()}
 
 
-def _tokens(rows: list[Row], renderer: Renderer) -> dict[str, pa.Array]:
+def _tokens(rows: list[Example], renderer: Renderer) -> dict[str, pa.Array]:
     batch = renderer.batch([(row["messages"], row["tools"]) for row in rows])
     offsets = pa.array(batch.offsets.astype(np.int32))
     n_loss = np.diff(np.append(0, np.cumsum(batch.loss))[batch.offsets])
@@ -171,7 +201,7 @@ def _tokens(rows: list[Row], renderer: Renderer) -> dict[str, pa.Array]:
     }
 
 
-def _texts(rows: list[Row], renderer: Renderer) -> dict[str, pa.Array]:
+def _texts(rows: list[Example], renderer: Renderer) -> dict[str, pa.Array]:
     """Text, for Axolotl's pass-through (its own chat strategy for DPO drops tool calls). TRL's tokenizer adds BOS."""
     sides = [([*row["messages"], row[side]], row["tools"]) for row in rows for side in SIDES]
     tokens = renderer.render(sides)
@@ -185,60 +215,61 @@ def _texts(rows: list[Row], renderer: Renderer) -> dict[str, pa.Array]:
     return columns
 
 
-def _check(row: Row, stages: Stages) -> None:
-    category = stages.spec.categories.get(row["category"])
-    if row["n_longest"] > stages.spec.sequence_len:
-        raise BadRow("over_sequence_len", f"{row['n_longest']} > {stages.spec.sequence_len} tokens")
-    if category and row["n_longest"] < category.min_tokens:
-        raise BadRow("under_min_tokens", f"{row['n_longest']} < {category.min_tokens} tokens ({row['category']})")
-    if category and category.max_tokens and row["n_longest"] > category.max_tokens:
-        raise BadRow("over_max_tokens", f"{row['n_longest']} > {category.max_tokens} tokens ({row['category']})")
+def _check(row: Example, stages: Stages) -> None:
+    category, longest = stages.spec.categories.get(row["category"]), row["n_longest"]
+    if longest > stages.spec.sequence_len:
+        raise BadRow("over_sequence_len", f"{longest} > {stages.spec.sequence_len} tokens")
+    if category and longest < category.min_tokens:
+        raise BadRow("under_min_tokens", f"{longest} < {category.min_tokens} tokens ({row['category']})")
+    if category and category.max_tokens and longest > category.max_tokens:
+        raise BadRow("over_max_tokens", f"{longest} > {category.max_tokens} tokens ({row['category']})")
     if row["n_loss_tokens"] == 0:
         raise BadRow("no_loss_tokens", "nothing in it is trained")
     if stages.spec.kind == "preference":
         # tokenised from text by TRL, a special token that a person typed would become one
-        said = [message["content"] for message in [*row["messages"], row["chosen"], row["rejected"]]]
-        if typed := [token for token in stages.renderer.encode.control if any(token in text for text in said)]:
+        texts = [message["content"] for message in [*row["messages"], row["chosen"], row["rejected"]]]
+        if typed := [token for token in stages.renderer.encode.control if any(token in text for text in texts)]:
             raise BadRow("control_token_in_text", typed[0])
 
 
 def _decontaminate(
-    rows: list[Row], columns: Row, stages: Stages, rejects: list[Row]
-) -> tuple[list[Row], Row, Words | None, np.ndarray]:
-    """The rows that hold no evaluation text; and their words, if someone needs them."""
+    rows: list[Example], columns: dict[str, Any], stages: Stages, rejects: list[Example]
+) -> tuple[list[Example], dict[str, Any], Words | None, np.ndarray]:
+    """The rows that hold no evaluation text; and, for near-duplicates, their words and the row of each text."""
     if stages.index is None and stages.spec.near_duplicates is None:
         return rows, columns, None, np.empty(0, np.int64)
-    said = [(i, m) for i, row in enumerate(rows) for m in [*row["messages"], *(row[s] for s in SIDES if s in row)]]
-    row_of = np.array([i for i, _ in said], np.int64)
-    words = Words([message["content"] for _, message in said])
+    messages = [(i, m) for i, row in enumerate(rows) for m in [*row["messages"], *(row[s] for s in SIDES if s in row)]]
+    row_of = np.array([i for i, _ in messages], np.int64)
+    words = Words([message["content"] for _, message in messages])
     hit: dict[int, str] = {}
     for text, detail in (stages.index.hits(words) if stages.index else {}).items():
         hit.setdefault(int(row_of[text]), detail)
     for i, detail in sorted(hit.items()):
-        rejects.append(reject(rows[i], "decontaminate", "evaluation_text", detail))
+        rejects.append(_reject(rows[i], "decontaminate", "evaluation_text", detail))
     keep = np.array([i for i in range(len(rows)) if i not in hit], np.int64)
     place = np.full(len(rows) + 1, -1)  # the row's new number; -1 for those that are gone
     place[keep] = np.arange(len(keep))
     # system prompts and tool output repeat by design: only what user and assistant say makes a row another's copy
-    speaks = np.array([message["role"] in ("user", "assistant") for _, message in said], bool)
+    speaks = np.array([message["role"] in ("user", "assistant") for _, message in messages], bool)
     row_of = np.where(speaks, place[row_of], -1)
     kept_columns = {name: column.take(pa.array(keep)) for name, column in columns.items()}
     return [rows[i] for i in keep], kept_columns, words, row_of
 
 
-def _table(rows: list[Row], columns: Row, spec: Spec, words: Words | None, row_of: np.ndarray) -> pa.Table:
-    made: dict[str, Any] = {key: [row[key] for row in rows] for key in ("id", "source", "category")}
-    made |= {key: [row[key] for row in rows] for key in ("n_tokens", "n_loss_tokens")}
-    made["hash"] = [dedup.content_hash(b"\n".join(row["json"].values())) for row in rows]
-    made["n_turns"] = [sum(m["role"] == "assistant" for m in row["messages"]) + ("chosen" in row) for row in rows]
-    made |= {key: [row["json"][key].decode() for row in rows] for key in rows[0]["json"]}
+def _table(
+    rows: list[Example], columns: dict[str, Any], spec: Spec, words: Words | None, row_of: np.ndarray
+) -> pa.Table:
+    values: dict[str, Any] = {key: [row[key] for row in rows] for key in ("id", "source", "category")}
+    values |= {key: [row[key] for row in rows] for key in ("n_tokens", "n_loss_tokens")}
+    values["hash"] = [dedup.content_hash(b"\n".join(row["json"].values())) for row in rows]
+    values["n_turns"] = [sum(m["role"] == "assistant" for m in row["messages"]) + ("chosen" in row) for row in rows]
+    values |= {key: [row["json"][key].decode() for row in rows] for key in rows[0]["json"]}
     if spec.near_duplicates:
         assert words is not None
         signed = dedup.signatures(words, row_of, len(rows), spec.near_duplicates)
-        made["signature"] = [row.tobytes() for row in signed]
+        values["signature"] = [row.tobytes() for row in signed]
     shape = schema(spec)
-    for name, values in made.items():
-        columns[name] = pa.array(values, shape.field(name).type)
+    columns |= {name: pa.array(column, shape.field(name).type) for name, column in values.items()}
     return pa.table({name: columns[name] for name in shape.names}, schema=shape)
 
 

@@ -4,11 +4,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hermes3.mix.categories import CATEGORIES
+from hermes3.files import read_model
 
+# Table 1 of the Hermes 3 report (arXiv 2408.11857): key, name, percent of tokens. The printed percentages sum to 100.5.
+CATEGORIES = {
+    "general_instructions": ("General Instructions", 60.6),
+    "domain_expert": ("Domain Expert", 12.8),
+    "math": ("Math", 6.7),
+    "roleplaying": ("Roleplaying", 6.1),
+    "coding": ("Coding", 4.5),
+    "tool_use_agentic_rag": ("Tool Use, Agentic, and RAG", 4.3),
+    "content_generation": ("Content Generation", 3.0),
+    "steering_alignment": ("Steering and Alignment", 2.5),
+}
 Adapter = Literal[
     "messages", "sharegpt", "instruction", "question_answer", "prompt_completion", "glaive_rag", "preference"
 ]
@@ -30,7 +40,7 @@ class Source(Strict):
     config: str | None = None
     split: str = "train"
     files: list[str] = Field(default=[], description="globs within the Hub dataset, instead of config and split")
-    adapter: Adapter = Field(description="the shape of its rows: see hermes3/mix/adapters.py")
+    adapter: Adapter = Field(description="the shape of its rows: see hermes3/mix/adapt.py")
     licence: str = Field(description="as its publisher states it")
     where: dict[str, Any] = Field(default={}, description="column: value, or list of values, of the rows to take")
     rank: int = Field(default=1, ge=1, description="quality; 1 is the strongest generator, taken and kept first")
@@ -60,9 +70,9 @@ class Category(Strict):
 
     @model_validator(mode="after")
     def _weights(self) -> Self:
-        weighed = [source.weight is not None for source in self.sources]
-        if any(weighed) and not all(weighed):
-            raise ValueError("weight: give one to every source of the category, or to none")
+        weighted = [source.weight is not None for source in self.sources]
+        if any(weighted) and not all(weighted):
+            raise ValueError("weight: set it for every source of the category, or for none")
         return self
 
 
@@ -93,7 +103,7 @@ class EvalSet(Strict):
 class Decontaminate(Strict):
     ngram: int = Field(default=13, ge=5, description="words")
     min_words: int = Field(
-        default=8, ge=5, description="texts of fewer words than ngram are sought whole, down to this"
+        default=8, ge=5, description="shorter texts than ngram are searched for whole, down to this length"
     )
     against: list[EvalSet] = Field(min_length=1)
 
@@ -114,7 +124,7 @@ class Spec(Strict):
     classified: list[Source] = Field(default=[], description="sources whose rows are classified by rules")
 
     def sources(self) -> Iterator[tuple[str | None, Source]]:
-        """(category, source) in the order of the file; None for rows that hermes3/mix/classify.py sorts."""
+        """(category, source) in the order of the file; None where hermes3/mix/classify.py sorts the rows."""
         yield from ((name, source) for name, category in self.categories.items() for source in category.sources)
         yield from ((None, source) for source in self.classified)
 
@@ -156,15 +166,5 @@ class Spec(Strict):
 
 
 def load(path: Path) -> Spec:
-    """Read a spec. `ValueError` names the file, the key and what is wrong."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {error}") from None
-    try:
-        return Spec.model_validate(raw)
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])) or 'spec'}: {e['msg']}" for e in error.errors()]
-        raise ValueError(f"{path}:\n  " + "\n  ".join(lines)) from None
+    """Read a spec. `UserError` names the file, the key and what is wrong."""
+    return read_model(path, Spec)

@@ -22,18 +22,14 @@ GAP = re.compile(r"[\s,]*")
 STANDARD = "You are a function calling AI model."
 # the sentences of the standard's prompt, as they are worded in use; our template writes them, so they are taken out
 PROMPT = re.compile(
-    "|".join(
-        [
-            re.escape(STANDARD),
-            r"You are provided with function signatures within <tools>\s*</tools> XML tags\.",
-            r"You may call one or more functions to assist with the user query\.",
-            r"Don't make assumptions about what values to plug into functions\.",
-            r"Here are the available tools:",
-            r"Use the following pydantic model json schema for each tool call you will make:[^<]*?\}\s*(?=For each )",
-            r"For each (?:\w+ )?function call return a json object with function name and arguments [^<]*"
-            r"<tool_call>(?:\s*</tool_call>)?[^<:]*:\s*<tool_call>\s*\{[^{}]*\}\s*</tool_call>",
-        ]
-    )
+    rf"{re.escape(STANDARD)}"
+    r"|You are provided with function signatures within <tools>\s*</tools> XML tags\."
+    r"|You may call one or more functions to assist with the user query\."
+    r"|Don't make assumptions about what values to plug into functions\."
+    r"|Here are the available tools:"
+    r"|Use the following pydantic model json schema for each tool call you will make:[^<]*?\}\s*(?=For each )"
+    r"|For each (?:\w+ )?function call return a json object with function name and arguments [^<]*"
+    r"<tool_call>(?:\s*</tool_call>)?[^<:]*:\s*<tool_call>\s*\{[^{}]*\}\s*</tool_call>"
 )
 
 

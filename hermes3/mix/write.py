@@ -10,14 +10,13 @@ import pyarrow.parquet as pq
 
 from hermes3.chat.render import IGNORE
 from hermes3.files import sha256
-from hermes3.mix.columns import SIDES, TRAIN
+from hermes3.mix.shard import SIDES, open_shard
 
-ROWS_A_FILE = 20_000  # about 10 M tokens: what one process holds while it writes
-
-
-def open_shard(path: Path) -> pa.Table:
-    """A shard, mapped into memory."""
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+ROWS_PER_FILE = 20_000  # about 10 M tokens: what one process holds while it writes
+# a fourth column would break Axolotl's packing collator
+TRAIN = pa.schema(
+    [("input_ids", pa.list_(pa.int32())), ("attention_mask", pa.list_(pa.int8())), ("labels", pa.list_(pa.int32()))]
+)
 
 
 def part(out: Path, number: int, shards: list[Path], bounds: np.ndarray, rows: np.ndarray, uses: np.ndarray) -> None:
@@ -32,12 +31,8 @@ def part(out: Path, number: int, shards: list[Path], bounds: np.ndarray, rows: n
     back[by_shard] = np.arange(len(rows))
     table = pa.concat_tables(tables).combine_chunks().take(pa.array(back))
     name = f"part-{number:05d}.parquet"
-    _parquet(_train(table), out / "train" / name)
-    _parquet(_people(table, uses), out / "rows" / name)
-
-
-def rejects(out: Path, table: pa.Table) -> None:
-    _parquet(table, out / "rejects/part-00000.parquet")
+    parquet(_train(table), out / "train" / name)
+    parquet(_readable(table, uses), out / "rows" / name)
 
 
 def output_hash(out: Path) -> dict[str, str | dict[str, str]]:
@@ -45,6 +40,11 @@ def output_hash(out: Path) -> dict[str, str | dict[str, str]]:
     files = {str(path.relative_to(out)): sha256(path) for path in sorted(out.rglob("*.parquet"))}
     together = "".join(f"{name} {digest}\n" for name, digest in files.items())
     return {"sha256": hashlib.sha256(together.encode()).hexdigest(), "files": files}
+
+
+def parquet(table: pa.Table, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(table, path, compression="zstd", compression_level=1, use_dictionary=["source", "category"])
 
 
 def _train(table: pa.Table) -> pa.Table:
@@ -59,16 +59,11 @@ def _train(table: pa.Table) -> pa.Table:
     return pa.table(columns, schema=TRAIN)
 
 
-def _people(table: pa.Table, uses: np.ndarray) -> pa.Table:
-    """The row as a person reads it; a row that is used again has its use after its id."""
+def _readable(table: pa.Table, uses: np.ndarray) -> pa.Table:
+    """The rows for people; a row that is used again has the number of its use after its id."""
     ids = [f"{i}#{use + 1}" if use else i for i, use in zip(table["id"].to_pylist(), uses.tolist(), strict=True)]
     hashes = pa.array([value.hex() for value in table["hash"].to_pylist()], pa.string())
     rest = ["n_tokens", "n_loss_tokens", "n_turns", "messages", "tools", *SIDES]
     columns = {"id": pa.array(ids, pa.string())} | {name: table[name] for name in ("source", "category")}
     columns |= {"hash": hashes} | {name: table[name] for name in rest if name in table.column_names}
     return pa.table(columns)
-
-
-def _parquet(table: pa.Table, path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
-    pq.write_table(table, path, compression="zstd", compression_level=1, use_dictionary=["source", "category"])

@@ -1,8 +1,6 @@
-"""Numbers as text, one way for every page, and the sentences that are drawn from them."""
+"""Numbers as text, one way for every page."""
 
 from typing import Any
-
-ALIGNMENT = "alignment"  # the suite whose rows are a section of their own
 
 
 def percent(value: float) -> str:
@@ -55,55 +53,6 @@ def join(items: list[str]) -> str:
 
 
 FILTERS = {f.__name__: f for f in (percent, shown, interval, signed, p_value, count, number, fixed)}
-
-
-def summary(report: dict[str, Any]) -> str:
-    """The answer, if there is a paper to compare with, and the mean score of each stage, for the terminal."""
-    answer = report["verdict"][0] + "\n" if "rows" in report["paper"] else ""
-    means = report["scores"]["means"]
-    width = max(map(len, means["stages"]), default=0)
-    lines = [f"{name:<{width}}  {percent(one['value'])} ({interval(one)})" for name, one in means["stages"].items()]
-    head = (
-        f"Mean of {', '.join(means['tasks'])}, with 95 % intervals:"
-        if lines
-        else "No task was measured at every stage."
-    )
-    return "\n".join([answer + head, *lines]).replace("\u00a0", " ").replace("\u2009", "") + "\n"
-
-
-def scores_caption(scores: dict[str, Any]) -> str:
-    """One line under the scores chart: the widest move from the first stage to the last."""
-    first, last = scores["stages"][0], scores["stages"][-1]
-    legend = "Marks are scores, lines their 95\u00a0% intervals."
-    moves = [
-        (abs(row["scores"][last]["value"] - row["scores"][first]["value"]), row)
-        for row in scores["rows"]
-        if row["scores"][first] and row["scores"][last] and row["scale"] == 100 and row["suite"] != ALIGNMENT
-    ]
-    if first == last or not moves:
-        return legend
-    row = max(moves, key=lambda move: move[0])[1]
-    values = [percent(row["scores"][stage]["value"]) for stage in (first, last)]
-    return f"{legend} The widest move: {row['task_label']}, {values[0]} on {first} and {values[1]} on {last}."
-
-
-def paper_caption(paper: dict[str, Any]) -> str:
-    """One line under the chart against the paper; empty where there is nothing to draw."""
-    column, words = next(iter(paper["columns"].items()))
-    pairs = [row["against"][column] for row in paper["rows"] if row["scale"] == 100]
-    drawn = [pair for pair in pairs if "difference" in pair]
-    if not drawn:
-        return ""
-    hollow = "" if all("p" in pair for pair in drawn) else " Hollow marks have no interval: the table says why."
-    return f"{paper['stage']} minus {words}, in points, with 95\u00a0% intervals; the line at 0 is the paper.{hollow}"
-
-
-def training_caption(runs: list[dict[str, Any]]) -> str:
-    """One line under the training curves: where each run's loss began and ended."""
-    return " ".join(
-        f"{run['name']}: loss {number(run['first_loss'])} to {number(run['last_loss'])} in {count(run['steps'])} steps."
-        for run in runs
-    )
 
 
 def mix_caption(mix: dict[str, Any]) -> str:

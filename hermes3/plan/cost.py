@@ -12,9 +12,9 @@ from typing import Any
 from hermes3.files import UserError
 from hermes3.plan.memory import FSDP2, REPLICATED, ZERO3, Memory, Setting
 from hermes3.plan.shapes import Shape, Work
+from hermes3.recipe.check import validate
 from hermes3.recipe.hardware import Gpu, gpu_of, hardware_of
 from hermes3.recipe.paper import rows
-from hermes3.recipe.validate import validate
 
 PAPER_TOKENS = 390e6  # Table 1
 PAPER_EPOCHS = 4

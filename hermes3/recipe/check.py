@@ -1,47 +1,112 @@
 """Everything that can be known of a recipe on a laptop: `hermes3 check`.
 
-In turn: the rules of this project, its DeepSpeed file, Axolotl's schema and validators for the declared hardware,
-prepared data, conformance with the paper, and which of its keys Axolotl reads.
+In turn: its own lines (`rules.py`), what it starts from, reads and writes (`inputs.py`), Axolotl's and DeepSpeed's
+schemas for the declared hardware (`schema.py`), which of its keys nothing reads (`reads.py`), and the paper, where it
+says that it reproduces it (`paper.py`).
 """
 
-import logging
-import os
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hermes3.recipe.conform import Row, table
+from hermes3.files import UserError
+from hermes3.recipe import inputs, paper, reads, rules, schema
 from hermes3.recipe.finding import ERROR, NOTE, Finding, from_error
-from hermes3.recipe.hardware import hardware_of
-from hermes3.recipe.ignored import Reader
+from hermes3.recipe.hardware import Hardware, hardware_of
+from hermes3.recipe.read import read
 
 
 @dataclass
 class Report:
-    """What was found of the recipe at `path`. `rows`: the conformance table; `readers`: who reads each key."""
+    """What was found of the recipe at `path`. `readers`: who reads each key, [] if that was not looked at."""
 
     path: Path
     findings: list[Finding] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
-    readers: list[Reader] = field(default_factory=list)
-    compared: bool = False  # with the paper; not before it can be read
+    readers: list[reads.Reader] = field(default_factory=list)
+    reproduces: str | None = None  # the row of the paper that the recipe was held to
 
     @property
     def errors(self) -> list[Finding]:
         return [finding for finding in self.findings if finding.level == ERROR]
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts: `{"recipe", "ok", "findings", "conformance", "reads"}`."""
+        """For scripts: `{"recipe", "ok", "findings", "reproduces", "reads"}`."""
         return {
             "recipe": str(self.path),
             "ok": not self.errors,
             "findings": [asdict(finding) for finding in self.findings],
-            "conformance": [asdict(row) for row in self.rows],
+            "reproduces": self.reproduces,
             "reads": [asdict(reader) for reader in self.readers],
         }
+
+
+def default_recipes() -> list[Path]:
+    """Those of the repository. `UserError` elsewhere than at its root, from where recipes name their files."""
+    found = [*sorted(Path("recipes").glob("*.yml")), *sorted(Path("recipes/experiments").glob("*.yml"))]
+    if not found:
+        raise UserError("recipes: no recipe in this folder; run from the root of the repository, or name recipes")
+    return found
+
+
+def check(path: Path, against: str | None = None) -> Report:
+    """The report of one recipe."""
+    return check_all([path], against)[0]
+
+
+def check_all(paths: list[Path], against: str | None = None) -> list[Report]:
+    """The reports of recipes, in their order. `against`: the row of the paper to hold them to, e.g. `8b_sft`."""
+    reports, readable = [], {}
+    for path in paths:
+        report = Report(path)
+        reports.append(report)
+        try:
+            recipe = read(path)
+        except UserError as error:
+            report.findings.append(from_error(error, "file", path))
+            continue
+        report.findings += [*rules.findings(path, recipe), *inputs.findings(path, recipe)]
+        try:
+            readable[path] = recipe, hardware_of(path, recipe)
+        except ValueError as error:
+            report.findings.append(from_error(error, "hardware", path))
+    examined = schema.examine(list(readable))
+    for report in reports:
+        if report.path in readable:
+            recipe, hardware = readable[report.path]
+            wrong, resolved = examined[report.path]
+            report.findings += wrong
+            report.reproduces = against or recipe.get("reproduces")
+            report.findings += _of_the_paper(recipe, hardware, report.reproduces)
+            if resolved:
+                report.readers = reads.readers(recipe)
+                known = {finding.key for finding in report.errors}
+                report.findings += [found for found in reads.findings(recipe) if found.key not in known]
+    return reports
+
+
+def _of_the_paper(recipe: dict[str, Any], hardware: Hardware, name: str | None) -> Iterator[Finding]:
+    if name is not None:
+        try:
+            yield from paper.findings(recipe, hardware, name)
+        except UserError as error:
+            yield from_error(error, "reproduces")
+
+
+def validate(path: Path) -> dict[str, Any]:
+    """The recipe as Axolotl resolves it, defaults filled in, on the hardware that it declares.
+
+    `UserError` names the file, the key and the remedy: for what is missing, what `schema` finds, and stale prepared
+    data. All else is `hermes3 check`'s alone.
+    """
+    recipe = read(path)
+    hardware_of(path, recipe)
+    wrong, resolved = schema.examine([path])[path]
+    for finding in (*rules.basic(path, recipe), *wrong):
+        if finding.level == ERROR:
+            raise UserError(f"{path}: {finding}")
+    inputs.check_prepared(path, recipe)
+    return resolved
 
 
 def notes(reports: list[Report]) -> dict[str, list[Path]]:
@@ -52,88 +117,3 @@ def notes(reports: list[Report]) -> dict[str, list[Path]]:
             if finding.level == NOTE:
                 found.setdefault(str(finding), []).append(report.path)
     return found
-
-
-def default_recipes() -> list[Path]:
-    """Those of the repository. `ValueError` elsewhere than at its root, from where recipes name their files."""
-    found = [*sorted(Path("recipes").glob("*.yml")), *sorted(Path("recipes/experiments").glob("*.yml"))]
-    if not found:
-        raise ValueError("recipes: no recipe in this folder; run from the root of the repository, or name recipes")
-    return found
-
-
-def check(path: Path) -> Report:
-    """The report of one recipe."""
-    return check_all([path])[0]
-
-
-def check_all(paths: list[Path], progress: Callable[[str], None] = lambda text: None) -> list[Report]:
-    """The reports of recipes, in their order. `progress` is told what is going on. Some ten seconds are imports."""
-    progress("loading Axolotl")
-    with _quiet():
-        from hermes3.recipe import ignored, reads, schema  # noqa: F401
-
-        reads.prepare()
-    reports, recipes = [], {}
-    for number, path in enumerate(paths, 1):
-        progress(f"{number} of {len(paths)}: {path}")
-        report, recipe = inspect(path)
-        reports.append(report)
-        if recipe is not None:
-            recipes[path] = recipe
-    traces = reads.traces(list(recipes.values()), lambda done, of: progress(f"training for one step: {done} of {of}"))
-    traced = dict(zip(recipes, traces, strict=True))
-    for report in reports:
-        if report.path in traced:
-            recipe, trace = recipes[report.path], traced[report.path]
-            report.readers = ignored.readers(recipe, trace)
-            known = {finding.key for finding in report.errors}
-            report.findings += [found for found in ignored.findings(recipe, trace) if found.key not in known]
-    return reports
-
-
-def inspect(path: Path) -> tuple[Report, dict[str, Any] | None]:
-    """The report but for who reads what, in a fraction of a second; and the recipe, None if Axolotl refuses it."""
-    from hermes3.recipe import deepspeed_file, rules, schema
-    from hermes3.recipe.prepared import check_prepared
-    from hermes3.recipe.read import read
-
-    report = Report(path)
-    try:
-        recipe = read(path)
-    except ValueError as error:
-        report.findings.append(from_error(error, "file", path))
-        return report, None
-    report.findings += [*rules.findings(path, recipe), *deepspeed_file.findings(path, recipe)]
-    try:
-        hardware = hardware_of(path, recipe)
-    except ValueError as error:
-        report.findings.append(from_error(error, "hardware", path))
-        return report, None
-    wrong, resolved = schema.findings(recipe, hardware)
-    report.findings += wrong
-    try:
-        check_prepared(path, recipe)
-    except ValueError as error:
-        report.findings.append(from_error(error, "datasets", path))
-    report.rows, wrong_marks = table(path, recipe, hardware)
-    report.compared = True
-    report.findings += wrong_marks
-    return report, recipe if resolved else None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Swallow what imports print on a machine without a GPU: a dozen lines about kernels that nobody here uses."""
-    null, stderr = os.open(os.devnull, os.O_WRONLY), os.dup(2)
-    os.dup2(null, 2)
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(null)

@@ -1,19 +1,26 @@
-"""What the paper states of the model and phase that a recipe is for (`paper.yml`)."""
+"""What the paper states of each model and phase (`paper.yml`), and whether a recipe that reproduces one keeps to it."""
 
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from hermes3.files import UserError
+from hermes3.recipe.finding import Finding, note
+from hermes3.recipe.hardware import Hardware
+
+SIZE = re.compile(r"(?<![\w.])\d+b(?![a-z0-9])")  # 8b of outputs/8b/base and of meta-llama/Llama-3.1-8B
+
 
 @dataclass(frozen=True)
 class Paper:
-    """One row of `paper.yml`; None or absent: the paper does not say.
+    """One row of `paper.yml`; None: the paper does not say.
 
-    `global_batch`: packed sequences a step. `values`: recipe keys as a recipe must spell them. `words`: what the paper
-    says of a key that has no value to compare.
+    `global_batch`: packed sequences per step. `values`: recipe keys as a recipe must spell them; null: must be absent.
     """
 
     base: str
@@ -22,22 +29,55 @@ class Paper:
     global_batch: int | None = None
     gpu_hours: int | None = None
     epoch_kept: int | None = None
-    words: dict[str, str] = field(default_factory=dict)
-    unstated: tuple[str, ...] = ()
 
 
 @lru_cache
 def rows() -> dict[str, Paper]:
     """The rows by size and phase, e.g. `405b_sft`."""
     given = yaml.safe_load(Path(__file__).with_name("paper.yml").read_text(encoding="utf-8"))
-    return {name: _row(**row) for name, row in given.items()}
-
-
-def _row(values: dict[str, dict[str, Any]], unstated: list[str], **rest: Any) -> Paper:
-    merged = {key: value for keys in values.values() for key, value in keys.items()}
-    return Paper(values=merged, unstated=tuple(unstated), **rest)
+    return {name: Paper(**row) for name, row in given.items() if not name.startswith("_")}
 
 
 def paper_of(recipe: Path) -> Paper | None:
     """The row that a recipe is for, by its file's name: `8b_sft_lora.yml` is for `8b_sft`; None: the paper has none."""
     return next((row for name, row in rows().items() if f"{recipe.stem}_".startswith(f"{name}_")), None)
+
+
+def findings(recipe: dict[str, Any], hardware: Hardware, name: str) -> Iterator[Finding]:
+    """Where the recipe is not what the paper states of `name`, e.g. `8b_sft`. `UserError` for an unknown name."""
+    if name not in rows():
+        raise UserError(f"reproduces: {name} is not in the paper; use one of {', '.join(rows())}")
+    paper = rows()[name]
+    for key, stated in paper.values.items():
+        value = recipe.get(key)
+        if value != stated or isinstance(value, bool) != isinstance(stated, bool):
+            if stated is None:
+                yield Finding(key, f"{value}; the paper's {name} does without it", f"leave it out, {OR}")
+            else:
+                wrong = "missing" if value is None else f"{value}"
+                yield Finding(key, f"{wrong}; the paper states {stated} for {name}", f"set {stated}, {OR}")
+    size, sizes = name.partition("_")[0], SIZE.findall(str(recipe.get("base_model")).lower())
+    if sizes and size not in sizes:
+        wrong = f"{recipe['base_model']} is a {sizes[0].upper()}, and the recipe reproduces {name}"
+        yield Finding("base_model", wrong, f"set a model of {size.upper()}, {OR}")
+    if paper.global_batch:
+        yield from _batch(recipe, hardware.gpus, paper)
+
+
+OR = "or leave out `reproduces`"
+
+
+def _batch(recipe: dict[str, Any], gpus: int, paper: Paper) -> Iterator[Finding]:
+    """The global batch must be the paper's; on how many GPUs it is reached is the user's choice."""
+    steps = [recipe.get(key) for key in ("micro_batch_size", "gradient_accumulation_steps")]
+    micro, accumulation = (value if isinstance(value, int) else 1 for value in steps)
+    batch, wanted = micro * accumulation * gpus, paper.global_batch
+    if batch != wanted:
+        remedy = f"choose hardware whose GPUs divide {wanted}, {OR}"
+        if wanted % (micro * gpus) == 0:
+            remedy = f"set gradient_accumulation_steps: {wanted // (micro * gpus)}"
+        wrong = "the global batch, micro_batch_size x gradient_accumulation_steps x GPUs, is "
+        wrong += f"{micro} x {accumulation} x {gpus} = {batch}, and the paper's {wanted}"
+        yield Finding("gradient_accumulation_steps", wrong, remedy)
+    if gpus != paper.gpus:
+        yield note("hardware", f"{gpus} GPUs, the paper's {paper.gpus}", "equal where the global batch is")

@@ -73,4 +73,4 @@ def _without_nulls(config: dict[str, Any]) -> dict[str, Any]:
 
 def on_hub(base: str) -> bool:
     """Whether `base` names a model of the Hub, owner/name, and no folder: not even one that is not made yet."""
-    return bool(HUB_ID.fullmatch(base)) and not Path(base).parent.exists()
+    return bool(HUB_ID.fullmatch(base)) and not base.startswith("outputs/") and not Path(base).parent.exists()

@@ -5,14 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hermes3.recipe import base_model, neighbours
-from hermes3.recipe.deepspeed_file import trains_405b
-from hermes3.recipe.finding import Finding
+from hermes3.files import UserError
+from hermes3.recipe.finding import Finding, from_error
 from hermes3.recipe.hardware import CPU
+from hermes3.recipe.read import deepspeed_config
+from hermes3.recipe.reads import reads
+from hermes3.recipe.schema import PLUGIN
 
-PLUGIN = "hermes3.train.plugin.HermesPlugin"
 LM_EVAL = "axolotl.integrations.lm_eval.LMEvalPlugin"
-# Keys that a recipe must give, and what Axolotl 0.19 does without them
+# Keys that a recipe must give, and what Axolotl does without them
 REQUIRED = {
     "seed": ("data would be shuffled differently on every run", "add seed: 42"),
     "attn_implementation": ("packed samples would attend to each other", "add attn_implementation: flash_attention_2"),
@@ -26,14 +27,21 @@ ISOLATING = ("flash_attention_2", "sdpa", "eager")
 # Plugins whose kernels need a GPU
 GPU_PLUGINS = ("axolotl.integrations.liger.", "axolotl.integrations.cut_cross_entropy.")
 DDP_TIMEOUT = 7200  # seconds; a save of 812 GB, or reading them, takes longer than torch's 1800 on a slow file system
+SPLIT = re.compile(r"train(\[[^\]]*\])?(\+train\[[^\]]*\])*")
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+# Numbers that the recipe has too, as transformers fills an "auto"
+SAME_AS = {
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "train_micro_batch_size_per_gpu": "micro_batch_size",
+    "gradient_clipping": "max_grad_norm",
+}
+GATHER = "stage3_gather_16bit_weights_on_model_save"
 
 
 def findings(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
-    """Everything that needs no import of Axolotl, for the recipe at `path`."""
-    for rule in (basic, _settings, _plugins, _numbers, _precision, _cpu, _sharding, _saving, base_model.findings):
+    """Everything that a recipe's own lines tell, for the recipe at `path`."""
+    for rule in (basic, _settings, _plugins, _numbers, _precision, _cpu, _sharding, _deepspeed, _saving):
         yield from rule(path, recipe)
-    yield from neighbours.findings(path, recipe)
 
 
 def basic(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
@@ -50,36 +58,27 @@ def _required(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
 
 def _settings(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     if recipe.get("trust_remote_code") is not False:
-        yield Finding(
-            "trust_remote_code",
-            "not false: code that comes with a model would be run",
-            "set trust_remote_code: false; Llama needs none",
-        )
+        wrong = "not false: code that comes with a model would be run"
+        yield Finding("trust_remote_code", wrong, "set trust_remote_code: false; Llama needs none")
     if _number(recipe, "ddp_timeout", 0) < DDP_TIMEOUT:
         given = recipe.get("ddp_timeout", "absent, so torch's 1800")
-        yield Finding(
-            "ddp_timeout",
-            f"{given}: ranks that wait for a save of the weights would end the run",
-            f"set ddp_timeout: {DDP_TIMEOUT}",
-        )
+        wrong = f"{given}: ranks that wait for a save of the weights would end the run"
+        yield Finding("ddp_timeout", wrong, f"set ddp_timeout: {DDP_TIMEOUT}")
     if recipe.get("warmup_steps") == 1:
         yield Finding("warmup_steps", "1: Axolotl makes it 2", "set 0 or 2")
+    if recipe.get("rl") and recipe.get("dpo_padding_free"):
+        wrong = "true: TRL makes it false when the run starts, with a line in the log"
+        yield Finding("dpo_padding_free", wrong, "leave it out")
 
 
 def _plugins(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     plugins = recipe.get("plugins") or []
     if PLUGIN not in plugins:
-        yield Finding(
-            "plugins",
-            f"{PLUGIN} is missing: packs of the first epoch would come again in every epoch",
-            f"add - {PLUGIN}",
-        )
+        wrong = f"{PLUGIN} is missing: packs of the first epoch would come again in every epoch"
+        yield Finding("plugins", wrong, f"add - {PLUGIN}")
     if LM_EVAL in plugins:
-        yield Finding(
-            "plugins",
-            f"{LM_EVAL} runs lm_eval on every rank, without the chat template",
-            "leave it out, and run hermes3 eval on a checkpoint",
-        )
+        wrong = f"{LM_EVAL} runs lm_eval on every rank, without the chat template"
+        yield Finding("plugins", wrong, "leave it out, and run hermes3 eval on a checkpoint")
 
 
 def _numbers(path: Path, recipe: dict[str, Any], prefix: str = "") -> Iterator[Finding]:
@@ -107,12 +106,23 @@ def _with_point(text: str) -> str:
 def _data(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     attention = recipe.get("attn_implementation")
     if recipe.get("sample_packing") and attention not in (None, *ISOLATING):
-        yield Finding(
-            "attn_implementation",
-            f"{attention} is not known to keep packed samples apart",
-            f"with sample_packing use one of {', '.join(ISOLATING)}",
+        wrong = f"{attention} is not known to keep packed samples apart"
+        yield Finding("attn_implementation", wrong, f"with sample_packing use one of {', '.join(ISOLATING)}")
+    if (
+        recipe.get("sample_packing")
+        and attention == "sdpa"
+        and not _on_cpu(recipe)
+        and recipe.get("sdpa_varlen") is not False
+    ):
+        wrong = (
+            f"{recipe.get('sdpa_varlen', 'absent')}: a kernel for GPUs alone, not proven to keep packed samples apart"
         )
+        yield Finding("sdpa_varlen", wrong, "set sdpa_varlen: false, or attn_implementation: flash_attention_2")
 
+    for entry in recipe.get("datasets") or []:
+        split = str(entry.get("split") or "train")
+        if Path(str(entry.get("path"))).name == "train" and not SPLIT.fullmatch(split):
+            yield Finding("datasets.split", f"{split}: a mix has the split train alone", "set train, or train[:10%]")
     if recipe.get("excess_length_strategy", "drop") == "drop":
         yield Finding(
             "excess_length_strategy",
@@ -123,25 +133,23 @@ def _data(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
 
 def _precision(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     if recipe.get("bf16") == "auto" or "bf16" not in recipe:
-        yield Finding(
-            "bf16",
-            f"{recipe.get('bf16', 'absent')}: on a machine without bf16 Axolotl trains in fp16",
-            "set bf16: true on GPUs, false on a CPU",
-        )
+        wrong = f"{recipe.get('bf16', 'absent')}: on a machine without bf16 Axolotl trains in fp16"
+        yield Finding("bf16", wrong, "set bf16: true on GPUs, false on a CPU")
     if recipe.get("fp16"):
         yield Finding("fp16", "overflows on Llama 3.1, which was trained in bf16", "set bf16: true and leave fp16 out")
     if recipe.get("fsdp_config") and recipe.get("bf16") and PLUGIN not in (recipe.get("plugins") or []):
-        yield Finding(
-            "fsdp_config",
-            "FSDP2 with bf16: true keeps weights and Adam's moments in bf16, which loses most of an update of 7e-6",
-            f"add {PLUGIN} to plugins, which keeps them in fp32",
-        )
+        wrong = "FSDP2 with bf16: true keeps weights and Adam's moments in bf16, which loses most of an update of 7e-6"
+        yield Finding("fsdp_config", wrong, f"add {PLUGIN} to plugins, which keeps them in fp32")
+
+
+def _on_cpu(recipe: dict[str, Any]) -> bool:
+    hardware = recipe.get("hardware")
+    return isinstance(hardware, dict) and hardware.get("gpu") == CPU
 
 
 def _cpu(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     """What Axolotl's validators let pass for a CPU, and its trainer cannot do there."""
-    hardware = recipe.get("hardware")
-    if not isinstance(hardware, dict) or hardware.get("gpu") != CPU:
+    if not _on_cpu(recipe):
         return
     for key in ("bf16", "tf32", "fp8"):
         if recipe.get(key) not in (None, False):
@@ -154,43 +162,85 @@ def _cpu(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _files(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
-    named = {key: recipe.get(key) for key in ("deepspeed", "chat_template_jinja")}
-    for entry in recipe.get("datasets") or []:
-        named["datasets.chat_template_jinja"] = entry.get("chat_template_jinja")
-    for key, value in named.items():
-        inline = key != "deepspeed" and isinstance(value, str) and ("{" in value or "\n" in value)
-        if isinstance(value, str) and not inline and not Path(value).is_file():
-            yield Finding(key, f"no file {value} (relative to the working directory)", _existing(Path(value)))
-
-
-def _existing(missing: Path) -> str:
-    there = sorted(str(file) for file in missing.parent.glob(f"*{missing.suffix}"))
-    return f"there are {', '.join(there)}" if there else "run from the root of the repository"
+    try:
+        deepspeed_config(path, recipe)
+    except UserError as error:
+        yield from_error(error, "deepspeed", path)
+    for key, part in [("", recipe), *(("datasets.", entry) for entry in recipe.get("datasets") or [])]:
+        template = part.get("chat_template_jinja")
+        if isinstance(template, str) and not re.search(r"[{\n]", template) and not Path(template).is_file():
+            yield Finding(f"{key}chat_template_jinja", f"no file {template}", "run from the root of the repository")
 
 
 def _sharding(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
-    fsdp = recipe.get("fsdp_config") or recipe.get("fsdp")
+    fsdp = recipe.get("fsdp_config") or {}
     if fsdp and recipe.get("deepspeed"):
         yield Finding(
             "deepspeed", "given beside fsdp_config, and Axolotl then takes FSDP without a word", "keep one of the two"
         )
-    inside = recipe["fsdp_config"].get("fsdp_version") if isinstance(recipe.get("fsdp_config"), dict) else None
-    if fsdp and str(recipe.get("fsdp_version") or inside) != "2":
-        yield Finding("fsdp_version", "not 2, so the deprecated FSDP1", "set fsdp_version: 2")
     if fsdp and recipe.get("rl") and recipe.get("adapter"):
-        yield Finding(
-            "fsdp_config",
-            "under rl Axolotl saves a sharded adapter by names that PEFT does not find again",
-            "shard with deepspeed: deepspeed_configs/zero3_bf16.json",
-        )
+        wrong = "under rl Axolotl saves a sharded adapter by names that PEFT does not find again"
+        yield Finding("fsdp_config", wrong, "shard with deepspeed: deepspeed_configs/zero3_bf16.json")
     for key in ("state_dict_type", "final_state_dict_type"):
-        config = recipe["fsdp_config"] if isinstance(recipe.get("fsdp_config"), dict) else {}
-        if config.get(key) == "FULL_STATE_DICT" and trains_405b(path, recipe):
-            yield Finding(
-                f"fsdp_config.{key}",
-                "FULL_STATE_DICT: each save would gather 1.6 TB of fp32 weights in rank 0's memory",
-                f"set {key}: SHARDED_STATE_DICT",
-            )
+        if fsdp.get(key) == "FULL_STATE_DICT" and trains_405b(path, recipe):
+            wrong = "FULL_STATE_DICT: each save would gather 1.6 TB of fp32 weights in rank 0's memory"
+            yield Finding(f"fsdp_config.{key}", wrong, f"set {key}: SHARDED_STATE_DICT")
+
+
+def trains_405b(path: Path, recipe: dict[str, Any]) -> bool:
+    """Whether a save in one piece is 812 GB."""
+    return "405b" in f"{path.stem} {recipe.get('base_model')}".lower() and not recipe.get("adapter")
+
+
+def _deepspeed(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
+    """What the DeepSpeed file says of this project's trainings; `schema.py` holds it to DeepSpeed itself."""
+    try:
+        config = deepspeed_config(path, recipe)
+    except UserError:
+        return  # said by `_files`
+    if config is None:
+        return
+    if any(not isinstance(config.get(part, {}), dict) for part in ("zero_optimization", "bf16", "fp16")):
+        yield Finding("deepspeed", "zero_optimization, bf16 or fp16 is no JSON object", "write its keys in { }")
+        return
+    yield from _contradictions(config, recipe)
+    zero = config.get("zero_optimization", {})
+    if zero.get("stage") != 3:
+        wrong = f"zero_optimization.stage is {zero.get('stage')}: each GPU would hold a whole copy of the weights"
+        yield Finding("deepspeed", wrong, "set stage: 3")
+    if trains_405b(path, recipe) and zero.get(GATHER):
+        wrong = f"{GATHER} is true: each save would gather 812 GB of weights in rank 0's memory"
+        yield Finding("deepspeed", wrong, f"set {GATHER}: false, and join the parts with `hermes3 consolidate`")
+    for name in _auto(config):
+        if name not in reads().deepspeed_auto:
+            yield Finding("deepspeed", f'{name} is "auto", and transformers fills no such key', "give a value")
+
+
+def _contradictions(config: dict[str, Any], recipe: dict[str, Any]) -> Iterator[Finding]:
+    """What the file sets and the recipe says otherwise: DeepSpeed goes by the file, or transformers refuses the run."""
+    for name, key in SAME_AS.items():
+        value = config.get(name, "auto")
+        if value != "auto" and value != recipe.get(key, 1):
+            said = f"{name} is {value}, and the recipe has {key}: {recipe.get(key)}"
+            yield Finding("deepspeed", said, f'set "{name}": "auto"')
+    if config.get("train_batch_size", "auto") != "auto":
+        yield Finding("deepspeed", "train_batch_size is fixed", 'set "auto": it follows from the hardware')
+    for part, key in {"optimizer": "optimizer", "scheduler": "lr_scheduler"}.items():
+        if part in config:
+            yield Finding("deepspeed", f"its {part} would replace the recipe's {key}", "leave it out")
+    for part in ("bf16", "fp16"):
+        on, wanted = config.get(part, {}).get("enabled") is True, recipe.get(part) is True
+        if on != wanted and config.get(part, {}).get("enabled") != "auto":
+            wrong = f"{part} is {'on' if on else 'off'}, and the recipe has {part}: {str(wanted).lower()}"
+            yield Finding("deepspeed", wrong, f'set "{part}": {{"enabled": {str(wanted).lower()}}}')
+
+
+def _auto(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _auto(value, f"{prefix}{name}.")
+        elif value == "auto":
+            yield prefix + name
 
 
 def _saving(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
@@ -199,11 +249,8 @@ def _saving(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     per_epoch, strategy = recipe.get("saves_per_epoch"), recipe.get("save_strategy", "epoch")
     if not recipe.get("rl") and (recipe.get("save_steps") or strategy != "epoch" and not per_epoch):
         given = f"save_steps: {recipe['save_steps']}" if recipe.get("save_steps") else strategy
-        yield Finding(
-            "save_strategy",
-            f"{given} keeps no checkpoint of each epoch, and the best epoch is chosen of them",
-            "set save_strategy: epoch; restart_steps saves in between",
-        )
+        wrong = f"{given} keeps no checkpoint of each epoch, and the best epoch is chosen of them"
+        yield Finding("save_strategy", wrong, "set save_strategy: epoch; restart_steps saves in between")
     epochs = int(_number(recipe, "num_epochs", 1))
     needed = epochs * int(_number(recipe, "saves_per_epoch", 1)) + (1 if recipe.get("restart_steps") else 0)
     limit = _number(recipe, "save_total_limit", 4)  # Axolotl's default

@@ -1,88 +1,110 @@
-"""A recipe against Axolotl's own schema and validators, and against the names that these let pass or only warn of.
+"""What Axolotl and DeepSpeed themselves say of recipes, and the names that they let pass or only warn of.
 
-Axolotl drops an unknown key without a word, at every level, and renames a deprecated one.
+It runs as a process of its own, `python -m hermes3.recipe.schema RECIPE...`, because Axolotl's schema is imported
+without torch there (`light.py`), and because Axolotl patches, registers and prints. A recipe that needs more, e.g. for
+a plugin of somebody else, is looked at again with everything imported, which takes 15 s.
 """
 
 import copy
+import json
 import logging
-from collections import OrderedDict
+import os
+import re
+import subprocess
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, get_args
 
+from hermes3.files import UserError
 from hermes3.recipe.finding import Finding, nearest
-from hermes3.recipe.hardware import CPU, Hardware
+from hermes3.recipe.hardware import CPU, Hardware, hardware_of
+from hermes3.recipe.read import deepspeed_config, read
+from hermes3.recipe.reads import reads
+
+PLUGIN = "hermes3.train.plugin.HermesPlugin"
+PLUGIN_ARGS = "hermes3.train.args.HermesArgs"
+PREFERENCE_ENTRIES = {"dpo": "DPODataset", "ipo": "DPODataset", "simpo": "DPODataset", "kto": "KTODataset"}
+# What Axolotl says of a key that it takes and that does nothing, or soon will not
+INEFFECTIVE = re.compile(r"deprecated|ignored|no effect")
 
 
-def findings(recipe: dict[str, Any], hardware: Hardware) -> tuple[list[Finding], dict[str, Any]]:
-    """What is wrong, and the recipe as Axolotl resolves it on that hardware, with its defaults; {} if it refuses it."""
-    from axolotl.utils.config import validate_config
-    from axolotl.utils.dict import DictDefault
-    from pydantic import ValidationError
-
-    wrong: list[Finding] = []
-    with _plugins(recipe) as missing, _warnings() as warnings:
-        if missing:
-            return missing, {}  # all keys of a plugin would be unknown
-        wrong += _names(recipe)
-        try:
-            resolved = validate_config(DictDefault(copy.deepcopy(recipe)), *_capabilities(hardware)).to_dict()
-        except ValidationError as error:
-            return [*wrong, *_faults(error.errors())], {}
-        except (ValueError, DeprecationWarning) as error:
-            return [*wrong, *_faults([{"loc": (), "msg": str(error)}])], {}
-    named = " ".join(map(str, wrong))
-    for text in warnings:
-        key = next((key for key in recipe if key in text), "recipe")
-        if "deprecated" in text and key not in named:
-            wrong.append(Finding(key, f"Axolotl warns: {text.strip()}", "use what it names instead"))
-    return wrong, resolved
+def examine(paths: list[Path]) -> dict[Path, tuple[list[Finding], dict[str, Any]]]:
+    """For each readable recipe: what is wrong, and the recipe as Axolotl resolves it, {} if it refuses it."""
+    answers = _process(paths, light=True)
+    if again := [path for path in paths if answers[str(path)] is None]:
+        answers |= _process(again, light=False)
+    return {
+        path: ([Finding(**finding) for finding in answers[str(path)]["findings"]], answers[str(path)]["resolved"])
+        for path in paths
+    }
 
 
-def _faults(errors: list[dict[str, Any]]) -> Iterator[Finding]:
-    """Pydantic's errors, one finding a key: each form that a value could have had is an error of its own there.
-
-    Axolotl's own validators give no place, but their message names the keys.
-    """
-    said: dict[str, list[str]] = {}
-    for error in errors:
-        key = str(error["loc"][0]) if error["loc"] else "recipe"
-        said.setdefault(key, []).append(error["msg"].removeprefix("Value error, "))
-    for key, texts in said.items():
-        yield Finding(key, f"Axolotl refuses it: {' / '.join(dict.fromkeys(texts))}", "change it as it says")
+def _process(paths: list[Path], light: bool) -> dict[str, Any]:
+    argv = [sys.executable, "-m", "hermes3.recipe.schema", *(["--light"] if light else []), *map(str, paths)]
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "AXOLOTL_DO_NOT_TRACK": "1"}  # a laptop's answer on every machine
+    done = subprocess.run(argv, text=True, capture_output=True, env=env)
+    if done.returncode:
+        raise UserError(f"Axolotl's schema cannot be loaded: {done.stderr.strip()[-500:]}; install requirements.txt")
+    return json.loads(done.stdout)
 
 
-@contextmanager
-def _plugins(recipe: dict[str, Any]) -> Iterator[list[Finding]]:
-    """Register this recipe's plugins and no other's: the manager is one per process and forgets nothing."""
-    from axolotl.integrations.base import PluginManager
+def main(argv: list[str]) -> None:
+    """Print `{path: {"findings", "resolved"}}`; null for a recipe that cannot be judged without torch."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what imports print must not stand in the answer
+    is_light = argv[:1] == ["--light"]
+    if is_light:
+        from hermes3.recipe import light
+
+        light.install()
+        from axolotl.integrations import base
+
+        load = base.load_plugin
+        base.load_plugin = lambda name: _OurPlugin() if name == PLUGIN else load(name)
     from axolotl.utils import config
 
-    manager = PluginManager.get_instance()
-    before, manager.plugins = manager.plugins, OrderedDict()
-    merge, config.merge_input_args = config.merge_input_args, lambda: _models(tuple(manager.plugins))
-    try:
-        with _warnings():
-            missing = list(_missing(recipe.get("plugins") or []))
-            if not missing:
-                config.prepare_plugins(copy.deepcopy(recipe))
-        yield missing
-    finally:
-        manager.plugins, config.merge_input_args = before, merge
-
-
-def _missing(plugins: list[str]) -> Iterator[Finding]:
-    """Axolotl goes on without a plugin whose module it cannot import."""
-    from axolotl.integrations.base import load_plugin
-
-    for name in plugins:
+    config.merge_input_args = lambda: _models(tuple(_manager().plugins))
+    answers = {}
+    for path in argv[is_light:]:
         try:
-            load_plugin(name)
-        except Exception as error:  # of whatever its module and its class do
-            wrong = f"{name} cannot be imported ({error})"
-            yield Finding("plugins", wrong, "mend its name, or install what it needs")
+            recipe = read(Path(path))
+            findings, resolved = _findings(recipe, hardware_of(Path(path), recipe), is_light)
+            findings += _deepspeed(Path(path), recipe)
+            answers[path] = {"findings": [asdict(finding) for finding in findings], "resolved": resolved}
+        except BaseException:  # light.NeedsTorch, and what a stand-in brings about
+            if not is_light:
+                raise
+            traceback.print_exc()
+            answers[path] = None
+    json.dump(answers, out, default=str)
+    out.close()
+
+
+class _OurPlugin:
+    """In place of the plugin, whose modules import torch: the keys that it adds."""
+
+    def get_input_args(self) -> str:
+        return PLUGIN_ARGS
+
+    def register(self, cfg: dict[str, Any]) -> None:
+        pass
+
+    on_config_validation_error = register
+
+    def get_adapter_capabilities(self) -> list[Any]:
+        return []
+
+
+def _manager() -> Any:
+    from axolotl.integrations.base import PluginManager
+
+    return PluginManager.get_instance()
 
 
 @lru_cache
@@ -93,82 +115,109 @@ def _models(plugins: tuple[str, ...]) -> tuple[Any, Any]:
     return merge_input_args()
 
 
+def _findings(recipe: dict[str, Any], hardware: Hardware, is_light: bool) -> tuple[list[Finding], dict[str, Any]]:
+    from axolotl.utils.config import prepare_plugins, validate_config
+    from axolotl.utils.dict import DictDefault
+    from pydantic import ValidationError
+
+    _manager().plugins.clear()
+    with _warnings() as warnings:
+        try:
+            prepare_plugins(DictDefault(copy.deepcopy(recipe)))
+        except Exception as error:  # of whatever the plugin's module and class do
+            if is_light:
+                raise
+            return [Finding("plugins", f"one cannot be imported ({error})", "mend its name, or install it")], {}
+        warnings.clear()
+        findings = list(_names(recipe))
+        try:
+            resolved = validate_config(DictDefault(copy.deepcopy(recipe)), *_capabilities(hardware)).to_dict()
+        except ValidationError as error:
+            return [*findings, *_refusals(error.errors())], {}
+        except (ValueError, DeprecationWarning) as error:
+            return [*findings, *_refusals([{"loc": (), "msg": str(error)}])], {}
+    named = " ".join(map(str, findings))
+    for text in warnings:
+        key = next((key for key in recipe if key in text), "recipe")
+        if INEFFECTIVE.search(text) and key not in named:
+            findings.append(Finding(key, f"Axolotl warns: {text.strip()}", "do as it says"))
+    return findings, resolved
+
+
+def _refusals(errors: list[dict[str, Any]]) -> Iterator[Finding]:
+    """One finding per key of pydantic's errors, which are one for each form that a value could have had.
+
+    Axolotl's own validators give no place, but their message names the keys.
+    """
+    texts: dict[str, list[str]] = {}
+    for error in errors:
+        key = str(error["loc"][0]) if error["loc"] else "recipe"
+        texts.setdefault(key, []).append(error["msg"].removeprefix("Value error, "))
+    for key, lines in texts.items():
+        yield Finding(key, f"Axolotl refuses it: {' / '.join(dict.fromkeys(lines))}", "change it as it says")
+
+
 @contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """What Axolotl logs as warnings meanwhile, instead of its printing it."""
+    """What Axolotl logs as warnings meanwhile."""
     from axolotl.utils.logging import MultiProcessAdapter
 
     MultiProcessAdapter.warning_once.cache_clear()  # it would not repeat for the second recipe
-    logger = logging.getLogger("axolotl")
-    said: list[str] = []
+    texts: list[str] = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: said.append(record.getMessage())
-    before = logger.handlers, logger.propagate
+    handler.emit = lambda record: texts.append(record.getMessage())
+    logger = logging.getLogger("axolotl")
     logger.handlers, logger.propagate = [handler], False
-    try:
-        yield said
-    finally:
-        logger.handlers, logger.propagate = before
+    yield texts
 
 
 def _names(recipe: dict[str, Any]) -> Iterator[Finding]:
-    from axolotl.utils.schemas.datasets import DPODataset, SFTDataset
-    from axolotl.utils.schemas.deprecated import DeprecatedParameters
-    from axolotl.utils.schemas.enums import CustomSupportedOptimizers
-    from axolotl.utils.schemas.fsdp import FSDPConfig
-    from transformers import SchedulerType
-    from transformers.training_args import OptimizerNames
+    from axolotl.utils.schemas import datasets, deprecated, fsdp
 
-    model = _models(tuple(recipe.get("plugins") or []))[1]
+    model = _models(tuple(_manager().plugins))[1]
     yield from _unknown(recipe, model, "")
     for key, value in recipe.items():
         info = model.model_fields.get(key)
-        if key in DeprecatedParameters.model_fields or (info and info.deprecated and value is not None):
+        if key in deprecated.DeprecatedParameters.model_fields or (info and info.deprecated and value is not None):
             advice = info.deprecated if info and isinstance(info.deprecated, str) else "leave it out"
             yield Finding(key, "deprecated", advice.rstrip(". "))
-    entries = {key: recipe.get(key) or [] for key in ("datasets", "test_datasets")}
-    for key, given in entries.items():
-        for entry in given:
-            yield from _unknown(entry, DPODataset if recipe.get("rl") == "dpo" else SFTDataset, f"{key}.")
-    if isinstance(recipe.get("fsdp_config"), dict):
-        yield from _unknown(recipe["fsdp_config"], FSDPConfig, "fsdp_config.")
-        if layer := recipe["fsdp_config"].get("transformer_layer_cls_to_wrap"):
-            yield from _unknown_value("fsdp_config.transformer_layer_cls_to_wrap", layer, _layers())
-    optimizers = {name.value for enum in (OptimizerNames, CustomSupportedOptimizers) for name in enum}
-    yield from _unknown_value("optimizer", recipe.get("optimizer", "adamw_torch_fused"), optimizers)
-    schedules = {name.value for name in SchedulerType} | {"one_cycle", "rex"}
-    yield from _unknown_value("lr_scheduler", recipe.get("lr_scheduler", "cosine"), schedules)
+    entry_model = getattr(datasets, PREFERENCE_ENTRIES.get(recipe.get("rl"), "SFTDataset"))
+    for key in ("datasets", "test_datasets"):
+        for entry in recipe.get(key) or []:
+            yield from _unknown(entry, entry_model, f"{key}.")
+    yield from _unknown(recipe.get("fsdp_config") or {}, fsdp.FSDPConfig, "fsdp_config.")
+    for key, known in reads().known.items():
+        value = _at(recipe, key)
+        for name in value if isinstance(value, dict) else [] if value is None else [value]:
+            if name not in known:
+                yield Finding(key, f"unknown name {name}", nearest(str(name), known))
 
 
-def _layers() -> set[str]:
-    """The classes that transformers keeps whole when it spreads a Llama."""
-    from transformers import LlamaForCausalLM
+def _at(recipe: dict[str, Any], key: str) -> Any:
+    """The value of `fsdp_config.offload_params`, None if there is none."""
+    value: Any = recipe
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
-    return set(LlamaForCausalLM._no_split_modules)
 
-
-def _unknown(given: dict[str, Any], model: Any, prefix: str) -> Iterator[Finding]:
+def _unknown(part: dict[str, Any], model: Any, prefix: str) -> Iterator[Finding]:
     """Names that a pydantic model does not take, here and in the parts that are models themselves."""
     known = _keys(model)
-    for name, value in given.items():
+    for name, value in part.items():
         if name not in known:
             yield Finding(prefix + name, "unknown key, which Axolotl drops without a word", nearest(name, known))
-        elif isinstance(value, dict) and name != "fsdp_config" and (part := _part(model, name)):
-            yield from _unknown(value, part, f"{prefix}{name}.")
+        elif isinstance(value, dict) and name != "fsdp_config" and (inner := _inner_model(model, name)):
+            yield from _unknown(value, inner, f"{prefix}{name}.")
 
 
-def _part(model: Any, name: str) -> Any:
+def _inner_model(model: Any, name: str) -> Any:
     """The model that a field holds, if it holds one and nothing else (but None)."""
     from pydantic import BaseModel
 
     info = model.model_fields.get(name)
     kinds = [kind for kind in get_args(info.annotation) or [info.annotation] if kind is not type(None)] if info else []
     return kinds[0] if len(kinds) == 1 and isinstance(kinds[0], type) and issubclass(kinds[0], BaseModel) else None
-
-
-def _unknown_value(key: str, value: Any, known: set[str]) -> Iterator[Finding]:
-    if value not in known:
-        yield Finding(key, f"unknown {key} {value}", nearest(str(value), known))
 
 
 def _keys(model: Any) -> set[str]:
@@ -185,3 +234,35 @@ def _capabilities(hardware: Hardware) -> tuple[dict[str, Any], dict[str, Any]]:
     compute = ("sm_90" if hopper else "sm_80") if cuda else None
     gpu = dict(bf16=cuda, fp8=hopper, tf32=cuda, n_gpu=hardware.gpus, compute_capability=compute)
     return gpu, {"torch_version": version("torch").split("+")[0]}
+
+
+def _deepspeed(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
+    """Names and forms in the recipe's DeepSpeed file. That it can be read at all is for `rules.py` to say."""
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    try:
+        config = deepspeed_config(path, recipe) or {}
+    except UserError:
+        return
+    for name in config:
+        if name not in reads().deepspeed:
+            yield Finding("deepspeed", f"unknown key {name}", nearest(name, reads().deepspeed))
+    for part, model in {"zero_optimization": DeepSpeedZeroConfig, "bf16": DeepSpeedBF16Config}.items():
+        if not isinstance(config.get(part, {}), dict):
+            continue
+        try:
+            model(**config.get(part, {}))  # leaves out what is "auto", and refuses what it does not know
+        except ValidationError as error:
+            known = {f"{part}.{info.alias or name}" for name, info in model.model_fields.items()}
+            for fault in error.errors():
+                name = ".".join(map(str, [part, *fault["loc"]]))
+                if fault["type"] == "extra_forbidden":
+                    yield Finding("deepspeed", f"unknown key {name}", nearest(name, known))
+                else:
+                    yield Finding("deepspeed", f"{name}: {fault['msg']}", "mend it")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

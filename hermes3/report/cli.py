@@ -7,7 +7,7 @@ import typer
 
 
 def report(
-    out: Annotated[Path, typer.Option(help="folder to write: index.html, report.md, report.json")],
+    out: Annotated[Path, typer.Option(help="folder to write: index.html, report.json, summary.txt")],
     mix: Annotated[list[Path], typer.Option(help="mix folder")] = [],  # noqa: B006 (Typer copies it)
     run: Annotated[list[str], typer.Option(help="NAME=FOLDER of a training run")] = [],  # noqa: B006
     scores: Annotated[

@@ -6,13 +6,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from hermes3.evaluate.suite import file_of
-from hermes3.evaluate.suite import load as load_suite
 from hermes3.files import UserError, read_model
 from hermes3.mix import spec as specs
 from hermes3.plan.cost import mix_of
 from hermes3.recipe.hardware import Hardware, hardware_of
 from hermes3.recipe.read import read
+from hermes3.results.suite import file_of
+from hermes3.results.suite import load as load_suite
 from hermes3.slurm.submit import TRAIN
 
 PIPELINES = Path("launch/pipelines")

@@ -13,11 +13,14 @@ class HermesArgs(BaseModel):
     hardware: Hardware | None = Field(
         default=None, description="What the recipe is written for; training on another number of processes is refused"
     )
+    reproduces: str | None = Field(
+        default=None, description="The paper's size and phase that `hermes3 check` holds the recipe to, e.g. 8b_sft"
+    )
     restart_steps: PositiveInt | None = Field(
         default=None, description="Save a checkpoint to restart from every so many steps; the newest is kept"
     )
     token_weighted_loss: bool | None = Field(
-        default=None, description="Mean over a step's trained tokens, not over its micro-batches' means"
+        default=None, description="Mean over the trained tokens of all ranks, not over the ranks' means"
     )
 
     @model_validator(mode="before")

@@ -1,7 +1,8 @@
 """One whole bf16 model from a checkpoint whose ranks each wrote their part: DeepSpeed's ZeRO, or FSDP2.
 
-The 405B recipes save so, because gathering 812 GB in rank 0's node at every save is slow and may not fit. DeepSpeed's
-own converter writes fp32, 1.6 TB for 405B; Axolotl's, for FSDP, holds all of that in memory. Here a file's worth is.
+The 405B recipes save this way, because gathering 812 GB on rank 0's node at every save is slow and may not fit.
+DeepSpeed's own converter writes fp32, 1.6 TB for 405B; Axolotl's, for FSDP, holds all of that in memory, and so do
+torch's converters of its checkpoints. This holds one file's tensors.
 """
 
 import gc
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hermes3.files import new_folder
+from hermes3.files import UserError, new_folder
 from hermes3.model_folder import INDEX
 
 if TYPE_CHECKING:
@@ -24,40 +25,42 @@ MAX_SHARD_SIZE = "5GB"  # of bf16; twice that of host memory, as a file's tensor
 FSDP = "pytorch_model_fsdp_0"  # accelerate's folder in a checkpoint
 
 
+def is_sharded(checkpoint: Path) -> bool:
+    """Whether each rank wrote a part of the checkpoint."""
+    return (checkpoint / FSDP).is_dir() or (checkpoint / "latest").is_file()
+
+
 def consolidate(
     checkpoint: Path, out: Path, max_shard_size: str = MAX_SHARD_SIZE, progress: Callable[[str], None] = print
 ) -> int:
-    """Write the model of folder `checkpoint` (`checkpoint-N` of a run) to folder `out`; the bytes of its weights.
+    """Write the model of folder `checkpoint` (`checkpoint-N` of a run) to folder `out`; return its weights' bytes.
 
     The fp32 weights are rounded to bf16, as a 16-bit gather would. Configuration and tokenizer are the checkpoint's, or
-    those of the run's folder around it. Reads pickles: use it on checkpoints of your own runs only. `ValueError` when
-    `checkpoint` is none or lacks a rank's part, or `out` is there.
+    those of the run's folder around it. Reads pickles: use it on checkpoints of your own runs only. `UserError` if
+    `checkpoint` is no such folder or lacks a rank's part, or `out` exists.
     """
     if out.exists():
-        raise ValueError(f"{out} is there already; remove it, or name another folder")
-    if (checkpoint / FSDP).is_dir():
-        shapes, read = _fsdp(checkpoint / FSDP)
-    elif (checkpoint / "latest").is_file():
-        shapes, read = _zero(checkpoint)
-    else:
-        raise ValueError(
+        raise UserError(f"{out} is there already; remove it, or name another folder")
+    if not is_sharded(checkpoint):
+        raise UserError(
             f"{checkpoint}: neither file latest (DeepSpeed) nor folder {FSDP} (FSDP); give a folder checkpoint-N"
         )
-    described = next((folder for folder in (checkpoint, checkpoint.parent) if (folder / "config.json").is_file()), None)
-    if not described:
-        raise ValueError(f"{checkpoint}: no config.json, nor beside it; give a folder checkpoint-N of an Axolotl run")
+    source = next((folder for folder in (checkpoint, checkpoint.parent) if (folder / "config.json").is_file()), None)
+    if not source:
+        raise UserError(f"{checkpoint}: no config.json, nor beside it; give a folder checkpoint-N of an Axolotl run")
+    shapes, read = _fsdp(checkpoint / FSDP) if (checkpoint / FSDP).is_dir() else _zero(checkpoint)
     with new_folder(out) as folder:
-        for path in [*described.glob("*.json"), *described.glob("*.jinja")]:
+        for path in [*source.glob("*.json"), *source.glob("*.jinja")]:
             if path.name not in ("trainer_state.json", "tokens_state.json", INDEX):
                 shutil.copy2(path, folder / path.name)
         return _write(shapes, read, folder, max_shard_size, progress)
 
 
 def merge_in_parts() -> None:
-    """Have Axolotl's merge of FSDP checkpoints, at the end of a run and by hand, hold a file's worth in memory."""
-    import axolotl.cli.merge_sharded_fsdp_weights as axolotl_s
+    """Have Axolotl's merge of FSDP checkpoints, at the end of a run and by hand, hold one file's tensors in memory."""
+    import axolotl.cli.merge_sharded_fsdp_weights as source
 
-    axolotl_s.merge_fsdp_weights = _merge
+    source.merge_fsdp_weights = _merge
 
 
 def _merge(checkpoint_dir: str, output_path: str, **kwargs) -> None:
@@ -97,7 +100,7 @@ def _zero(checkpoint: Path) -> tuple["Shapes", "Read"]:
     try:
         lazy = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), lazy_mode=True)
     except (FileNotFoundError, ValueError, EOFError) as error:
-        raise ValueError(f"{checkpoint}: not a whole checkpoint ({error}); take the one before it") from error
+        raise UserError(f"{checkpoint}: not a whole checkpoint ({error}); take the one before it") from error
     shapes = {name: tensor.shape for name, tensor in lazy.items()}
     return shapes, lambda names: {name: lazy[name].contiguous() for name in names}
 
@@ -109,12 +112,12 @@ def _fsdp(folder: Path) -> tuple["Shapes", "Read"]:
     try:
         stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     except FileNotFoundError as error:
-        raise ValueError(f"{folder}: not a whole checkpoint ({error}); take the one before it") from error
-    kept = {name.removeprefix("model."): tensor for name, tensor in stored.items()}  # accelerate saves {"model": ...}
+        raise UserError(f"{folder}: not a whole checkpoint ({error}); take the one before it") from error
+    tensors = {name.removeprefix("model."): tensor for name, tensor in stored.items()}  # of {"model": ...}
 
     def read(names: Iterable[str]) -> dict[str, "Tensor"]:
-        state = {name: torch.empty(kept[name].size, dtype=kept[name].properties.dtype) for name in names}
+        state = {name: torch.empty(tensors[name].size, dtype=tensors[name].properties.dtype) for name in names}
         dcp.load({"model": state}, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
         return state
 
-    return {name: tensor.size for name, tensor in kept.items()}, read
+    return {name: tensor.size for name, tensor in tensors.items()}, read

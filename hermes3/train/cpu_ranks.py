@@ -23,8 +23,10 @@ def on_cpu_ranks(recipe: dict[str, Any]) -> bool:
 
 def use_gloo(recipe: dict[str, Any]) -> None:
     """Have the run of `recipe` find CPUs, for the life of this process. Call it before Axolotl validates the recipe."""
+    import axolotl.utils.trainer
     from transformers import training_args
 
+    axolotl.utils.trainer.check_cuda_p2p_ib_support = lambda: True  # it asks a driver that is not there
     # transformers refuses `bf16: true` off a GPU unless `use_cpu` is set, which accelerate takes for "no DeepSpeed"
     training_args.is_torch_bf16_gpu_available = lambda: True
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # else "cpu:0", to which torch cannot load a checkpoint
@@ -34,15 +36,14 @@ def use_gloo(recipe: dict[str, Any]) -> None:
     from accelerate import ParallelismConfig, PartialState
     from accelerate.utils import DistributedType
 
-    # Without a GPU accelerate finds no backend, and then counts one process, whatever WORLD_SIZE is; and only a run of
-    # several GPUs does it take for an FSDP run
+    # Without a GPU accelerate finds no backend and counts one process, whatever WORLD_SIZE is; and it takes only a run
+    # on several GPUs for an FSDP run
     os.environ.pop("ACCELERATE_USE_CPU", None)
     PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
-    # Axolotl asks for a mesh of "cuda"
     build = ParallelismConfig.build_device_mesh
-    ParallelismConfig.build_device_mesh = lambda self, device_type: build(self, "cpu")
+    ParallelismConfig.build_device_mesh = lambda self, device_type: build(self, "cpu")  # Axolotl asks for "cuda"
     if recipe.get("deepspeed"):
         import deepspeed
 
-        # one process alone Axolotl would start with NCCL
+        # with one process Axolotl would start NCCL
         deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)

@@ -1,0 +1,128 @@
+"""What a recipe starts from, trains on and writes: its base model, its prepared data, its folder among other recipes'.
+
+Axolotl names its prepared data by the recipe's keys and paths, not by what the files hold: after a mix has changed it
+goes on training on the old one without a word. So a mix folder holds a folder `prepared-HASH`, HASH being the first 12
+digits of its manifest's `output.sha256`, and a link `prepared` to it: a recipe keeps its text, and a mix's own prepared
+data cannot be taken for another's.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from hermes3.files import UserError
+from hermes3.model_folder import check_model
+from hermes3.recipe.finding import Finding, from_error, note
+from hermes3.recipe.read import on_hub, read
+
+BEST = "best"  # in a run's folder: the link to the epoch that `hermes3 select` chose
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """Another recipe as written: its file, what it writes and all that it says."""
+
+    path: Path
+    output_dir: str
+    recipe: dict[str, Any]
+
+
+def neighbours(path: Path) -> list[Neighbour]:
+    """The recipes in the folder of the one at `path`, above and below it, and the repository's; not its own copies.
+
+    A file of the same name elsewhere is a copy, which takes the place of the other.
+    """
+    folders = dict.fromkeys([path.resolve().parent, Path("recipes").resolve(), Path("recipes/experiments").resolve()])
+    found = {other.path: other for folder in folders if folder.is_dir() for other in _in_folder(folder)}
+    return [other for other in found.values() if other.path.name != path.name]
+
+
+@lru_cache
+def _in_folder(folder: Path) -> list[Neighbour]:
+    found = []
+    for file in sorted({*folder.glob("*.yml"), *folder.glob("experiments/*.yml"), *folder.parent.glob("*.yml")}):
+        try:
+            other = read(file)
+        except (UserError, OSError):
+            continue
+        if isinstance(other.get("output_dir"), str):
+            shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+            found.append(Neighbour(shown, other["output_dir"], other))
+    return found
+
+
+def findings(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
+    """What is wrong with what the recipe at `path` starts from, reads and writes; a note for what is not there yet."""
+    yield from _base_model(path, recipe)
+    output = recipe.get("output_dir")
+    same = [other for other in neighbours(path) if isinstance(output, str) and Path(other.output_dir) == Path(output)]
+    if same:
+        wrong = f"{output} is where {same[0].path} writes too, and the later run would take up its checkpoints"
+        yield Finding("output_dir", wrong, "give this recipe a folder of its own")
+    try:
+        check_prepared(path, recipe)
+    except ValueError as error:
+        yield from_error(error, "datasets", path)
+
+
+def _base_model(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
+    base = recipe.get("base_model")
+    if not isinstance(base, str):
+        yield Finding("base_model", "missing", "name the folder of the model to start from")
+        return
+    for other in neighbours(path):
+        if recipe.get("rl") and not other.recipe.get("rl") and other.recipe.get("base_model") == base:
+            finding = Finding if recipe.get("reproduces") else note
+            wrong = f"{base} is what {other.path} starts from, and so has not learnt to chat"
+            yield finding("base_model", wrong, f"set {other.output_dir}/{BEST}, the epoch that `hermes3 select` chose")
+            break
+    for other in neighbours(path):
+        output = Path(other.output_dir)
+        if other.recipe.get("adapter") and Path(base) in (output, output / BEST):
+            wrong = f"{base} is what {other.path} writes, an adapter and no whole model"
+            yield Finding("base_model", wrong, f"run `axolotl merge-lora {other.path}` and set {output}/merged")
+    if Path(base).is_dir():
+        try:
+            check_model(Path(base))
+        except ValueError as error:
+            yield from_error(error, "base_model")
+    elif on_hub(base):
+        wrong = f"{base} is a Hub id, which was not looked at"
+        yield note("base_model", wrong, f"`hermes3 tokenizer build {base} FOLDER` gives it the Hermes tokenizer")
+    else:
+        yield note("base_model", f"{base} is not built yet", "see the comment on its line")
+
+
+def check_prepared(path: Path, recipe: dict[str, Any]) -> None:
+    """`UserError` unless the prepared data of the recipe at `path` can be those of its mix, and of no other.
+
+    A mix that is yet to be built is held to its paths alone. What is not a mix is refused: its prepared data cannot be
+    told apart from stale ones. So is a recipe without `dataset_prepared_path`, as Axolotl then shares one folder,
+    `last_run_prepared`, among all recipes.
+    """
+    entries = [*(recipe.get("datasets") or []), *(recipe.get("test_datasets") or [])]
+    folders = {Path(str(entry.get("path"))) for entry in entries}
+    if len(folders) != 1 or next(iter(folders)).name != "train":
+        given = ", ".join(sorted(map(str, folders))) or "nothing"
+        raise UserError(
+            f"{path}: datasets: {given} is not the train folder of one mix, so that data prepared from it cannot "
+            "be told apart from stale data; make a mix of it with `hermes3 mix build`"
+        )
+    mix = folders.pop().parent
+    link = mix / "prepared"
+    if Path(recipe.get("dataset_prepared_path") or "").absolute() != link.absolute():
+        raise UserError(f"{path}: dataset_prepared_path: must be {link}, in the mix that datasets name; set that")
+    if not mix.exists():
+        return
+    from hermes3.mix.manifest import prepared_folder  # needs pyarrow, which a host of containers may not have
+
+    again = f"build {mix} again with `hermes3 mix build`"
+    if not (mix / "manifest.json").is_file():
+        raise UserError(f"{path}: datasets: {mix} is no mix, it has no manifest.json; {again}")
+    name = prepared_folder(json.loads((mix / "manifest.json").read_text(encoding="utf-8")))
+    if not link.is_dir() or link.resolve() != mix.resolve() / name:
+        found = f"leads to {link.resolve()}" if link.is_dir() else "leads nowhere"
+        raise UserError(f"{path}: dataset_prepared_path: {link} {found}, not to {name} beside it; {again}")

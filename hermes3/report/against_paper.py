@@ -1,0 +1,121 @@
+"""Our scores beside the paper's tables: the difference, its interval, and the reason where there is none to give.
+
+The paper prints a score and no samples. Both models answered the same questions, but without the paper's answers no
+paired test is possible. So the published score is treated as an independent draw of as many questions as ours. Two
+models mostly find the same questions hard, which makes the true interval narrower: the marks err towards "same".
+"""
+
+from pathlib import Path
+from typing import Any
+
+from hermes3.files import UserError
+from hermes3.report.stages import mark
+from hermes3.results.comparable import why_not_change, why_not_published
+from hermes3.results.groups import Group, score_of
+from hermes3.results.lm_eval import Evaluation, Score
+from hermes3.results.published import PublishedRow, Table, load
+from hermes3.stats import Z, difference, effective_n, mean_interval, two_proportions, wilson, z_test
+
+SIZES = ("8b", "70b", "405b")
+NOTES = {"405b": "The paper measured both of its 405B models in FP8."}
+
+
+def compare_with_paper(
+    stages: list[Evaluation], groups: list[Group], size: str | None, recipes: dict[str, Path | None]
+) -> dict[str, Any]:
+    """A stage against Table 5's Hermes 3 and Llama 3.1 Instruct of `size`, or {"reason"} why there is none to compare.
+
+    The stage is the last; of a 70B or 405B the one named SFT, as the paper released these without DPO, the 8B with it.
+    """
+    size = size or size_of(recipes)
+    if size is None:
+        return {"reason": "no run follows a recipe of the paper (give --size 8b, 70b or 405b)"}
+    if size not in SIZES:
+        raise UserError(f"--size {size}: the paper has {', '.join(SIZES)}")
+    before_dpo = [stage for stage in stages if stage.name.lower() == "sft"]
+    stage = before_dpo[0] if size != "8b" and before_dpo else stages[-1]
+    return {"size": size, "note": NOTES.get(size, "")} | compare_with_table(
+        stage, groups, load("table5"), [f"hermes3_{size}", f"llama31_{size}"]
+    )
+
+
+def size_of(recipes: dict[str, Path | None]) -> str | None:
+    """The size of the paper's model that all runs' recipes are for, by their files' names; None for any other."""
+    sizes = {path.stem.partition("_")[0] for path in recipes.values() if path is not None}
+    return sizes.pop() if len(sizes) == 1 and sizes <= set(SIZES) else None
+
+
+def compare_with_table(stage: Evaluation, groups: list[Group], table: Table, columns: list[str]) -> dict[str, Any]:
+    """`stage` against `columns` of `table`, the first of which is what we reproduce; each is corrected by Holm.
+
+    `mean` holds the mean of the differences over the comparable rows of the first column that are in percent, with its
+    interval.
+    """
+    by_name = {group.name: group for group in groups}
+    doubted = [one for one in table.misprints if one.column == columns[0]]
+    doubts = {one.row: f"{one.printed:.2f} is printed: {one.why}" for one in doubted}
+    rows = []
+    for name, row in table.rows.items():
+        group = by_name.get(name)
+        score = score_of(stage, group) if group else None
+        ours = None if score is None else {"value": score.value, "low": score.low, "high": score.high, "n": score.n}
+        reason = why_not_published(stage, group, score, row)
+        note = "; ".join(filter(None, (row.note, doubts.get(name))))
+        against = {column: _against(score, row, table.values(column)[name], reason) for column in columns}
+        rows.append({"name": name, "setting": row.setting, "scale": row.scale, "note": note, "score": ours})
+        rows[-1]["against"] = against
+    for column in columns:
+        mark([row["against"][column] for row in rows], "difference")
+    words = {column: table.columns[column] for column in columns}
+    pairs = [row["against"][columns[0]] for row in rows if row["scale"] == 100 and "p" in row["against"][columns[0]]]
+    mean = None
+    if pairs:
+        value, low, high = mean_interval([(pair["difference"], pair["low"], pair["high"]) for pair in pairs])
+        mean = {"value": value, "low": low, "high": high, "rows": len(pairs)}
+    return {"stage": stage.name, "columns": words, "rows": rows, "mean": mean}
+
+
+def _against(score: Score | None, row: PublishedRow, printed: float, reason: str | None) -> dict[str, Any]:
+    value = printed / row.scale
+    if reason:
+        gap = {} if score is None else {"difference": score.value - value}
+        return {"published": value, **gap, "mark": "not comparable", "reason": reason}
+    ours, theirs, p = _test(score, value)
+    low, high = difference(ours, theirs)
+    gap = {"difference": ours[0] - theirs[0], "low": low, "high": high, "p": p}
+    return {"published": value, **gap, "mark": "same"}
+
+
+def _test(score: Score, value: float) -> tuple[tuple[float, float, float], tuple[float, float, float], float]:
+    """Our (value, low, high), the published one's, and the p-value of no difference.
+
+    A share has as many questions as ours, or as many as our group's interval is worth; a score that is no share has the
+    spread of ours.
+    """
+    ours = (score.value, score.low, score.high)
+    if score.interval == "wilson" or (score.interval == "mover" and score.value <= 1):
+        n = float(score.n) if score.interval == "wilson" else effective_n(*ours)
+        return ours, (value, *wilson(value * n, n)), two_proportions(score.value, n, value, n)
+    half = (score.high - score.low) / 2
+    return ours, (value, value - half, value + half), z_test(score.value - value, half / Z * 2**0.5)
+
+
+def what_dpo_changed(scores: dict[str, Any], size: str | None) -> list[dict[str, Any]]:
+    """Table 4 beside the step from the last stage but one to the last: rows with our paired change and the paper's.
+
+    Empty for another size than 8b, the only one that Table 4 has, and for a single stage.
+    """
+    if size != "8b" or len(scores["stages"]) < 2:
+        return []
+    ours = {row["task_label"]: row for row in scores["rows"]}
+    rows = []
+    for name, row in load("table4").rows.items():
+        before, after = (value / row.scale for value in row.values)
+        pair = ours[name]["comparisons"][-1] if name in ours else {"mark": "not comparable", "reason": "not measured"}
+        if reason := row.unlike or why_not_change(ours.get(name)):
+            pair = {"mark": "not comparable", "reason": reason}
+        change = {"name": name, "setting": row.setting, "scale": row.scale, "published": after - before, "ours": pair}
+        if pair.get("low") is not None:
+            change["inside"] = pair["low"] <= after - before <= pair["high"]
+        rows.append(change)
+    return rows

@@ -1,0 +1,237 @@
+"""What the numbers say, in sentences: did it reproduce, what made the difference, and the captions of the charts."""
+
+from itertools import pairwise
+from math import log
+from statistics import median
+from typing import Any
+
+from hermes3.page.text import count, interval, join, mix_caption, number, p_value, percent, signed
+from hermes3.report.stages import ALIGNMENT
+
+LN2 = log(2)
+# NeMo-RL's recipe test holds ln 2 to 1e-4; log-probabilities in bf16 lose a digit of that.
+FIRST_LOSS_TOLERANCE = 1e-3
+PREFERENCE = "preference"  # in the name of a task that measures what DPO trains
+Row = dict[str, Any]
+
+
+def verdict(report: dict[str, Any]) -> list[str]:
+    """The sentences over `report` (`build.collect`): the answer first, or last where no paper is compared."""
+    scores, runs, paper = report["scores"], report["runs"], report["paper"]
+    answer = reproduced(paper)
+    stages = list(enumerate(pairwise(scores["stages"])))
+    main = [row for row in scores["rows"] if row["suite"] != ALIGNMENT]
+    sentences = [answer, against_others(paper)] if "rows" in paper else []
+    sentences.append(means(scores["means"]))
+    sentences += [step(main, place, *pair) for place, pair in stages]
+    sentences += alignment(scores["alignment"], scores["stages"])
+    sentences += [preference(row) for row in scores["rows"] if PREFERENCE in row["task"]]
+    sentences += [seeds(table) for table in report["seeds"]]
+    sentences += [selection(table) for table in report["selections"]]
+    sentences += [gpu_hours(row) for row in report["costs"] if row["measured"] is not None and row["paper"] is not None]
+    sentences += [first_loss(run) for run in runs if run["kind"] == "preference" and run["first_loss"] is not None]
+    sentences += [
+        f"{run['name']} logged {run['not_finite']} losses that are not finite: do not use this run."
+        for run in runs
+        if run["not_finite"]
+    ]
+    sentences += [] if "rows" in paper else [answer]
+    return [sentence for sentence in sentences if sentence]
+
+
+def reproduced(paper: dict[str, Any]) -> str:
+    """The answer, from the table against the paper's first column.
+
+    Not in full where a row is worse after Holm's correction, or where no row is but their mean difference lies below 0.
+    """
+    if "rows" not in paper:
+        return f"Not compared with the paper: {paper['reason']}."
+    column, words = next(iter(paper["columns"].items()))
+    rows = [(row, row["against"][column]) for row in paper["rows"]]
+    compared = [(row, pair) for row, pair in rows if "p" in pair]
+    apart = not_comparable(rows)
+    if not compared:
+        return f"Did it reproduce? It cannot be said: none of the table's rows ({len(rows)}) can be compared. {apart}"
+    gaps = [(pair["mark"], f"{row['name']} ({signed(pair['difference'], row['scale'])})") for row, pair in compared]
+    worse, better = ([gap for mark, gap in gaps if mark == wanted] for wanted in ("worse", "better"))
+    mean = paper["mean"]
+    n = f"{len(compared)} row{'s' if len(compared) > 1 else ''}"
+    of = n if len(compared) == len(rows) else f"{n} compared (of {len(rows)})"
+    than = f"{paper['stage']} is worse than {words} as published"
+    if worse:
+        answer = f"It did not reproduce in full: {than} on {len(worse)} of {of}: {join(worse)}."
+    elif mean is not None and mean["high"] < 0:
+        answer = f"It did not reproduce in full: {than} on none of {of}, but over all of them together."
+    else:
+        far = "" if len(compared) == len(rows) else " as far as it was measured"
+        answer = f"It reproduced{far}: {than} on none of {of}."
+    if better:
+        answer += f" It is better on {join(better)}."
+    if mean is not None:
+        half = median(50 * (pair["high"] - pair["low"]) for row, pair in compared if row["scale"] == 100)
+        answer += f" The mean difference is {signed(mean['value'])} points ({interval(mean)})."
+        answer += f" A single row's interval is ±{half:.1f} points in the median: smaller gaps go unseen."
+    return f"{answer} {apart}".strip()
+
+
+def against_others(paper: dict[str, Any]) -> str:
+    """One sentence for each further column, as Llama 3.1 Instruct's."""
+    sentences = []
+    for column, words in list(paper["columns"].items())[1:]:
+        marks = [row["against"][column]["mark"] for row in paper["rows"] if "p" in row["against"][column]]
+        if marks:
+            counts = [f"{mark} on {marks.count(mark)}" for mark in ("better", "same", "worse") if mark in marks]
+            sentences.append(f"Against {words} as published, {paper['stage']} is {join(counts)} of {len(marks)} rows.")
+    return " ".join(sentences)
+
+
+def not_comparable(rows: list[tuple[Row, Row]]) -> str:
+    """`Not comparable: GPQA and MuSR (not measured).`, rows by their reason."""
+    reasons: dict[str, list[str]] = {}
+    for row, pair in rows:
+        if pair["mark"] == "not comparable":
+            reasons.setdefault(pair["reason"], []).append(row.get("name") or row["task_label"])
+    listed = "; ".join(f"{join(names)} ({reason})" for reason, names in reasons.items())
+    return f"Not comparable: {listed}." if listed else ""
+
+
+def means(table: dict[str, Any]) -> str:
+    """The mean of each stage, and what was left out of it."""
+    left_out = "; ".join(f"{task['task']}: {task['reason']}" for task in table["left_out"])
+    aside = f" Left out of the mean: {left_out}." if left_out else ""
+    aside += f" Asked of only a part of the questions: {join(table['part'])}." if table["part"] else ""
+    if not table["stages"]:
+        return f"No mean is given: no task was measured alike at every stage.{aside}"
+    tasks = len(table["tasks"])
+    values = ", ".join(f"{name} {percent(m['value'])} ({interval(m)})" for name, m in table["stages"].items())
+    return f"Mean over {tasks} {'score' if tasks == 1 else 'scores'}: {values}.{aside}"
+
+
+def step(rows: list[Row], place: int, before: str, after: str) -> str:
+    """What changed from the stage at `place` to the next, by the paired tests on the same documents."""
+    pairs = [(row, row["comparisons"][place]) for row in rows]
+    clauses = []
+    for mark, words in {
+        "better": "raised {}",
+        "worse": "lowered {}",
+        "no clear difference": "left {} without a clear difference",
+        "not tested": "changed {}, which was not tested",
+    }.items():
+        changes = [(row["task_label"], signed(p["change"], row["scale"])) for row, p in pairs if p["mark"] == mark]
+        names = [name if "left" in words else f"{name} ({change})" for name, change in changes]
+        clauses += [words.format(join(names))] if names else []
+    sentence = f"Against {before}, {after} {'; it '.join(clauses)}." if clauses else ""
+    apart = not_comparable(pairs)
+    return f"{sentence} {apart.replace('Not comparable', f'Not comparable between {before} and {after}')}".strip()
+
+
+def alignment(rows: list[Row], stages: list[str]) -> list[str]:
+    """What changed in neutral alignment from a stage that was measured to the next that was, or which one was."""
+    measured = [stage for stage in stages if any(row["scores"].get(stage) for row in rows)]
+    steps = [step(rows, place, *pair) for place, pair in enumerate(pairwise(stages)) if {*pair} <= {*measured}]
+    if steps or not measured:
+        return [f"Neutral alignment: {sentence[0].lower()}{sentence[1:]}" for sentence in steps if sentence]
+    samples = max(score["n"] for row in rows for score in row["scores"].values() if score)
+    return [f"Neutral alignment was measured on {join(measured)} alone, with at most {samples} samples per task."]
+
+
+def preference(row: Row) -> str:
+    """How often the chosen answer is the likelier one, over the stages."""
+    values = ", ".join(f"{name} {percent(score['value'])}" for name, score in row["scores"].items() if score)
+    if not row["comparisons"]:
+        return f"{row['task_label']}: {values}."
+    last = row["comparisons"][-1]
+    if "p_holm" not in last:
+        return f"{row['task_label']}: {values}; the last step is {last['mark']} ({last['reason']})."
+    return (
+        f"{row['task_label']}: {values}; {last['before']} to {last['after']} is {signed(last['change'])} points, "
+        f"{last['mark']} ({p_value(last['p_holm'])} after Holm)."
+    )
+
+
+def seeds(table: dict[str, Any]) -> str:
+    """How far apart the seeds of a stage lie: the median row, and the widest."""
+    rows = [row for row in table["rows"] if row["deviation"] is not None and row["scale"] == 100]
+    if not rows:
+        return f"The seeds of {table['stage']} cannot be compared: see their table."
+    widest = max(rows, key=lambda row: row["deviation"])
+    middle = median(row["deviation"] for row in rows)
+    return (
+        f"{len(table['folders'])} seeds of {table['stage']} deviate by {100 * middle:.1f} points in the median row, "
+        f"most on {widest['name']} ({100 * widest['deviation']:.1f}); all comparisons are the first seed's."
+    )
+
+
+def selection(table: dict[str, Any]) -> str:
+    """Which epoch was kept."""
+    total = table["totals"][table["epochs"].index(table["chosen"])]
+    mean = "" if total is None else f": its normalised mean over {len(table['rows'])} groups is {total:.2f} of 100"
+    return f"Epoch {table['chosen']} of {len(table['epochs'])} of {table['run']} was kept{mean}."
+
+
+def gpu_hours(row: Row) -> str:
+    """GPU-hours of a run beside the paper's."""
+    ratio = row["measured"] / row["paper"]
+    return f"{row['run']} took {row['measured']:,.0f} GPU-hours, {ratio:.2f} times the paper's {row['paper']:,.0f}."
+
+
+def first_loss(run: dict[str, Any]) -> str:
+    """Whether preference training began with its own reference: then the loss is ln 2."""
+    loss, at = run["first_loss"], run["first_step"]
+    fact = f"{run['name']}'s first loss, at step {at}, is {loss:.4f}; ln 2 is {LN2:.4f}"
+    if abs(loss - LN2) <= FIRST_LOSS_TOLERANCE:
+        return f"{fact}: the policy starts as its own reference, as it must."
+    if at > 1:
+        return f"{fact}; the entry averages {at} steps, so the start itself was not logged."
+    return (
+        f"{fact}: {abs(loss - LN2):.4f} apart. Dropout and NEFTune noise move the policy a little before the first "
+        "update; a wide gap means that the reference is another model."
+    )
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The answer, if there is a paper to compare with, and the mean score of each stage, for the terminal."""
+    answer = report["verdict"][0] + "\n" if "rows" in report["paper"] else ""
+    table = report["scores"]["means"]
+    width = max(map(len, table["stages"]), default=0)
+    lines = [f"{name:<{width}}  {percent(one['value'])} ({interval(one)})" for name, one in table["stages"].items()]
+    tasks = f"Mean of {', '.join(table['tasks'])}, with 95 % intervals:"
+    head = tasks if lines else "No task was measured at every stage."
+    return "\n".join([answer + head, *lines]).replace("\u00a0", " ").replace("\u2009", "") + "\n"
+
+
+def captions(report: dict[str, Any]) -> dict[str, Any]:
+    """One line under each chart; empty for the paper's where there is nothing to draw."""
+    training = [
+        f"{run['name']}: loss {number(run['first_loss'])} to {number(run['last_loss'])} in {count(run['steps'])} steps."
+        for run in report["runs"]
+    ]
+    return {
+        "scores": _scores_caption(report["scores"]),
+        "training": " ".join(training),
+        "mixes": {mix["name"]: mix_caption(mix) for mix in report["mixes"] if mix["kind"] == "sft"},
+        "paper": _paper_caption(report["paper"]) if "rows" in report["paper"] else "",
+    }
+
+
+def _scores_caption(scores: dict[str, Any]) -> str:
+    """The widest move from the first stage to the last."""
+    first, last = scores["stages"][0], scores["stages"][-1]
+    legend = "Marks are scores, lines their 95\u00a0% intervals."
+    rows = [row for row in scores["rows"] if row["scale"] == 100 and row["suite"] != ALIGNMENT]
+    rows = [row for row in rows if row["scores"][first] and row["scores"][last]]
+    if first == last or not rows:
+        return legend
+    row = max(rows, key=lambda row: abs(row["scores"][last]["value"] - row["scores"][first]["value"]))
+    values = [percent(row["scores"][stage]["value"]) for stage in (first, last)]
+    return f"{legend} The widest move: {row['task_label']}, {values[0]} on {first} and {values[1]} on {last}."
+
+
+def _paper_caption(paper: dict[str, Any]) -> str:
+    column, words = next(iter(paper["columns"].items()))
+    pairs = [row["against"][column] for row in paper["rows"] if row["scale"] == 100]
+    drawn = [pair for pair in pairs if "difference" in pair]
+    if not drawn:
+        return ""
+    hollow = "" if all("p" in pair for pair in drawn) else " Hollow marks have no interval: the table says why."
+    return f"{paper['stage']} minus {words}, in points, with 95\u00a0% intervals; the line at 0 is the paper.{hollow}"

@@ -1,0 +1,116 @@
+"""Corrections of Axolotl 0.21, TRL and transformers, one function per trap of docs/traps.md.
+
+HermesPlugin calls each when Axolotl has made the trainer. A function goes when its trap's test says that it is mended.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from axolotl.utils.dict import DictDefault
+    from transformers import Trainer
+
+GATHER = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
+
+
+def keep_fp32(cfg: "DictDefault", trainer: "Trainer") -> None:
+    """Train fp32 weights with fp32 moments and compute in bf16: 16 bytes per parameter instead of Axolotl's 8.
+
+    Axolotl loads the model in bf16 and, unless DeepSpeed makes fp32 copies, has Adam change these very weights. bf16
+    has 8 bits: a change of less than 1/512 of a weight is lost, as nearly all are at a learning rate of 7e-6.
+    Adapters are fp32 already, and so are the weights under FSDP1.
+    """
+    if not cfg.bf16 or cfg.deepspeed or cfg.adapter:
+        return
+    if not cfg.fsdp_config:
+        trainer.model.float()  # autocast computes in bf16
+        return
+    if str(cfg.fsdp_version) != "2":
+        return
+    import accelerate.accelerator
+
+    # The loss leaves the model in fp32; accelerate would round it to bf16, to steps of 0.0078 between 1 and 2.
+    plugin = trainer.accelerator.state.fsdp_plugin
+    plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
+    # Each rank casts its own shard. Casting before sharding would take 1.6 TB of host memory per node for 405B.
+    shard = accelerate.accelerator.fsdp2_prepare_model  # Axolotl's own; it gathers layers in bf16 (`param_dtype`)
+    accelerate.accelerator.fsdp2_prepare_model = lambda *args: shard(*args).float()
+
+
+def preference_args(cfg: "DictDefault") -> dict[str, float | bool]:
+    """Trainer arguments with which NEFTune and LoRA's dropout act under preference training.
+
+    Axolotl passes `neftune_noise_alpha` to the SFT trainer only. TRL sets every dropout of the model to 0 by default;
+    Llama has no dropout but LoRA's, and the reference runs with the adapter off, so the reference does not change.
+    """
+    args: dict[str, float | bool] = {}
+    if cfg.rl and cfg.neftune_noise_alpha is not None:
+        args["neftune_noise_alpha"] = cfg.neftune_noise_alpha
+    if cfg.rl in ("dpo", "ipo") and cfg.adapter and cfg.lora_dropout:
+        args["disable_dropout"] = False
+    return args
+
+
+def noise_policy_alone(trainer: "Trainer") -> None:
+    """Add NEFTune's noise (arXiv 2310.05914) to the policy and not to DPO's reference.
+
+    The noise is uniform in +-alpha / sqrt(L d): L is the padded length of the micro-batch, d the hidden size.
+    transformers adds it wherever the embeddings are in training mode. TRL computes the reference in training mode too,
+    with the adapter off and without gradients; so gradients tell the two apart.
+    """
+    import torch
+
+    alpha = trainer.args.neftune_noise_alpha
+
+    def set_alpha(embeddings, args) -> None:
+        # transformers' forward hook on the same module reads it afterwards
+        embeddings.neftune_noise_alpha = alpha if torch.is_grad_enabled() else 0.0
+
+    trainer.model.get_input_embeddings().register_forward_pre_hook(set_alpha)
+
+
+def save_adapter_alone(trainer: "Trainer") -> None:
+    """Have the last save of DPO write the adapter and not the base model with the adapter inside.
+
+    Axolotl gives TRL a plain model, TRL puts the adapter into it, and at the end Axolotl saves that plain model beside
+    the adapter: a `model.safetensors` with names such as `q_proj.base_layer.weight`. `from_pretrained` reads it without
+    an error and fills every linear layer with random numbers.
+    """
+    from peft import PeftModel
+
+    if isinstance(trainer.model, PeftModel):
+        trainer.model.get_base_model().save_pretrained = trainer.model.save_pretrained
+
+
+def save_shards_once(trainer: "Trainer") -> None:
+    """Write a ZeRO-3 model that stays in shards once per checkpoint, and not again when the run ends.
+
+    With `stage3_gather_16bit_weights_on_model_save: false` transformers has DeepSpeed write the whole checkpoint in
+    place of the gathered weights, then again as the optimizer's state, and once more when the run ends: 4.9 TB each
+    for 405B. Configuration and tokenizer are still written each time.
+    """
+    if not trainer.is_deepspeed_enabled or trainer.args.save_only_model:
+        return
+    config = trainer.accelerator.state.deepspeed_plugin.hf_ds_config
+    if not config.is_zero3() or config.is_true(GATHER):
+        return
+    from peft import PeftModel
+    from transformers.trainer import SAFE_WEIGHTS_NAME, WEIGHTS_NAME, remove_dummy_checkpoint
+
+    if isinstance(trainer.model, PeftModel):
+        return  # the adapter alone is gathered, whatever the key says
+    save_model = trainer.save_model
+    saved_step = None  # not asked of the file system, where ranks might see different things
+
+    def save(output_dir: str | None = None, _internal_call: bool = False) -> None:
+        nonlocal saved_step
+        if _internal_call:
+            saved_step = trainer.state.global_step
+        elif saved_step != trainer.state.global_step:
+            return save_model(output_dir)
+        output_dir = output_dir or trainer.args.output_dir
+        if trainer.args.should_save:
+            trainer._save(output_dir, state_dict={})
+        remove_dummy_checkpoint(trainer.args.should_save, output_dir, [WEIGHTS_NAME, SAFE_WEIGHTS_NAME])
+
+    trainer.save_model = save

@@ -1,0 +1,166 @@
+"""What a run logs beside the loss, how fast it is, and the name that it has in wandb.
+
+`perf/tokens_per_second_per_gpu`: tokens without padding, over all ranks, per second and rank. Waiting for data counts
+as time, saves and evaluations do not. `perf/mfu`: model FLOPs of these tokens (hermes3/plan/cost.py) per peak FLOPs of
+the `hardware.gpu` that the recipe declares. `perf/packing_efficiency`: the share of positions that are not padding.
+`perf/memory_gb`: in 1e9 bytes, the peak since the start on the fullest rank; what torch has allocated on a GPU, the
+whole process on a CPU.
+
+Axolotl's `tokens/train_per_sec_per_gpu` counts only tokens that bear loss, and the time of saves; its `memory/*` are of
+one rank, and 0 on a CPU.
+"""
+
+import os
+import resource
+import secrets
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import TrainerCallback
+
+from hermes3.files import write_text
+from hermes3.git import commit
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    Mfu = Callable[[float, float], float]  # (tokens/s per GPU, mean tokens per row) -> share of the peak
+
+ROOT = Path(__file__).parents[2]
+RUN_ID = "wandb_id"  # file in output_dir
+
+
+class Throughput(TrainerCallback):
+    """Counts the trainer's inputs and adds the rates to its log. One gather of four numbers per log entry."""
+
+    def __init__(self, trainer: "Trainer", mfu: "Mfu | None"):
+        self.trainer, self.mfu = trainer, mfu
+        self.pad = getattr(trainer.processing_class, "pad_token_id", None)
+        self.since = self.seconds = 0.0
+        self.counts = torch.zeros(3, dtype=torch.float64, device=trainer.args.device)  # tokens, positions, rows
+        self.step, self.log = trainer.training_step, trainer.log
+        trainer.training_step, trainer.log = self.count_and_step, self.add_and_log
+
+    def count_and_step(self, model, inputs, *args, **kwargs):
+        ids, mask, positions = (inputs.get(key) for key in ("input_ids", "attention_mask", "position_ids"))
+        real = ids != self.pad if mask is None else mask != 0
+        tokens = real.sum()
+        # a pack's rows each start at 0, and so does its padding
+        rows = tokens.new_tensor(len(ids)) if positions is None else ((positions == 0) & real).sum()
+        counts = torch.stack([tokens, tokens.new_tensor(ids.numel()), rows])
+        self.counts += counts.to(self.counts.device)  # nothing waits for the GPU here
+        return self.step(model, inputs, *args, **kwargs)
+
+    def add_and_log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if "loss" in logs and self.since:
+            self._tick()
+            logs.update(self._rates())
+        self.log(logs, *args, **kwargs)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.since = time.perf_counter()
+
+    on_save = on_evaluate = on_train_begin
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._tick()
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        self.seconds, self.since = self.seconds + now - self.since, now
+
+    def _rates(self) -> dict[str, float]:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
+        if torch.cuda.is_available():
+            memory = torch.cuda.max_memory_allocated()
+        ranks = self.trainer.accelerator.gather(torch.cat([self.counts, self.counts.new_tensor([memory])])).view(-1, 4)
+        tokens, positions, rows = ranks[:, :3].sum(0).tolist()
+        rate = tokens / self.seconds / len(ranks)
+        rates = {"tokens_per_second_per_gpu": rate, "packing_efficiency": tokens / positions}
+        rates["memory_gb"] = ranks[:, 3].max().item() / 1e9
+        if self.mfu:
+            rates["mfu"] = self.mfu(rate, tokens / rows)
+        self.counts.zero_()
+        self.seconds = 0.0
+        return {f"perf/{name}": float(f"{value:.5g}") for name, value in rates.items()}
+
+
+def mfu_of(cfg) -> "Mfu | None":
+    """None, with a line in the log, where no peak is known: on CPUs, undeclared GPUs, models other than Llama."""
+    from axolotl.utils.logging import get_logger
+
+    from hermes3.plan.cost import flops_per_token
+    from hermes3.plan.shapes import shape_of, work_of
+    from hermes3.recipe.hardware import gpu_of
+
+    try:
+        gpu = gpu_of((cfg.hardware or {}).get("gpu") or "unknown")
+        if gpu.is_cpu:
+            raise ValueError("a CPU has no peak to compare with")
+        recipe = cfg.to_dict()
+        shape, work = shape_of(Path(cfg.axolotl_config_path), recipe), work_of(recipe)[0]
+    except ValueError as error:
+        get_logger(__name__).warning(f"perf/mfu is left out: {error}")
+        return None
+    return lambda rate, row_tokens: rate * flops_per_token(shape, work, row_tokens) / gpu.flops
+
+
+class NameRun(TrainerCallback):
+    """Names the wandb run by recipe, size, phase, seed and git commit; all attempts at one run are one run of wandb.
+
+    It names the run before the trainer's own callback starts it, and writes the facts into its config as `hermes3`.
+    wandb's id is kept in the run's folder: a run that resumes there continues under it, online at once, offline when
+    `wandb sync` uploads the attempts in their order. Variables that are set, as WANDB_RUN_ID, win. Only rank 0 has a
+    wandb run, and only rank 0 asks git.
+    """
+
+    def __init__(self, cfg, trainer: "Trainer"):
+        if not trainer.is_world_process_zero():
+            return
+        self.facts = facts = facts_of(cfg)
+        trainer.args.run_name = f"{facts['recipe']} seed {facts['seed']} {facts['commit']}"
+        names = {
+            "RUN_GROUP": facts["recipe"],
+            "JOB_TYPE": facts["phase"],
+            "TAGS": f"{facts['size']},{facts['phase']},seed-{facts['seed']},{facts['commit']}",
+            "RESUME": "allow",
+        }
+        if "WANDB_RUN_ID" not in os.environ:  # set by the user, or by the key wandb_run_id
+            names["RUN_ID"] = run_id(Path(cfg.output_dir), resumes=bool(cfg.auto_resume_from_checkpoints))
+        for name, value in names.items():
+            os.environ.setdefault(f"WANDB_{name}", value)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        import wandb
+
+        if state.is_world_process_zero and wandb.run:
+            wandb.config.update({"hermes3": self.facts}, allow_val_change=True)
+
+
+def facts_of(cfg) -> dict[str, str | int | None]:
+    """`recipe` (`wandb_name`, else its file's name), `size` (its first part), `phase` (sft, dpo), `seed`, `commit`.
+
+    Outside a checkout, or without git, the version of the package stands for the commit.
+    """
+    from axolotl.utils.schemas.enums import RLType
+
+    recipe = cfg.wandb_name or Path(cfg.axolotl_config_path).stem
+    return {
+        "recipe": recipe,
+        "size": recipe.split("_")[0],
+        "phase": RLType(cfg.rl).value if cfg.rl else "sft",
+        "seed": cfg.seed,
+        "commit": commit(ROOT, digits=7) or version("hermes3-recipes"),
+    }
+
+
+def run_id(output_dir: Path, resumes: bool) -> str:
+    """The id of the run in `output_dir`; a new one where there is none, or where the run does not resume by itself."""
+    file = output_dir / RUN_ID
+    if not (resumes and file.is_file()):
+        write_text(file, secrets.token_hex(4))
+    return file.read_text(encoding="utf-8")

@@ -1,0 +1,101 @@
+"""Which Python the two commands take, and what they install, with stand-ins for interpreters and for uv."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def fake(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/bash\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def python(path: Path, minor: int) -> Path:
+    """A stand-in for Python 3.`minor`, which answers the two questions that launch/python.sh asks."""
+    fits = 0 if minor in (12, 13) else 1
+    return fake(path, f'case "$2" in *version_info*) exit {fits} ;; *) echo {path} ;; esac')
+
+
+def chosen(folder: Path, **variables: str) -> subprocess.CompletedProcess:
+    environment = {"PATH": f"{folder}:/usr/bin:/bin", "HOME": str(folder), **variables}
+    return subprocess.run(["bash", "launch/python.sh"], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_a_fitting_python_is_found_and_named(tmp_path):
+    python(tmp_path / "python3", 11)
+    fake(tmp_path / "python3.12", "echo 'pyenv: python3.12: command not found' >&2; exit 127")  # a shim, switched off
+    pyenv = python(tmp_path / ".pyenv/versions/3.13.0/bin/python", 13)
+    result = chosen(tmp_path)
+    assert result.stdout.strip() == str(pyenv)
+    assert f"Python: {pyenv}" in result.stderr
+    first = python(tmp_path / "python3.12", 12)
+    assert chosen(tmp_path).stdout.strip() == str(first)
+
+
+def test_a_python_that_is_named_is_taken_or_refused(tmp_path):
+    named = python(tmp_path / "mine", 13)
+    assert chosen(tmp_path, PYTHON=str(named)).stdout.strip() == str(named)
+    old = python(tmp_path / "old", 11)
+    result = chosen(tmp_path, PYTHON=str(old))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f"PYTHON={old} is not Python 3.12 or 3.13" in result.stderr
+
+
+def test_without_any_uv_brings_one_or_a_line_says_what_to_install(tmp_path):
+    for name in ("python3", "python3.12", "python3.13"):
+        python(tmp_path / name, 11)
+    result = chosen(tmp_path)
+    assert result.returncode == 1
+    assert "Install one" in result.stderr.splitlines()[-1]
+    brought = tmp_path / "uv-python"
+    fake(
+        tmp_path / "uv", f'case "$2" in install) touch {brought} ;; find) [[ -e {brought} ]] && echo {brought} ;; esac'
+    )
+    python(tmp_path / "spare", 12)
+    fake(tmp_path / "uv", f"[[ $2 == install ]] && mv {tmp_path}/spare {brought}; [[ -e {brought} ]] && echo {brought}")
+    assert chosen(tmp_path).returncode == 0
+    assert brought.exists()
+
+
+@pytest.mark.parametrize("index", ["", "https://example.invalid/whl/cpu"])
+def test_torch_comes_from_the_index_that_is_named(tmp_path, index):
+    log = tmp_path / "log"
+    fake(tmp_path / "uv", f'echo "$@" >>{log}; [[ $3 != -r ]] || cat "$4" >>{log}')
+    make = f'mkdir -p "$4/bin"; cp {tmp_path}/uv "$4/bin/uv"; ln -sf /bin/true "$4/bin/pip"'
+    fake(
+        tmp_path / "python",
+        f'case "$2" in *version_info*) ;; *executable*) echo {tmp_path}/python ;; venv) {make} ;; esac',
+    )
+    environment = os.environ | {"PYTHON": str(tmp_path / "python"), "TORCH_INDEX": index}
+    folder = Path(os.path.relpath(tmp_path / "new", ROOT))
+    command = ["bash", "launch/install.sh", str(folder), "requirements.txt"]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    text = log.read_text()
+    torch = re.search(r"^torch==[\d.]+", (ROOT / "requirements.txt").read_text(), re.M)[0]
+    assert ("nvidia-cublas" in text) == (not index)
+    assert (f"pip install --default-index {index} --no-deps {torch}" in text) == bool(index)
+    assert "nvidia-ml-py" in text  # Python alone; wandb and Axolotl import it
+    assert text.splitlines()[-1] == "pip install --no-deps -e ."
+
+
+def test_the_lock_is_newer_than_what_it_is_made_of():
+    """Every name that is kept by hand stands in the lock, with a version that the range admits."""
+    from packaging.requirements import Requirement
+
+    for name in ("requirements", "requirements-eval", "requirements-quantize"):
+        locked = {}
+        for line in (ROOT / f"{name}.txt").read_text().splitlines():
+            if not line.startswith("#"):
+                one = Requirement(line)
+                locked[one.name.lower().replace("_", "-")] = str(one.specifier).removeprefix("==")
+        for line in (ROOT / f"{name}.in").read_text().splitlines():
+            if line and not line.startswith("#"):
+                wanted = Requirement(line.split("  #")[0])
+                assert wanted.specifier.contains(locked[wanted.name.lower().replace("_", "-")]), line

@@ -1,0 +1,169 @@
+"""Rates in the trainer's log, and one wandb run for all attempts at a training, read back from offline runs."""
+
+import json
+import os
+import re
+from importlib.metadata import version
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+from axolotl.utils.dict import DictDefault
+from conftest import ROOT
+from small_mix import SEQUENCE_LEN
+from stopped import SECRET
+from tiny_trainer import tiny_trainer
+from transformers import TrainingArguments
+from wandb_file import attempts
+
+from hermes3.plan.cost import PAPER_EPOCHS, PAPER_TOKENS, ROW_TOKENS, paper_mfu
+from hermes3.plan.shapes import published
+from hermes3.recipe.paper import rows
+from hermes3.recipe.read import read
+from hermes3.train import metrics
+from hermes3.train.checkpoints import checkpoints
+from hermes3.train.metrics import RUN_ID, NameRun, Throughput, facts_of, mfu_of, run_id
+
+# Throughput
+
+
+def log_of(run) -> list[dict]:
+    history = json.loads((checkpoints(run.folder)[-1] / "trainer_state.json").read_text())["log_history"]
+    return [entry for entry in history if "loss" in entry]
+
+
+def test_packing_efficiency_is_that_of_all_ranks(stopped_sft):
+    """One pack per rank and step; each rank's tokens are also written by the test's recorder."""
+    run = stopped_sft.through
+    ranks = [[line["tokens"] for line in run.lines(rank) if "tokens" in line] for rank in (0, 1)]
+    assert ranks[0] != ranks[1]
+    shares = [sum(step) / (2 * SEQUENCE_LEN) for step in zip(*ranks, strict=True)]
+    for log in (log_of(run), log_of(stopped_sft.last)):
+        assert [entry["perf/packing_efficiency"] for entry in log] == pytest.approx(shares, rel=1e-4)
+
+
+def test_every_entry_has_speed_and_memory_and_no_mfu_on_a_cpu(stopped_sft, stopped_dpo):
+    for stopped in (stopped_sft, stopped_dpo):
+        for entry in log_of(stopped.last):
+            assert entry["perf/tokens_per_second_per_gpu"] > 0
+            assert 0.1 < entry["perf/memory_gb"] < 10
+            assert 0 < entry["perf/packing_efficiency"] <= 1
+            assert "perf/mfu" not in entry
+        assert "perf/mfu is left out: a CPU has no peak" in stopped.last.logs[0]
+
+
+def test_saves_are_not_counted_as_time_and_padding_not_as_tokens(tmp_path, monkeypatch):
+    clock, seen = SimpleNamespace(now=1.0), []
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: clock.now)
+    steps = {"max_steps": 4, "gradient_accumulation_steps": 2, "logging_steps": 2, "save_steps": 1}
+    trainer = tiny_trainer(tmp_path, [[1, 2, 3, 0]] * 8, **steps)
+    save = trainer._save_checkpoint
+
+    def spend(seconds: float):
+        clock.now += seconds
+
+    trainer.model.register_forward_pre_hook(lambda module, args: spend(0.5))
+    trainer._save_checkpoint = lambda *args: (spend(1000), save(*args))
+    trainer.add_callback(Throughput(trainer, mfu=lambda rate, row_tokens: seen.append((rate, row_tokens)) or 0.25))
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["perf/tokens_per_second_per_gpu"] for entry in logged] == [6.0, 6.0]  # 3 tokens in half a second
+    assert [entry["perf/packing_efficiency"] for entry in logged] == [0.75, 0.75]
+    assert seen == [(6.0, 3.0)] * 2 and logged[0]["perf/mfu"] == 0.25
+
+
+def test_the_padding_of_a_pack_is_no_row(tmp_path):
+    """Axolotl numbers the padding's positions from 0 too, as if it were another row."""
+    args = TrainingArguments(tmp_path, use_cpu=True)
+    trainer = SimpleNamespace(processing_class=None, args=args, training_step=lambda model, inputs: 1, log=None)
+    counter = Throughput(trainer, mfu=None)
+    pack = {"attention_mask": [1, 1, 1, 2, 2, 0, 0, 0], "position_ids": [0, 1, 2, 0, 1, 0, 1, 2], "input_ids": [1] * 8}
+    trainer.training_step(None, {name: torch.tensor([row]) for name, row in pack.items()})
+    assert counter.counts.tolist() == [5, 8, 2]  # tokens, positions, rows
+
+
+def cfg(name: str, **changes) -> DictDefault:
+    path = ROOT / f"recipes/{name}.yml"
+    return DictDefault(read(path) | {"axolotl_config_path": str(path), **changes})
+
+
+@pytest.mark.parametrize("name", ["8b_sft", "70b_sft", "405b_sft"])
+def test_at_the_papers_speed_it_is_the_mfu_that_the_plan_takes_from_the_paper(name):
+    paper = rows()[name]
+    rate = PAPER_TOKENS * PAPER_EPOCHS / (paper.gpu_hours * 3600)
+    assert mfu_of(cfg(name))(rate, ROW_TOKENS) == pytest.approx(paper_mfu(published()[paper.base]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"hardware": {"gpu": "cpu", "nodes": 1, "gpus_per_node": 1}}, "a CPU has no peak"),
+        ({"hardware": None}, "gpu: unknown is unknown"),
+        ({"base_model": "mistral"}, "model_type: mistral"),
+    ],
+)
+def test_without_a_peak_there_is_no_mfu_and_the_log_says_why(changes, why, caplog, tmp_path, monkeypatch):
+    (tmp_path / "mistral").mkdir()
+    (tmp_path / "mistral/config.json").write_text('{"model_type": "mistral"}')
+    monkeypatch.chdir(tmp_path)
+    assert mfu_of(cfg("8b_sft", **changes)) is None
+    assert "perf/mfu is left out" in caplog.text and why in caplog.text
+
+
+# The run's name in wandb
+
+
+@pytest.fixture(params=["sft", "dpo"])
+def run(request):
+    return request.param, request.getfixturevalue(f"stopped_{request.param}")
+
+
+def test_all_attempts_are_one_run_whose_curve_goes_on(run):
+    phase, stopped = run
+    offline = attempts(stopped.wandb_dir)
+    assert len(offline) == len(stopped.attempts)
+    assert {one.id for one in offline} == {(stopped.last.folder / RUN_ID).read_text()}
+    assert all(one.ended for one in offline)  # wrote what it held, and closed the file
+    points = [point for one in offline for point in one.history if "train/loss" in point]
+    assert [point["train/global_step"] for point in points] == list(range(1, len(points) + 1))
+    assert [point["train/loss"] for point in points] == stopped.through.losses()
+
+
+def test_it_is_named_by_what_it_is_and_holds_no_secret(run):
+    phase, stopped = run
+    for one in attempts(stopped.wandb_dir):
+        commit = one.config["hermes3"]["commit"]
+        assert re.fullmatch(r"[0-9a-f]{7,40}(-dirty)?", commit)
+        facts = {"recipe": f"tiny_{phase}", "size": "tiny", "phase": phase, "seed": 42, "commit": commit}
+        assert one.config["hermes3"] == facts
+        assert (one.project, one.group, one.job_type) == ("hermes3", f"tiny_{phase}", phase)
+        assert one.name == f"tiny_{phase} seed 42 {commit}"
+        assert set(one.tags) == {"tiny", phase, "seed-42", commit}
+        assert b"tiny_" in one.raw and SECRET.encode() not in one.raw
+
+
+def test_a_run_that_does_not_resume_gets_an_id_of_its_own(tmp_path):
+    first = run_id(tmp_path, resumes=True)
+    assert run_id(tmp_path, resumes=True) == first
+    assert run_id(tmp_path, resumes=False) != first
+
+
+CFG = DictDefault({"wandb_name": "8b_sft", "seed": 1})
+
+
+def test_without_git_the_version_stands_for_the_commit(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert facts_of(CFG)["commit"] == version("hermes3-recipes")
+
+
+def test_rank_0_alone_asks_git(tmp_path, monkeypatch):
+    """At 128 ranks it would be 128 looks at every file of the repository, on a shared file system."""
+    (tmp_path / "git").write_text(f"#!/bin/sh\necho abc\necho asked >>{tmp_path}/asked\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with mock.patch.dict(os.environ):
+        for rank in range(2):
+            trainer = SimpleNamespace(args=SimpleNamespace(), is_world_process_zero=lambda rank=rank: rank == 0)
+            NameRun(CFG | {"output_dir": str(tmp_path)}, trainer)
+    assert trainer.args == SimpleNamespace() and (tmp_path / "asked").read_text() == "asked\n"

@@ -1,0 +1,199 @@
+"""What makes a checkpoint complete, restart points between the epochs, and a run that is told to stop and goes on."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from axolotl.utils.dict import DictDefault
+from safetensors.torch import load_file
+from stopped import EPOCH
+from tiny_trainer import tiny_trainer
+from transformers import TrainerCallback
+
+from hermes3.train import saving
+from hermes3.train.checkpoints import COMPLETE, RESTART_POINT, epochs_of, newest_complete, step_of, whole_model
+from hermes3.train.saving import STOPPED, RestartPoints, mark_complete
+
+
+def write(run: Path, step: int, epoch: float | None, *files: str) -> Path:
+    """A checkpoint of a run; epoch None: a save that was broken off."""
+    checkpoint = run / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    for file in files:
+        (checkpoint / file).touch()
+    if epoch is not None:
+        (checkpoint / COMPLETE).write_text(json.dumps({"step": step, "epoch": epoch}))
+    return checkpoint
+
+
+# Complete checkpoints
+
+
+def test_a_run_resumes_from_the_newest_complete_checkpoint_unless_told_otherwise(tmp_path, caplog):
+    def resumed(update=True, **keys):
+        return saving._last_checkpoint(DictDefault({"output_dir": str(tmp_path), **keys}), update)
+
+    half = write(tmp_path, 110, None)
+    assert resumed(auto_resume_from_checkpoints=True) is None
+    assert f"{half} has no {COMPLETE}" in caplog.text and half.exists()
+    write(tmp_path, 90, 0.9)  # before 100 by number, after it by name
+    newest = str(write(tmp_path, 100, 1.0))
+    (tmp_path / "checkpoint-best").mkdir()
+    assert resumed(auto_resume_from_checkpoints=True) == newest
+    assert resumed(auto_resume_from_checkpoints=True, resume_from_checkpoint="elsewhere") == "elsewhere"
+    assert resumed() is None
+    assert resumed(update=False) == newest
+
+
+def one_step(folder: Path, **changes):
+    trainer = tiny_trainer(folder, [[1, 2]], max_steps=1, save_steps=1, **changes)
+    mark_complete(trainer)
+    return trainer
+
+
+def test_a_save_over_a_complete_checkpoint_makes_it_incomplete_until_it_ends(tmp_path):
+    one_step(tmp_path).train()
+    assert newest_complete(tmp_path) == tmp_path / "checkpoint-1"
+    assert json.loads((tmp_path / "checkpoint-1" / COMPLETE).read_text()) == {"step": 1, "epoch": 1.0}
+    again = one_step(tmp_path)
+    again._save_rng_state = lambda folder: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        again.train()
+    assert newest_complete(tmp_path) is None
+
+
+@pytest.mark.parametrize("save_only_model", [False, True])
+def test_a_checkpoint_whose_optimizer_was_not_saved_is_incomplete(tmp_path, save_only_model, caplog):
+    """Axolotl logs such a failure and goes on; `save_only_model` asks for no optimizer."""
+    trainer = one_step(tmp_path, save_only_model=save_only_model)
+    trainer._save_optimizer_and_scheduler = lambda folder: None
+    trainer.train()
+    assert bool(newest_complete(tmp_path)) == save_only_model
+    assert ("its optimizer was not saved" in caplog.text) != save_only_model
+
+
+def test_epochs_are_told_from_restart_points_and_broken_off_saves(tmp_path):
+    with pytest.raises(ValueError, match="save_strategy: epoch"):
+        epochs_of(tmp_path)
+    first, second = write(tmp_path, 12, 1.0), write(tmp_path, 23, 1.917)  # packed a batch short of 24
+    write(tmp_path, 18, 1.5)
+    write(tmp_path, 24, 2.0, RESTART_POINT)
+    write(tmp_path, 1, 0.01)
+    write(tmp_path, 36, None)
+    assert epochs_of(tmp_path) == {1: first, 2: second}
+
+
+def test_a_whole_model_is_taken_as_it_is_and_an_adapter_refused(base, tmp_path):
+    assert whole_model(base, tmp_path / "out") == base
+    for name in ("config.json", "adapter_config.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match="LoRA adapter"):
+        whole_model(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_heavy_is_imported_to_ask():
+    """`hermes3` asks for a run's epochs; torch takes seconds."""
+    code = "import sys, hermes3.train.checkpoints; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+# Restart points
+
+
+class Stop(TrainerCallback):
+    """Ends the run like a crash, at a step's begin or at an `event`, and notes what is on disk after each save."""
+
+    def __init__(self, at: int | None, event: str = "on_step_begin"):
+        self.seen = []
+        setattr(self, event, lambda args, state, control, **kwargs: self.die(state, at))
+
+    def die(self, state, at):
+        if state.global_step == at:
+            raise KeyboardInterrupt
+
+    def on_save(self, args, state, control, **kwargs):
+        self.seen.append(steps_in(Path(args.output_dir)))
+
+
+def steps_in(folder: Path) -> list[int]:
+    return sorted(map(step_of, folder.glob("checkpoint-*")))
+
+
+def run(folder: Path, steps: int | None = 2, stop: Stop | None = None, resume: bool = False, broken=()) -> Stop:
+    """Three epochs of five steps. `broken`: steps whose optimizer cannot be saved, which Axolotl only logs."""
+    stop = stop or Stop(None)
+    callbacks = [*([RestartPoints(steps)] if steps else []), stop]
+    rows = [[i, 1, 2] for i in range(5)]
+    trainer = tiny_trainer(folder, rows, callbacks, num_train_epochs=3, save_strategy="epoch", save_total_limit=8)
+    save = trainer._save_optimizer_and_scheduler
+    trainer._save_optimizer_and_scheduler = lambda out: None if trainer.state.global_step in broken else save(out)
+    mark_complete(trainer)
+    with contextlib.suppress(KeyboardInterrupt):
+        trainer.train(resume_from_checkpoint=resume or None)
+    return stop
+
+
+def test_every_epoch_is_kept_and_one_restart_point_at_most(tmp_path):
+    # 5, 10 and 15 end an epoch; at 10 the restart point is the epoch's own checkpoint, and saved once
+    assert run(tmp_path).seen == [[2], [4], [5], [5, 6], [5, 8], [5, 10], [5, 10, 12], [5, 10, 14], [5, 10, 15]]
+    assert not list(tmp_path.rglob(RESTART_POINT))
+
+
+def test_a_run_that_died_goes_on_from_its_restart_point(tmp_path):
+    run(tmp_path, stop=Stop(9))
+    assert steps_in(tmp_path) == [5, 8]
+    assert run(tmp_path, resume=True).seen[0] == [5, 10]  # it went on at 8, which is gone once the next is whole
+    assert steps_in(tmp_path) == [5, 10, 15]
+
+
+def test_without_it_a_run_that_died_has_lost_its_epoch(tmp_path):
+    run(tmp_path, steps=None, stop=Stop(9))
+    assert steps_in(tmp_path) == [5]
+
+
+@pytest.mark.parametrize("event", ["on_save", "on_epoch_end"])
+def test_a_run_that_died_where_a_restart_point_becomes_an_epochs_checkpoint_keeps_it(tmp_path, event):
+    """Step 10 ends an epoch and is a restart point: it is saved as such, and must not go for it."""
+    run(tmp_path, stop=Stop(10, event))
+    assert steps_in(tmp_path) == [5, 10]
+    run(tmp_path, resume=True)
+    assert steps_in(tmp_path) == [5, 10, 15]
+
+
+def test_a_restart_point_stays_until_the_next_checkpoint_is_complete(tmp_path):
+    assert run(tmp_path, broken={6, 8}).seen[3:6] == [[5, 6], [5, 6, 8], [5, 10]]
+
+
+# Told to stop: through Axolotl on CPUs
+
+
+def test_every_rank_leaves_at_the_end_of_a_step_which_is_saved(stopped_sft):
+    first, at_epoch, at_end = stopped_sft.attempts
+    saved = [[name for name in seen if name.startswith("checkpoint")] for seen in stopped_sft.seen]
+    assert first.codes == at_epoch.codes == [STOPPED, STOPPED], first.logs[0][-2000:]
+    assert saved[0] == ["checkpoint-3"]
+    # the last step of an epoch: its checkpoint is the epoch's, and no restart point
+    assert saved[1] == [f"checkpoint-{EPOCH}"]
+    # the last step of all: there is nothing left to go on with
+    assert at_end.codes == [0, 0], at_end.logs[0][-2000:]
+    assert epochs_of(at_end.folder) == {n: at_end.folder / f"checkpoint-{n * EPOCH}" for n in (1, 2)}
+
+
+@pytest.mark.parametrize(("phase", "weights"), [("sft", "model"), ("dpo", "adapter_model")])
+def test_it_goes_on_as_if_it_had_never_stopped(phase, weights, request):
+    """Bit for bit, and the final model is only written at the end."""
+    stopped = request.getfixturevalue(f"stopped_{phase}")
+    through, last = stopped.through, stopped.last
+    assert set(through.codes) == set(last.codes) == {0}, through.logs[0][-2000:] + last.logs[0][-2000:]
+    assert len(last.losses()) == (2 * EPOCH if phase == "sft" else EPOCH)
+    assert last.steps() == through.steps()
+    assert last.losses() == through.losses()
+    one, other = (load_file(run.folder / f"{weights}.safetensors") for run in (last, through))
+    assert one and all(torch.equal(one[name], other[name]) for name in one | other)
+    final = [f"{weights}.safetensors" in seen for seen in stopped.seen]
+    assert final == [False] * (len(final) - 1) + [True]
