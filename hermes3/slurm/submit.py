@@ -214,14 +214,11 @@ def reject(options: list[str], refused: dict[str, str], where: str = "") -> None
                 raise UserError(f"{where}{option}: not for sbatch; {remedy}")
 
 
-# another number of nodes
-
-
 def resize(path: Path, nodes: int, out: Path) -> Path:
     """Write the recipe at `path` for `nodes` nodes into the folder `out`, under its own name; returns the new file.
 
-    gradient_accumulation_steps is set so that micro_batch_size x gradient_accumulation_steps x GPUs stays. Raises
-    UserError naming the numbers of nodes that can, when this one cannot.
+    gradient_accumulation_steps is set so that micro_batch_size x gradient_accumulation_steps x GPUs stays. `UserError`
+    names the numbers of nodes that can, when this one cannot.
     """
     recipe = read(path)
     hardware = hardware_of(path, recipe)
@@ -233,22 +230,7 @@ def resize(path: Path, nodes: int, out: Path) -> Path:
             f"--nodes {nodes}: {path} has a global batch of {micro * accumulation * hardware.gpus}, which {nodes} "
             f"nodes of {hardware.gpus_per_node} GPUs cannot make with micro_batch_size {micro}; take {possible}"
         )
-    text = path.read_text(encoding="utf-8")
-    why = f"ours: {nodes} nodes at launch, where {path} has {hardware.nodes}; the global batch stays"
-    hardware_line = f"{{gpu: {hardware.gpu}, nodes: {nodes}, gpus_per_node: {hardware.gpus_per_node}}}"
-    text = _set(text, "hardware", f"{hardware_line}  # {why}")
-    text = _set(text, "gradient_accumulation_steps", f"{slots // nodes}  # {why}")
-    write_text(out / path.name, text)
+    recipe |= {"hardware": hardware.model_dump() | {"nodes": nodes}, "gradient_accumulation_steps": slots // nodes}
+    head = f"# {path} for {nodes} nodes instead of {hardware.nodes}, at the same global batch"
+    write_text(out / path.name, f"{head}\n{yaml.safe_dump(recipe, sort_keys=False)}")
     return out / path.name
-
-
-def _set(text: str, key: str, value: str) -> str:
-    """`text` with the top-level `key` set to `value`, comment included, where it was or on a new last line."""
-    lines = text.splitlines(keepends=True)
-    node = yaml.compose(text)
-    for name, old in node.value:
-        if name.value == key:
-            # a mapping written over several lines ends at the start of the next key's line
-            last = old.end_mark.line + (old.end_mark.column > 0)
-            return "".join([*lines[: name.start_mark.line], f"{key}: {value}\n", *lines[last:]])
-    return text.rstrip("\n") + f"\n{key}: {value}\n"
