@@ -17,7 +17,7 @@ from hermes3.chat.render import Renderer, turns
 from hermes3.messages import BadRow, check, tool_call
 from hermes3.mix.adapt import ADAPTERS
 
-N = 2000  # rows a shape
+N = 1000  # rows per shape
 DEEP: list = []
 for _ in range(2 * sys.getrecursionlimit()):
     DEEP = [DEEP]
@@ -32,11 +32,8 @@ NASTY = [
     *([], {}, [[]], [None], [{}], {"": {}}, {"role": []}, {"name": {}}, FIFTY_DEEP, [FIFTY_DEEP], SAID, TOOL),
 ]
 UNPRINTABLE = [10**5000, DEEP, {"a": DEEP}]
-PARALLEL = {
-    "role": "assistant",
-    "content": None,
-    "tool_calls": [{"id": i, "function": {"name": "sky", "arguments": "{}"}} for i in ("c1", "c2")],
-}
+TWO_CALLS = [{"id": i, "function": {"name": "sky", "arguments": "{}"}} for i in ("c1", "c2")]
+PARALLEL = {"role": "assistant", "content": None, "tool_calls": TWO_CALLS}
 BY_ID = [{"role": "tool", "tool_call_id": i, "content": i} for i in ("c2", "c1")]
 RESPONDED = "<tool_response>{'a': 1}</tool_response>"
 HERMES = [("system", OLDER), ("human", "q"), ("gpt", f"Look.\n{CALLED}"), ("tool", RESPONDED)]
