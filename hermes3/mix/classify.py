@@ -136,43 +136,45 @@ def is_about_a_domain(v: View) -> bool:
     return domain_weight(v) >= (1 if len(v.words) <= 12 else 2 + len(v.words) // 40)
 
 
+def asks_for_writing(v: View) -> bool:
+    return bool(v.words & WORDS["write_verbs"]) and _search("write", v.ask)
+
+
+def asks_about_the_model(v: View) -> bool:
+    return bool(v.words & {"you", "your"}) and _search("self", v.ask)
+
+
+def marks_its_result(v: View) -> bool:
+    return ("boxed{" in v.answer or "####" in v.answer) and _search("result", v.answer)
+
+
+def prescribes(v: View) -> bool:
+    return _search("directive", v.system)
+
+
+def begins_with_code(v: View) -> bool:
+    return has_code(v.answer[:300])
+
+
+def acts(v: View) -> bool:
+    return "*" in v.answer and _search("action", v.answer)
+
+
+def denies(v: View) -> bool:
+    return _match("denial", v.answer)
+
+
+def anything(v: View) -> bool:
+    return True
+
+
 class CategoryRule(NamedTuple):
     category: str
     reason: str
     matches: Callable[[View], object]
 
 
-_TABLE: list[tuple[str, str, Callable[[View], object]]] = [
-    ("tool_use_agentic_rag", "tools are declared or called, or their tags, a schema or citations appear", uses_tools),
-    ("tool_use_agentic_rag", "the prompt sets JSON mode, numbered documents or two agent tags", is_agentic),
-    ("roleplaying", "the system message names a character", names_a_character),
-    ("coding", "the ask names a programming language, wants a program or brings code", asks_for_code),
-    ("general_instructions", "the ask is work on a text that it brings: translate, classify, read", works_on_a_text),
-    ("roleplaying", "the ask opens with a role to play, or wants someone's voice", asks_for_a_character),
-    (
-        "content_generation",
-        "the ask wants a poem, story, email, article or the like",
-        lambda v: v.words & WORDS["write_verbs"] and _search("write", v.ask),
-    ),
-    ("math", "the ask has a sum, a formula, mathematical terms, or numbers and a quantity to find", asks_for_math),
-    ("steering_alignment", "the system message prescribes form or views", lambda v: _search("directive", v.system)),
-    (
-        "steering_alignment",
-        "the ask is about the model itself",
-        lambda v: v.words & {"you", "your"} and _search("self", v.ask),
-    ),
-    ("domain_expert", "exam choices, an expert as system message, or a discipline's vocabulary", is_about_a_domain),
-    ("coding", "the answer begins with code", lambda v: has_code(v.answer[:300])),
-    (
-        "math",
-        "the answer marks its result",
-        lambda v: ("boxed{" in v.answer or "####" in v.answer) and _search("result", v.answer),
-    ),
-    ("roleplaying", "the answer acts between asterisks", lambda v: "*" in v.answer and _search("action", v.answer)),
-    ("steering_alignment", "the answer opens with what the model cannot do", lambda v: _match("denial", v.answer)),
-    ("general_instructions", "none of the above", lambda v: True),
-]
-RULES = tuple(CategoryRule(*rule) for rule in _TABLE)
+RULES = tuple(CategoryRule(rule["category"], rule["reason"], globals()[rule["when"]]) for rule in _FILE.data["rules"])
 
 
 def rule_of(row: Example) -> CategoryRule:
