@@ -152,26 +152,6 @@ def test_every_value_in_every_place_is_refused_or_renders(adapter, base):
     rendered(kept[::10], base)
 
 
-KEYS = sorted({str(place[-1]) for rows in VALID.values() for row in rows for place in places(row)})
-
-
-def anything(draw: random.Random, levels: int = 4):
-    """A JSON value made of our keys and of `NASTY`."""
-    match draw.randrange(4) if levels else 3:
-        case 0:
-            return [anything(draw, levels - 1) for _ in range(draw.randint(0, 3))]
-        case 1 | 2:
-            return {key: anything(draw, levels - 1) for key in draw.sample(KEYS, draw.randint(0, 6))}
-    return draw.choice(NASTY + UNPRINTABLE)
-
-
-@pytest.mark.parametrize("adapter", ADAPTERS)
-def test_any_json_is_refused_or_a_conversation(adapter):
-    draw = random.Random(adapter)
-    for _ in range(N):
-        adapted(adapter, anything(draw))
-
-
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), min_size=1, max_size=20)
 SPOKEN = WORDS.map(str.strip).filter(bool)
 NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)

@@ -92,7 +92,7 @@ def test_the_steps_are_those_of_training(run, mix):
 
 
 @pytest.mark.parametrize("gpus", [2, 5])  # for few ranks four packings are drawn, for many one
-def test_an_epoch_is_as_long_as_the_trainer_draws_it(run, gpus):
+def test_an_epoch_is_as_long_as_the_trainer_draws_it_and_ranks_take_the_packs_in_turn(run, gpus, monkeypatch):
     recipe, trainer, _ = run
     cfg = DictDefault(validate(recipe))
     lengths = np.array([len(row["input_ids"]) for row in trainer.train_dataset])
@@ -103,13 +103,7 @@ def test_an_epoch_is_as_long_as_the_trainer_draws_it(run, gpus):
             drawn.add(length := len(trainer._get_train_sampler()))
         assert len(pack.trainer_packer(lengths, cfg, gpus)) == length
     assert len(drawn) > 1
-
-
-@pytest.mark.parametrize("gpus", [2, 5])
-def test_ranks_take_the_packs_in_turn(run, gpus, monkeypatch):
-    recipe, trainer, _ = run
     cfg = DictDefault(validate(recipe))
-    lengths = np.array([len(row["input_ids"]) for row in trainer.train_dataset])
     packer = pack.trainer_packer(lengths, cfg, gpus)
     batches = pack.epoch_batches(packer, 1)
     monkeypatch.setenv("WORLD_SIZE", str(gpus))
@@ -129,7 +123,7 @@ def lognormal(mean: int, rows: int = 100_000) -> list[int]:
     return np.random.default_rng(0).lognormal(np.log(mean) - 0.5, 1, rows).clip(8, 8192).astype(int).tolist()
 
 
-@pytest.mark.parametrize("name", ["8b_sft", "70b_sft", "405b_sft"])
+@pytest.mark.parametrize("name", ["8b_sft", "405b_sft"])
 def test_the_papers_recipes_fill_998_of_1000(name, tmp_path):
     lengths = lognormal(400)
     packing = preview(write_counts(tmp_path, lengths, lengths), ROOT / f"recipes/{name}.yml")
@@ -160,12 +154,9 @@ def test_short_rows_fill_sequences_too_and_another_seed_draws_other_packs(tmp_pa
 )
 def test_what_cannot_be_packed_is_refused(recipe, lengths, kind, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        preview(write_counts(tmp_path, lengths, lengths, kind), ROOT / f"recipes/{recipe}.yml")
-
-
-def test_a_folder_that_is_no_mix_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no manifest.json"):
-        preview(tmp_path, ROOT / "recipes/8b_sft.yml")
+        preview(write_counts(tmp_path / "mix", lengths, lengths, kind), ROOT / f"recipes/{recipe}.yml")
+    with pytest.raises(ValueError, match="no manifest.json|does not pack"):
+        preview(tmp_path, ROOT / f"recipes/{recipe}.yml")
 
 
 def load(recipe: Path) -> list[int]:
@@ -184,9 +175,7 @@ def test_axolotl_prepares_through_the_link_and_only_the_guard_notices_changed_da
         part.rename(mix / "train" / part.name)
     assert load(recipe) == [10, 11, 12, 13, 14, 15]  # stale
     (newer / "manifest.json").rename(mix / "manifest.json")
-    with pytest.raises(
-        ValueError, match="dataset_prepared_path: .* leads to .*prepared-0123456789ab, not to prepared-fe"
-    ):
+    with pytest.raises(ValueError, match="leads to .*prepared-0123456789ab, not to prepared-fe"):
         check_prepared(recipe, read(recipe))
     (newer / "prepared").rename(mix / "prepared")
     (newer / "prepared-fedcba987654").rename(mix / "prepared-fedcba987654")
