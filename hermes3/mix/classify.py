@@ -31,7 +31,7 @@ class View(NamedTuple):
     system_as_written: str
     ask: str  # the head and the tail of the first user message
     ask_as_written: str
-    asked: str  # its first READ characters, after a line break
+    user_text: str  # its first READ characters, after a line break
     words: set[str]  # of `ask`, each also without a final s
     answer: str  # after a line break
 
@@ -55,8 +55,8 @@ def view(row: Example) -> View:
     ask = first_user if len(first_user) <= HEAD + TAIL else f"{first_user[:HEAD]}\n{first_user[-TAIL:]}"
     words = set(WORD.findall(ask.lower()))
     words |= {word[:-1] for word in words if word[-1] == "s"}
-    asked, answer = "\n" + first_user[:READ].lower(), "\n" + "\n".join(answers).lower()
-    return View(has_tools, system.lower(), system, ask.lower(), ask, asked, words, answer)
+    user_text, answer = "\n" + first_user[:READ].lower(), "\n" + "\n".join(answers).lower()
+    return View(has_tools, system.lower(), system, ask.lower(), ask, user_text, words, answer)
 
 
 def _any(name: str, text: str) -> bool:
@@ -72,11 +72,11 @@ def _match(name: str, text: str) -> bool:
 
 
 def uses_tools(v: View) -> bool:
-    return v.has_tools or any(_any("tool_marks", text) for text in (v.system, v.asked, v.answer) if "<" in text)
+    return v.has_tools or any(_any("tool_marks", text) for text in (v.system, v.user_text, v.answer) if "<" in text)
 
 
 def is_agentic(v: View) -> bool:
-    if _search("tool_system", v.system) or ("document" in v.asked and _search("documents", v.asked)):
+    if _search("tool_system", v.system) or ("document" in v.user_text and _search("documents", v.user_text)):
         return True
     prompt = v.system + v.ask
     return "<" in prompt and len(set(PATTERNS["agent_tag"].findall(prompt))) >= 2
@@ -97,7 +97,7 @@ def asks_for_code(v: View) -> bool:
             v.words & WORDS["languages_and_more"]
             and (v.words & WORDS["code_nouns"] or _any("in_language", v.ask) or has_code(v.answer))
         )
-        or has_code(v.asked)
+        or has_code(v.user_text)
         or (v.words & WORDS["program_nouns"] and _search("program_ask", v.ask))
     )
 
@@ -131,7 +131,7 @@ def domain_weight(v: View) -> int:
 
 def is_about_a_domain(v: View) -> bool:
     """A question of a dozen words is about any topic that it names; a longer one meets such words by chance."""
-    if (_any("choice_b", v.asked) and _search("choices", v.asked)) or _search("expert_system", v.system):
+    if (_any("choice_b", v.user_text) and _search("choices", v.user_text)) or _search("expert_system", v.system):
         return True
     return domain_weight(v) >= (1 if len(v.words) <= 12 else 2 + len(v.words) // 40)
 

@@ -130,9 +130,8 @@ def _count(lengths: np.ndarray, n_loss: np.ndarray, cfg: "DictDefault", gpus: in
             packs = sum(map(len, batches))
             packed = _rows(batches)
         n = len(batches) // gpus
-        done = n // accumulation + (
-            n == per_rank and n % accumulation > 0
-        )  # a short epoch's last, part step is not made
+        # the last step of a short epoch is not made if it lacks micro-batches
+        done = n // accumulation + (n == per_rank and n % accumulation > 0)
         done = min(done, steps - sum(steps_per_epoch))
         taken = _rows(batches[: min(done * accumulation, n) * gpus])
         steps_per_epoch.append(done)
