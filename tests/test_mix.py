@@ -69,16 +69,11 @@ def test_preferences_are_text_that_trl_tokenises_to_our_ids(write, tmp_path, tok
     assert ids == ours[: len(ids)] and ids[-1] == tokenizer.eos_token_id and ids.count(tokenizer.bos_token_id) == 1
 
 
-@pytest.mark.parametrize("budget", [200, 300])
-def test_a_budget_is_met_within_one_conversation(budget, write, tmp_path):
-    manifest = build(write(ROWS, category={"tokens": budget}), tmp_path / "mix", tmp_path, quiet=True).manifest
+def test_a_budget_is_met_within_one_conversation_or_its_shortfall_reported(write, tmp_path):
+    manifest = build(write(ROWS, category={"tokens": 200}), tmp_path / "mix", tmp_path, quiet=True).manifest
     longest = max(row["n_tokens"] for row in pq.read_table(tmp_path / "mix/rows").to_pylist())
-    assert abs(manifest["total"]["tokens"] - budget) <= longest
+    assert abs(manifest["total"]["tokens"] - 200) <= longest and manifest["shortfalls"] == {}
     assert manifest["rejects"] == {"budget/over_budget": len(ROWS) - manifest["total"]["rows"]}
-    assert manifest["shortfalls"] == {}
-
-
-def test_a_shortfall_is_reported(write, tmp_path):
     manifest = build(write(ROWS, category={"tokens": 10**6}), tmp_path / "mix", tmp_path, quiet=True).manifest
     assert "of 1 M tokens available; raise max_repeat to" in manifest["shortfalls"]["math"]
 
@@ -111,12 +106,6 @@ def test_a_rebuild_replaces_the_folder_and_what_axolotl_prepared_in_it(write, tm
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [".cache"]
 
 
-def test_the_seed_draws_another_order(write, tmp_path):
-    one = build(write(ROWS), tmp_path / "one", tmp_path, quiet=True).manifest
-    two = build(write(ROWS, seed=2), tmp_path / "two", tmp_path, quiet=True).manifest
-    assert one["total"] == two["total"] and one["output"]["sha256"] != two["output"]["sha256"]
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -131,11 +120,6 @@ def test_a_bad_spec_stops_the_build_with_its_key(changes, message, write, tmp_pa
     with pytest.raises(ValueError, match=message):
         build(write(ROWS, **changes), tmp_path / "mix", tmp_path, quiet=True)
     assert not (tmp_path / "mix").exists()
-
-
-def test_a_missing_file_names_the_source_and_the_option(write, tmp_path):
-    with pytest.raises(ValueError, match="source rows: no file .*rows.jsonl; mind --data-root"):
-        build(write(ROWS), tmp_path / "mix", tmp_path / "elsewhere", quiet=True)
 
 
 def test_every_shipped_spec_loads(in_root):

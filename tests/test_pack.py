@@ -223,41 +223,35 @@ def test_prepared_data_that_could_be_another_mix_s_are_refused(checked, changes,
         checked(**changes)
 
 
-def another_output(mix: Path) -> None:
-    (mix / "manifest.json").write_text(json.dumps({"output": {"sha256": "f" * 64}}))
-
-
-def link_became_a_folder(mix: Path) -> None:
-    """`cp -L` and many transfers make a folder of the link, which would go along with the next mix's files."""
-    (mix / "prepared").unlink()
-    (mix / "prepared").mkdir()
-
-
-def link_into_another_mix(mix: Path) -> None:
-    (mix / "prepared").unlink()
-    (mix / "prepared").symlink_to(write_mix(mix.with_name("other"), [20]) / "prepared-0123456789ab")
-
-
-def link_leads_nowhere(mix: Path) -> None:
-    (mix / "prepared-0123456789ab").rmdir()
-
-
-def no_manifest(mix: Path) -> None:
-    (mix / "manifest.json").unlink()
+def spoil(mix: Path, how: str) -> None:
+    link = mix / "prepared"
+    match how:
+        case "another output":
+            (mix / "manifest.json").write_text(json.dumps({"output": {"sha256": "f" * 64}}))
+        case "a folder":  # `cp -L` and many transfers make one of the link; it would go along with the next mix's files
+            link.unlink()
+            link.mkdir()
+        case "another mix":
+            link.unlink()
+            link.symlink_to(write_mix(mix.with_name("other"), [20]) / "prepared-0123456789ab")
+        case "nowhere":
+            (mix / "prepared-0123456789ab").rmdir()
+        case "no manifest":
+            (mix / "manifest.json").unlink()
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("how", "message"),
     [
-        (another_output, "not to prepared-ffffffffffff beside it; build .* again"),
-        (link_became_a_folder, "leads to .*mix/prepared, not to prepared-0123456789ab"),
-        (link_into_another_mix, "leads to .*other/prepared-0123456789ab"),
-        (link_leads_nowhere, "leads nowhere"),
-        (no_manifest, "has no manifest.json"),
+        ("another output", "not to prepared-ffffffffffff beside it; build .* again"),
+        ("a folder", "leads to .*mix/prepared, not to prepared-0123456789ab"),
+        ("another mix", "leads to .*other/prepared-0123456789ab"),
+        ("nowhere", "leads nowhere"),
+        ("no manifest", "has no manifest.json"),
     ],
 )
-def test_a_mix_that_was_changed_is_refused(checked, change, message):
-    change(checked.mix)
+def test_a_mix_that_was_changed_is_refused(checked, how, message):
+    spoil(checked.mix, how)
     with pytest.raises(ValueError, match=message):
         checked()
 

@@ -89,14 +89,6 @@ def test_a_json_file_holds_a_list_or_one_row_per_line_and_nothing_else(tmp_path)
         rows_of(written(tmp_path / "a.json", json.dumps({"data": ROWS}, indent=1).encode()))
 
 
-def test_real_lists_are_read_as_the_json_module_reads_them():
-    files = sorted((ROOT.parent / "shared/data/train").glob("*.json"))
-    if not files:
-        pytest.skip("no real data beside the repository")
-    for path in files:
-        assert rows_of([File(path.name, path)]) == json.loads(path.read_bytes())
-
-
 @pytest.mark.parametrize("block", [2, 7, 64])
 def test_a_list_may_be_cut_anywhere_by_the_blocks_that_it_is_read_in(tmp_path, monkeypatch, block):
     monkeypatch.setattr(read, "BLOCK", block)
