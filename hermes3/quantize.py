@@ -35,6 +35,6 @@ def quantize(model: Path, out: Path) -> int:
         for file in [
             *model.glob("tokenizer*.json"),
             *model.glob("*.jinja"),
-        ]:  # the same bytes, whatever version wrote them
+        ]:  # the same bytes
             shutil.copy2(file, folder / file.name)
     return sum(file.stat().st_size for file in out.glob("*.safetensors"))
