@@ -308,10 +308,22 @@ def test_a_preempted_job_has_not_crashed(slurm, site):
     assert "attempt_1: preempted" in site.log(jid) and "before it ends" not in site.log(jid)
 
 
+LAST_WORDS = """
+import signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+step(0.5)
+if rank == "1":
+    while not Path("up").exists(): time.sleep(0.1)
+    sys.exit(7)
+Path("up").touch()
+time.sleep(0.5)
+print("last words")
+raise ValueError("of rank 0")
+"""
+
+
 def test_rank_0_s_last_words_are_in_the_job_s_log(slurm, site):
     """Also when Slurm kills its step: what it has written is in its file, and the log shows that to the end."""
-    train = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nstep(0.5)\nif rank == '1': sys.exit(7)\n"
-    train += "time.sleep(1)\nprint('last words')\nraise ValueError('of rank 0')"
-    jid = site.submit(train)
+    jid = site.submit(LAST_WORDS)
     assert site.end(jid) == ("FAILED", 0)
     assert "last words\n" in site.log(jid) and site.log(jid).splitlines()[-1] == "ValueError: of rank 0"
