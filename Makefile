@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := demo
 .DELETE_ON_ERROR:
-.PHONY: demo test test-fast lint bench gpu-check quantize-check lock audit clean
+.PHONY: demo test test-fast lint bench gpu-check quantize-check canary reads lock audit clean
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export AXOLOTL_DO_NOT_TRACK := 1# Axolotl calls home without it
@@ -99,6 +99,12 @@ gpu-check: .venv/.installed # needs CUDA and requirements-gpu.txt; one GPU, 20 G
 quantize-check: $(S)/07-sft # 5 minutes, 7 GB of disk
 	bash launch/install.sh .venv-quantize requirements-quantize.txt
 	.venv-quantize/bin/python -m bench.quantize_check
+
+canary: .venv/.installed # the newest releases against docs/traps.md, checks and the chain: 40 minutes on two cores, 8 GB
+	python -m bench.canary
+
+reads: .venv/.installed # what the installed Axolotl reads of a recipe -> hermes3/recipe/reads.json, which check uses
+	python -m bench.reads
 
 audit: .venv/.installed # known vulnerabilities in the three locks, from the index's advisories
 	for name in requirements requirements-eval requirements-quantize; do \
