@@ -156,7 +156,7 @@ def test_check_imports_neither_torch_nor_transformers():
         (DPO, "split: train", "split: train[:20%]"),
         (DPO, "\nrl: dpo", "\ndpo_padding_free: false\nrl: dpo"),
         (ROOT / "recipes/8b_sft_fsdp.yml", "  state_dict_type", "  fsdp_state_dict_type"),
-        (EVALUATED, "val_set_size: 0 ", "val_set_size: 0.02\neval_steps: 100\nearly_stopping_patience: 3 "),
+        (EVALUATED, "val_set_size: 0 ", "val_set_size: 0.02\neval_steps: 100 "),
         (SFT, "\nseed", "\nuse_mlflow: true\nmlflow_tracking_uri: x\ncomet_mode: offline\nseed"),
         (SFT, "nodes: 6((?:.*\n)*)gradient_accumulation_steps: 1", r"nodes: 1\1gradient_accumulation_steps: 6"),
         (SFT, "output_dir: outputs/8b/sft", "output_dir: outputs/mine"),
