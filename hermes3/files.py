@@ -64,12 +64,12 @@ def read_yaml(path: Path, known: Path | None = None) -> dict[str, Any]:
     return parse_yaml(text, path)
 
 
-def read_model[T](path: Path, model: type[T], known: Path | None = None) -> T:
+def read_model(path: Path, model: type[T], known: Path | None = None) -> T:
     """A YAML file as a pydantic `model`. `UserError` names the file and every key that is wrong."""
     return validated(read_yaml(path, known), model, path)
 
 
-def validated[T](given: Any, model: type[T], where: object) -> T:
+def validated(given: Any, model: type[T], where: object) -> T:
     """`given` as a pydantic `model`. `UserError` begins with `where`, a file or file:line, and names each wrong key."""
     from pydantic import ValidationError
 

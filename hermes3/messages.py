@@ -72,8 +72,8 @@ def clean(message: Message) -> Message:
     """
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
-        said = repr(role)[:40] if isinstance(role, str) else type(role).__name__
-        raise BadRow("unknown_role", f"role {said} is none of {', '.join(ROLES)}")
+        shown = repr(role)[:40] if isinstance(role, str) else type(role).__name__
+        raise BadRow("unknown_role", f"role {shown} is none of {', '.join(ROLES)}")
     calls = (message.get("tool_calls") or []) if role == "assistant" else []
     if content is None and calls:
         content = ""

@@ -32,6 +32,9 @@ def quantize(model: Path, out: Path) -> int:
     oneshot(model=loaded, recipe=QuantizationModifier(targets="Linear", scheme=SCHEME, ignore=IGNORED))
     with new_folder(out) as folder:
         loaded.save_pretrained(folder, save_compressed=True)
-        for file in [*model.glob("tokenizer*.json"), *model.glob("*.jinja")]:  # the same bytes, whatever version wrote them
+        for file in [
+            *model.glob("tokenizer*.json"),
+            *model.glob("*.jinja"),
+        ]:  # the same bytes
             shutil.copy2(file, folder / file.name)
     return sum(file.stat().st_size for file in out.glob("*.safetensors"))

@@ -7,7 +7,7 @@ if [[ -d .venv ]]; then
   export PATH=$PWD/.venv/bin:$PATH
 fi
 # Or a container (Enroot and Pyxis): options of the srun that starts the work on each node. The batch script itself only
-# reads YAML, for which any Python 3.11 with pyyaml and pydantic will do.
+# reads YAML, for which any Python 3.12 with pyyaml and pydantic will do.
 #   container=(--container-image="$PWD/hermes3.sqsh" --container-mounts="$PWD:$PWD" --container-workdir="$PWD")
 container=()
 

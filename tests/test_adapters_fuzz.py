@@ -17,7 +17,7 @@ from hermes3.chat.render import Renderer, turns
 from hermes3.messages import BadRow, check, tool_call
 from hermes3.mix.adapt import ADAPTERS
 
-N = 2000  # rows a shape
+N = 1000  # rows per shape
 DEEP: list = []
 for _ in range(2 * sys.getrecursionlimit()):
     DEEP = [DEEP]
@@ -32,11 +32,8 @@ NASTY = [
     *([], {}, [[]], [None], [{}], {"": {}}, {"role": []}, {"name": {}}, FIFTY_DEEP, [FIFTY_DEEP], SAID, TOOL),
 ]
 UNPRINTABLE = [10**5000, DEEP, {"a": DEEP}]
-PARALLEL = {
-    "role": "assistant",
-    "content": None,
-    "tool_calls": [{"id": i, "function": {"name": "sky", "arguments": "{}"}} for i in ("c1", "c2")],
-}
+TWO_CALLS = [{"id": i, "function": {"name": "sky", "arguments": "{}"}} for i in ("c1", "c2")]
+PARALLEL = {"role": "assistant", "content": None, "tool_calls": TWO_CALLS}
 BY_ID = [{"role": "tool", "tool_call_id": i, "content": i} for i in ("c2", "c1")]
 RESPONDED = "<tool_response>{'a': 1}</tool_response>"
 HERMES = [("system", OLDER), ("human", "q"), ("gpt", f"Look.\n{CALLED}"), ("tool", RESPONDED)]
@@ -153,26 +150,6 @@ def test_every_value_in_every_place_is_refused_or_renders(adapter, base):
                 place[path[-1]] = value
                 kept += [one] if isinstance(one := adapted(adapter, row), dict) else []
     rendered(kept[::10], base)
-
-
-KEYS = sorted({str(place[-1]) for rows in VALID.values() for row in rows for place in places(row)})
-
-
-def anything(draw: random.Random, levels: int = 4):
-    """A JSON value made of our keys and of `NASTY`."""
-    match draw.randrange(4) if levels else 3:
-        case 0:
-            return [anything(draw, levels - 1) for _ in range(draw.randint(0, 3))]
-        case 1 | 2:
-            return {key: anything(draw, levels - 1) for key in draw.sample(KEYS, draw.randint(0, 6))}
-    return draw.choice(NASTY + UNPRINTABLE)
-
-
-@pytest.mark.parametrize("adapter", ADAPTERS)
-def test_any_json_is_refused_or_a_conversation(adapter):
-    draw = random.Random(adapter)
-    for _ in range(N):
-        adapted(adapter, anything(draw))
 
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), min_size=1, max_size=20)

@@ -32,25 +32,17 @@ def test_thirteen_words_in_common_are_found_whatever_case_and_punctuation(index)
     assert hits(one, "nothing here", said) == {1: "set: a baker has 17 trays with 23 rolls on each tray and sells"}
 
 
-def test_twelve_words_are_not_enough(index):
+def test_twelve_words_are_not_enough_nor_thirteen_in_two_messages(index):
     one = index({"question": QUESTION})
     assert hits(one, "A baker has 17 trays with 23 rolls on each tray and buys more") == {}
-
-
-def test_an_ngram_does_not_reach_over_the_end_of_a_message(index):
-    one = index({"question": QUESTION})
     words = QUESTION.split()
     assert hits(one, " ".join(words[:10]), " ".join(words[10:20])) == {}
 
 
-def test_a_short_question_is_sought_whole(index):
+def test_a_short_question_is_searched_for_whole_and_a_shorter_one_counted(index):
     one = index({"question": "Which planet has the most moons of all?"})
-    assert hits(one, "So: which planet has the most moons of all? I say", "which planet has the most moons") == {
-        0: "set: which planet has the most moons of all"
-    }
-
-
-def test_questions_too_short_to_seek_are_counted(index):
+    whole, part = "So: which planet has the most moons of all? I say", "which planet has the most moons"
+    assert hits(one, whole, part) == {0: "set: which planet has the most moons of all"}
     assert index({"q": "2 + 2?"}, {"q": QUESTION}, {"q": "True or False"}).unsearched == {"set": 2}
 
 
@@ -78,11 +70,8 @@ def test_an_lm_eval_task_is_read_by_lm_eval(index, tmp_path, chain):
     assert index.grams or index.unsearched["tiny_choice"]
 
 
-def test_an_unknown_task_is_named(tmp_path):
+def test_an_evaluation_set_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match="no_such_task: not a task of the installed lm-eval"):
         Index(Decontaminate(against=[{"task": "no_such_task"}]), tmp_path)
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match="no file .*nowhere.jsonl; mind --data-root"):
+    with pytest.raises(ValueError, match="no file .*nowhere.jsonl; check --data-root"):
         Index(Decontaminate(against=[{"path": "nowhere.jsonl"}]), tmp_path)

@@ -56,15 +56,12 @@ def test_near_copies_are_found_and_strangers_are_not():
     assert all(first == copy - 1000 for copy, first in found.items())
 
 
-def test_half_alike_stays():
+def test_half_alike_stays_and_so_do_rows_too_short_for_a_shingle():
     rng = random.Random(2)
     texts = [" ".join(rng.choices(VOCABULARY, k=200)) for _ in range(200)]
     half = [" ".join(text.split()[:130] + rng.choices(VOCABULARY, k=70)) for text in texts]
     assert max(map(jaccard, texts, half)) < 0.6
     assert found_in(texts + half) == {}
-
-
-def test_rows_too_short_for_a_shingle_are_left_alone():
     assert found_in(["yes", "yes", "no", ""]) == {}
 
 
@@ -81,16 +78,13 @@ def test_letter_case_and_blanks_do_not_make_another_row():
     assert one != content_hash(b'[{"role":"user","content":"what is that?"}]')
 
 
-def test_of_a_hundred_versions_of_one_text_the_best_alone_stays():
+def test_of_a_hundred_versions_the_best_stays_and_so_does_what_repeats_a_removed_row_alone():
     rng = random.Random(3)
     text = " ".join(rng.choices(VOCABULARY, k=400))
     texts = [changed(text, 1, rng) for _ in range(100)]
     order = np.random.default_rng(0).permutation(100)
     found = near_duplicates(signed(texts), order, 0.8)
     assert found.keys() == set(range(100)) - {order[0]} and set(found.values()) == {order[0]}
-
-
-def test_a_row_that_repeats_only_a_removed_row_stays():
     rng = random.Random(4)
     a = " ".join(rng.choices(VOCABULARY, k=400))
     b = changed(a, 6, rng)  # like a

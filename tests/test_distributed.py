@@ -134,17 +134,13 @@ def test_a_killed_run_goes_on_where_it_was_saved(two, recipe):
     assert same_weights(resumed, two)
 
 
-SAVES = {"weights alone": "0 _save_optimizer_and_scheduler", "all but a rank's random state": "1 _save_rng_state"}
-
-
-@pytest.mark.parametrize("written", SAVES)
-def test_a_checkpoint_that_was_broken_off_is_passed_over(written, two, recipe):
-    path = recipe(f"broken-off {written}", auto_resume_from_checkpoints=True)
-    killed = train(path, KILL_SAVING=f"{SAVED} {SAVES[written]}")
+def test_a_checkpoint_that_was_broken_off_is_passed_over(two, recipe):
+    """It lacks one rank's random state, and nothing that transformers or Axolotl looks at."""
+    path = recipe("broken-off", auto_resume_from_checkpoints=True)
+    killed = train(path, KILL_SAVING=f"{SAVED} 1 _save_rng_state")
     assert -9 in killed.codes and 0 not in killed.codes
     half = killed.folder / f"checkpoint-{SAVED}"
-    assert (half / "model.safetensors").exists() and not (half / COMPLETE).exists()
-    assert (half / "trainer_state.json").exists() == (written != "weights alone")
+    assert (half / "trainer_state.json").exists() and not (half / COMPLETE).exists()
     assert newest_complete(killed.folder) == killed.folder / f"checkpoint-{SAVED // 2}"
     resumed = done(train(path))
     assert f"{half} has no {COMPLETE}: a save that was broken off" in resumed.logs[0]
@@ -156,7 +152,7 @@ def test_a_checkpoint_that_was_broken_off_is_passed_over(written, two, recipe):
 def test_without_our_plugin_a_checkpoint_that_was_broken_off_is_resumed_from(recipe):
     """It fails on it, at each restart anew. When Axolotl has mended that, hermes3/train/saving.py may shrink."""
     path = recipe("bare-broken-off", plugins=BARE, auto_resume_from_checkpoints=True)
-    half = train(path, KILL_SAVING=f"{SAVED} {SAVES['weights alone']}").folder / f"checkpoint-{SAVED}"
+    half = train(path, KILL_SAVING=f"{SAVED} 0 _save_optimizer_and_scheduler").folder / f"checkpoint-{SAVED}"
     resumed = train(path)
     assert resumed.codes == [1, 1]
     assert f"resume from checkpoint at {half}" in resumed.logs[0]

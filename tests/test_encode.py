@@ -1,5 +1,6 @@
 """The quick engine's ids are the tokenizer's own."""
 
+import json
 import random
 
 import pytest
@@ -20,14 +21,9 @@ def strings() -> list[str]:
     return random_ones + [piece * n for n in range(300) for piece in (" ", "\n", "\t", "a", "=", " \n", "-")]
 
 
-def slow(folder) -> Encoder:
-    encoder = Encoder.load(folder)
-    encoder._tiktoken = None
-    return encoder
-
-
 def assert_equal(folder, texts: list[str]) -> None:
-    quick, own = Encoder.load(folder), slow(folder)
+    quick, own = Encoder.load(folder), Encoder.load(folder)
+    own._tiktoken = None
     assert (quick.engine, own.engine) == ("tiktoken", "tokenizers")
     for ours, theirs in zip(quick(texts), own(texts), strict=True):
         assert (ours == theirs).all()
@@ -44,21 +40,13 @@ def test_llama_3_1_ids_are_equal_on_real_conversations(hermes_llama):
     assert_equal(hermes_llama, texts)
 
 
-def test_a_vocabulary_that_is_not_tiktoken_s_keeps_its_own_engine(base):
+def test_a_vocabulary_that_is_not_tiktoken_s_keeps_its_own_engine(base, hermes_llama):
     assert Encoder.load(base).engine == "tokenizers"
-
-
-def test_a_vocabulary_with_a_merge_missing_or_out_of_order_keeps_its_own_engine(hermes_llama):
-    import json
-
     data = json.loads((hermes_llama / "tokenizer.json").read_text(encoding="utf-8"))
     assert as_tiktoken(data, {}) is not None
     merges = data["model"]["merges"]
     assert as_tiktoken(data | {"model": data["model"] | {"merges": merges[:-1]}}, {}) is None
     assert as_tiktoken(data | {"model": data["model"] | {"merges": [merges[1], merges[0], *merges[2:]]}}, {}) is None
     assert as_tiktoken(data | {"normalizer": {"type": "NFC"}}, {}) is None
-
-
-def test_ids_of_llama_3_1_s_reserved_tokens(hermes_llama):
     ids = Encoder.load(hermes_llama).ids
     assert (ids["<|im_start|>"], ids["<|im_end|>"], ids["<tool_call>"]) == (128002, 128003, 128012)

@@ -33,11 +33,8 @@ def test_the_filters_are_those_that_a_spec_may_skip():
     assert set(filters.FILTERS) == set(get_args(Filter))
 
 
-def test_a_sound_row_passes():
-    filters.apply(said("Hello.", "```python\nprint(1)\n```"))
-
-
 def test_a_bad_row_names_the_filter_and_the_place():
+    filters.apply(said("Hello.", "```python\nprint(1)\n```"))
     with pytest.raises(BadRow) as raised:
         filters.apply(said("Sure.", "I'm sorry, but I can't help with that."))
     assert raised.value.reason == "refusal"
@@ -64,136 +61,91 @@ def test_what_a_user_says_is_no_refusal_and_no_open_fence():
     filters.apply({"messages": messages, "tools": []})
 
 
-@pytest.mark.parametrize(
-    ("text", "code"),
-    [
-        ("nul \0", "0000"),
-        ("page\f", "000C"),
-        ("\x7f", "007F"),
-        ("it\x92s", "0092"),
-        ("caf\ufffd", "FFFD"),
-        ("half \ud83d", "D83D"),
-        ("\uffff", "FFFF"),
-        ("\ufffe", "FFFE"),
+JSON = json_system(SCHEMA)
+UNUSABLE = [  # schemas that leave the check that answers are JSON
+    json_system({}).replace("{}", schema)
+    for schema in (
+        '{"type": "strnig"}',
+        "{not json",
+        '{"$ref": "https://example.invalid/schema.json"}',
+        '{"$ref": "#"}',
+    )
+]
+BROKEN = {"nul \0": "0000", "page\f": "000C", "\x7f": "007F", "it\x92s": "0092"}
+BROKEN |= {"caf\ufffd": "FFFD", "half \ud83d": "D83D", "\uffff": "FFFF", "\ufffe": "FFFE"}
+OBJECTED = [  # filter, the answer, system message, what the detail says
+    *[("broken_text", text, None, f"message 2: U+{code}") for text, code in BROKEN.items()],
+    *[("broken_text", "Fine.", text, f"message 1: U+{code}") for text, code in BROKEN.items()],
+    *[
+        ("unterminated_code", text, None, "never closed")
+        for text in (
+            *("```python\nprint(1)", "Here:\n```\na\n```\nand\n```js\nb", "~~~\ncode", "1. ```sh\n   ls"),
+            *("````md\n```py\nx\n```\n", "```\na\n~~~\n"),
+        )
     ],
-)
-def test_broken_text_is_found_in_any_message(text, code):
-    assert f"U+{code}" in filters.broken_text(said(text))
-    assert "message 1: " in filters.broken_text(said("Fine.", system=text))
+    *[
+        ("json_mode", text, JSON, "not JSON")
+        for text in ("Sure! The age is 3.", '```json\n{"age": 3}\n```', '{"age": NaN}', '{"age": 3', "[" * 100_000)
+    ],
+    ("json_mode", '{"age": "three"}', JSON, "$.age: 'three' is not of type 'integer'"),
+    ("json_mode", "{}", JSON, "'age' is a required property"),
+    *[("json_mode", "Hello.", system, "not JSON") for system in UNUSABLE],
+    *[
+        ("tool_call_text", text, tools_system([WEATHER]), "")
+        for text in (
+            *(CALL.removesuffix("</tool_call>"), CALL.removeprefix("<tool_call>"), f"{CALL}\n</tool_call>"),
+            *(CALL.replace("get_weather", "get_wether"), CALL.replace('"Oslo"}', '"Oslo"'), CALL.replace('"', "'")),
+            *('<tool_call>\n{"name": "get_weather"}\n</tool_call>', "<tool_call></tool_call>"),
+            *(CALL.replace('"Oslo"', "9" * 5000), CALL.replace('"Oslo"', "[" * 100_000)),
+        )
+    ],
+    ("tool_call_text", CALL, None, "not among the tools offered"),
+]
+PASSED = [  # filter, the answer, system message
+    *[
+        ("broken_text", text, None)
+        for text in ("tab\tline\r\nend", "naïve façade\u00a0—", "日本語 😀", "e\u0301 \u200d \u2028 \ufeff", "")
+    ],
+    *[
+        ("unterminated_code", text, None)
+        for text in (
+            *("```python\nprint(1)\n```", "- ```sh\n  ls\n  ```", "> ```\n> a\n> ```", "````md\n```py\n````"),
+            *("```rst\nTitle\n~~~~~\n```", "Write three backticks, ```, at the start.", "~~~\na\n~~~"),
+            "```inline code```\nand text",
+        )
+    ],
+    ("json_mode", '{"age": 4, "name": "Bo"}', JSON),
+    *[("json_mode", '{"any": 1}', system) for system in UNUSABLE],
+    ("json_mode", "Hello.", "You know the <schema>of things</schema>."),
+    ("json_mode", "Hello.", "Talk about JSON."),
+    ("tool_call_text", f"Let me see.\n{CALL}\n{CALL}", tools_system([WEATHER])),
+    ("tool_call_text", CALL, f"Tools: <tools> [{WEATHER!r}] </tools>"),
+]
 
 
-def test_broken_text_is_found_in_calls_and_tools():
+@pytest.mark.parametrize(("name", "answer", "system", "detail"), OBJECTED)
+def test_what_a_filter_objects_to(name, answer, system, detail):
+    assert detail in filters.FILTERS[name](said(answer, system=system))
+
+
+@pytest.mark.parametrize(("name", "answer", "system"), PASSED)
+def test_what_a_filter_lets_pass(name, answer, system):
+    assert filters.FILTERS[name](said(answer, system=system)) is None
+
+
+def test_calls_and_tools_are_read_too():
     row = said("", tools=[WEATHER])
     row["messages"][-1]["tool_calls"] = [{"type": "function", "function": {"name": "f", "arguments": {"a": "\ufffd"}}}]
     assert "message 2" in filters.broken_text(row)
     assert "tools" in filters.broken_text(said("Fine.", tools=[{"function": {"name": "f", "description": "\ud800"}}]))
-
-
-@pytest.mark.parametrize(
-    "text", ["tab\tline\r\nend", "naïve façade\u00a0—", "日本語 😀", "e\u0301 \u200d \u2028 \ufeff", ""]
-)
-def test_unusual_text_is_not_broken(text):
-    assert filters.broken_text(said(text)) is None
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "```python\nprint(1)",
-        "Here:\n```\na\n```\nand\n```js\nb",
-        "~~~\ncode",
-        "1. ```sh\n   ls",
-        "````md\n```py\nx\n```\n",
-        "```\na\n~~~\n",
-    ],
-)
-def test_a_fence_that_is_not_closed_is_found(text):
-    assert "never closed" in filters.unterminated_code(said(text))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "```python\nprint(1)\n```",
-        "- ```sh\n  ls\n  ```",
-        "> ```\n> a\n> ```",
-        "````md\n```py\n````",
-        "```rst\nTitle\n~~~~~\n```",
-        "Write three backticks, ```, at the start.",
-        "```inline code```\nand text",
-        "~~~\na\n~~~",
-    ],
-)
-def test_a_fence_that_is_closed_passes(text):
-    assert filters.unterminated_code(said(text)) is None
-
-
-@pytest.mark.parametrize(
-    ("answer", "fault"),
-    [
-        ("Sure! The age is 3.", "not JSON"),
-        ('```json\n{"age": 3}\n```', "not JSON"),
-        ('{"age": NaN}', "not JSON"),
-        ('{"age": 3', "not JSON"),
-        ("[" * 100_000, "not JSON"),
-        ('{"age": "three"}', "$.age: 'three' is not of type 'integer'"),
-        ("{}", "'age' is a required property"),
-    ],
-)
-def test_an_answer_that_breaks_json_mode_is_found(answer, fault):
-    assert fault in filters.json_mode(said(answer, system=json_system(SCHEMA)))
-    assert "message 5" in filters.json_mode(said('{"age": 3}', answer, system=json_system(SCHEMA)))
-
-
-def test_an_answer_that_fits_the_schema_passes():
-    assert filters.json_mode(said('{"age": 3}', '{"age": 4, "name": "Bo"}', system=json_system(SCHEMA))) is None
-
-
-@pytest.mark.parametrize(
-    "schema", ['{"type": "strnig"}', "{not json", '{"$ref": "https://example.invalid/schema.json"}', '{"$ref": "#"}']
-)
-def test_a_schema_that_cannot_be_used_leaves_the_check_that_answers_are_json(schema):
-    system = json_system({}).replace("{}", schema)
-    assert schema in system
-    assert filters.json_mode(said('{"any": 1}', system=system)) is None
-    assert "not JSON" in filters.json_mode(said("Hello.", system=system))
+    assert filters.tool_call_text(said(CALL, tools=[WEATHER])) is None
 
 
 def test_a_schema_fetches_nothing_from_elsewhere(tmp_path):
     (tmp_path / "schema.json").write_text('{"type": "string"}')
     system = json_system({"$ref": (tmp_path / "schema.json").as_uri()})
     assert filters.json_mode(said('{"any": 1}', system=system)) is None
-
-
-def test_other_system_messages_ask_for_no_json():
-    assert filters.json_mode(said("Hello.", system="You know the <schema>of things</schema>.")) is None
-    assert filters.json_mode(said("Hello.", system="Talk about JSON.")) is None
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        CALL.removesuffix("</tool_call>"),
-        CALL.removeprefix("<tool_call>"),
-        CALL.replace("get_weather", "get_wether"),
-        CALL.replace('"Oslo"}', '"Oslo"'),
-        CALL.replace('"', "'"),
-        '<tool_call>\n{"name": "get_weather"}\n</tool_call>',
-        f"{CALL}\n</tool_call>",
-        "<tool_call></tool_call>",
-        CALL.replace('"Oslo"', "9" * 5000),
-        CALL.replace('"Oslo"', "[" * 100_000),
-    ],
-)
-def test_a_bad_call_written_as_text_is_found(text):
-    assert filters.tool_call_text(said(text, tools=[WEATHER]))
-
-
-def test_a_good_call_written_as_text_passes_however_its_tool_is_declared():
-    assert filters.tool_call_text(said(f"Let me see.\n{CALL}\n{CALL}", tools=[WEATHER])) is None
-    assert filters.tool_call_text(said(CALL, system=tools_system([WEATHER]))) is None
-    assert filters.tool_call_text(said(CALL, system=f"Tools: <tools> [{WEATHER!r}] </tools>")) is None
-    assert "not among" in filters.tool_call_text(said(CALL))
+    assert "message 5" in filters.json_mode(said('{"age": 3}', "{}", system=JSON))
 
 
 def test_a_refusal_is_sought_in_the_opening_alone():

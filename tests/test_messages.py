@@ -21,9 +21,6 @@ def test_clean_keeps_known_keys_and_strips_what_the_assistant_says():
     assert clean({"role": "user", "content": "\n a "})["content"] == "\n a "
     assert clean({"role": "assistant", "content": None, "tool_calls": [tool_call("f", {})]})["content"] == ""
     assert clean({**ANSWER, "train": False})["train"] is False
-
-
-def test_arguments_as_text_and_as_object_are_the_same():
     assert tool_call("f", '{"a": null}') == tool_call("f", {"a": None})
 
 
@@ -61,9 +58,6 @@ def test_a_bad_order_is_refused(messages, expected):
     assert reason(check, messages, TOOLS) == expected
 
 
-def test_an_undeclared_tool_is_refused():
+def test_good_conversations_pass_and_an_undeclared_tool_is_refused():
     assert reason(check, [USER, CALL], []) == "undeclared_tool"
-
-
-def test_good_conversations_pass():
     check([{"role": "system", "content": ""}, USER, ANSWER, USER, CALL, RESPONSE, ANSWER], TOOLS)

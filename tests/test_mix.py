@@ -5,28 +5,32 @@ import json
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from conftest import ROOT
 
 from hermes3.mix.build import build
 from hermes3.mix.spec import load
+from hermes3.mix.verify import verify
 
-ROWS = [
-    {
-        "id": f"row-{i}",
-        "messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"It is {i}."}],
-    }
-    for i in range(40)
-]
+
+def row(name: str, question: str, answer: str, **more) -> dict:
+    said = [{"role": "user", "content": question}, {"role": "assistant", "content": answer, **more}]
+    return {"id": name, "messages": said}
+
+
+ROWS = [row(f"row-{i}", f"{i}?", f"It is {i}.") for i in range(40)]
+
+
+SOURCE = {"name": "rows", "path": "rows.jsonl", "adapter": "messages", "licence": "our own"}
 
 
 @pytest.fixture
 def write(tmp_path, base):
     """write(rows, **changes) -> path of a spec over those rows."""
 
-    def _write(rows, kind="sft", adapter="messages", tokens=None, sequence_len=64, **changes):
+    def _write(rows, kind="sft", adapter="messages", source=None, category=None, sequence_len=64, **changes):
         lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
         (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
-        source = {"name": "rows", "path": "rows.jsonl", "adapter": adapter, "licence": "our own"}
-        category = {"sources": [source]} | ({"tokens": tokens} if tokens else {})
+        category = {"sources": [SOURCE | {"adapter": adapter} | (source or {})]} | (category or {})
         spec = {"name": "t", "kind": kind, "tokenizer": str(base), "sequence_len": sequence_len, "seed": 1}
         spec |= {"categories": {"math": category}} | changes
         (tmp_path / "spec.yml").write_text(yaml.safe_dump(spec))
@@ -65,40 +69,32 @@ def test_preferences_are_text_that_trl_tokenises_to_our_ids(write, tmp_path, tok
     assert ids == ours[: len(ids)] and ids[-1] == tokenizer.eos_token_id and ids.count(tokenizer.bos_token_id) == 1
 
 
-@pytest.mark.parametrize("budget", [200, 300])
-def test_a_budget_is_met_within_one_conversation(budget, write, tmp_path):
-    manifest = build(write(ROWS, tokens=budget), tmp_path / "mix", tmp_path, quiet=True).manifest
+def test_a_budget_is_met_within_one_conversation_or_its_shortfall_reported(write, tmp_path):
+    manifest = build(write(ROWS, category={"tokens": 200}), tmp_path / "mix", tmp_path, quiet=True).manifest
     longest = max(row["n_tokens"] for row in pq.read_table(tmp_path / "mix/rows").to_pylist())
-    assert abs(manifest["total"]["tokens"] - budget) <= longest
+    assert abs(manifest["total"]["tokens"] - 200) <= longest and manifest["shortfalls"] == {}
     assert manifest["rejects"] == {"budget/over_budget": len(ROWS) - manifest["total"]["rows"]}
-    assert manifest["shortfalls"] == {}
-
-
-def test_a_shortfall_is_said(write, tmp_path):
-    manifest = build(write(ROWS, tokens=10**6), tmp_path / "mix", tmp_path, quiet=True).manifest
+    manifest = build(write(ROWS, category={"tokens": 10**6}), tmp_path / "mix", tmp_path, quiet=True).manifest
     assert "of 1 M tokens available; raise max_repeat to" in manifest["shortfalls"]["math"]
 
 
 def test_what_is_left_out_is_listed_with_its_reason(write, tmp_path):
-    long = {"id": "long", "messages": [ROWS[0]["messages"][0], {"role": "assistant", "content": "word " * 200}]}
-    mute = {"id": "mute", "messages": [ROWS[0]["messages"][0], {**ROWS[0]["messages"][1], "train": False}]}
-    rows = [*ROWS, {**ROWS[3], "id": "twin"}, long, mute, {"id": "shape", "text": "x"}, "{broken"]
-    manifest = build(write(rows, max_bad_rows=0.1), tmp_path / "mix", tmp_path, quiet=True).manifest
-    assert reasons(tmp_path / "mix") == {
-        "twin": "exact_duplicate",
-        "long": "over_sequence_len",
-        "mute": "no_loss_tokens",
-        "shape": "wrong_shape",
-        "rows.jsonl:45": "not_json",
-    }
-    assert manifest["sources"][0]["rows_read"] == 45 and manifest["sources"][0]["rows_kept"] == 40
+    bad = [row("long", "q", "word " * 200), row("wide", "q", "word " * 12), row("mute", "q", "a", train=False)]
+    rows = [*ROWS, {**ROWS[3], "id": "twin"}, *bad, {"id": "shape", "text": "x"}, "{broken"]
+    spec = write(rows, max_bad_rows=0.1, category={"min_tokens": 5, "max_tokens": 40})
+    manifest = build(spec, tmp_path / "mix", tmp_path, quiet=True).manifest
+    why = {"twin": "exact_duplicate", "long": "over_sequence_len", "wide": "over_max_tokens", "mute": "no_loss_tokens"}
+    assert reasons(tmp_path / "mix") == why | {"shape": "wrong_shape", "rows.jsonl:46": "not_json"}
+    assert manifest["sources"][0]["rows_read"] == 46 and manifest["sources"][0]["rows_kept"] == 40
 
 
 def test_a_control_token_in_a_preference_is_left_out(write, tmp_path):
-    typed = {"id": "typed", "messages": [{"role": "user", "content": "<|im_end|>"}], "chosen": "a", "rejected": "b"}
-    good = {"id": "good", "messages": [{"role": "user", "content": "x"}], "chosen": "a", "rejected": "b"}
-    build(write([typed, good], kind="preference", adapter="preference"), tmp_path / "mix", tmp_path, quiet=True)
-    assert reasons(tmp_path / "mix") == {"typed": "control_token_in_text"}
+    rows = [
+        {"id": text, "messages": [{"role": "user", "content": text}], "chosen": "a", "rejected": "b"}
+        for text in ("typed <|im_end|>", "good")
+    ]
+    build(write(rows, kind="preference", adapter="preference"), tmp_path / "mix", tmp_path, quiet=True)
+    assert reasons(tmp_path / "mix") == {"typed <|im_end|>": "control_token_in_text"}
 
 
 def test_a_rebuild_replaces_the_folder_and_what_axolotl_prepared_in_it(write, tmp_path):
@@ -108,12 +104,6 @@ def test_a_rebuild_replaces_the_folder_and_what_axolotl_prepared_in_it(write, tm
     assert list((tmp_path / "mix/prepared").iterdir()) == []
     assert (tmp_path / "mix/prepared").resolve().name == f"prepared-{manifest['output']['sha256'][:12]}"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [".cache"]
-
-
-def test_the_seed_draws_another_order(write, tmp_path):
-    one = build(write(ROWS), tmp_path / "one", tmp_path, quiet=True).manifest
-    two = build(write(ROWS, seed=2), tmp_path / "two", tmp_path, quiet=True).manifest
-    assert one["total"] == two["total"] and one["output"]["sha256"] != two["output"]["sha256"]
 
 
 @pytest.mark.parametrize(
@@ -132,14 +122,7 @@ def test_a_bad_spec_stops_the_build_with_its_key(changes, message, write, tmp_pa
     assert not (tmp_path / "mix").exists()
 
 
-def test_a_missing_file_names_the_source_and_the_option(write, tmp_path):
-    with pytest.raises(ValueError, match="source rows: no file .*rows.jsonl; mind --data-root"):
-        build(write(ROWS), tmp_path / "mix", tmp_path / "elsewhere", quiet=True)
-
-
 def test_every_shipped_spec_loads(in_root):
-    from conftest import ROOT
-
     specs = sorted((ROOT / "data_mixes").glob("*.yml"))
     assert len(specs) >= 3
     for path in specs:
@@ -147,66 +130,33 @@ def test_every_shipped_spec_loads(in_root):
 
 
 def test_rows_without_a_category_find_theirs_by_rules(write, tmp_path):
-    rows = [
-        {
-            "id": "sum",
-            "messages": [{"role": "user", "content": "What is 17 * 23?"}, {"role": "assistant", "content": "391"}],
-        },
-        {
-            "id": "code",
-            "messages": [
-                {"role": "user", "content": "Write a Python function that sorts a list."},
-                ROWS[0]["messages"][1],
-            ],
-        },
-    ]
-    source = {"name": "rows", "path": "rows.jsonl", "adapter": "messages", "licence": "our own"}
-    manifest = build(write(rows, categories={}, classified=[source]), tmp_path / "mix", tmp_path, quiet=True).manifest
+    rows = [row("sum", "What is 17 * 23?", "391"), row("code", "Write a Python function that sorts a list.", "def f")]
+    manifest = build(write(rows, categories={}, classified=[SOURCE]), tmp_path / "mix", tmp_path, quiet=True).manifest
     assert {name: part["rows"] for name, part in manifest["categories"].items()} == {"coding": 1, "math": 1}
     assert manifest["sources"][0]["category"] is None
 
 
 def test_where_takes_the_rows_that_it_names(write, tmp_path):
-    rows = [row | {"origin": "a" if i % 4 else "b"} for i, row in enumerate(ROWS)]
-    spec = write(rows)
-    declared = yaml.safe_load(spec.read_text())
-    declared["categories"]["math"]["sources"][0]["where"] = {"origin": ["b", "c"]}
-    spec.write_text(yaml.safe_dump(declared))
+    rows = [one | {"origin": "a" if i % 4 else "b"} for i, one in enumerate(ROWS)]
+    spec = write(rows, source={"where": {"origin": ["b", "c"]}})
     source = build(spec, tmp_path / "mix", tmp_path, quiet=True).manifest["sources"][0]
     assert (source["rows_read"], source["rows_not_selected"], source["rows_kept"]) == (10, 30, 10)
-    declared["categories"]["math"]["sources"][0]["where"] = {"orign": "b"}
-    spec.write_text(yaml.safe_dump(declared))
+    spec = write(rows, source={"where": {"orign": "b"}})
     with pytest.raises(ValueError, match="source rows: where .*orign.* selects no row"):
         build(spec, tmp_path / "mix", tmp_path, quiet=True)
 
 
-def test_rows_outside_a_category_s_thresholds_are_left_out(write, tmp_path):
-    long = {"id": "long", "messages": [ROWS[0]["messages"][0], {"role": "assistant", "content": "word " * 12}]}
-    spec = write([*ROWS, long])
-    declared = yaml.safe_load(spec.read_text())
-    declared["categories"]["math"] |= {"min_tokens": 5, "max_tokens": 40}
-    spec.write_text(yaml.safe_dump(declared))
-    build(spec, tmp_path / "mix", tmp_path, quiet=True)
-    assert reasons(tmp_path / "mix")["long"] == "over_max_tokens"
-
-
 def test_the_build_stops_where_too_many_rows_are_of_another_shape(write, tmp_path):
     rows = [*ROWS, *({"prompt": str(i)} for i in range(3))]
-    with pytest.raises(
-        ValueError, match=r"source rows: 3 of 43 rows are not of shape messages.*\n  wrong_shape: rows.jsonl:41"
-    ):
+    wrong = r"source rows: 3 of 43 rows are not of shape messages.*\n  wrong_shape: rows.jsonl:41"
+    with pytest.raises(ValueError, match=wrong):
         build(write(rows), tmp_path / "mix", tmp_path, quiet=True)
     assert not (tmp_path / "mix").exists()
     build(write(rows, max_bad_rows=0.1), tmp_path / "mix", tmp_path, quiet=True)
 
 
 def test_a_repeated_row_stands_in_the_mix_as_often_as_it_trains(write, tmp_path):
-    from hermes3.mix.verify import verify
-
-    spec = write(ROWS[:10], tokens=600)
-    declared = yaml.safe_load(spec.read_text())
-    declared["categories"]["math"]["sources"][0]["max_repeat"] = 3
-    spec.write_text(yaml.safe_dump(declared))
+    spec = write(ROWS[:10], category={"tokens": 600}, source={"max_repeat": 3})
     manifest = build(spec, tmp_path / "mix", tmp_path, quiet=True).manifest
     rows = pq.read_table(tmp_path / "mix/rows").to_pylist()
     assert manifest["repeated_rows"] == len(rows) - 10 > 5

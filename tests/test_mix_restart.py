@@ -10,10 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from hermes3.mix.build import build
+from hermes3.mix.shard import SHAPED_BY
 from hermes3.mix.verify import verify
 
 SCRIPT = """
@@ -46,16 +48,9 @@ def spec(base, tmp_path_factory) -> Path:
         (folder / f"{name}.jsonl").write_text("\n".join([*lines, "{broken"]) + "\n")
     sources = [{"name": n, "path": f"{n}.jsonl", "adapter": "instruction", "licence": "our own"} for n in ("a", "b")]
     (folder / "eval.jsonl").write_text(json.dumps({"q": rows[7]["instruction"] + " " + rows[7]["output"]}) + "\n")
-    declared = {
-        "name": "restart",
-        "kind": "sft",
-        "tokenizer": str(base),
-        "sequence_len": 512,
-        "seed": 3,
-        "near_duplicates": {"threshold": 0.8},
-        "decontaminate": {"against": [{"path": "eval.jsonl"}]},
-        "categories": {"math": {"tokens": 150_000, "sources": sources}},
-    }
+    declared = {"name": "restart", "kind": "sft", "tokenizer": str(base), "sequence_len": 512, "seed": 3}
+    declared |= {"near_duplicates": {"threshold": 0.8}, "decontaminate": {"against": [{"path": "eval.jsonl"}]}}
+    declared |= {"categories": {"math": {"tokens": 150_000, "sources": sources}}}
     (folder / "restart.yml").write_text(yaml.safe_dump(declared))
     (folder / "build.py").write_text(SCRIPT)
     return folder / "restart.yml"
@@ -66,12 +61,8 @@ def whole(spec) -> Path:
     """The mix, built in one go, in one process, from whole files."""
     out = spec.parent / "whole"
     manifest = build(spec, out, spec.parent, workers=1, quiet=True).manifest
-    assert manifest["rejects"].keys() >= {
-        "read/not_json",
-        "adapt/wrong_shape",
-        "filter/refusal",
-        "dedup/near_duplicate",
-    }
+    why = ["read/not_json", "adapt/wrong_shape", "filter/refusal", "dedup/near_duplicate"]
+    assert manifest["rejects"].keys() >= set(why)
     assert abs(manifest["total"]["tokens"] - 150_000) < 512
     return out
 
@@ -83,11 +74,10 @@ def same(a: Path, b: Path) -> bool:
     return files == others and all((a / name).read_bytes() == (b / name).read_bytes() for name in files)
 
 
-def start(spec: Path, out: Path, workers: int, **environment: str) -> subprocess.Popen:
+def start(spec: Path, out: Path, workers: int) -> subprocess.Popen:
     command = [sys.executable, spec.parent / "build.py", spec, out, str(workers)]
-    environment = os.environ | environment
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -97,11 +87,11 @@ def test_the_same_bytes_for_any_number_of_workers_and_size_of_chunks(workers, sp
     assert same(whole, tmp_path / "mix")
 
 
-def test_20_kills_at_random_moments_lose_nothing(spec, whole, tmp_path):
+def test_kills_at_random_moments_lose_nothing(spec, whole, tmp_path):
     rng = random.Random(5)
     out, cache = tmp_path / "mix", tmp_path / ".cache/restart"
     kills = finished = 0
-    while kills < 20:
+    while kills < 10:
         before = set(cache.glob("*[0-9a-f].arrow"))
         process = start(spec, out, 2)
         try:
@@ -122,7 +112,7 @@ def test_20_kills_at_random_moments_lose_nothing(spec, whole, tmp_path):
                 shard.unlink()
     process = start(spec, out, 2)
     assert process.wait() == 0, process.stderr.read()
-    assert same(whole, out) and finished < 20
+    assert same(whole, out) and finished < 10
     assert verify(out, every_row=True) == []
 
 
@@ -145,21 +135,27 @@ def test_a_full_disk_loses_nothing_and_says_so(spec, whole, tmp_path):
     assert same(whole, tmp_path / "mix")
 
 
-def test_a_finished_build_again_reads_its_shards_and_makes_none(spec, whole):
-    built = build(spec, spec.parent / "again", spec.parent, workers=1, quiet=True)
-    assert built.work == {} and same(whole, spec.parent / "again")
+def test_only_a_change_that_shapes_rows_needs_new_shards(spec, whole):
+    def again(declared: dict) -> dict:
+        (spec.parent / "other.yml").write_text(yaml.safe_dump(declared))
+        return build(spec.parent / "other.yml", spec.parent / "other", spec.parent, workers=1, quiet=True).work
 
-
-def test_a_changed_budget_needs_no_new_shard_and_a_changed_filter_does(spec, whole):
     declared = yaml.safe_load(spec.read_text())
+    assert again(declared) == {} and same(whole, spec.parent / "other")
     declared["categories"]["math"]["tokens"] = 90_000
-    (spec.parent / "less.yml").write_text(yaml.safe_dump(declared))
-    assert build(spec.parent / "less.yml", spec.parent / "less", spec.parent, workers=1, quiet=True).work == {}
+    assert again(declared) == {}
     declared["categories"]["math"]["sources"][0]["skip_filters"] = ["refusal"]
-    (spec.parent / "less.yml").write_text(yaml.safe_dump(declared))
-    built = build(spec.parent / "less.yml", spec.parent / "less", spec.parent, workers=1, quiet=True)
-    assert built.work != {}
+    assert again(declared) != {}
     build(spec, spec.parent / "whole", spec.parent, workers=1, quiet=True)
+
+
+def test_the_cache_key_holds_the_code_that_shapes_rows_and_no_other():
+    code = "import sys, hermes3.mix.shard; print(*(name for name in sys.modules if name.startswith('hermes3.')))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    files = {name.removeprefix("hermes3.").replace(".", "/") + ".py" for name in loaded}
+    # the values of a spec are part of the key; packages themselves and files.py do not touch a row
+    assert files - set(SHAPED_BY) == {"chat.py", "mix.py", "files.py", "mix/spec.py"}
+    assert set(SHAPED_BY) <= files
 
 
 @pytest.mark.parametrize("what", ["train", "rows", "manifest", "link"])
@@ -174,8 +170,6 @@ def test_verify_sees_what_was_changed(what, spec, whole, tmp_path):
     elif what == "link":
         (mix / "prepared").unlink()
     else:
-        import pyarrow.parquet as pq
-
         path = next((mix / what).glob("*"))
         pq.write_table(pq.read_table(path).slice(1), path)
     assert verify(mix)

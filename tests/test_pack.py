@@ -92,7 +92,7 @@ def test_the_steps_are_those_of_training(run, mix):
 
 
 @pytest.mark.parametrize("gpus", [2, 5])  # for few ranks four packings are drawn, for many one
-def test_an_epoch_is_as_long_as_the_trainer_draws_it(run, gpus):
+def test_an_epoch_is_as_long_as_the_trainer_draws_it_and_ranks_take_the_packs_in_turn(run, gpus, monkeypatch):
     recipe, trainer, _ = run
     cfg = DictDefault(validate(recipe))
     lengths = np.array([len(row["input_ids"]) for row in trainer.train_dataset])
@@ -103,13 +103,7 @@ def test_an_epoch_is_as_long_as_the_trainer_draws_it(run, gpus):
             drawn.add(length := len(trainer._get_train_sampler()))
         assert len(pack.trainer_packer(lengths, cfg, gpus)) == length
     assert len(drawn) > 1
-
-
-@pytest.mark.parametrize("gpus", [2, 5])
-def test_ranks_take_the_packs_in_turn(run, gpus, monkeypatch):
-    recipe, trainer, _ = run
     cfg = DictDefault(validate(recipe))
-    lengths = np.array([len(row["input_ids"]) for row in trainer.train_dataset])
     packer = pack.trainer_packer(lengths, cfg, gpus)
     batches = pack.epoch_batches(packer, 1)
     monkeypatch.setenv("WORLD_SIZE", str(gpus))
@@ -129,7 +123,7 @@ def lognormal(mean: int, rows: int = 100_000) -> list[int]:
     return np.random.default_rng(0).lognormal(np.log(mean) - 0.5, 1, rows).clip(8, 8192).astype(int).tolist()
 
 
-@pytest.mark.parametrize("name", ["8b_sft", "70b_sft", "405b_sft"])
+@pytest.mark.parametrize("name", ["8b_sft", "405b_sft"])
 def test_the_papers_recipes_fill_998_of_1000(name, tmp_path):
     lengths = lognormal(400)
     packing = preview(write_counts(tmp_path, lengths, lengths), ROOT / f"recipes/{name}.yml")
@@ -139,14 +133,12 @@ def test_the_papers_recipes_fill_998_of_1000(name, tmp_path):
     assert f"{packing.steps:,} steps on {packing.gpus} GPUs" in pack.as_text(packing)
 
 
-def test_short_rows_fill_sequences_too(tmp_path):
-    """Axolotl's default of 200 rows a sequence would leave a quarter empty."""
+def test_short_rows_fill_sequences_too_and_another_seed_draws_other_packs(tmp_path):
+    """Axolotl's default of 200 rows per sequence would leave a quarter empty."""
     lengths = lognormal(30)
-    assert preview(write_counts(tmp_path, lengths, lengths), ROOT / "recipes/8b_sft.yml").efficiency > 0.99
-
-
-def test_a_seed_of_one_s_own_draws_other_packs(tmp_path):
-    mix = write_counts(tmp_path, lognormal(400, 10_000), lognormal(400, 10_000))
+    short = write_counts(tmp_path / "short", lengths, lengths)
+    assert preview(short, ROOT / "recipes/8b_sft.yml").efficiency > 0.99
+    mix = write_counts(tmp_path / "mix", lognormal(400, 10_000), lognormal(400, 10_000))
     own, same, other = (preview(mix, ROOT / "recipes/8b_sft.yml", seed) for seed in (None, 42, 1))
     assert own == same and own.rows_left_out != other.rows_left_out
 
@@ -162,12 +154,9 @@ def test_a_seed_of_one_s_own_draws_other_packs(tmp_path):
 )
 def test_what_cannot_be_packed_is_refused(recipe, lengths, kind, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        preview(write_counts(tmp_path, lengths, lengths, kind), ROOT / f"recipes/{recipe}.yml")
-
-
-def test_a_folder_that_is_no_mix_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no manifest.json"):
-        preview(tmp_path, ROOT / "recipes/8b_sft.yml")
+        preview(write_counts(tmp_path / "mix", lengths, lengths, kind), ROOT / f"recipes/{recipe}.yml")
+    with pytest.raises(ValueError, match="no manifest.json|does not pack"):
+        preview(tmp_path, ROOT / f"recipes/{recipe}.yml")
 
 
 def load(recipe: Path) -> list[int]:
@@ -186,9 +175,7 @@ def test_axolotl_prepares_through_the_link_and_only_the_guard_notices_changed_da
         part.rename(mix / "train" / part.name)
     assert load(recipe) == [10, 11, 12, 13, 14, 15]  # stale
     (newer / "manifest.json").rename(mix / "manifest.json")
-    with pytest.raises(
-        ValueError, match="dataset_prepared_path: .* leads to .*prepared-0123456789ab, not to prepared-fe"
-    ):
+    with pytest.raises(ValueError, match="leads to .*prepared-0123456789ab, not to prepared-fe"):
         check_prepared(recipe, read(recipe))
     (newer / "prepared").rename(mix / "prepared")
     (newer / "prepared-fedcba987654").rename(mix / "prepared-fedcba987654")
@@ -200,26 +187,22 @@ def test_axolotl_prepares_through_the_link_and_only_the_guard_notices_changed_da
 def checked(tmp_path):
     """Check a recipe of a small mix, with changes to either."""
     mix = write_mix(tmp_path / "mix", [20, 20])
-    entry = {"path": str(mix / "train")}
 
     def check(**changes) -> None:
-        recipe = {"datasets": [entry], "dataset_prepared_path": f"{mix}/prepared", **changes}
-        check_prepared(Path("mine.yml"), recipe)
+        recipe = {"datasets": [{"path": str(mix / "train")}], "dataset_prepared_path": f"{mix}/prepared"}
+        check_prepared(Path("mine.yml"), recipe | changes)
 
-    check.mix, check.entry = mix, entry
+    check.mix = mix
     return check
 
 
 def test_prepared_data_of_the_mix_itself_are_accepted(checked):
     checked()
-    checked(test_datasets=[checked.entry | {"split": "train"}])
-
-
-def test_a_mix_that_is_yet_to_be_built_is_held_to_its_paths(checked):
-    there = {"datasets": [{"path": "mixes/not_built/train"}]}
-    checked(**there, dataset_prepared_path="mixes/not_built/prepared")
+    checked(test_datasets=[{"path": str(checked.mix / "train"), "split": "train"}])
+    unbuilt = {"datasets": [{"path": "mixes/not_built/train"}]}
+    checked(**unbuilt, dataset_prepared_path="mixes/not_built/prepared")
     with pytest.raises(ValueError, match="must be mixes/not_built/prepared"):
-        checked(**there)
+        checked(**unbuilt)
 
 
 @pytest.mark.parametrize(
@@ -229,13 +212,10 @@ def test_a_mix_that_is_yet_to_be_built_is_held_to_its_paths(checked):
         ({"dataset_prepared_path": "last_run_prepared"}, "dataset_prepared_path: must be .*mix/prepared"),
         (
             {"datasets": [{"path": "teknium/OpenHermes-2.5"}]},
-            "datasets: teknium/OpenHermes-2.5 is not the train folder",
+            "datasets: teknium/.* is not the train folder",
         ),
         ({"datasets": None}, "datasets: nothing is not the train folder of one mix"),
-        (
-            {"test_datasets": [{"path": "mixes/other/train"}]},
-            "datasets: .*, mixes/other/train is not the train folder of",
-        ),
+        ({"test_datasets": [{"path": "mixes/other/train"}]}, "datasets: .*, mixes/other/train is not the train folder"),
     ],
 )
 def test_prepared_data_that_could_be_another_mix_s_are_refused(checked, changes, message):
@@ -243,38 +223,36 @@ def test_prepared_data_that_could_be_another_mix_s_are_refused(checked, changes,
         checked(**changes)
 
 
-def test_a_manifest_of_another_output_is_refused(checked):
-    manifest = {"output": {"sha256": "f" * 64}}
-    (checked.mix / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="not to prepared-ffffffffffff beside it; build .* again"):
-        checked()
+def spoil(mix: Path, how: str) -> None:
+    link = mix / "prepared"
+    match how:
+        case "another output":
+            (mix / "manifest.json").write_text(json.dumps({"output": {"sha256": "f" * 64}}))
+        case "a folder":  # `cp -L` and many transfers make one of the link; it would go along with the next mix's files
+            link.unlink()
+            link.mkdir()
+        case "another mix":
+            link.unlink()
+            link.symlink_to(write_mix(mix.with_name("other"), [20]) / "prepared-0123456789ab")
+        case "nowhere":
+            (mix / "prepared-0123456789ab").rmdir()
+        case "no manifest":
+            (mix / "manifest.json").unlink()
 
 
-def test_a_mix_copied_without_its_links_is_refused(checked):
-    """`cp -L` and many a transfer make a folder of the link: it would go along with the next mix's files."""
-    (checked.mix / "prepared").unlink()
-    (checked.mix / "prepared").mkdir()
-    with pytest.raises(ValueError, match="leads to .*mix/prepared, not to prepared-0123456789ab"):
-        checked()
-
-
-def test_a_link_into_another_mix_is_refused(checked):
-    other = write_mix(checked.mix.with_name("other"), [20])
-    (checked.mix / "prepared").unlink()
-    (checked.mix / "prepared").symlink_to(other / "prepared-0123456789ab")
-    with pytest.raises(ValueError, match="leads to .*other/prepared-0123456789ab"):
-        checked()
-
-
-def test_a_link_that_leads_nowhere_is_refused(checked):
-    (checked.mix / "prepared-0123456789ab").rmdir()
-    with pytest.raises(ValueError, match="leads nowhere"):
-        checked()
-
-
-def test_a_folder_without_a_manifest_is_no_mix(checked):
-    (checked.mix / "manifest.json").unlink()
-    with pytest.raises(ValueError, match="has no manifest.json"):
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("another output", "not to prepared-ffffffffffff beside it; build .* again"),
+        ("a folder", "leads to .*mix/prepared, not to prepared-0123456789ab"),
+        ("another mix", "leads to .*other/prepared-0123456789ab"),
+        ("nowhere", "leads nowhere"),
+        ("no manifest", "has no manifest.json"),
+    ],
+)
+def test_a_mix_that_was_changed_is_refused(checked, how, message):
+    spoil(checked.mix, how)
+    with pytest.raises(ValueError, match=message):
         checked()
 
 

@@ -127,18 +127,18 @@ def test_a_stage_that_the_cluster_cannot_run_is_refused_before_anything_is_submi
     assert not slurm.jobs()
 
 
+def stand_in_program(path: Path, body: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/bash\n{body}\n")
+    path.chmod(0o755)
+
+
 def test_work_that_meets_its_time_limit_goes_on_in_another_job(slurm, site):
     """eval.sbatch with a `hermes3` that is cut off the first time."""
     (site / ".venv").unlink()
-    commands = {
-        "hermes3": 'echo "attempt ${SLURM_RESTART_COUNT:-0}: $*"; [[ -n ${SLURM_RESTART_COUNT:-} ]] || sleep 100',
-        "python": f'exec {sys.executable} "$@"',
-    }
-    for name, body in commands.items():
-        script = site / ".venv/bin" / name
-        script.parent.mkdir(parents=True, exist_ok=True)
-        script.write_text(f"#!/bin/bash\n{body}\n")
-        script.chmod(0o755)
+    body = 'echo "attempt ${SLURM_RESTART_COUNT:-0}: $*"; [[ -n ${SLURM_RESTART_COUNT:-} ]] || sleep 100'
+    stand_in_program(site / ".venv/bin/hermes3", body)
+    stand_in_program(site / ".venv/bin/python", f'exec {sys.executable} "$@"')
     stamp = site / "logs/it.done"
     jid = slurm.submit(f"--export=ALL,HERMES3_STAMP={stamp}", "launch/eval.sbatch", "m", "--suite", "tiny", cwd=site)
     log = site / f"logs/eval-{jid}.log"
@@ -150,29 +150,27 @@ def test_work_that_meets_its_time_limit_goes_on_in_another_job(slurm, site):
     assert json.loads(stamp.read_text())["job"] == str(jid)
 
 
-@pytest.mark.parametrize("backend", [["--backend", "vllm"], ["--backend=vllm"]])
-def test_vllm_runs_in_its_own_environment_or_not_at_all(backend, slurm, site):
-    jid = slurm.submit("launch/eval.sbatch", "m", *backend, cwd=site)
-    assert slurm.wait_job(jid)["JobState"] == "FAILED"
-    assert ".venv-eval is not there" in (site / f"logs/eval-{jid}.log").read_text()
-    script = site / ".venv-eval/bin/hermes3"
-    script.parent.mkdir(parents=True)
-    script.write_text('#!/bin/bash\necho "vLLM has $*"\n')
-    script.chmod(0o755)
-    jid = slurm.submit("launch/eval.sbatch", "m", *backend, cwd=site)
-    assert slurm.wait_job(jid)["JobState"] == "COMPLETED"
-    assert f"vLLM has eval m {' '.join(backend)}" in (site / f"logs/eval-{jid}.log").read_text()
+def test_vllm_runs_in_its_own_environment_or_not_at_all(slurm, site):
+    """A model alone is evaluated on the paper's suite, by vLLM too."""
+    paper = "--suite paper --out outputs/8b_sft-eval --backend vllm --model-args tensor_parallel_size=8"
+    arguments = {"m --backend vllm": "m --backend vllm", "m --backend=vllm": "m --backend=vllm"}
+    arguments["outputs/8b_sft/"] = f"outputs/8b_sft/ {paper}"
 
+    def logs(state: str) -> list[str]:
+        words = [line.split() for line in arguments]
+        jobs = [slurm.submit("--gpus-per-node=8", "launch/eval.sbatch", *line, cwd=site) for line in words]
+        assert {slurm.wait_job(jid)["JobState"] for jid in jobs} == {state}
+        return [(site / f"logs/eval-{jid}.log").read_text() for jid in jobs]
 
-def test_a_model_alone_is_evaluated_on_the_paper_s_suite(slurm, site):
-    script = site / ".venv-eval/bin/hermes3"
-    script.parent.mkdir(parents=True)
-    script.write_text('#!/bin/bash\necho "vLLM has $*"\n')
-    script.chmod(0o755)
-    jid = slurm.submit("--gpus-per-node=8", "launch/eval.sbatch", "outputs/8b_sft/", cwd=site)
-    assert slurm.wait_job(jid)["JobState"] == "COMPLETED"
-    said = "eval outputs/8b_sft/ --suite paper --out outputs/8b_sft-eval --backend vllm"
-    assert f"vLLM has {said} --model-args tensor_parallel_size=8" in (site / f"logs/eval-{jid}.log").read_text()
+    assert all(".venv-eval is not there" in log for log in logs("FAILED"))
+    stand_in_program(site / ".venv-eval/bin/hermes3", 'echo "vLLM has $*"')
+    assert [
+        f"vLLM has eval {line}" in log for line, log in zip(arguments.values(), logs("COMPLETED"), strict=True)
+    ] == [
+        True,
+        True,
+        True,
+    ]
 
 
 # the rules, without Slurm
@@ -193,74 +191,62 @@ def complete(one: Stage) -> None:
     record.done(stamp)
 
 
-def test_a_training_is_not_taken_up_from_the_checkpoints_of_another(tmp_path, monkeypatch):
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """A mix and a training on it, both complete; `what` says their states."""
     monkeypatch.chdir(tmp_path)
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text("1")
     mix = a_stage(tmp_path, "mix")
-    sft = a_stage(tmp_path, "sft", ["mix"], run=tmp_path / "sft.out")
+    sft = a_stage(tmp_path, "sft", ["mix"], run=tmp_path / "sft.out", made=[manifest])
     for one in (mix, sft):
         complete(one)
 
-    def what(done: tuple[str, ...] = ()) -> dict[str, str]:
-        return {name: it.what for name, it in pipeline.states(AGAIN, "it", [mix, sft], {}, list(done)).items()}
+    def what(*done: str) -> dict[str, str]:
+        states = pipeline.states(AGAIN, "it", [mix, sft], {}, list(done))
+        assert all(state.why for state in states.values())
+        return {name: state.what for name, state in states.items()}
 
     assert what() == {"mix": "complete", "sft": "complete"}
+    return mix, sft, what
+
+
+def test_a_training_is_not_taken_up_from_the_checkpoints_of_another(trained):
+    mix, sft, what = trained
     sft.reads[0].write_text("2")
     assert what()["sft"] == "to run"  # no checkpoint is in the way
     (sft.run / "checkpoint-10").mkdir()
     with pytest.raises(ValueError, match=r"sft: .*sft.yml has changed since job 7.*mv .*sft.out .*--done sft"):
         what()
-    assert what(("sft",))["sft"] == "complete"
+    assert what("sft")["sft"] == "complete"
     sft.reads[0].write_text("1")
     mix.reads[0].write_text("2")
     with pytest.raises(ValueError, match="mix, which it needs, runs again"):
         what()
     with pytest.raises(ValueError, match="--done sfd: no such stage; there are mix, sft"):
-        what(("sfd",))
+        what("sfd")
 
 
-def test_a_training_on_a_mix_that_was_built_anew_is_not_complete(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    manifest = tmp_path / "manifest.json"
-    manifest.write_text("1")
-    sft = a_stage(tmp_path, "sft", run=tmp_path / "sft.out", made=[manifest])
-    complete(sft)
-    assert pipeline.states(AGAIN, "it", [sft], {}, [])["sft"].what == "complete"
-    manifest.write_text("2")
-    assert pipeline.states(AGAIN, "it", [sft], {}, [])["sft"].why == f"{manifest} has changed since job 7"
-
-
-def test_an_unfinished_training_goes_on(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    sft = a_stage(tmp_path, "sft", run=tmp_path / "sft.out")
-    complete(sft)
+def test_an_unfinished_training_goes_on_unless_what_it_is_made_of_has_changed(trained):
+    mix, sft, what = trained
     (sft.run / "checkpoint-10").mkdir()
     pipeline.stamp_of("it", sft).unlink()
-    assert pipeline.states(AGAIN, "it", [sft], {}, [])["sft"].what == "to run"
-    sft.reads[0].write_text("2")
-    with pytest.raises(ValueError, match=r"mv .*sft.out .*: hermes3 launch true, and when that .*--done sft"):
-        pipeline.states(AGAIN, "it", [sft], {}, [])
-
-
-def test_an_unfinished_training_does_not_go_on_on_another_mix(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    mix = a_stage(tmp_path, "mix")
-    sft = a_stage(tmp_path, "sft", ["mix"], run=tmp_path / "sft.out")
-    for one in (mix, sft):
-        complete(one)
-    (sft.run / "checkpoint-10").mkdir()
-    pipeline.stamp_of("it", sft).unlink()
+    assert what()["sft"] == "to run"
     mix.reads[0].write_text("2")
     with pytest.raises(ValueError, match=r"sft: mix, which it needs, runs again.*mv .*sft.out .*go on.*--done mix"):
-        pipeline.states(AGAIN, "it", [mix, sft], {}, [])
-    assert pipeline.states(AGAIN, "it", [mix, sft], {}, ["mix"])["sft"].what == "to run"
+        what()
+    assert what("mix")["sft"] == "to run"
+    sft.reads[0].write_text("2")
+    with pytest.raises(ValueError, match=r"mv .*sft.out .*: hermes3 launch true, and when that .*--done sft"):
+        what("mix")
 
 
-def test_what_a_stage_left_and_is_gone_is_made_again(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    one = a_stage(tmp_path, "merge")
-    complete(one)
-    one.leaves.rmdir()
-    assert pipeline.states(AGAIN, "it", [one], {}, [])["merge"].why.endswith("merge.out is gone")
+def test_what_a_stage_was_made_of_or_left_and_is_another_or_gone(trained):
+    mix, sft, what = trained
+    sft.made[0].write_text("2")
+    assert pipeline.states(AGAIN, "it", [mix, sft], {}, [])["sft"].why == f"{sft.made[0]} has changed since job 7"
+    mix.leaves.rmdir()
+    assert pipeline.states(AGAIN, "it", [mix], {}, [])["mix"].why.endswith("mix.out is gone")
 
 
 def test_a_mix_is_complete_when_it_was_built_from_its_spec_as_it_stands(tmp_path, monkeypatch):
@@ -314,7 +300,7 @@ def test_what_evaluations_run_in_is_missed_before_anything_is_submitted(tmp_path
 
 
 def test_a_pipeline_file_says_what_is_wrong_with_it(tmp_path):
-    with pytest.raises(ValueError, match="launch/pipelines/9b.yml: no such pipeline; there are 405b, 70b, 8b, tiny"):
+    with pytest.raises(ValueError, match="launch/pipelines/9b.yml: no such file; there are 405b, 70b, 8b, tiny"):
         chain.load("9b")
     given = yaml.safe_load((ROOT / "launch/pipelines/tiny.yml").read_text())
     path = tmp_path / "it.yml"
@@ -332,7 +318,7 @@ def test_a_pipeline_file_says_what_is_wrong_with_it(tmp_path):
 
 
 def small_chain(site: Path, base: Path, samples: Path) -> None:
-    """The tiny recipes on two small mixes, two epochs, four questions a task: small.yml."""
+    """The tiny recipes on two small mixes, one epoch, two questions per task: small.yml."""
     (site / "outputs/tiny").mkdir()
     (site / "outputs/tiny/base").symlink_to(base)
     (site / "outputs/tiny/data").symlink_to(samples)
@@ -346,12 +332,12 @@ def small_chain(site: Path, base: Path, samples: Path) -> None:
         (site / f"small_{kind}.yml").write_text(yaml.safe_dump(spec))
         recipe = site / f"recipes/tiny_{kind}.yml"
         recipe.write_text(recipe.read_text().replace(f"mixes/tiny_{kind}/", f"mixes/small_{kind}/"))
-    slurm_site.edit(site / "recipes/tiny_sft.yml", num_epochs=2, warmup_steps=2)
+    slurm_site.edit(site / "recipes/tiny_sft.yml", num_epochs=1, warmup_steps=2)
     slurm_site.edit(site / "recipes/tiny_dpo.yml", warmup_steps=2)
     small = yaml.safe_load((ROOT / "launch/pipelines/tiny.yml").read_text())
     small["mixes"] = {"sft": "small_sft.yml", "dpo": "small_dpo.yml"}
     small["base"] = False
-    small["evaluation"]["options"] = ["--limit", "4"]
+    small["evaluation"] |= {"options": ["--limit", "2"], "also": {}}
     (site / "small.yml").write_text(yaml.safe_dump(small))
 
 
@@ -374,8 +360,7 @@ def test_the_chain_runs_to_the_report(slurm, site, base, samples):
     threads = {"OMP_NUM_THREADS": "1"}  # jobs share this machine's cores, of which Slurm counts 16 a node
     said = json.loads(launch(slurm, site, "--pipeline", "small.yml", "--no-check", env=threads).stdout)
     assert list(said["submitted"]) == [
-        *("mix_sft", "mix_dpo", "sft", "eval_epoch_1", "eval_epoch_2", "select", "dpo", "merge"),
-        *("eval_dpo", "eval_alignment", "report"),
+        *("mix_sft", "mix_dpo", "sft", "eval_epoch_1", "select", "dpo", "merge", "eval_dpo", "report"),
     ]
     finish(slurm, 1500)
     ended = {name: slurm.job(jid)["JobState"] for name, jid in said["submitted"].items()}
@@ -388,7 +373,6 @@ def test_the_chain_runs_to_the_report(slurm, site, base, samples):
     assert (site / "outputs/tiny/sft/best").resolve() == (site / chosen["model"]).resolve()
     report = json.loads((site / "outputs/tiny/report/report.json").read_text())
     assert [one["stage"] for one in report["evaluations"]] == ["SFT", "SFT+DPO"]
-    assert {row["suite"] for row in report["scores"]["alignment"]} == {"alignment"}
     assert len(report["commands"]) == len(said["submitted"])
     again = json.loads(launch(slurm, site, "--pipeline", "small.yml", "--no-check").stdout)
     assert again["submitted"] == {}

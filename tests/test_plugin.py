@@ -1,11 +1,10 @@
 """The Axolotl plugin, driven through Axolotl's and accelerate's own classes."""
 
-import os
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
-from accelerate import ParallelismConfig, PartialState
 from accelerate.data_loader import prepare_data_loader
 from axolotl.integrations.base import PluginManager
 from axolotl.utils.dict import DictDefault
@@ -98,32 +97,24 @@ def test_neftune_reaches_the_preference_trainer(manager, cfg, expected):
 
 
 @pytest.mark.parametrize(
-    ("gpu", "cuda", "rank", "device_map"),
+    ("gpu", "cuda", "rank", "expected"),
     [
-        ("cpu", False, "0", "cpu"),
-        ("cpu", False, None, None),
-        ("cpu", True, "0", None),
-        ("h100-80gb", False, "0", None),  # a GPU whose driver fails: the run must fail too
+        ("cpu", False, "0", True),
+        ("cpu", False, None, False),  # no launcher started the process
+        ("cpu", True, "0", False),
+        ("h100-80gb", False, "0", False),  # a GPU whose driver fails: the run must fail too
     ],
 )
-def test_cpu_ranks_keep_the_model_on_the_cpu(monkeypatch, gpu, cuda, rank, device_map):
-    """On a GPU, and where no launcher started the process, Axolotl's own choice stands."""
+def test_only_launched_recipes_for_cpus_train_on_cpus(monkeypatch, gpu, cuda, rank, expected):
+    """Elsewhere Axolotl's own choice stands."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
     monkeypatch.delenv("RANK", raising=False)
     if rank:
         monkeypatch.setenv("RANK", rank)
+    use_gloo = mock.Mock()
+    monkeypatch.setattr("hermes3.train.plugin.use_gloo", use_gloo)
     cfg = DictDefault({"hardware": {"gpu": gpu, "nodes": 1, "gpus_per_node": 1}})
+    HermesPlugin().register(cfg)
     assert HermesPlugin().load_datasets(cfg) is None
-    assert cfg.device_map == (device_map and {"": device_map})
-
-
-@pytest.mark.parametrize(("gpu", "cuda", "rank"), [("cpu", True, "0"), ("cpu", False, None), ("h100-80gb", False, "0")])
-def test_registering_changes_nothing_but_on_cpu_ranks(monkeypatch, gpu, cuda, rank):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
-    monkeypatch.delenv("RANK", raising=False)
-    if rank:
-        monkeypatch.setenv("RANK", rank)
-    before = dict(os.environ), PartialState._prepare_backend, ParallelismConfig.build_device_mesh
-    hardware = {"gpu": gpu, "nodes": 1, "gpus_per_node": 2}
-    HermesPlugin().register({"hardware": hardware, "deepspeed": "deepspeed_configs/zero3_bf16.json"})
-    assert before == (dict(os.environ), PartialState._prepare_backend, ParallelismConfig.build_device_mesh)
+    assert cfg.device_map == ({"": "cpu"} if expected else None)
+    assert use_gloo.called == expected

@@ -89,14 +89,6 @@ def test_a_json_file_holds_a_list_or_one_row_per_line_and_nothing_else(tmp_path)
         rows_of(written(tmp_path / "a.json", json.dumps({"data": ROWS}, indent=1).encode()))
 
 
-def test_real_lists_are_read_as_the_json_module_reads_them():
-    files = sorted((ROOT.parent / "shared/data/train").glob("*.json"))
-    if not files:
-        pytest.skip("no real data beside the repository")
-    for path in files:
-        assert rows_of([File(path.name, path)]) == json.loads(path.read_bytes())
-
-
 @pytest.mark.parametrize("block", [2, 7, 64])
 def test_a_list_may_be_cut_anywhere_by_the_blocks_that_it_is_read_in(tmp_path, monkeypatch, block):
     monkeypatch.setattr(read, "BLOCK", block)
@@ -128,15 +120,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert int(grown) < 80_000  # KiB: two chunks of 16 MB and some blocks
 
 
-@given(
-    lengths=st.lists(st.integers(0, 30), max_size=60),
-    rows=st.integers(1, 9),
-    size=st.integers(1, 90),
-    end=st.booleans(),
-)
-def test_chunks_lose_nothing_keep_the_order_and_number_rows_as_the_file_does(
-    tmp_path_factory, lengths, rows, size, end
-):
+@given(st.lists(st.integers(0, 30), max_size=60), st.integers(1, 9), st.integers(1, 90), st.booleans())
+def test_chunks_lose_nothing_keep_the_order_and_number_rows_as_the_file(tmp_path_factory, lengths, rows, size, end):
     texts = [b"x" * length for length in lengths]
     path = tmp_path_factory.getbasetemp() / "lines.jsonl"
     made = list(chunks("s", written(path, b"\n".join(texts) + b"\n" * end), rows, size))
@@ -190,13 +175,10 @@ def test_a_broken_file_stops_the_build_with_its_name_and_the_row_reached(tmp_pat
     assert reached == most if name == "a.json" else reached <= most
 
 
-def test_text_after_a_list_is_noticed_in_the_next_block_too(tmp_path, monkeypatch):
+def test_a_broken_list_is_not_read_on_to_its_end_and_text_after_a_list_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(read, "BLOCK", 9)
     with pytest.raises(ValueError, match="past row 2: text follows the list"):
         rows_of(written(tmp_path / "a.json", b"[1, 2]   [3]"))
-
-
-def test_a_broken_list_is_not_read_on_to_its_end(tmp_path, monkeypatch):
     monkeypatch.setattr(read, "ROW_LIMIT", 10_000)
     monkeypatch.setattr(read, "BLOCK", 1_000)
     [file] = written(tmp_path / "a.json", b'[{"a": 1}, {"a" 2}, ' + b'{"a": 3}, ' * 100_000 + b"{}]")
@@ -210,18 +192,17 @@ def test_a_broken_list_is_not_read_on_to_its_end(tmp_path, monkeypatch):
     os.close(position)
 
 
-def test_files_are_found_by_name_and_by_glob_in_sorted_order(tmp_path):
+def test_files_are_found_by_name_and_by_glob_in_sorted_order_and_others_named(tmp_path):
     for name in ("b.jsonl", "a.jsonl", "c[1].jsonl", "deep/d.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(LINES)
-    found = partial(files_of, data_root=tmp_path, lock=None, spec_path=Path("mix.yml"))
-    assert found(source(path="a.jsonl")) == [File("a.jsonl", tmp_path / "a.jsonl")]
-    assert [file.name for file in found(source(path="*.jsonl"))] == ["a.jsonl", "b.jsonl", "c[1].jsonl"]
-    assert [file.name for file in found(source(path="c[1].jsonl"))] == ["c[1].jsonl"]
-    assert [file.name for file in found(source(path="**/*.jsonl"))][-1] == "deep/d.jsonl"
 
+    def names(path: str) -> list[str]:
+        return [file.name for file in files_of(source(path=path), tmp_path, None, Path("mix.yml"))]
 
-def test_a_missing_file_and_an_unknown_ending_are_named(tmp_path):
+    assert [names(name) for name in ("a.jsonl", "c[1].jsonl")] == [["a.jsonl"], ["c[1].jsonl"]]
+    assert names("*.jsonl") == ["a.jsonl", "b.jsonl", "c[1].jsonl"] and names("**/*.jsonl")[-1] == "deep/d.jsonl"
+    (tmp_path / "a.jsonl").unlink()
     with pytest.raises(ValueError, match=r"mix\.yml: source s: no file .*/a\.jsonl; check --data-root \(now /"):
         files_of(source(path="a.jsonl"), tmp_path, None, Path("mix.yml"))
     for name in ("a.csv", "a.parquet.gz", "a", "a.gz", "a.jsonl.zip"):
@@ -488,7 +469,7 @@ def test_a_spec_that_has_changed_since_its_lock_is_refused(tmp_path):
         lock.read(spec)
 
 
-def test_a_file_that_joins_a_locked_glob_is_refused(tmp_path):
+def test_a_file_that_joins_a_locked_glob_is_refused_and_branches_are_unpinned(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(LINES)
     spec = spec_of(tmp_path, {"path": "*.jsonl"})
     made = lock.make(spec, tmp_path)
@@ -496,9 +477,6 @@ def test_a_file_that_joins_a_locked_glob_is_refused(tmp_path):
     [(_, mine)] = lock.specs.load(spec).sources()
     with pytest.raises(ValueError, match=r"source s0: b\.jsonl is new or gone since the lock; run"):
         files_of(mine, tmp_path, made, spec)
-
-
-def test_hub_sources_at_a_branch_are_unpinned_until_locked(tmp_path):
     repo = {"repo": "owner/name", "files": ["*"]}
     path = spec_of(tmp_path, {**repo, "revision": "main"}, {**repo, "revision": OLD}, {"path": "a.jsonl"})
     spec = lock.specs.load(path)

@@ -14,19 +14,9 @@ from hermes3.chat.tokenizer import CHATML, PAD, REASONING, TAGS, build
 def test_special_tokens_stand_in_llama_s_order():
     tokens = tiny_base.special_tokens()
     assert len(tokens) == 256
-    assert tokens[:11] == [
-        "<|begin_of_text|>",
-        "<|end_of_text|>",
-        "<|reserved_special_token_0|>",
-        "<|reserved_special_token_1|>",
-        "<|finetune_right_pad_id|>",
-        "<|reserved_special_token_2|>",
-        "<|start_header_id|>",
-        "<|end_header_id|>",
-        "<|eom_id|>",
-        "<|eot_id|>",
-        "<|python_tag|>",
-    ]
+    names = "begin_of_text end_of_text reserved_special_token_0 reserved_special_token_1 finetune_right_pad_id"
+    names += " reserved_special_token_2 start_header_id end_header_id eom_id eot_id python_tag"
+    assert tokens[:11] == [f"<|{name}|>" for name in names.split()]
     assert tokens[11] == "<|reserved_special_token_3|>" and tokens[255] == "<|reserved_special_token_247|>"
 
 
@@ -45,9 +35,6 @@ def test_every_hermes_token_is_one_id_and_the_vocabulary_keeps_its_size(llama, t
     for token in (*CHATML, *TAGS):
         assert len(tokenizer(token, add_special_tokens=False)["input_ids"]) == 1, token
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token == PAD
-
-
-def test_tags_survive_the_skipping_of_special_tokens(tokenizer):
     ids = tokenizer("<|im_start|>a <tool_call>b</tool_call> <SCRATCHPAD>c</SCRATCHPAD><|im_end|>")["input_ids"]
     decoded = tokenizer.decode(ids, skip_special_tokens=True)
     assert decoded == "a <tool_call>b</tool_call> <SCRATCHPAD>c</SCRATCHPAD>"
@@ -79,9 +66,6 @@ def test_too_few_reserved_tokens_is_said_with_the_number(llama, tmp_path):
     with pytest.raises(ValueError, match=r"30 reserved tokens are needed, it has 2\d"):
         build(str(tmp_path / "poor"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_missing_folder_is_said(tmp_path):
     with pytest.raises(ValueError, match="no such folder"):
         build(str(tmp_path / "none"), tmp_path / "out")
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from hermes3.chat.encode import Encoder
 from hermes3.chat.prompts import DEFAULT_SYSTEM, to_json, tools_system
+from hermes3.files import UserError
 from hermes3.messages import Message
 
 IGNORE = -100  # label of a token that bears no loss (PyTorch's cross entropy)
@@ -68,7 +69,7 @@ def assistant_text(message: Message) -> str:
 def _response_text(message: Message) -> str:
     text = message["content"].strip()
     is_json = (text[:1], text[-1:]) in (("{", "}"), ("[", "]"))
-    content = text if is_json else json.dumps(message["content"], ensure_ascii=False)
+    content = text if is_json else to_json(message["content"])
     return f'<tool_response>\n{{"name": {to_json(message["name"])}, "content": {content}}}\n</tool_response>'
 
 
@@ -104,12 +105,12 @@ class Renderer:
 
     def __init__(self, folder: Path):
         if not (folder / "tokenizer.json").is_file():
-            raise ValueError(f"no {folder}/tokenizer.json; make it with `hermes3 tokenizer build`")
+            raise UserError(f"no {folder}/tokenizer.json; make it with `hermes3 tokenizer build`")
         self.encode = Encoder.load(folder)
         ids = self.encode.ids
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         if missing := [t for t in ("<|im_start|>", "<|im_end|>", config["bos_token"]) if t not in ids]:
-            raise ValueError(f"{folder}: no token {missing[0]}; make the folder with `hermes3 tokenizer build`")
+            raise UserError(f"{folder}: no token {missing[0]}; make the folder with `hermes3 tokenizer build`")
         self.bos, self.start, self.end = ids[config["bos_token"]], ids["<|im_start|>"], ids["<|im_end|>"]
         self.newline = self.encode(["\n"])[0]
         self.header_len = len(self.encode(["assistant\n"])[0])

@@ -9,20 +9,12 @@ import re
 import shutil
 from pathlib import Path
 
-from hermes3.files import new_folder
+from hermes3.files import UserError, new_folder
 
 # The ten reasoning tags that the paper names
 REASONING = (
-    "SCRATCHPAD",
-    "REASONING",
-    "INNER_MONOLOGUE",
-    "PLAN",
-    "EXECUTION",
-    "REFLECTION",
-    "THINKING",
-    "SOLUTION",
-    "EXPLANATION",
-    "UNIT_TEST",
+    *("SCRATCHPAD", "REASONING", "INNER_MONOLOGUE", "PLAN", "EXECUTION"),
+    *("REFLECTION", "THINKING", "SOLUTION", "EXPLANATION", "UNIT_TEST"),
 )
 CHATML = ("<|im_start|>", "<|im_end|>")
 TAGS = tuple(
@@ -37,7 +29,7 @@ def build(base: str, out: Path, seed: int = 0) -> dict[str, int]:
     """Write to `out` the model `base` (a folder or a Hub id) with the Hermes tokenizer; return the new tokens' ids.
 
     Weight files are linked, not copied; only the shards that hold the embedding and the output rows of the re-used
-    tokens are written anew. `ValueError` when `base` has too few reserved tokens.
+    tokens are written anew. `UserError` when `base` has too few reserved tokens.
     """
     source = Path(base) if Path(base).is_dir() else _download(base)
     with new_folder(out) as tmp:
@@ -51,7 +43,7 @@ def _download(repo: str) -> Path:
     from huggingface_hub import snapshot_download
 
     if repo.count("/") != 1:
-        raise ValueError(f"{repo}: no such folder, and not a Hub id (OWNER/NAME)")
+        raise UserError(f"{repo}: no such folder, and not a Hub id (OWNER/NAME)")
     return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors"], ignore_patterns=["original/*"]))
 
 
@@ -60,14 +52,14 @@ def _write_tokenizer(source: Path, out: Path) -> dict[str, int]:
 
     path = source / "tokenizer.json"
     if not path.is_file():
-        raise ValueError(f"{source}: no tokenizer.json; a Llama 3.1 base model folder has one")
+        raise UserError(f"{source}: no tokenizer.json; a Llama 3.1 base model folder has one")
     data = json.loads(path.read_text(encoding="utf-8"))
     reserved = [t for t in data["added_tokens"] if re.fullmatch(r"<\|reserved_special_token_\d+\|>", t["content"])]
     wanted = [*CHATML, *TAGS]
     if len(reserved) < len(wanted):
-        raise ValueError(f"{path}: {len(wanted)} reserved tokens are needed, it has {len(reserved)}")
+        raise UserError(f"{path}: {len(wanted)} reserved tokens are needed, it has {len(reserved)}")
     if not any(t["content"] == PAD for t in data["added_tokens"]):
-        raise ValueError(f"{path}: no {PAD}; this is not a Llama 3.1 tokenizer")
+        raise UserError(f"{path}: no {PAD}; this is not a Llama 3.1 tokenizer")
     ids = {}
     for token, name in zip(sorted(reserved, key=lambda t: t["id"]), wanted, strict=False):
         # tags are ordinary tokens, so that decoding with skip_special_tokens=True keeps tool calls and scratchpads
@@ -99,7 +91,8 @@ def _write_model(source: Path, out: Path, rows: list[int], seed: int) -> None:
             _rewrite_rows(shard, out / shard.name, holds_rows, rows, seed)
         else:
             _link(shard.resolve(), out / shard.name)
-    eos, pad = (_token_id(out, name) for name in ("<|im_end|>", PAD))
+    added = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    eos, pad = (next(t["id"] for t in added if t["content"] == name) for name in ("<|im_end|>", PAD))
     for name in ("config.json", "generation_config.json"):
         if (source / name).is_file():
             config = json.loads((source / name).read_text(encoding="utf-8"))
@@ -136,8 +129,3 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, target)
-
-
-def _token_id(folder: Path, name: str) -> int:
-    tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
-    return next(t["id"] for t in tokens if t["content"] == name)

@@ -11,12 +11,16 @@ Output folder (replaced whole, so that data which Axolotl prepared from an older
 
 import hashlib
 import json
+import multiprocessing
 import os
 import sys
-from collections import Counter
+import threading
+from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +30,6 @@ from hermes3.chat.render import Renderer
 from hermes3.files import UserError, new_folder, sha256
 from hermes3.mix import card, choose, lock, manifest, read, shard, write
 from hermes3.mix import spec as specs
-from hermes3.mix import workers as crew
 from hermes3.mix.adapt import SHAPE, Example
 from hermes3.mix.decontaminate import Index
 
@@ -38,6 +41,18 @@ class Built(NamedTuple):
     manifest: manifest.Manifest
     wall: dict[str, float]  # seconds of each phase
     work: dict[str, float]  # seconds of all workers together in each stage of the phase "rows"
+
+
+@dataclass
+class Shards:
+    """The cached shards of all sources, in order."""
+
+    files: list[Path] = field(default_factory=list)
+    counts: dict[str, Counter[str]] = field(default_factory=dict)  # by source: read, not_selected
+    seconds: Counter[str] = field(default_factory=Counter)  # of the workers, by stage; nothing for a cached shard
+
+    def rejects(self) -> list[pa.Table]:
+        return [shard.open_shard(path.with_suffix(".rejects.arrow")) for path in self.files]
 
 
 def build(
@@ -71,8 +86,8 @@ def build(
     cache.mkdir(parents=True, exist_ok=True)
     size = read.size_of(file for each in files.values() for file in each)
     workers = workers or (len(os.sched_getaffinity(0)) if size > SMALL else 1)
-    with Progress(disable=quiet, transient=True) as progress, crew.pool(workers, stages) as pool:
-        shards = crew.make_shards(stages, files, cache, pool, workers, progress)
+    with Progress(disable=quiet, transient=True) as progress, _pool(workers, stages) as pool:
+        shards = _make_shards(stages, files, cache, pool, workers, progress)
         clock.lap("rows")
         _refuse_bad_sources(path, spec, shards)
         rows = pa.concat_tables(shard.open_shard(file) for file in shards.files)
@@ -129,7 +144,7 @@ def _base_key(spec: specs.Spec, index: Index | None) -> str:
     return hashlib.sha256("".join([*tokenizer, evaluation, shard.code_hash()]).encode()).hexdigest()
 
 
-def _refuse_bad_sources(path: Path, spec: specs.Spec, shards: crew.Shards) -> None:
+def _refuse_bad_sources(path: Path, spec: specs.Spec, shards: Shards) -> None:
     """Stop when a source selects nothing, or more of it than `max_bad_rows` is not of its declared shape."""
     bad: dict[str, list[Example]] = {}
     for table in shards.rejects():
@@ -157,7 +172,7 @@ def _left_out(rows: pa.Table, choice: choose.Choice) -> Iterator[pa.Table]:
         yield pa.table(columns, schema=shard.REJECTS)
 
 
-def _write(out: Path, shards: crew.Shards, choice: choose.Choice, pool: crew.Pool, progress: Progress) -> None:
+def _write(out: Path, shards: Shards, choice: choose.Choice, pool: Executor, progress: Progress) -> None:
     for name in ("train", "rows"):
         (out / name).mkdir()
     bounds = np.append(0, np.cumsum([shard.open_shard(file).num_rows for file in shards.files])[:-1])
@@ -166,3 +181,71 @@ def _write(out: Path, shards: crew.Shards, choice: choose.Choice, pool: crew.Poo
     futures = [pool.submit(write.part, out, i, shards.files, bounds, *part) for i, part in enumerate(parts)]
     for future in progress.track(futures, description="write"):
         future.result()
+
+
+# --- worker processes
+
+_stages: shard.Stages  # of a worker process
+
+
+def _start(stages: shard.Stages) -> None:
+    global _stages
+    _stages = stages
+
+
+def _start_process(stages: shard.Stages) -> None:
+    def leave_with_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()  # a killed parent cannot tell us to stop
+    os.environ["RAYON_NUM_THREADS"] = "1"  # of tokenizers and rensa: the processes are the parallelism
+    pa.set_cpu_count(1)
+    _start(stages)
+
+
+def _make(chunk: read.Chunk, folder: Path, key: str) -> None:
+    shard.make(chunk, _stages, folder, key)
+
+
+def _pool(workers: int, stages: shard.Stages) -> Executor:
+    if workers == 1:  # a small mix is ready sooner than a process starts
+        return ThreadPoolExecutor(1, initializer=_start, initargs=(stages,))
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_process, (stages,))
+
+
+def _make_shards(
+    stages: shard.Stages,
+    files: dict[str, list[read.File]],
+    cache: Path,
+    pool: Executor,
+    workers: int,
+    progress: Progress,
+) -> Shards:
+    """Every chunk's shard, made or cached; at most a few chunks wait, so memory does not grow with the sources."""
+    shards = Shards()
+    waiting: deque[tuple[str, Path, Future[Any] | None]] = deque()
+
+    def finish() -> None:
+        name, path, future = waiting.popleft()
+        if future:
+            future.result()
+        about = json.loads(shard.open_shard(path).schema.metadata[b"hermes3"])
+        shards.counts.setdefault(name, Counter()).update(about["counts"])
+        if future:
+            shards.seconds.update(about["seconds"])
+        shards.files.append(path)
+        progress.advance(task, about["bytes"])
+
+    task = progress.add_task("rows", total=read.size_of(file for each in files.values() for file in each))
+    for source in files:
+        for chunk in read.chunks(source, files[source]):
+            key = stages.key(chunk)
+            path = cache / f"{key}.arrow"
+            cached = path.exists() and path.with_suffix(".rejects.arrow").exists()
+            waiting.append((source, path, None if cached else pool.submit(_make, chunk, cache, key)))
+            if len(waiting) > 2 * workers:
+                finish()
+    while waiting:
+        finish()
+    return shards

@@ -118,7 +118,6 @@ def front_matter(card: dict[str, Any]) -> str:
         pretty_name=card["name"],
         license=known[0] if len(known) == 1 else known,
         language=[one["language"] for one in card["sample"]["languages"] if one["share"] >= 0.01],
-        size_categories=_size_category(card["total"]["rows"]),
         task_categories="text-generation",
         configs=[
             {"config_name": name, "data_files": [{"split": "train", "path": f"{name}/*.parquet"}]}
@@ -213,13 +212,6 @@ def _turns(turns: np.ndarray) -> dict[str, Any]:
     counts = np.bincount(np.clip(turns, 1, LAST_TURNS), minlength=LAST_TURNS + 1)[1:].tolist()
     names = [*map(str, range(1, LAST_TURNS)), f"{LAST_TURNS}+"]
     return {"counts": dict(zip(names, counts, strict=True)), "mean": float(turns.mean()), "most": int(turns.max())}
-
-
-def _size_category(rows: int) -> str:
-    """The Hub's size category: `10K<n<100K`."""
-    names = ["1K", "10K", "100K", "1M", "10M"]
-    place = sum(rows >= 10**power for power in range(3, 8))
-    return "n<1K" if place == 0 else "n>10M" if place == 5 else f"{names[place - 1]}<n<{names[place]}"
 
 
 def _millions(value: float) -> str:

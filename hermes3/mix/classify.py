@@ -31,7 +31,7 @@ class View(NamedTuple):
     system_as_written: str
     ask: str  # the head and the tail of the first user message
     ask_as_written: str
-    asked: str  # its first READ characters, after a line break
+    user_text: str  # its first READ characters, after a line break
     words: set[str]  # of `ask`, each also without a final s
     answer: str  # after a line break
 
@@ -55,8 +55,8 @@ def view(row: Example) -> View:
     ask = first_user if len(first_user) <= HEAD + TAIL else f"{first_user[:HEAD]}\n{first_user[-TAIL:]}"
     words = set(WORD.findall(ask.lower()))
     words |= {word[:-1] for word in words if word[-1] == "s"}
-    asked, answer = "\n" + first_user[:READ].lower(), "\n" + "\n".join(answers).lower()
-    return View(has_tools, system.lower(), system, ask.lower(), ask, asked, words, answer)
+    user_text, answer = "\n" + first_user[:READ].lower(), "\n" + "\n".join(answers).lower()
+    return View(has_tools, system.lower(), system, ask.lower(), ask, user_text, words, answer)
 
 
 def _any(name: str, text: str) -> bool:
@@ -72,11 +72,11 @@ def _match(name: str, text: str) -> bool:
 
 
 def uses_tools(v: View) -> bool:
-    return v.has_tools or any(_any("tool_marks", text) for text in (v.system, v.asked, v.answer) if "<" in text)
+    return v.has_tools or any(_any("tool_marks", text) for text in (v.system, v.user_text, v.answer) if "<" in text)
 
 
 def is_agentic(v: View) -> bool:
-    if _search("tool_system", v.system) or ("document" in v.asked and _search("documents", v.asked)):
+    if _search("tool_system", v.system) or ("document" in v.user_text and _search("documents", v.user_text)):
         return True
     prompt = v.system + v.ask
     return "<" in prompt and len(set(PATTERNS["agent_tag"].findall(prompt))) >= 2
@@ -97,7 +97,7 @@ def asks_for_code(v: View) -> bool:
             v.words & WORDS["languages_and_more"]
             and (v.words & WORDS["code_nouns"] or _any("in_language", v.ask) or has_code(v.answer))
         )
-        or has_code(v.asked)
+        or has_code(v.user_text)
         or (v.words & WORDS["program_nouns"] and _search("program_ask", v.ask))
     )
 
@@ -131,9 +131,41 @@ def domain_weight(v: View) -> int:
 
 def is_about_a_domain(v: View) -> bool:
     """A question of a dozen words is about any topic that it names; a longer one meets such words by chance."""
-    if (_any("choice_b", v.asked) and _search("choices", v.asked)) or _search("expert_system", v.system):
+    if (_any("choice_b", v.user_text) and _search("choices", v.user_text)) or _search("expert_system", v.system):
         return True
     return domain_weight(v) >= (1 if len(v.words) <= 12 else 2 + len(v.words) // 40)
+
+
+def asks_for_writing(v: View) -> bool:
+    return bool(v.words & WORDS["write_verbs"]) and _search("write", v.ask)
+
+
+def asks_about_the_model(v: View) -> bool:
+    return bool(v.words & {"you", "your"}) and _search("self", v.ask)
+
+
+def marks_its_result(v: View) -> bool:
+    return ("boxed{" in v.answer or "####" in v.answer) and _search("result", v.answer)
+
+
+def prescribes(v: View) -> bool:
+    return _search("directive", v.system)
+
+
+def begins_with_code(v: View) -> bool:
+    return has_code(v.answer[:300])
+
+
+def acts(v: View) -> bool:
+    return "*" in v.answer and _search("action", v.answer)
+
+
+def denies(v: View) -> bool:
+    return _match("denial", v.answer)
+
+
+def anything(v: View) -> bool:
+    return True
 
 
 class CategoryRule(NamedTuple):
@@ -142,37 +174,7 @@ class CategoryRule(NamedTuple):
     matches: Callable[[View], object]
 
 
-_TABLE: list[tuple[str, str, Callable[[View], object]]] = [
-    ("tool_use_agentic_rag", "tools are declared or called, or their tags, a schema or citations appear", uses_tools),
-    ("tool_use_agentic_rag", "the prompt sets JSON mode, numbered documents or two agent tags", is_agentic),
-    ("roleplaying", "the system message names a character", names_a_character),
-    ("coding", "the ask names a programming language, wants a program or brings code", asks_for_code),
-    ("general_instructions", "the ask is work on a text that it brings: translate, classify, read", works_on_a_text),
-    ("roleplaying", "the ask opens with a role to play, or wants someone's voice", asks_for_a_character),
-    (
-        "content_generation",
-        "the ask wants a poem, story, email, article or the like",
-        lambda v: v.words & WORDS["write_verbs"] and _search("write", v.ask),
-    ),
-    ("math", "the ask has a sum, a formula, mathematical terms, or numbers and a quantity to find", asks_for_math),
-    ("steering_alignment", "the system message prescribes form or views", lambda v: _search("directive", v.system)),
-    (
-        "steering_alignment",
-        "the ask is about the model itself",
-        lambda v: v.words & {"you", "your"} and _search("self", v.ask),
-    ),
-    ("domain_expert", "exam choices, an expert as system message, or a discipline's vocabulary", is_about_a_domain),
-    ("coding", "the answer begins with code", lambda v: has_code(v.answer[:300])),
-    (
-        "math",
-        "the answer marks its result",
-        lambda v: ("boxed{" in v.answer or "####" in v.answer) and _search("result", v.answer),
-    ),
-    ("roleplaying", "the answer acts between asterisks", lambda v: "*" in v.answer and _search("action", v.answer)),
-    ("steering_alignment", "the answer opens with what the model cannot do", lambda v: _match("denial", v.answer)),
-    ("general_instructions", "none of the above", lambda v: True),
-]
-RULES = tuple(CategoryRule(*rule) for rule in _TABLE)
+RULES = tuple(CategoryRule(rule["category"], rule["reason"], globals()[rule["when"]]) for rule in _FILE.data["rules"])
 
 
 def rule_of(row: Example) -> CategoryRule:

@@ -61,18 +61,3 @@ def verify(
     print(json.dumps(wrong) if as_json else "\n".join(wrong) or f"{mix}: every check holds")
     if wrong:
         raise typer.Exit(1)
-
-
-@app.command("diff")
-def diff(a: Mix, b: Mix, as_json: Json = False) -> None:
-    """Compare the manifests of two mixes: settings, files, counts, hashes."""
-    from hermes3.mix import manifest
-
-    differing = manifest.differences(manifest.read(a), manifest.read(b))
-    if as_json:
-        print(json.dumps(differing))
-        return
-    for key, (before, after) in differing.items():
-        print(f"{key}: {before} -> {after}")
-    if not differing:
-        print("The manifests are the same.")

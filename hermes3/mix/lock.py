@@ -75,30 +75,40 @@ def files_of(source: Source, data_root: Path, lock: dict[str, Any] | None, spec_
     source needs no network once its files are in the Hub cache.
     """
     locked = lock["sources"][source.name] if lock else None
-    if source.path:
-        files = _local_files(source, data_root, spec_path)
+    if locked and source.repo:
+        revision, names = locked["revision"], list(locked["files"])
     else:
-        revision, names = (locked["revision"], locked["files"]) if locked else _hub_files(source)
-        for name in names:
-            format_of(name)
-        files = [File(name, _download(source, name, revision), revision) for name in names]
+        revision, names = _listed(source, data_root, spec_path)
+    for name in names:
+        format_of(name)
+    files = [File(name, _path(source, name, revision, data_root), revision) for name in names]
     if locked:
         _compare(source, files, locked["files"], spec_path)
     return files
 
 
-def _local_files(source: Source, data_root: Path, spec_path: Path) -> list[File]:
-    """The files under `data_root` that the source's path or glob names, sorted by name."""
+def _listed(source: Source, data_root: Path, spec_path: Path) -> tuple[str | None, dict[str, Any]]:
+    """(commit, {file name: its RepoSibling, with size and LFS hash}) in reading order; None twice for local files."""
+    if source.repo:
+        return _hub_files(source)
     assert source.path
     exact = (data_root / source.path).is_file()  # also where its name holds a * or [
     names = [source.path] if exact else sorted(glob.glob(source.path, root_dir=data_root, recursive=True))
-    files = [File(name, data_root / name) for name in names if (data_root / name).is_file()]
-    if not files:
+    names = [name for name in names if (data_root / name).is_file()]
+    if not names:
         missing = f"no file {data_root / source.path}; check --data-root (now {data_root.absolute()})"
         raise UserError(f"{spec_path}: source {source.name}: {missing}")
-    for file in files:
-        format_of(file.name)
-    return files
+    return None, dict.fromkeys(names)
+
+
+def _path(source: Source, name: str, revision: str | None, data_root: Path) -> Path:
+    """Where a file is; one of the Hub's is fetched into the Hub cache if it is not there yet."""
+    if not source.repo:
+        return data_root / name
+    from huggingface_hub import hf_hub_download
+
+    with _hub_errors(source):
+        return Path(hf_hub_download(source.repo, name, repo_type="dataset", revision=revision))
 
 
 def _compare(source: Source, files: list[File], locked: dict[str, Any], spec_path: Path) -> None:
@@ -119,25 +129,20 @@ def _place(source: Source) -> dict[str, Any]:
 
 
 def _resolve(source: Source, data_root: Path, spec_path: Path) -> dict[str, Any]:
-    if source.path:
-        files = {file.name: _hashed(file.path) for file in _local_files(source, data_root, spec_path)}
-        return {"asked": _place(source), "files": files}
-    revision, listed = _hub_files(source)
-    files = {
-        name: {"sha256": entry.lfs.sha256, "bytes": entry.lfs.size}
-        if entry.lfs
-        else _hashed(_download(source, name, revision))
-        for name, entry in listed.items()
-    }
-    return {"asked": _place(source), "repo": source.repo, "revision": revision, "files": files}
-
-
-def _hashed(path: Path) -> dict[str, Any]:
-    return {"sha256": sha256(path), "bytes": path.stat().st_size}
+    revision, listed = _listed(source, data_root, spec_path)
+    files = {}
+    for name, entry in listed.items():
+        format_of(name)
+        if entry and entry.lfs:
+            files[name] = {"sha256": entry.lfs.sha256, "bytes": entry.lfs.size}
+        else:
+            path = _path(source, name, revision, data_root)
+            files[name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
+    pinned = {"repo": source.repo, "revision": revision} if source.repo else {}
+    return {"asked": _place(source), **pinned, "files": files}
 
 
 def _hub_files(source: Source) -> tuple[str, dict[str, Any]]:
-    """(commit, {file name: its RepoSibling, with size and LFS hash}) of a Hub source, in reading order."""
     from huggingface_hub import HfApi
 
     assert source.repo
@@ -148,14 +153,6 @@ def _hub_files(source: Source) -> tuple[str, dict[str, Any]]:
         if outside := [name for name in names if name not in listed]:
             raise UserError(f"{outside[0]} is not a file of the repository")
     return info.sha, {name: listed[name] for name in names}
-
-
-def _download(source: Source, name: str, revision: str) -> Path:
-    """Path of a Hub file in the Hub cache, fetched if it is not there yet."""
-    from huggingface_hub import hf_hub_download
-
-    with _hub_errors(source):
-        return Path(hf_hub_download(source.repo, name, repo_type="dataset", revision=revision))
 
 
 def _matching(globs: list[str], listed: Iterable[str]) -> list[str]:

@@ -53,7 +53,7 @@ def make(
     reasons: dict[str, dict[str, int]] = {}
     for row in rejects.group_by(["source", "stage", "reason"]).aggregate([([], "count_all")]).to_pylist():
         reasons.setdefault(row["source"], {})[f"{row['stage']}/{row['reason']}"] = row["count_all"]
-    budgets = spec.budgets()
+    budgets, packages = spec.budgets(), {name: version(name) for name in PACKAGES}
     return {
         "name": spec.name,
         "kind": spec.kind,
@@ -62,27 +62,18 @@ def make(
         "spec": spec.model_dump(mode="json"),
         "tokenizer": {"path": str(spec.tokenizer), "sha256": sha256(spec.tokenizer / "tokenizer.json")},
         "template": {"sha256": sha256(spec.tokenizer / "chat_template.jinja")},
-        "versions": {
-            "hermes3": hermes3.__version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in PACKAGES},
-        },
+        "versions": {"hermes3": hermes3.__version__, "python": platform.python_version()} | packages,
         "lock": lock,
         "sources": [
             {
                 "name": source.name,
                 "category": category,
-                "path": source.path,
-                "repo": source.repo,
-                "revision": files[source.name][0].revision,
-                "licence": source.licence,
-                "rank": source.rank,
+                **{"path": source.path, "repo": source.repo, "revision": files[source.name][0].revision},
+                **{"licence": source.licence, "rank": source.rank},
                 "files": {file.name: sha256(file.path) for file in files[source.name]},
-                "rows_read": counts.get(source.name, Counter())["read"],
-                "rows_not_selected": counts.get(source.name, Counter())["not_selected"],
+                **{f"rows_{what}": counts.get(source.name, {}).get(what, 0) for what in ("read", "not_selected")},
                 "rows_kept": by_source.get(source.name, NOTHING)["rows"],
-                "tokens": by_source.get(source.name, NOTHING)["tokens"],
-                "loss_tokens": by_source.get(source.name, NOTHING)["loss_tokens"],
+                **{key: by_source.get(source.name, NOTHING)[key] for key in ("tokens", "loss_tokens")},
                 "rejects": dict(sorted(reasons.get(source.name, {}).items())),
             }
             for category, source in spec.sources()
@@ -108,12 +99,8 @@ def prepared_folder(manifest: Manifest) -> str:
 def totals(rows: "pa.Table", column: str) -> dict[str, dict[str, int]]:
     """{value of `column`: rows, tokens, loss_tokens} of a table with n_tokens and n_loss_tokens."""
     sums = rows.group_by(column).aggregate([("n_tokens", "count"), ("n_tokens", "sum"), ("n_loss_tokens", "sum")])
-    return {
-        row[column]: dict(
-            zip(NOTHING, (row["n_tokens_count"], row["n_tokens_sum"], row["n_loss_tokens_sum"]), strict=True)
-        )
-        for row in sums.to_pylist()
-    }
+    columns = ("n_tokens_count", "n_tokens_sum", "n_loss_tokens_sum")
+    return {row[column]: dict(zip(NOTHING, map(row.get, columns), strict=True)) for row in sums.to_pylist()}
 
 
 def composition(manifest: Manifest) -> list[dict[str, Any]]:
@@ -134,18 +121,3 @@ def composition(manifest: Manifest) -> list[dict[str, Any]]:
         row["shortfall"] = manifest.get("shortfalls", {}).get(key)
         rows.append(row)
     return rows
-
-
-def differences(a: Manifest, b: Manifest) -> dict[str, list[Any]]:
-    """{dotted key: [value in `a`, value in `b`]} of all that differs; None where there is none."""
-    flat = [dict(_flat(manifest)) for manifest in (a, b)]
-    return {key: [one.get(key) for one in flat] for key in flat[0] | flat[1] if flat[0].get(key) != flat[1].get(key)}
-
-
-def _flat(value: Any, key: str = "") -> list[tuple[str, Any]]:
-    """Leaves with their dotted keys; a list of things with names goes by their names, whatever their order."""
-    if isinstance(value, list) and value and all(isinstance(one, dict) and "name" in one for one in value):
-        value = {one["name"]: one for one in value}
-    if not isinstance(value, dict) or not value:
-        return [(key, value)]
-    return [leaf for name, one in value.items() for leaf in _flat(one, f"{key}.{name}" if key else name)]

@@ -87,8 +87,7 @@ def trainer_packer(lengths: np.ndarray, cfg: "DictDefault", gpus: int) -> "Multi
 
     # as AxolotlTrainer._create_multipack_sampler
     real_batches = cfg.multipack_real_batches
-    if real_batches is None:
-        real_batches = not cfg.attn_supports_packing
+    real_batches = not cfg.attn_supports_packing if real_batches is None else real_batches
     packer = MultipackBatchSampler(
         RandomSampler(lengths),
         lengths=lengths,
@@ -131,9 +130,8 @@ def _count(lengths: np.ndarray, n_loss: np.ndarray, cfg: "DictDefault", gpus: in
             packs = sum(map(len, batches))
             packed = _rows(batches)
         n = len(batches) // gpus
-        done = n // accumulation + (
-            n == per_rank and n % accumulation > 0
-        )  # a short epoch's last, part step is not made
+        # the last step of a short epoch is not made if it lacks micro-batches
+        done = n // accumulation + (n == per_rank and n % accumulation > 0)
         done = min(done, steps - sum(steps_per_epoch))
         taken = _rows(batches[: min(done * accumulation, n) * gpus])
         steps_per_epoch.append(done)
@@ -165,13 +163,11 @@ def _rows(batches: list[list[list[int]]]) -> np.ndarray:
 def as_text(packing: Packing) -> str:
     """For people."""
     epochs = " + ".join(f"{n:,}" for n in packing.steps_per_epoch)
-    return "\n".join(
-        [
-            f"{packing.rows:,} rows, {packing.tokens:,} tokens",
-            f"{packing.packs:,} packs of {packing.capacity:,} tokens, {packing.efficiency:.2%} full: "
-            f"{packing.samples_per_pack:.1f} rows and {packing.loss_tokens_per_pack:,.0f} loss tokens each",
-            f"{packing.steps:,} steps on {packing.gpus} GPUs, by epoch {epochs}; "
-            f"{packing.tokens_per_step:,.0f} tokens each",
-            f"{max(packing.rows_left_out):,} rows at most are left out of an epoch, in packs that no step takes",
-        ]
+    return (
+        f"{packing.rows:,} rows, {packing.tokens:,} tokens\n"
+        f"{packing.packs:,} packs of {packing.capacity:,} tokens, {packing.efficiency:.2%} full: "
+        f"{packing.samples_per_pack:.1f} rows and {packing.loss_tokens_per_pack:,.0f} loss tokens each\n"
+        f"{packing.steps:,} steps on {packing.gpus} GPUs, by epoch {epochs}; "
+        f"{packing.tokens_per_step:,.0f} tokens each\n"
+        f"{max(packing.rows_left_out):,} rows at most are left out of an epoch, in packs that no step takes"
     )

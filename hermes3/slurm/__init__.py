@@ -1,7 +1,7 @@
-"""Launching on Slurm. The scripts themselves are in launch/; here is what they and `hermes3 launch` need of Python.
+"""Launching on Slurm. The scripts are in launch/; here is what they and `hermes3 launch` need of Python.
 
-- `submit` (one run), `resize` (on other nodes), `chain` (the stages of a pipeline), `states` (which are complete),
-  `pipeline` (their submission), `queue` (squeue, sbatch, scancel), `cli`: what a user types on the login node;
-- `declared`, `stage`, `verdict`: what a job asks and notes;
-- `preflight`, `node_check`, `gpu_health`, `allreduce`, `srun`, `judge`: what every node answers before a training.
+- On the login node: `submit` (one run), `chain` (the stages of a pipeline), `pipeline` (their states and jobs), `cli`.
+- In a job: `start` (may it train?), `record` (what a stage leaves), `verdict` (whose fault is it?).
+- Before a training: `preflight` (all nodes), `node_check` (one node), `allreduce` (all ranks).
+- `queue` is the one module that calls Slurm.
 """

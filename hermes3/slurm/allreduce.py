@@ -1,10 +1,10 @@
-"""Do all ranks reduce together, right and fast? Started on each node by `srun python -m hermes3.slurm.allreduce`.
+"""An all-reduce over all ranks: is it right and fast? Each node runs `python -m hermes3.slurm.allreduce RANKS DEVICE`.
 
 Bus bandwidth is what the slowest link carries: bytes / seconds x 2 (n - 1) / n for n ranks (nccl-tests,
 doc/PERFORMANCE.md). torch measures it, over NCCL on GPUs and gloo on CPUs.
 """
 
-import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -21,6 +21,7 @@ from hermes3.slurm.queue import Srun, limit
 FLOOR = 10.0
 SIZE = {"cuda": 2**30, "cpu": 2**20}  # bytes: large enough for the links to be the limit
 REPEATS = {"cuda": 20, "cpu": 3}
+STEPS = itertools.count(1)  # of this process
 
 
 def floor(gpu: str) -> float:
@@ -29,18 +30,18 @@ def floor(gpu: str) -> float:
 
 
 def over(srun: Srun, nodes: list[str], gpu: str, per_node: int, out: Path) -> tuple[dict[str, str], str]:
-    """({bad node: what was seen there}, what to print) of an all-reduce over all ranks of the job."""
+    """({bad node: what it did}, what to print) of an all-reduce over all ranks of the job."""
     if len(nodes) * per_node == 1:
         return {}, "all-reduce: one rank has nobody to reduce with"
     least = floor(gpu)
     for log in ("allreduce.log", "allreduce-again.log"):  # what no node stands out in may have passed, as a taken port
-        measured, said = measure(srun, nodes, gpu, per_node, out / log)
-        if measured is not None and measured >= least:
-            return {}, f"all-reduce: {said}"
+        speed, text = measure(srun, nodes, gpu, per_node, out / log)
+        if speed >= least:
+            return {}, f"all-reduce: {text}"
         if bad := suspects(srun, nodes, gpu, per_node, least, out):
             break
     bad = bad or {node: "slow or failing, and no single node stands out" for node in nodes}
-    return bad, f"all-reduce: {said}; {least:g} GB/s are asked for (HERMES3_MIN_BUS_GBPS)"
+    return bad, f"all-reduce: {text}; {least:g} GB/s are asked for (HERMES3_MIN_BUS_GBPS)"
 
 
 def suspects(srun: Srun, nodes: list[str], gpu: str, per_node: int, least: float, out: Path) -> dict[str, str]:
@@ -48,56 +49,50 @@ def suspects(srun: Srun, nodes: list[str], gpu: str, per_node: int, least: float
 
     A good node has a good neighbour, unless both are bad. None where no node stands out, as of two that are well alone.
     """
-    seen: dict[str, list[tuple[float, str]]] = {node: [] for node in nodes}
 
     def together(groups: list[list[str]]) -> list[tuple[float, str]]:
         def one(group: list[str]) -> tuple[float, str]:
-            got, said = measure(srun, group, gpu, per_node, out / f"allreduce-{'-'.join(group)}.log")
-            return (-1.0 if got is None else got), said
+            return measure(srun, group, gpu, per_node, out / f"allreduce-{'-'.join(group)}.log")
 
         with ThreadPoolExecutor(len(groups)) as pool:
             return list(pool.map(one, groups))
 
     if per_node > 1:
-        for node, (got, said) in zip(nodes, together([[node] for node in nodes]), strict=True):
-            if got < least or got < 0:
-                seen[node].append((got, f"alone: {said}"))
-    bad = {node: found[0][1] for node, found in seen.items() if found}
-    ring = list(zip(nodes, [*nodes[1:], nodes[0]], strict=True)) if len(nodes) > 2 else []
+        alone = zip(nodes, together([[node] for node in nodes]), strict=True)
+        if bad := {node: f"alone: {text}" for node, (speed, text) in alone if speed < least}:
+            return bad
+    if len(nodes) < 3:
+        return {}
+    with_neighbour: dict[str, list[tuple[float, str]]] = {node: [] for node in nodes}
+    ring = list(zip(nodes, [*nodes[1:], nodes[0]], strict=True))
     rounds = [ring[0:-1:2], ring[1:-1:2], ring[-1:]] if len(nodes) % 2 else [ring[0::2], ring[1::2]]
-    for pairs in rounds if not bad and ring else []:  # the pairs of a round share no node
-        for pair, (got, said) in zip(pairs, together([sorted(pair, key=nodes.index) for pair in pairs]), strict=True):
-            for node in pair:
-                seen[node].append((got, f"with {pair[1] if node == pair[0] else pair[0]}: {said}"))
-    for node, found in seen.items():
-        if found and max(found)[0] < max(least, 0):
-            bad[node] = max(found)[1]
-    return bad
+    for pairs in rounds:  # the pairs of a round share no node
+        speeds = together([sorted(pair, key=nodes.index) for pair in pairs])
+        for (left, right), (speed, text) in zip(pairs, speeds, strict=True):
+            with_neighbour[left].append((speed, f"with {right}: {text}"))
+            with_neighbour[right].append((speed, f"with {left}: {text}"))
+    best = {node: max(speeds) for node, speeds in with_neighbour.items()}
+    return {node: text for node, (speed, text) in best.items() if speed < least}
 
 
-def measure(srun: Srun, nodes: list[str], gpu: str, per_node: int, log: Path) -> tuple[float | None, str]:
-    """(GB/s of bus bandwidth, what to print). None: the ranks did not come together, or computed something wrong.
+def measure(srun: Srun, nodes: list[str], gpu: str, per_node: int, log: Path) -> tuple[float, str]:
+    """(GB/s of bus bandwidth, what to print). -1: the ranks did not come together, or computed something wrong.
 
     `nodes` in the job's order, in which Slurm numbers the tasks: the first holds rank 0, where the ranks meet.
     """
-    ranks, env = len(nodes) * per_node, {"MASTER_ADDR": nodes[0], "MASTER_PORT": str(_port(nodes[0]))}
-    device = "cpu" if gpu == "cpu" else "cuda"
-    arguments = ["-m", "hermes3.slurm.allreduce", "--per-node", str(per_node), "--device", device]
-    code, said, errors = srun.python(nodes, arguments, env=env)
-    log.write_text(said + errors, encoding="utf-8")
-    lines = [line for line in said.splitlines() if line.startswith('{"ranks"')]
+    ranks = len(nodes) * per_node
+    # A port of this step's own: steps of one job may meet on one node, and jobs may share a node
+    port = 20_000 + (int(os.environ.get("SLURM_JOB_ID", os.getpid())) * 37 + next(STEPS)) % 10_000
+    arguments = ["-m", "hermes3.slurm.allreduce", str(per_node), "cpu" if gpu == "cpu" else "cuda"]
+    env = {"MASTER_ADDR": nodes[0], "MASTER_PORT": str(port)}
+    code, stdout, stderr = srun.python(nodes, arguments, env=env)
+    log.write_text(stdout + stderr, encoding="utf-8")
+    lines = [line for line in stdout.splitlines() if line.startswith('{"ranks"')]
     if code == 0 and lines:
-        got = json.loads(lines[-1])
-        took = f"{got['bytes'] / 2**20:,.0f} MiB in {1000 * got['seconds']:,.1f} ms"
-        return got["busbw"], f"{ranks} ranks, {got['busbw']:,.3g} GB/s bus bandwidth ({took}, {got['backend']})"
-    why = "not done in time" if code is None else f"failed with {code}"
-    return None, f"{ranks} ranks {why}, see {log}"
-
-
-def _port(head: str) -> int:
-    """A port of this step's own: steps of one job may meet on one node, and jobs may share a node."""
-    _port.count = getattr(_port, "count", 0) + 1
-    return 20_000 + (int(os.environ.get("SLURM_JOB_ID", os.getpid())) * 37 + _port.count) % 10_000
+        result = json.loads(lines[-1])
+        took = f"{result['bytes'] / 2**20:,.0f} MiB in {1000 * result['seconds']:,.1f} ms, {result['backend']}"
+        return result["busbw"], f"{ranks} ranks, {result['busbw']:,.3g} GB/s bus bandwidth ({took})"
+    return -1.0, f"{ranks} ranks {'not done in time' if code is None else f'failed with {code}'}, see {log}"
 
 
 # on a node
@@ -132,26 +127,23 @@ def one_rank(local: int, per_node: int, device: str) -> None:
     if rank == 0:
         busbw = SIZE[device] / seconds * 2 * (world - 1) / world / 1e9
         version = ".".join(map(str, torch.cuda.nccl.version())) if device == "cuda" else torch.__version__
-        found = {"ranks": world, "bytes": SIZE[device], "seconds": seconds, "busbw": busbw}
-        print(json.dumps(found | {"backend": f"{backend} {version}"}), flush=True)
+        result = {"ranks": world, "bytes": SIZE[device], "seconds": seconds, "busbw": busbw}
+        print(json.dumps(result | {"backend": f"{backend} {version}"}), flush=True)
     dist.destroy_process_group()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--per-node", type=int, required=True)
-    parser.add_argument("--device", choices=list(SIZE), required=True)
-    given = parser.parse_args()
+def ranks_of_node(per_node: int, device: str) -> int:
+    """Run this node's ranks; the highest exit code."""
     import torch  # noqa: F401, once for all ranks of the node, which are forked before CUDA is touched
 
     fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=one_rank, args=(i, given.per_node, given.device)) for i in range(given.per_node)]
+    ranks = [fork.Process(target=one_rank, args=(i, per_node, device)) for i in range(per_node)]
     for rank in ranks:
         rank.start()
     for rank in ranks:
         rank.join()
-    sys.exit(max(abs(rank.exitcode or 0) for rank in ranks))
+    return max(abs(rank.exitcode or 0) for rank in ranks)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ranks_of_node(int(sys.argv[1]), sys.argv[2]))

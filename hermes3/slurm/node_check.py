@@ -61,17 +61,17 @@ class Check:
 
 def versions(asked: Expected) -> Check:
     """The driver, the packages and the code are one on all nodes; else ranks compute different things, or hang."""
-    found = {}
+    parts = {}
     if asked.gpu != "cpu":
-        found["driver"] = ask_nvidia_smi().findtext("driver_version", "?")
+        parts["driver"] = ask_nvidia_smi().findtext("driver_version", "?")
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
-            found[package] = version(package)
+            parts[package] = version(package)
     if code := commit(Path(asked.repository), digits=12, dirty=False):  # a file edited meanwhile is no node's fault
-        found["commit"] = code
-    found["recipe"] = sha256(Path(asked.recipe).read_bytes()).hexdigest()[:12]
-    said = ", ".join(f"{name} {version}" for name, version in sorted(found.items()))
-    return Check(True, said, "install the same environment and driver on it, or leave it out", same=said)
+        parts["commit"] = code
+    parts["recipe"] = sha256(Path(asked.recipe).read_bytes()).hexdigest()[:12]
+    text = ", ".join(f"{name} {version}" for name, version in sorted(parts.items()))
+    return Check(True, text, "install the same environment and driver on it, or leave it out", same=text)
 
 
 def disk(asked: Expected) -> Check:
@@ -131,13 +131,13 @@ def mix_files(asked: Expected) -> dict[str, Check]:
         return {}
     from hermes3.files import sha256 as of_file
 
-    folder, found = Path(asked.mix), {}
+    folder, checks = Path(asked.mix), {}
     listed = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["output"].get("files", {})
     for name in asked.hash_files:
         ok = of_file(folder / name) == listed.get(name)
         said = "as in the manifest" if ok else f"{folder / name}: not the hash that the manifest has"
-        found[f"mix {name}"] = Check(ok, said, "copy or build the mix again; `hermes3 mix verify` looks at all of it")
-    return found
+        checks[f"mix {name}"] = Check(ok, said, "copy or build the mix again; `hermes3 mix verify` looks at all of it")
+    return checks
 
 
 def shm(asked: Expected) -> Check:
@@ -171,23 +171,32 @@ SLOWED = ("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sw_t
 
 
 def gpus(asked: Expected) -> Check:
-    found = len(list(ask_nvidia_smi().iter("gpu")))
-    if found == asked.gpus_per_node:
-        return Check(True, f"{found} GPUs")
+    count = len(list(ask_nvidia_smi().iter("gpu")))
+    if count == asked.gpus_per_node:
+        return Check(True, f"{count} GPUs")
     remedy = "one has fallen off the bus, so drain the node; or the job asked for fewer than the recipe declares"
-    return Check(False, f"{found} GPUs, the recipe declares {asked.gpus_per_node}", remedy)
+    return Check(False, f"{count} GPUs, the recipe declares {asked.gpus_per_node}", remedy)
 
 
 def health(asked: Expected) -> Check:
-    found, dcgm = faults(ask_nvidia_smi()), dcgm_faults()
-    if found := [*found, *(dcgm or [])]:
-        return Check(False, "; ".join(found), "drain the node and reset its GPUs; ask the site")
+    """No uncorrected memory errors, no repairs that wait for a reset, no clocks that the hardware lowers."""
+    dcgm = dcgm_faults()
+    faults = [f"GPU {n}: {fault}" for n, gpu in enumerate(ask_nvidia_smi().iter("gpu")) for fault in gpu_faults(gpu)]
+    if faults := [*faults, *(dcgm or [])]:
+        return Check(False, "; ".join(faults), "drain the node and reset its GPUs; ask the site")
     return Check(True, "nvidia-smi and dcgmi find nothing" if dcgm is not None else "nvidia-smi finds nothing")
 
 
 def idle(asked: Expected) -> Check:
-    if found := processes(ask_nvidia_smi()):
-        return Check(False, "; ".join(found), "another job's leftovers: ask the site to end them")
+    """Nothing computes on the GPUs already; a display server does not count."""
+    running = []
+    for index, gpu in enumerate(ask_nvidia_smi().iter("gpu")):
+        for process in gpu.iter("process_info"):
+            kind, name = process.findtext("type", ""), process.findtext("process_name", "?")
+            if "C" in kind and "nvidia-cuda-mps-server" not in name:
+                running.append(f"GPU {index}: {name} (pid {process.findtext('pid', '?')})")
+    if running:
+        return Check(False, "; ".join(running), "another job's leftovers: ask the site to end them")
     return Check(True, "nothing runs on the GPUs")
 
 
@@ -197,17 +206,13 @@ def ask_nvidia_smi() -> ET.Element:
         raise ValueError("nvidia-smi is not on this node")
     ran = subprocess.run(["nvidia-smi", "-q", "-x"], capture_output=True, text=True)
     if ran.returncode:
-        said = (ran.stdout + ran.stderr).strip().splitlines() or ["nothing"]
-        raise ValueError(f"nvidia-smi ended with {ran.returncode}: {said[-1]}")
+        lines = (ran.stdout + ran.stderr).strip().splitlines() or ["nothing"]
+        raise ValueError(f"nvidia-smi ended with {ran.returncode}: {lines[-1]}")
     return ET.fromstring(ran.stdout)
 
 
-def faults(said: ET.Element) -> list[str]:
-    """What ails each GPU: uncorrected memory errors, repairs that wait for a reset, clocks that the hardware lowers."""
-    return [f"GPU {index}: {fault}" for index, gpu in enumerate(said.iter("gpu")) for fault in _of_one(gpu)]
-
-
-def _of_one(gpu: ET.Element) -> Iterator[str]:
+def gpu_faults(gpu: ET.Element) -> Iterator[str]:
+    """What is wrong with one GPU, by its part of `nvidia-smi -q -x`."""
     volatile = gpu.find("ecc_errors/volatile")
     for count in volatile if volatile is not None else []:
         if "uncorrectable" in count.tag and (count.text or "").strip().isdigit() and int(count.text):
@@ -223,36 +228,25 @@ def _of_one(gpu: ET.Element) -> Iterator[str]:
             yield f"the driver asks for: {text}"
 
 
-def processes(said: ET.Element) -> list[str]:
-    """What computes on the GPUs already; a display server does not count."""
-    found = []
-    for index, gpu in enumerate(said.iter("gpu")):
-        for process in gpu.iter("process_info"):
-            kind, name = process.findtext("type", ""), process.findtext("process_name", "?")
-            if "C" in kind and "nvidia-cuda-mps-server" not in name:
-                found.append(f"GPU {index}: {name} (pid {process.findtext('pid', '?')})")
-    return found
-
-
 def dcgm_faults() -> list[str] | None:
     """Tests of `dcgmi diag -r 1` that failed; None where DCGM is not installed or its service does not answer."""
     if not shutil.which("dcgmi"):
         return None
     ran = subprocess.run(["dcgmi", "diag", "-r", "1", "-j"], capture_output=True, text=True, timeout=DCGM_SECONDS)
     try:
-        said = json.loads(ran.stdout[ran.stdout.index("{") :])
+        page = json.loads(ran.stdout[ran.stdout.index("{") :])
     except ValueError:
         return None
-    return [f"dcgmi diag: {name} failed" for name in dict.fromkeys(_failed(said, "a test"))]
+    return [f"dcgmi diag: {name} failed" for name in dict.fromkeys(_failed(page, "a test"))]
 
 
-def _failed(said: Any, name: str) -> Iterator[str]:
+def _failed(page: Any, name: str) -> Iterator[str]:
     """Names of tests whose status is Fail; releases of DCGM nest them differently."""
-    if isinstance(said, dict):
-        name = str(said.get("name") or said.get("category") or name)
-        if str(said.get("status", "")).lower() == "fail":
+    if isinstance(page, dict):
+        name = str(page.get("name") or page.get("category") or name)
+        if str(page.get("status", "")).lower() == "fail":
             yield name
-    for part in said.values() if isinstance(said, dict) else said if isinstance(said, list) else []:
+    for part in page.values() if isinstance(page, dict) else page if isinstance(page, list) else []:
         yield from _failed(part, name)
 
 
@@ -276,22 +270,22 @@ REMEDY = dict.fromkeys(OF_GPUS, "drain the node; ask the site for its driver") |
 
 def answer(asked: Expected) -> dict[str, Any]:
     """All checks of this node. A check that fails by an error is bad, and says the error."""
-    start, found = time.time(), {}
+    start, checks = time.time(), {}
     for name, check in CHECKS.items():
         if name in OF_GPUS and asked.gpu == "cpu":
-            found[name] = Check(None, "the recipe declares CPUs")
+            checks[name] = Check(None, "the recipe declares CPUs")
             continue
         print(name, file=sys.stderr, flush=True)  # where a node that hangs has come to
         try:
-            found[name] = check(asked)
+            checks[name] = check(asked)
         except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
-            found[name] = Check(False, f"{error}", REMEDY[name])
+            checks[name] = Check(False, f"{error}", REMEDY[name])
     try:
-        found |= mix_files(asked)
+        checks |= mix_files(asked)
     except (OSError, ValueError, KeyError) as error:
-        found["mix"] = Check(False, f"{error}", REMEDY["mix"])
-    checks = {name: asdict(check) for name, check in found.items()}
-    return {"node": node_name(), "clock": time.time(), "seconds": round(time.time() - start, 2), "checks": checks}
+        checks["mix"] = Check(False, f"{error}", REMEDY["mix"])
+    answers = {name: asdict(check) for name, check in checks.items()}
+    return {"node": node_name(), "clock": time.time(), "seconds": round(time.time() - start, 2), "checks": answers}
 
 
 if __name__ == "__main__":

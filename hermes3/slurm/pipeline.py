@@ -20,6 +20,8 @@ from hermes3.slurm.chain import Pipeline, Stage
 
 FOLDER = Path("logs/pipeline")
 COMPLETE, ACTIVE, RUN = "complete", "in the queue", "to run"
+# Options of sbatch that the pipeline sets itself; --export tells a job its stamp
+OWN = dict.fromkeys(("--dependency", "-d", "--nodes", "-N", "--export"), "the pipeline sets it")
 
 
 @dataclass(frozen=True)
@@ -275,15 +277,6 @@ def prepare(
     submission = Submission(again, name, stages, by_name, times, options, done, missing, unknown)
     submission.write()
     return submission
-
-
-def reject(options: list[str], where: str = "") -> None:
-    """`UserError` for options of sbatch that the pipeline sets itself; it begins with `where`."""
-    names = ("--dependency", "-d", "--nodes", "-N", "--export")  # the last tells a job its stamp
-    try:
-        submit.reject(options, dict.fromkeys(names, "the pipeline sets it"))
-    except UserError as error:
-        raise UserError(f"{where}{error}") from None
 
 
 def waiting(line: list[str], jobs: list[object]) -> list[str]:

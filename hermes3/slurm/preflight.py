@@ -3,8 +3,8 @@
 Every node answers for itself (`node_check`), then all reduce together (`allreduce`). Exit code 0: train. 1: every node
 has the fault, so it is the recipe's, the data's or the site's, and another attempt would meet it. 3: the nodes in
 LOGS/../bad_nodes are bad; launch/preflight.sh queues the job again without them. 4: somebody ends the job or queues it
-again meanwhile, so what its nodes did not answer says nothing of them. LOGS is the folder of this attempt in the job's.
-Without a job this machine is looked at.
+again meanwhile, so a node that did not answer is not to blame. LOGS is the folder of this attempt in the job's. Without
+a job this machine is checked.
 """
 
 import json
@@ -80,38 +80,39 @@ def shares(mix: Path, nodes: int) -> list[list[str]]:
     except (OSError, ValueError):
         return [[] for _ in range(nodes)]  # each node says so itself
     names = sorted(name for name in manifest["output"].get("files", {}) if name.startswith("train/"))
-    given: list[list[str]] = [[] for _ in range(nodes)]
+    of_node: list[list[str]] = [[] for _ in range(nodes)]
     for i, name in enumerate(names):
         for node in {i % nodes, (i + 1) % nodes}:
-            given[node].append(name)
-    return given
+            of_node[node].append(name)
+    return of_node
 
 
 def ask(srun: Srun, nodes: list[str], asked: Expected, out: Path) -> dict[str, dict[str, Any]]:
     """node -> its answer, kept as NODE.json too. A node that gives none has one check, `answer`, that is bad.
 
-    A step for each node, so that one which cannot start, or hangs, keeps no other from answering.
+    One step per node, so that one which cannot start, or hangs, keeps no other from answering.
     """
-    given = shares(Path(asked.mix or ""), len(nodes))
+    files = shares(Path(asked.mix or ""), len(nodes))
 
     def of_one(i: int) -> dict[str, Any]:
-        node, question = nodes[i], json.dumps(asdict(asked) | {"hash_files": given[i]})
+        node, question = nodes[i], json.dumps(asdict(asked) | {"hash_files": files[i]})
         before = time.time()
-        code, said, errors = srun.python([node], ["-m", "hermes3.slurm.node_check"], question)
+        code, stdout, stderr = srun.python([node], ["-m", "hermes3.slurm.node_check"], question)
         try:
-            got = json.loads(said.strip().splitlines()[-1])
-            skew = max(before - got["clock"], got["clock"] - time.time(), 0)
-            ok, remedy = skew <= SKEW, "set its clock (chrony or ntpd)"
-            got["checks"]["clock"] = {"ok": ok, "said": f"its clock is off by {skew:.0f} s", "remedy": remedy}
-            got["checks"] = {"answer": {"ok": True, "said": f"in {got['seconds']} s", "remedy": ""}} | got["checks"]
+            answer = json.loads(stdout.strip().splitlines()[-1])
+            skew = max(before - answer["clock"], answer["clock"] - time.time(), 0)
+            said, remedy = f"its clock is off by {skew:.0f} s", "set its clock (chrony or ntpd)"
+            answer["checks"]["clock"] = {"ok": skew <= SKEW, "said": said, "remedy": remedy}
+            in_time = {"ok": True, "said": f"in {answer['seconds']} s", "remedy": ""}
+            answer["checks"] = {"answer": in_time} | answer["checks"]
         except (ValueError, IndexError):
-            lines = [line for line in errors.strip().splitlines() if not line.startswith(("srun:", "slurmstepd"))]
-            last = (lines or errors.strip().splitlines() or ["no word"])[-1]
+            lines = [line for line in stderr.strip().splitlines() if not line.startswith(("srun:", "slurmstepd"))]
+            last = (lines or stderr.strip().splitlines() or ["no word"])[-1]
             why = f"no answer in {limit():g} s, last at {last}" if code is None else f"exit code {code}: {last}"
             remedy = "log in to it: is the shared file system there, does the environment start?"
-            got = {"node": node, "checks": {"answer": {"ok": False, "said": why, "remedy": remedy}}}
-        write_text(out / f"{node}.json", json.dumps(got, indent=1) + "\n")
-        return got
+            answer = {"node": node, "checks": {"answer": {"ok": False, "said": why, "remedy": remedy}}}
+        write_text(out / f"{node}.json", json.dumps(answer, indent=1) + "\n")
+        return answer
 
     with ThreadPoolExecutor(len(nodes)) as pool:
         return dict(zip(nodes, pool.map(of_one, range(len(nodes))), strict=True))
@@ -136,11 +137,6 @@ def table(answers: dict[str, dict[str, Any]]) -> str:
     return "\n".join([*lines, *(f"not looked at: {', '.join(names)}, as {why}" for why, names in skipped.items())])
 
 
-def most(nodes: int) -> int:
-    """Nodes that a job may exclude over all its attempts: a quarter of its own, two at least."""
-    return int(os.environ.get("HERMES3_MAX_BAD_NODES", max(2, math.ceil(nodes / 4))))
-
-
 def run(path: Path, logs: Path, options: list[str]) -> int:
     """The exit code; the table, the faults and what follows from them are printed."""
     start = time.time()
@@ -156,16 +152,16 @@ def run(path: Path, logs: Path, options: list[str]) -> int:
     compare(answers)
     bad, shared = blame(answers)
     if not (bad or shared or lacks):
-        found, said = allreduce.over(srun, nodes, asked.gpu, asked.gpus_per_node, out)
-        bad = {node: [f"all-reduce: {fault}"] for node, fault in found.items()}
+        slow, summary = allreduce.over(srun, nodes, asked.gpu, asked.gpus_per_node, out)
+        bad = {node: [f"all-reduce: {fault}"] for node, fault in slow.items()}
         for node in nodes:
-            seen = {"ok": node not in bad, "said": found.get(node, said), "remedy": ""}
-            answers[node]["checks"]["all-reduce"] = seen
+            check = {"ok": node not in bad, "said": slow.get(node, summary), "remedy": ""}
+            answers[node]["checks"]["all-reduce"] = check
     else:
-        said = "all-reduce: not tried"
+        summary = "all-reduce: not tried"
     for node, got in answers.items():
         write_text(out / f"{node}.json", json.dumps(got, indent=1) + "\n")
-    print(f"preflight of {len(nodes)} nodes, {time.time() - start:.0f} s: {path}\n{table(answers)}\n{said}")
+    print(f"preflight of {len(nodes)} nodes, {time.time() - start:.0f} s: {path}\n{table(answers)}\n{summary}")
     for node, lines in bad.items():
         print("\n".join(f"{node}: {line}" for line in lines))
     if (bad or shared or lacks) and not srun.running():
@@ -179,7 +175,7 @@ def run(path: Path, logs: Path, options: list[str]) -> int:
 
 
 def exclude(bad: dict[str, list[str]], nodes: list[str], file: Path) -> int:
-    """Add the bad nodes to `file`, a node and its faults a line. `UserError` where they are too many by now."""
+    """Add the bad nodes to `file`, one line per node. `UserError` for more than a quarter of the job, and over two."""
     before = file.read_text(encoding="utf-8") if file.exists() else ""
     write_text(file, before + "".join(f"{node}\t{'; '.join(lines)}\n" for node, lines in bad.items()))
     if again := [node for node in bad if f"\n{node}\t" in f"\n{before}"]:
@@ -188,10 +184,11 @@ def exclude(bad: dict[str, list[str]], nodes: list[str], file: Path) -> int:
             f"anew with --exclude={','.join(again)}"
         )
     total = len({line.split("\t")[0] for line in file.read_text(encoding="utf-8").splitlines()})
-    if total > most(len(nodes)):
+    most = int(os.environ.get("HERMES3_MAX_BAD_NODES", max(2, math.ceil(len(nodes) / 4))))
+    if total > most:
         raise UserError(
-            f"preflight: {total} bad nodes in {file}, more than the {most(len(nodes))} that this job may exclude: look "
-            "at them first; then set HERMES3_MAX_BAD_NODES, or submit with --exclude"
+            f"preflight: {total} bad nodes in {file}, more than the {most} that this job may exclude: look at them "
+            "first; then set HERMES3_MAX_BAD_NODES, or submit with --exclude"
         )
     if "SLURM_JOB_ID" not in os.environ:
         raise UserError("preflight: this machine is not fit for the recipe, see above")

@@ -130,5 +130,5 @@ def _active(job: str) -> bool:
 if __name__ == "__main__":
     try:
         print(start(Path(sys.argv[1])))
-    except UserError as error:
+    except ValueError as error:
         sys.exit(str(error))

@@ -27,7 +27,7 @@ FOLDER = Path("logs/launch")
 
 @dataclass(frozen=True)
 class Launch:
-    """One run: `line` is its sbatch command, `settings` what it will be, `missing` what it reads and is not there."""
+    """One run: `line` is its sbatch command, `settings` what it will be, `missing` what it reads that is not there."""
 
     name: str
     line: list[str]
@@ -42,7 +42,7 @@ class Launch:
 def prepare(path: Path, nodes: int | None, options: list[str], check: bool = True) -> Launch:
     """Make the launch of the recipe at `path`, on `nodes` nodes or its own. Nothing is submitted.
 
-    Another number of nodes writes the resolved recipe into logs/launch/NAME. `check`: hold the recipe to
+    Another number of nodes writes the changed recipe into logs/launch/NAME. `check`: hold the recipe to
     `hermes3 check`, and to the memory that `hermes3 plan` says. Raises UserError for a recipe that would fail.
     """
     in_repository()
@@ -53,8 +53,8 @@ def prepare(path: Path, nodes: int | None, options: list[str], check: bool = Tru
         path = resize(path, nodes, FOLDER / name)
         recipe = read(path)
     hardware = hardware_of(path, recipe)
-    made = look([path], check)[path]
-    line = sbatch(TRAIN, [str(path)], path.stem, hardware, time_limit(made), options)
+    planned = look([path], check)[path]
+    line = sbatch(TRAIN, [str(path)], path.stem, hardware, time_limit(planned), options)
     settings = {
         "recipe": str(path),
         "hardware": hardware.model_dump(),
@@ -66,10 +66,10 @@ def prepare(path: Path, nodes: int | None, options: list[str], check: bool = Tru
         "mix": str(mix_of(recipe)),
         "output_dir": recipe.get("output_dir"),
         "git_commit": commit(Path()),
-        "expected_hours": round(made.cost.hours, 1) if made else None,
-        "expected_gpu_hours": round(made.cost.gpu_hours) if made else None,
-        "expected_from": made.schedule.source if made else None,
-        "time_limit": time_limit(made) or "the partition's",
+        "expected_hours": round(planned.cost.hours, 1) if planned else None,
+        "expected_gpu_hours": round(planned.cost.gpu_hours) if planned else None,
+        "expected_from": planned.schedule.source if planned else None,
+        "time_limit": time_limit(planned) or "the partition's",
     }
     return Launch(name, line, settings, missing(path, recipe))
 
@@ -134,13 +134,13 @@ def shell(line: list[str]) -> str:
     return f"{options} \\\n  {shlex.join(line[at:])}"
 
 
-def time_limit(made: Plan | None) -> str | None:
+def time_limit(planned: Plan | None) -> str | None:
     """A quarter more than planned, and an hour for starting and saving; whole hours, None where nothing is planned.
 
     The limit need not be right: a run that meets it goes on by itself in another job. But schedulers start short jobs
     sooner, and a site's default is often an hour.
     """
-    return f"{math.ceil(made.cost.hours * 1.25 + 1)}:00:00" if made else None
+    return f"{math.ceil(planned.cost.hours * 1.25 + 1)}:00:00" if planned else None
 
 
 def look(paths: list[Path], check: bool = True) -> dict[Path, Plan | None]:
@@ -178,23 +178,23 @@ def hold(paths: list[Path]) -> None:
 
 def fit(plans: dict[Path, Plan | None]) -> None:
     """`UserError` for the first plan whose model does not fit."""
-    for path, made in plans.items():
-        if made and not made.own.fits:
-            fewest = made.nodes_to_run[made.own.setting.name] or "no number"
+    for path, planned in plans.items():
+        if planned and not planned.own.fits:
+            fewest = planned.nodes_to_run[planned.own.setting.name] or "no number"
             raise UserError(
-                f"{path}: does not fit on {made.nodes} nodes ({fewest} would do); see `hermes3 plan {path}` "
+                f"{path}: does not fit on {planned.nodes} nodes ({fewest} would do); see `hermes3 plan {path}` "
                 "(--no-check launches all the same)"
             )
 
 
 def missing(path: Path, recipe: dict[str, Any]) -> list[str]:
     """What the run reads and is not there, each with its remedy: the mix, and the model where it is a folder."""
-    found, base, mix = [], str(recipe.get("base_model")), mix_of(recipe)
+    lacks, base, mix = [], str(recipe.get("base_model")), mix_of(recipe)
     if not Path(base).is_dir() and not on_hub(base):
-        found.append(f"{path}: base_model: {base} is not there; see the comment on its line")
+        lacks.append(f"{path}: base_model: {base} is not there; see the comment on its line")
     if not (mix / "manifest.json").is_file():
-        found.append(f"{path}: datasets: {mix} is not built; sbatch launch/mix.sbatch data_mixes/{mix.name}.yml")
-    return found
+        lacks.append(f"{path}: datasets: {mix} is not built; sbatch launch/mix.sbatch data_mixes/{mix.name}.yml")
+    return lacks
 
 
 def in_repository() -> None:
@@ -203,24 +203,22 @@ def in_repository() -> None:
         raise UserError(f"{TRAIN}: no such file in {Path.cwd()}; run this from the root of the repository")
 
 
-def reject(options: list[str], refused: dict[str, str]) -> None:
+def reject(options: list[str], refused: dict[str, str], where: str = "") -> None:
     """`UserError` for sbatch options that are none, or at odds with ours. `refused`: option -> remedy."""
     if options and not options[0].startswith("-"):
-        raise UserError(f"{options[0]}: options of sbatch go last, after --, as in: hermes3 launch RECIPE -- -A NAME")
+        wrong = f"{where}{options[0]}: options of sbatch go last, after --, as in: hermes3 launch RECIPE -- -A NAME"
+        raise UserError(wrong)
     for option in options:
         for name, remedy in refused.items():
             if re.fullmatch(rf"{name}(=.*)?" if name.startswith("--") else rf"{name}.*", option):
-                raise UserError(f"{option}: not for sbatch; {remedy}")
-
-
-# another number of nodes
+                raise UserError(f"{where}{option}: not for sbatch; {remedy}")
 
 
 def resize(path: Path, nodes: int, out: Path) -> Path:
     """Write the recipe at `path` for `nodes` nodes into the folder `out`, under its own name; returns the new file.
 
-    gradient_accumulation_steps is set so that micro_batch_size x gradient_accumulation_steps x GPUs stays. Raises
-    UserError naming the numbers of nodes that can, when this one cannot.
+    gradient_accumulation_steps is set so that micro_batch_size x gradient_accumulation_steps x GPUs stays. `UserError`
+    names the numbers of nodes that can, when this one cannot.
     """
     recipe = read(path)
     hardware = hardware_of(path, recipe)
@@ -232,22 +230,7 @@ def resize(path: Path, nodes: int, out: Path) -> Path:
             f"--nodes {nodes}: {path} has a global batch of {micro * accumulation * hardware.gpus}, which {nodes} "
             f"nodes of {hardware.gpus_per_node} GPUs cannot make with micro_batch_size {micro}; take {possible}"
         )
-    text = path.read_text(encoding="utf-8")
-    why = f"ours: {nodes} nodes at launch, where {path} has {hardware.nodes}; the global batch stays"
-    hardware_line = f"{{gpu: {hardware.gpu}, nodes: {nodes}, gpus_per_node: {hardware.gpus_per_node}}}"
-    text = _set(text, "hardware", f"{hardware_line}  # {why}")
-    text = _set(text, "gradient_accumulation_steps", f"{slots // nodes}  # {why}")
-    write_text(out / path.name, text)
+    recipe |= {"hardware": hardware.model_dump() | {"nodes": nodes}, "gradient_accumulation_steps": slots // nodes}
+    head = f"# {path} for {nodes} nodes instead of {hardware.nodes}, at the same global batch"
+    write_text(out / path.name, f"{head}\n{yaml.safe_dump(recipe, sort_keys=False)}")
     return out / path.name
-
-
-def _set(text: str, key: str, value: str) -> str:
-    """`text` with the top-level `key` set to `value`, comment included, where it was or on a new last line."""
-    lines = text.splitlines(keepends=True)
-    node = yaml.compose(text)
-    for name, old in node.value:
-        if name.value == key:
-            # a mapping written over several lines ends at the start of the next key's line
-            last = old.end_mark.line + (old.end_mark.column > 0)
-            return "".join([*lines[: name.start_mark.line], f"{key}: {value}\n", *lines[last:]])
-    return text.rstrip("\n") + f"\n{key}: {value}\n"
