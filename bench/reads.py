@@ -195,9 +195,11 @@ def turned_by_schema() -> dict[str, str]:
         for node in ast.walk(ast.parse(text := file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef):
                 body = ast.get_source_segment(text, node)
-                if sets := set(re.findall(r'data\["(\w+)"\] = ', body)):
-                    for key in set(re.findall(r'data\.get\("(\w+)"', body)) - sets:
-                        found.setdefault(key, f"axolotl/utils/schemas/{file.name}:{node.lineno}")
+                sets = set(re.findall(r'data\["(\w+)"\] = ', body))
+                for match in re.finditer(r'data\.get\("(\w+)"', body) if sets else []:
+                    if match[1] not in sets:
+                        line = node.lineno + body[: match.start()].count("\n")
+                        found.setdefault(match[1], f"axolotl/utils/schemas/{file.name}:{line}")
     return found
 
 
