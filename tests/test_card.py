@@ -236,6 +236,6 @@ def test_the_hub_reads_the_front_matter(sft):
 
     write_card(*sft)
     data = DatasetCard.load(sft[0] / "README.md").data
-    assert (data.license, data.language, data.size_categories) == (["mit", "other"], ["en", "de"], "n<1K")
+    assert (data.license, data.language) == (["mit", "other"], ["en", "de"])
     first = data.configs[0]
     assert first["default"] and first["data_files"] == [{"split": "train", "path": "train/*.parquet"}]
