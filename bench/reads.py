@@ -70,7 +70,7 @@ RECIPES = {  # trial -> keys, type of the entry of `datasets`, a row
     "tokens": (PACKED, None, TOKENS),
     "chat_template": (PACKED, "chat_template", {"messages": TALK}),
     "completion": (PACKED, "completion", {"text": TEXT * ROW_LEN}),
-    "not packed": ({"val_set_size": 1, "eval_steps": 1}, None, TOKENS),
+    "not packed": ({"val_set_size": 0.5, "eval_steps": 1}, None, TOKENS),
     "adapter": (PACKED | LORA, None, TOKENS),
     "text pairs": (DPO, "passthrough", {"prompt": TEXT, "chosen": TEXT, "rejected": TEXT}),
     "chat pairs": (DPO, "chat_template.default", {"messages": TALK[:1], "chosen": TALK[1], "rejected": TALK[1]}),
