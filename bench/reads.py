@@ -81,9 +81,10 @@ RECIPES = {  # trial -> keys, type of the entry of `datasets`, a row
 NOT_READERS = re.compile(r"axolotl/(utils/schemas/|telemetry/|cli/config_options|cli/agent_docs)")
 # What `axolotl train` on SFT or DPO does not come by: other commands, trainers and sources of data
 ELSEWHERE = re.compile(
-    r"axolotl/(cli/(inference|evaluate|merge|quantize|vllm|cloud|chat|export)|evaluate\.py|utils/data/streaming"
+    r"axolotl/(cli/(inference|evaluate|merge|quantize|vllm|cloud|chat|export)|evaluate\.py"
     r"|core/trainers/(grpo|ebft|kto|diffusion|mamba)|prompt_strategies/(kto|orpo|ebft|bradley_terry))"
 )
+NOT_DPO = re.compile(r"axolotl/utils/data/streaming")  # preference data are never streamed
 INTEGRATION = re.compile(r"(axolotl/integrations/\w+)/")
 # Where names stand in lists, to be handed on
 LISTS = re.compile(r"axolotl/(core/(builders|trainers)/|utils/comet_|integrations/)")
@@ -222,7 +223,7 @@ def readers(names: list[str], of: str, entered: dict[str, set[tuple[str, int]]])
                 counts = (file, function) in seen
             else:
                 counts = file in files[way] or file not in any_file and not ELSEWHERE.match(file)
-            if counts:
+            if counts and not (way.startswith("DPO") and NOT_DPO.match(file)):
                 found.setdefault(way, line)
         found.setdefault("elsewhere", line)
     if len({found.get(way) for way in entered}) == 1 and next(iter(entered)) in found:
