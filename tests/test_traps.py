@@ -98,7 +98,7 @@ def test_unknown_keys_are_dropped_and_check_refuses_them(name, key, before, afte
 def test_misspelt_names_pass_and_check_refuses_them(key, typo, refuse):
     recipe = recipe_of("8b_sft", **{key: typo})
     assert taken(recipe)[key] == typo
-    refuse(recipe, f"unknown {key} {typo}; did you mean")
+    refuse(recipe, f"{key}: unknown name {typo}; did you mean")
 
 
 def order(recipe: Path) -> list[int]:
@@ -328,7 +328,8 @@ def test_the_prefix_of_fsdp_keys_is_stripped_and_they_act():
 
 
 def rows_of_the_page() -> list[str]:
-    return re.findall(r"(?m)^\| \d+ \|.*$", PAGE)
+    """Those that remain: of what is mended upstream there is no place and no test."""
+    return re.findall(r"(?m)^\| \d+ \|.*$", PAGE.split("## Mended upstream")[0])
 
 
 def test_every_row_of_the_page_names_tests_that_exist():
