@@ -210,6 +210,10 @@ def test_answers_of_a_known_model_are_resumed_at_any_address(base, questions, tm
     out, given = tmp_path / "out", {"model": str(base), "judge_model": "judge"}
     with StandIn() as first:
         run(bench(first, questions, out, **given))
+    results = results_of(out)  # with lm-eval's facts, so that the report takes both from one folder
+    setting = setting_of(base, "hf", "", 42, None)
+    assert results["chat_template_sha"] == setting["chat_template_sha"] and results["model_name"] == setting["model"]
+    assert results["lm_eval_version"] == setting["versions"]["lm_eval"]
     (out / "answers/2.json").write_text('{"key": "half')
     with StandIn() as second:
         run(bench(second, questions, out, **given))
@@ -265,29 +269,6 @@ def test_keys_go_to_their_own_server_and_are_written_nowhere(questions, tmp_path
 def test_an_address_with_a_secret_is_refused():
     with pytest.raises(ValueError, match="^localhost: no secrets in an address"):
         Endpoint("http://user:secret@localhost/v1", "model", None, 5)
-
-
-def test_a_dry_run_asks_nothing(questions, tmp_path, capsys):
-    with StandIn() as server:
-        run(bench(server, questions, tmp_path / "out"), dry_run=True)
-    assert not server.requests and not (tmp_path / "out").exists()
-    assert "4 questions of two turns, 0 of them answered" in capsys.readouterr().out
-
-
-def test_a_model_of_a_folder_answers_here(base, questions, tmp_path, monkeypatch):
-    monkeypatch.setattr(mt_bench, "MAX_TOKENS", 8)
-    with StandIn() as server:
-        for out in ("one", "two"):
-            run(bench(server, questions, tmp_path / out, model=str(base), endpoint=None, limit=2))
-        assert not server.asked(str(base))
-    one, two = (
-        [json.loads((tmp_path / out / f"answers/{n}.json").read_text()) for n in (1, 2)] for out in ("one", "two")
-    )
-    assert one == two and all(record["cut"] == [True, True] for record in one)
-    results = results_of(tmp_path / "one")  # lm-eval's facts, so that the report takes both from one folder
-    setting = setting_of(base, "hf", "", 42, None)
-    assert results["chat_template_sha"] == setting["chat_template_sha"] and results["model_name"] == setting["model"]
-    assert results["lm_eval_version"] == setting["versions"]["lm_eval"] and results["config"]["limit"] == 2
 
 
 @pytest.mark.parametrize(

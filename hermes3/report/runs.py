@@ -30,7 +30,6 @@ COLUMNS = {
 HELD_OUT = {"step": "step", "loss": "eval_loss"}
 PERFORMANCE = ("tokens_per_second_per_gpu", "mfu", "packing_efficiency", "memory_gb")
 PACKED, PAIRS = "tokens/total", "num_tokens"  # Axolotl's count over all ranks with padding; TRL's, without
-TRAINABLE, TRAINABLE_RATE = "tokens/trainable", "tokens/train_per_sec_per_gpu"  # Axolotl's; saves count as time
 RECIPES = Path("recipes")
 
 
@@ -106,8 +105,6 @@ def _gpu_seconds(entry: dict[str, Any], before: dict[str, Any]) -> float | None:
     if rate and (key := next((key for key in (PACKED, PAIRS) if key in entry), None)):
         share = entry.get(COLUMNS["packing_efficiency"], 1.0) if key == PACKED else 1.0
         return (entry[key] - before.get(key, 0)) * share / rate
-    if entry.get(TRAINABLE_RATE):
-        return (entry[TRAINABLE] - before.get(TRAINABLE, 0)) / entry[TRAINABLE_RATE]
     return None
 
 
