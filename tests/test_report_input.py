@@ -110,16 +110,17 @@ def test_mt_bench_of_a_served_model_is_the_stages(folder: Path) -> None:
     facts = {
         "model_name": "hermes3-8b",
         "chat_template_sha": None,
-        "mt_bench": {"answered_by": {"endpoint": "http://x"}},
+        "mt_bench": {"answered_by": {"endpoint": "http://x"}, "judge": {"model": "a judge"}},
     }
     write_scores(folder / "mt_bench", {"mt_bench": {"score": 80}}, date=LATER, **facts)
     stage = read_evaluation("SFT", folder)
     assert {key[0] for key in stage.scores} == {"a", "b", "mt_bench"}
     assert stage.harness["chat_template_sha"] is not None
+    assert stage.tasks["mt_bench"]["judge"] == "a judge"
     write_report(folder / "report", [], {}, {"SFT": folder}, [])
     said = "mt_bench of SFT was answered by hermes3-8b at http://x, which is taken for its model."
     assert said in (folder / "report/index.html").read_text()
-    facts["mt_bench"] = {"answered_by": {"endpoint": None}}
+    facts["mt_bench"]["answered_by"]["endpoint"] = None
     write_scores(folder / "mt_bench", {"mt_bench": {"score": 80}}, date=LATER, **facts)
     refused(folder, "two models")
 

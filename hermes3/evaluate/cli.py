@@ -78,13 +78,21 @@ def by_epoch(pairs: list[str]) -> dict[int, Path]:
     """{epoch: folder} of arguments given as EPOCH=FOLDER, in the order of the epochs."""
     folders: dict[int, Path] = {}
     for pair in pairs:
-        epoch, _, folder = pair.partition("=")
-        if not (epoch.isdigit() and folder):
+        epoch, folder = name_and_folder(pair, "EPOCH")
+        if not epoch.isdigit():
             raise UserError(f"{pair}: give it as EPOCH=FOLDER")
         if int(epoch) in folders:
             raise UserError(f"epoch {epoch} is given twice; give each once")
-        folders[int(epoch)] = Path(folder)
+        folders[int(epoch)] = folder
     return dict(sorted(folders.items()))
+
+
+def name_and_folder(pair: str, name_of: str = "NAME", option: str = "") -> tuple[str, Path]:
+    """The parts of an argument given as NAME=FOLDER; the error calls the name `name_of`."""
+    name, _, folder = pair.partition("=")
+    if not (name and folder):
+        raise UserError(f"{option} {pair}: give it as {name_of}=FOLDER".lstrip())
+    return name, Path(folder)
 
 
 def mt_bench(

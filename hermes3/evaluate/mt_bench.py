@@ -8,7 +8,6 @@ cannot read as 0; FastChat, the original, brings a serving stack of its own.
 asks only for what is missing, and answers of another model or ratings by another judge are not mixed in.
 """
 
-import hashlib
 import importlib.metadata
 import json
 import re
@@ -27,7 +26,7 @@ from pydantic import BaseModel, Field
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from hermes3.evaluate.setting import fingerprint
+from hermes3.evaluate.setting import digest, fingerprint
 from hermes3.files import UserError, sha256, validated, write_text
 from hermes3.stats import mean_of
 
@@ -182,11 +181,11 @@ def run(bench: Bench) -> None:
     folder = Path(bench.model)
     known = {"weights": fingerprint(folder)} if (folder / "config.json").is_file() else {"url": model.url}
     setting = {"model": bench.model, **known}
-    keys = {n: _key(one.turns, one.temperature, MAX_TOKENS, SEED, setting) for n, one in questions.items()}
+    keys = {n: digest(one.turns, one.temperature, MAX_TOKENS, SEED, setting) for n, one in questions.items()}
     records = _collect(bench.out / "answers", keys, lambda n: _answer(questions[n], model), bench.parallel)
     answers = {n: record["answers"] for n, record in records.items()}
     # by the judge's name, not its address: another node may serve it tomorrow
-    keys = {n: _key(one.turns, one.references, answers[n], VERSION, judge.model) for n, one in questions.items()}
+    keys = {n: digest(one.turns, one.references, answers[n], VERSION, judge.model) for n, one in questions.items()}
     folder = bench.out / "ratings" / bench.judge_model.replace("/", "__")
     ratings = _collect(folder, keys, lambda n: _rate(questions[n], answers[n], judge), bench.parallel)
     unrated = [n for n, record in ratings.items() if None in record["ratings"]]
@@ -252,10 +251,6 @@ def read_rating(reply: str) -> int | None:
     return int(ratings[0])
 
 
-def _key(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def _stored(path: Path, key: str) -> Record | None:
     """The record in `path` if it has the key, and its ratings if it is of ratings."""
     try:
@@ -302,7 +297,7 @@ def _write(
     model = str(Path(bench.model)) if Path(bench.model).is_dir() else bench.model
     rated = [n for n in questions if None not in ratings[n]["ratings"]]
     samples = [_sample(i, questions[n], answers[n], ratings[n]) for i, n in enumerate(questions) if n in rated]
-    key = _key([answers[n]["key"] for n in questions], [ratings[n] for n in questions])
+    key = digest([answers[n]["key"] for n in questions], [ratings[n] for n in questions])
     for path in sorted(bench.out.rglob("results_*.json"))[-1:]:
         before = json.loads(path.read_text(encoding="utf-8"))
         if before.get(TASK, {}).get("key") == key:
@@ -321,14 +316,11 @@ def _write(
     version = f"{VERSION}, judged by {judge['model']}"  # of two judges, scores are not compared
     results = {
         "results": {TASK: scores},
-        "group_subtasks": {TASK: []},
-        "configs": {TASK: {"task": TASK, "metadata": {"version": version, "judge": judge}}},
         "versions": {TASK: version},
         "n-shot": {TASK: 0},
         "higher_is_better": {TASK: dict.fromkeys(METRICS, True)},
         "n-samples": {TASK: {"original": of_file, "effective": len(rated)}},
         "config": {"model": "endpoint", "model_args": {"pretrained": model}, "limit": bench.limit},
-        "date": now.timestamp(),
         "lm_eval_version": importlib.metadata.version("lm_eval"),  # whose form this is
         "chat_template_sha": sha256(template) if template.is_file() else None,
         "system_instruction_sha": None,
@@ -364,9 +356,9 @@ def _sample(number: int, question: Question, answer: Record, rating: Record) -> 
         "filtered_resps": answer["answers"],
         "filter": "none",
         "metrics": list(METRICS),
-        "doc_hash": _key(doc),
-        "prompt_hash": _key(question.turns),
-        "target_hash": _key(""),
+        "doc_hash": digest(doc),
+        "prompt_hash": digest(question.turns),
+        "target_hash": digest(""),
         "score": (first + second) / 2,
         "turn_1": first,
         "turn_2": second,
