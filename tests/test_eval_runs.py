@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -110,7 +111,8 @@ def answers(cache) -> int:
 
 def test_a_killed_run_goes_on_with_the_answers_that_it_had(evaluated):
     folder, _, kept, said = evaluated
-    assert kept and f"Cached requests: {kept}," in said
+    # sat and lsat ask the same here, so an answer may serve two requests
+    assert int(re.search(r"Cached requests: (\d+),", said)[1]) >= kept > 0
     assert not (folder / "out/cache").exists()
 
 
