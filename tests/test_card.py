@@ -194,7 +194,7 @@ def test_the_page_asks_nothing_of_the_network_and_has_both_themes(kind, request)
     assert {link for link in links if not link.startswith("#")} == {"https://arxiv.org/abs/2408.11857"}
     assert not re.findall(r"@import|url\((?!#)|<script|<link|<iframe|figure:", page)
     assert "prefers-color-scheme: dark" in page and "@media print" in page
-    assert page.count("<svg") == page.count("<figcaption>") == (4 if kind == "sft" else 3)
+    assert page.count("<svg") == page.count("<figcaption>") == (3 if kind == "sft" else 2)
     drawn = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
     assert not re.findall(r"#[0-9a-f]{6}\b", drawn), "a colour that does not follow the theme"
     written = [(folder / name).read_bytes() for name in ("README.md", "card.html")]

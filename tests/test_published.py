@@ -1,7 +1,5 @@
 """The published tables: what they say of themselves, and that they are taken as they are printed."""
 
-import itertools
-
 import pytest
 import yaml
 from conftest import ROOT
@@ -15,6 +13,11 @@ NAMES = sorted(path.stem for path in (ROOT / "eval/published").glob("*.yml"))
 
 def test_there_are_the_three_tables():
     assert NAMES == ["table2", "table4", "table5"]
+    for name in NAMES:
+        table = published.load(name)
+        rows = {row: of.values for row, of in table.rows.items()} | {"total": table.total}
+        for one in table.misprints:
+            assert rows[one.row][list(table.columns).index(one.column)] == one.printed != one.instead
 
 
 def test_the_rule_on_table_2_gives_what_the_paper_kept():
@@ -25,23 +28,6 @@ def test_the_rule_on_table_2_gives_what_the_paper_kept():
     assert table.columns[table.kept] == f"epoch {chosen['epoch']}" == "epoch 3"
     (misprint,) = [one for one in table.misprints if one.row == "total"]
     assert (misprint.column, misprint.instead) == ("epoch_3", 83.59)
-
-
-def test_rounding_explains_the_last_total_and_not_the_misprint():
-    """Every printed score may be off by 0.005: how far that can move the totals of epochs 3 and 4."""
-    table, reach = published.load("table2"), {3: 0.0, 4: 0.0}
-    for row in table.rows.values():
-        exact = choose({"it": dict(enumerate(row.values, 1))})["totals"]
-        changes = {3: [], 4: []}
-        for signs in itertools.product((-0.005, 0.005), repeat=4):
-            moved = choose({"it": dict(enumerate(map(float.__add__, row.values, signs), 1))})["totals"]
-            for epoch, found in changes.items():
-                found.append(abs(moved[epoch] - exact[epoch]))
-        for epoch, found in changes.items():
-            reach[epoch] += max(found) / len(table.rows)
-    totals = choose({name: dict(enumerate(row.values, 1)) for name, row in table.rows.items()})["totals"]
-    assert totals[3] + reach[3] < 83.89
-    assert totals[4] - reach[4] < 37.09
 
 
 def task_means(table) -> dict[str, dict[int, float]]:
@@ -58,11 +44,8 @@ def test_group_means_are_those_of_their_tasks_but_for_the_misprints():
         for (epoch, mean), printed in zip(means.items(), table.rows[name].values, strict=True):
             if abs(mean - printed) > 0.01:  # both are rounded
                 off.add((name, f"epoch_{epoch}", round(mean, 2)))
+    assert choose(task_means(table))["epoch"] == 3, "the misprints do not change which epoch is kept"
     assert off == {(one.row, one.column, one.instead) for one in table.misprints if one.row != "total"}
-
-
-def test_the_misprints_do_not_change_which_epoch_is_kept():
-    assert choose(task_means(published.load("table2")))["epoch"] == 3
 
 
 def test_tables_4_and_5_are_of_one_model_but_for_their_misprints():
@@ -70,33 +53,6 @@ def test_tables_4_and_5_are_of_one_model_but_for_their_misprints():
     differing = {row for row in four.keys() & five.keys() if four[row] != five[row]}
     assert len(four.keys() & five.keys()) == 4
     assert differing == {one.row for one in published.load("table4").misprints} == {"IFEval"}
-
-
-def test_the_kept_epoch_of_table_2_is_table_5_s_70b_but_for_what_is_noted():
-    two, five = published.load("table2"), published.load("table5")
-    place, theirs = list(two.columns).index(two.kept), five.values("hermes3_70b")
-    tasks = {
-        "ARC-C": "arc_challenge",
-        "ARC-E": "arc_easy",
-        "BoolQ": "boolq",
-        "OpenBookQA": "openbookqa",
-        "PIQA": "piqa",
-    }
-    for row, task in tasks.items():
-        assert two.rows["GPT4All"].tasks[task][place] == theirs[row]
-    ours = two.values(two.kept)
-    differing = {(row, ours[row]) for row in ("AGIEval", "IFEval", "MT-Bench") if ours[row] != theirs[row]}
-    assert differing == {(one.row, one.instead) for one in five.misprints if one.column == "hermes3_70b"}
-
-
-def test_ifeval_of_table_5_is_no_share_of_prompts_nor_of_instructions():
-    """So the suite takes the mean of the two levels: IFEval has 541 prompts and 834 instructions."""
-    values = published.load("table5").rows["IFEval"].values
-
-    def fit(n):
-        return sum(any(abs(round(100 * k / n, 2) - value) < 0.0051 for k in range(n + 1)) for value in values)
-
-    assert len(values) == 6 and fit(541) == 1 and fit(834) == 0
 
 
 def test_rows_and_shots_are_those_of_the_suites():
@@ -115,8 +71,6 @@ def test_rows_and_shots_are_those_of_the_suites():
     [
         (lambda t: t["rows"]["IFEval"].update(value=1), "rows.IFEval.value: Extra inputs"),
         (lambda t: t["rows"]["IFEval"]["values"].pop(), "rows.IFEval has 3 values for 4 columns"),
-        (lambda t: t["misprints"][0].update(printed=83.88), "total of epoch_3 is not 83.88"),
-        (lambda t: t["misprints"][0].update(column="epoch_5"), "no epoch_5 of total"),
     ],
 )
 def test_a_table_that_is_not_whole_is_refused(change, message, tmp_path, monkeypatch):

@@ -140,12 +140,18 @@ def test_stages_of_two_suites_are_taken_by_their_shots() -> None:
     assert table["details"] == []
 
 
-def test_a_task_counts_once_in_the_mean() -> None:
+def test_what_counts_in_the_mean() -> None:
+    """A task once; of a row of which only a part was asked, that is said."""
     stages = [stage_of({"a": 500, "b": 700}, "SFT"), stage_of({"a": 500, "b": 700}, "DPO")]
     both = Group("both", tuple((task, "acc", "none") for task in "ab"))
     means = score_table(stages, [*groups("a"), both])["means"]
     assert means["stages"]["SFT"]["value"] == 0.5
     assert means["left_out"] == [{"task": "both", "reason": "its tasks are in another row"}]
+    stage = evaluation({"a": first(500), "b": first(5, 10)})
+    stage.tasks["b"]["questions"] = 1000
+    table = score_table([stage], [])
+    assert ["only a part" in row["metric_label"] for row in table["rows"]] == [False, True]
+    assert "Asked of only a part of the questions: b." in words.means(table["means"])
 
 
 NAMES = "abcdefgh"
@@ -189,11 +195,6 @@ def test_did_it_reproduce(right: dict, printed: dict, said: str) -> None:
     assert re.search(said, words.reproduced(compared(right, **printed)))
 
 
-def test_llama_is_the_second_column() -> None:
-    table = compared({"a": 600, "b": 700}, a=69, b=70)
-    assert words.against_others(table) == "Against Llama as published, SFT is better on 1 and same on 1 of 2 rows."
-
-
 def test_mt_bench_is_on_its_own_scale() -> None:
     stage = evaluation({"mt_bench": [7.5 + (doc % 5) / 4 for doc in range(80)]})
     group = Group("MT-Bench", (("mt_bench", "acc", "none"),))
@@ -226,14 +227,6 @@ def test_ifeval_with_nothing_right_keeps_an_interval(right: int) -> None:
     published = table_of({"IFEval": {"values": [abs(100 * right / 541 - 0.2)]}}, {"ours": "it"})
     table = compare_with_table(stage, [group], published, ["ours"])
     assert table["rows"][0]["against"]["ours"]["mark"] == "same"
-
-
-def test_a_row_of_a_part_of_the_questions_is_marked_in_the_mean() -> None:
-    stage = evaluation({"a": first(500), "b": first(5, 10)})
-    stage.tasks["b"]["questions"] = 1000
-    table = score_table([stage], [])
-    assert ["only a part" in row["metric_label"] for row in table["rows"]] == [False, True]
-    assert "Asked of only a part of the questions: b." in words.means(table["means"])
 
 
 def test_the_papers_own_tables() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -30,26 +31,19 @@ seed: 1
 """
 
 
-def test_the_rule_by_hand():
-    chosen = choose({"a": {1: 10.0, 2: 20.0, 3: 15.0}, "b": {1: 0.5, 2: 0.1, 3: 0.4}})
-    assert chosen["totals"] == {1: 50.0, 2: 50.0, 3: pytest.approx(62.5)}
-    assert chosen["epoch"] == 3 and chosen["notes"] == []
-
-
-def test_a_group_that_is_equal_everywhere_decides_nothing():
-    chosen = choose({"a": {1: 0.4, 2: 0.4}, "b": {1: 0.1, 2: 0.2}})
-    assert chosen["epoch"] == 2 and chosen["totals"] == {1: 0.0, 2: 50.0}
-    assert "a is 0.4 at every epoch" in chosen["notes"][0]
-
-
-def test_a_single_epoch_has_no_contest():
-    chosen = choose({"a": {3: 0.4}})
-    assert chosen["epoch"] == 3 and chosen["totals"] == {3: None} and "nothing to choose from" in chosen["notes"][0]
-
-
-def test_of_equal_epochs_the_first_is_taken_and_said():
-    chosen = choose({"a": {2: 1.0, 3: 0.0, 4: 1.0}})
-    assert chosen["epoch"] == 2 and "Epochs 2, 4 are equal" in chosen["notes"][0]
+@pytest.mark.parametrize(
+    ("scores", "epoch", "totals", "note"),
+    [
+        ({"a": {1: 10.0, 2: 20.0, 3: 15.0}, "b": {1: 0.5, 2: 0.1, 3: 0.4}}, 3, {1: 50.0, 2: 50.0, 3: 62.5}, ""),
+        ({"a": {1: 0.4, 2: 0.4}, "b": {1: 0.1, 2: 0.2}}, 2, {1: 0.0, 2: 50.0}, "a is 0.4 at every epoch"),
+        ({"a": {3: 0.4}}, 3, {3: None}, "nothing to choose from"),
+        ({"a": {2: 1.0, 3: 0.0, 4: 1.0}}, 2, {2: 100.0, 3: 0.0, 4: 100.0}, "Epochs 2, 4 are equal"),
+    ],
+)
+def test_the_rule_by_hand(scores, epoch, totals, note):
+    chosen = choose(scores)
+    assert chosen["epoch"] == epoch and chosen["totals"] == pytest.approx(totals)
+    assert note in " ".join(chosen["notes"]) and bool(note) == bool(chosen["notes"])
 
 
 @pytest.mark.parametrize("lacking", [{1: 0.4}, {1: 0.4, 2: float("nan")}])
@@ -78,7 +72,7 @@ def run(base, tmp_path):
 def record(folder, model, **changes):
     """The run.json that `hermes3 eval` leaves."""
     setting = setting_of(model, "hf", "dtype=float32", 42, None) | changes
-    (folder / "run.json").write_text(json.dumps({"suite": "two", "setting": setting, "own_tasks": "x", "commands": []}))
+    (folder / "run.json").write_text(json.dumps({"suite": "two", "setting": setting, "commands": []}))
 
 
 def results(run, *epochs) -> dict:
@@ -126,15 +120,9 @@ def without_tools(content):
         del content[part]["tiny_tool_call"]
 
 
-def cut(folder):
-    samples = next(folder.rglob("samples_tiny_tool_call_*.jsonl"))
-    samples.write_text(samples.read_text()[:-30])
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda run: cut(run / "3"), "samples_tiny_tool_call_.*: not a whole record"),
         (
             lambda run: edit(run / "3", without_tools),
             "3: Tools needs tiny_tool_call, which was not measured; .* --without Tools",
@@ -200,4 +188,28 @@ def test_the_verb_prints_the_table_and_json(run):
     pairs = [f"{epoch}={folder}" for epoch, folder in results(run).items()]
     words = ["select", str(run / "run"), "--suite", str(run / "two.yml"), *pairs]
     assert "chosen: epoch 2" in CliRunner().invoke(app, words).stdout
+    refused = CliRunner().invoke(app, words[:2])
+    assert "give RUN and EPOCH=FOLDER for every epoch, or --published table2" in str(refused.exception)
     assert json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)["epoch"] == 2
+
+
+def test_a_published_table_prints_on_its_own_scale(tmp_path, monkeypatch):
+    def cells() -> dict[str, list[str]]:
+        lines = CliRunner().invoke(app, ["select", "--published", "table2"]).stdout.splitlines()
+        return {(parts := re.split(r"  +", line))[0]: parts[1:] for line in lines}
+
+    printed = cells()
+    assert printed["GPT4All"] == ["76.85", "76.70", "76.59", "73.63"]
+    assert printed["MT-Bench"] == ["8.37", "8.59", "8.99", "8.67"]
+    assert printed["normalised mean"] == ["27.50", "63.65", "83.59", "37.10"] and "chosen: epoch 3" in printed
+    rows = {"Points": {"setting": "1 to 10", "scale": 1, "values": [8.0, 9.0]}}
+    rows["BBH"] = {"setting": "3-shot", "values": [60.5, 61.0]}
+    table = {"title": "", "columns": {"epoch_2": "two", "epoch_4": "four"}, "rows": rows}
+    (tmp_path / "table2.yml").write_text(json.dumps(table))
+    monkeypatch.setattr("hermes3.results.published.PUBLISHED", tmp_path)
+    assert cells()["Points"] == ["8.00", "9.00"] and cells()["BBH"] == ["60.50", "61.00"]
+    assert "chosen: epoch 4" in cells()
+    table["columns"] = {"ours": "ours", "llama": "Llama"}
+    (tmp_path / "table2.yml").write_text(json.dumps(table))
+    refused = CliRunner().invoke(app, ["select", "--published", "table2"])
+    assert "its columns are models, not the epochs of one run" in str(refused.exception)

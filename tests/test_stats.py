@@ -84,19 +84,17 @@ def test_instructions_of_a_prompt_fall_together() -> None:
     assert np.mean(plain) < COVERAGE[0]
 
 
-def agieval(generator: np.random.Generator, runs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def test_mean_of_tasks_against_a_published_mean() -> None:
+    """AGIEval against a mean of which only the value is known: it is worth as many questions as ours."""
     sizes, rates = np.array([254, 651, 230, 510, 269, 206, 206, 220]), np.linspace(0.25, 0.9, 8)
-    return sizes, rates, generator.binomial(sizes, rates, size=(runs, 8))
-
-
-def test_mean_of_tasks_and_its_effective_number_of_questions() -> None:
-    sizes, rates, drawn = agieval(random(4), 3_000)
-    hits, worth = [], []
-    for right in drawn:
+    generator, hits, worth, marks = random(4), [], [], []
+    for right, other in generator.binomial(sizes, rates, size=(3_000, 2, 8)):
         mean, low, high = mean_interval([(k / n, *wilson(k, n)) for k, n in zip(right, sizes, strict=True)])
         hits.append(low <= rates.mean() <= high)
         worth.append(effective_n(mean, low, high))
+        marks.append(stats.two_proportions(mean, worth[-1], float(np.mean(other / sizes)), worth[-1]) < 0.05)
     within(np.mean(hits), COVERAGE)
+    within(np.mean(marks), FALSE_MARKS)
     # the variance of a share on so many questions is that of the mean
     exact = np.sum(rates * (1 - rates) / sizes) / 64
     assert np.median(worth) == pytest.approx(rates.mean() * (1 - rates.mean()) / exact, rel=0.03)
@@ -115,18 +113,6 @@ def test_difference_of_two_independent_shares(p: float, q: float) -> None:
     within(np.mean([low <= p - q <= high for low, high in found]), COVERAGE)
     same = generator.binomial(n, p, size=4_000)
     marks = [stats.two_proportions(a / n, n, b / n, n) < 0.05 for a, b in zip(ours, same, strict=True)]
-    within(np.mean(marks), FALSE_MARKS)
-
-
-def test_published_mean_of_tasks() -> None:
-    """AGIEval against a published mean of which only the value is known: it is worth as many questions as ours."""
-    sizes, rates, ours = agieval(random(6), 3_000)
-    theirs = random(7).binomial(sizes, rates, size=(3_000, 8))
-    marks = []
-    for right, other in zip(ours, theirs, strict=True):
-        mean, low, high = mean_interval([(k / n, *wilson(k, n)) for k, n in zip(right, sizes, strict=True)])
-        n = effective_n(mean, low, high)
-        marks.append(stats.two_proportions(mean, n, float(np.mean(other / sizes)), n) < 0.05)
     within(np.mean(marks), FALSE_MARKS)
 
 

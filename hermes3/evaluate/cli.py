@@ -50,21 +50,27 @@ def evaluate(
     run.run(model, out, loaded, backend.value, model_args, dry_run)
     for name, group in loaded.groups.items():
         if group.by == "mt_bench":
-            options = "--questions FILE --judge-url URL --judge-model NAME"
+            options = "--endpoint URL --questions FILE --judge-url URL --judge-model NAME"
             print(f"{name} is not lm-eval's: hermes3 mt-bench {model} --out {out / 'mt_bench'} {options}")
 
 
 def select(
-    run: Annotated[Path, typer.Argument(help="folder of the training run")],
-    results: Annotated[list[str], typer.Argument(help="EPOCH=FOLDER of its results, for every epoch")],
+    run: Annotated[Path | None, typer.Argument(help="folder of the training run")] = None,
+    results: Annotated[list[str], typer.Argument(help="EPOCH=FOLDER of its results, for every epoch")] = [],  # noqa: B006
     suite: Annotated[str, typer.Option(help="its groups are what counts: a name in eval/suites, or a file")] = "tiny",
     without: Annotated[list[str], typer.Option(help="leave out this group, as MT-Bench")] = [],  # noqa: B006
+    published: Annotated[str | None, typer.Option(help="no RUN: apply the rule to a table of eval/published")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
     """Choose an epoch of RUN by the paper's rule, and link RUN/best to its model, RUN/best_results to its results."""
     from hermes3.evaluate import select as rule
 
-    chosen = rule.select(run, suite, by_epoch(results), without)
+    if published:
+        chosen = rule.select_published(published)
+    elif run is None or not results:
+        raise UserError("give RUN and EPOCH=FOLDER for every epoch, or --published table2")
+    else:
+        chosen = rule.select(run, suite, by_epoch(results), without)
     print(json.dumps(chosen) if as_json else rule.table(chosen))
 
 
@@ -72,32 +78,37 @@ def by_epoch(pairs: list[str]) -> dict[int, Path]:
     """{epoch: folder} of arguments given as EPOCH=FOLDER, in the order of the epochs."""
     folders: dict[int, Path] = {}
     for pair in pairs:
-        epoch, _, folder = pair.partition("=")
-        if not (epoch.isdigit() and folder):
+        epoch, folder = name_and_folder(pair, "EPOCH")
+        if not epoch.isdigit():
             raise UserError(f"{pair}: give it as EPOCH=FOLDER")
         if int(epoch) in folders:
             raise UserError(f"epoch {epoch} is given twice; give each once")
-        folders[int(epoch)] = Path(folder)
+        folders[int(epoch)] = folder
     return dict(sorted(folders.items()))
 
 
+def name_and_folder(pair: str, name_of: str = "NAME", option: str = "") -> tuple[str, Path]:
+    """The parts of an argument given as NAME=FOLDER; the error calls the name `name_of`."""
+    name, _, folder = pair.partition("=")
+    if not (name and folder):
+        raise UserError(f"{option} {pair}: give it as {name_of}=FOLDER".lstrip())
+    return name, Path(folder)
+
+
 def mt_bench(
-    model: Annotated[str, typer.Argument(help="folder of a whole model; with --endpoint, the name it is served by")],
+    model: Annotated[str, typer.Argument(help="the name that the endpoint calls it by, as its folder")],
+    endpoint: Annotated[str, typer.Option(help=f"where MODEL is served, to /v1; its key in ${MODEL_KEY}")],
     questions: Annotated[Path, typer.Option(help="MT-Bench's question.jsonl")],
     judge_url: Annotated[str, typer.Option(help=f"OpenAI-compatible endpoint, to /v1; its key in ${JUDGE_KEY}")],
     judge_model: Annotated[str, typer.Option(help="the judge's name there")],
     out: Annotated[Path, typer.Option(help="folder for answers, ratings and results")],
-    endpoint: Annotated[
-        str | None, typer.Option(help=f"where MODEL is served, to /v1; its key in ${MODEL_KEY}")
-    ] = None,
     parallel: Annotated[int, typer.Option(min=1, help="requests at once")] = 8,
     timeout: Annotated[float, typer.Option(min=1, help="seconds for one reply")] = 600,
     limit: Annotated[int | None, typer.Option(min=2, help="only the first questions, for a first look")] = None,
     max_unrated: Annotated[int, typer.Option(min=0, help="questions that may be left without a rating")] = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be asked, ask nothing")] = False,
 ) -> None:
     """Answer MT-Bench's questions with MODEL and have a judge rate them; what is there already is not asked again."""
     from hermes3.evaluate.mt_bench import Bench, run
 
     options = {key: value for key, value in locals().items() if key in Bench.__dataclass_fields__}
-    run(Bench(**options, model_key=os.environ.get(MODEL_KEY), judge_key=os.environ.get(JUDGE_KEY)), dry_run)
+    run(Bench(**options, model_key=os.environ.get(MODEL_KEY), judge_key=os.environ.get(JUDGE_KEY)))

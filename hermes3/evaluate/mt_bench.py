@@ -8,7 +8,6 @@ cannot read as 0; FastChat, the original, brings a serving stack of its own.
 asks only for what is missing, and answers of another model or ratings by another judge are not mixed in.
 """
 
-import hashlib
 import importlib.metadata
 import json
 import re
@@ -17,7 +16,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
 from math import sqrt
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -28,9 +26,8 @@ from pydantic import BaseModel, Field
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from hermes3.evaluate.setting import fingerprint
+from hermes3.evaluate.setting import digest, fingerprint
 from hermes3.files import UserError, sha256, validated, write_text
-from hermes3.model_folder import check_model
 from hermes3.stats import mean_of
 
 TASK = "mt_bench"
@@ -63,14 +60,14 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Bench:
-    """What a run is made of; see `hermes3 mt-bench --help`. Without `endpoint`, `model` is a folder."""
+    """What a run is made of; see `hermes3 mt-bench --help`. `model`: the name it is served by, best its folder."""
 
     model: str
     questions: Path
     judge_url: str
     judge_model: str
     out: Path
-    endpoint: str | None = None
+    endpoint: str
     parallel: int = 8
     timeout: float = 600.0
     limit: int | None = None
@@ -170,55 +167,25 @@ class Endpoint:
         return Reply(text, choice.get("finish_reason") == "length")
 
 
-class LocalModel:
-    """The whole model in `folder`, answering through transformers: for small models, one conversation at a time."""
-
-    def __init__(self, folder: Path):
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-
-    def chat(self, messages: list[dict[str, str]], temperature: float, max_tokens: int, seed: int) -> Reply:
-        """The model's next message; `temperature` 0 is greedy."""
-        import torch
-
-        inputs = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        ).to(self.model.device)
-        # 0 and 1 switch off what a model's generation_config.json may set
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0} if temperature else {}
-        torch.manual_seed(seed)
-        with torch.inference_mode():
-            tokens = self.model.generate(**inputs, max_new_tokens=max_tokens, **(sampling or {"do_sample": False}))[0]
-        new = tokens[inputs["input_ids"].shape[1] :]
-        ended = self.tokenizer.eos_token_id in new.tolist()
-        return Reply(self.tokenizer.decode(new, skip_special_tokens=True).strip(), not ended)
-
-
-def run(bench: Bench, dry_run: bool = False) -> None:
-    """Answer, rate, write the results and print them; `dry_run` asks nothing, and says what it would ask.
+def run(bench: Bench) -> None:
+    """Answer, rate, write the results and print them.
 
     `UserError` for bad input, an endpoint that does not answer, and more than `max_unrated` questions that the judge
     gave no rating for.
     """
     of_file = load_questions(bench.questions)
     questions = {one.question_id: one for one in of_file[: bench.limit]}
-    answerer, setting = _answerer(bench)
+    model = Endpoint(bench.endpoint, bench.model, bench.model_key, bench.timeout, bench.parallel)
     judge = Endpoint(bench.judge_url, bench.judge_model, bench.judge_key, bench.timeout, bench.parallel)
-    keys = {n: _key(one.turns, one.temperature, MAX_TOKENS, SEED, setting) for n, one in questions.items()}
-    if dry_run:
-        there = sum(_stored(bench.out / f"answers/{n}.json", key) is not None for n, key in keys.items())
-        print(f"{len(questions)} questions of two turns, {there} of them answered in {bench.out}")
-        print(f"answers: {bench.model} {bench.endpoint or 'here'}; ratings: {bench.judge_model} {bench.judge_url}")
-        return
-    parallel = bench.parallel if bench.endpoint else 1
-    records = _collect(bench.out / "answers", keys, lambda n: _answer(questions[n], answerer()), parallel)
+    # a folder's files tell the model, wherever it is served; of any other only the address and the name are known
+    folder = Path(bench.model)
+    known = {"weights": fingerprint(folder)} if (folder / "config.json").is_file() else {"url": model.url}
+    setting = {"model": bench.model, **known}
+    keys = {n: digest(one.turns, one.temperature, MAX_TOKENS, SEED, setting) for n, one in questions.items()}
+    records = _collect(bench.out / "answers", keys, lambda n: _answer(questions[n], model), bench.parallel)
     answers = {n: record["answers"] for n, record in records.items()}
     # by the judge's name, not its address: another node may serve it tomorrow
-    keys = {n: _key(one.turns, one.references, answers[n], VERSION, judge.model) for n, one in questions.items()}
+    keys = {n: digest(one.turns, one.references, answers[n], VERSION, judge.model) for n, one in questions.items()}
     folder = bench.out / "ratings" / bench.judge_model.replace("/", "__")
     ratings = _collect(folder, keys, lambda n: _rate(questions[n], answers[n], judge), bench.parallel)
     unrated = [n for n, record in ratings.items() if None in record["ratings"]]
@@ -233,18 +200,7 @@ def run(bench: Bench, dry_run: bool = False) -> None:
     print(f"{_summary(results)}\n{path}")
 
 
-def _answerer(bench: Bench) -> tuple[Callable[[], Endpoint | LocalModel], Record]:
-    """What answers, made when it is first needed, and what its answers depend on."""
-    folder = Path(bench.model)
-    if bench.endpoint is None:
-        check_model(folder)
-        return cache(lambda: LocalModel(folder)), {"backend": "hf", "weights": fingerprint(folder)}
-    endpoint = Endpoint(bench.endpoint, bench.model, bench.model_key, bench.timeout, bench.parallel)
-    known = {"weights": fingerprint(folder)} if (folder / "config.json").is_file() else {"url": endpoint.url}
-    return lambda: endpoint, {"backend": "endpoint", "model": bench.model, **known}
-
-
-def _answer(question: Question, model: Endpoint | LocalModel) -> Record:
+def _answer(question: Question, model: Endpoint) -> Record:
     """Both turns; the second is asked after the first with its answer."""
     messages: list[dict[str, str]] = []
     replies: list[Reply] = []
@@ -295,10 +251,6 @@ def read_rating(reply: str) -> int | None:
     return int(ratings[0])
 
 
-def _key(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def _stored(path: Path, key: str) -> Record | None:
     """The record in `path` if it has the key, and its ratings if it is of ratings."""
     try:
@@ -345,7 +297,7 @@ def _write(
     model = str(Path(bench.model)) if Path(bench.model).is_dir() else bench.model
     rated = [n for n in questions if None not in ratings[n]["ratings"]]
     samples = [_sample(i, questions[n], answers[n], ratings[n]) for i, n in enumerate(questions) if n in rated]
-    key = _key([answers[n]["key"] for n in questions], [ratings[n] for n in questions])
+    key = digest([answers[n]["key"] for n in questions], [ratings[n] for n in questions])
     for path in sorted(bench.out.rglob("results_*.json"))[-1:]:
         before = json.loads(path.read_text(encoding="utf-8"))
         if before.get(TASK, {}).get("key") == key:
@@ -364,14 +316,11 @@ def _write(
     version = f"{VERSION}, judged by {judge['model']}"  # of two judges, scores are not compared
     results = {
         "results": {TASK: scores},
-        "group_subtasks": {TASK: []},
-        "configs": {TASK: {"task": TASK, "metadata": {"version": version, "judge": judge}}},
         "versions": {TASK: version},
         "n-shot": {TASK: 0},
         "higher_is_better": {TASK: dict.fromkeys(METRICS, True)},
         "n-samples": {TASK: {"original": of_file, "effective": len(rated)}},
-        "config": {"model": setting["backend"], "model_args": {"pretrained": model}, "limit": bench.limit},
-        "date": now.timestamp(),
+        "config": {"model": "endpoint", "model_args": {"pretrained": model}, "limit": bench.limit},
         "lm_eval_version": importlib.metadata.version("lm_eval"),  # whose form this is
         "chat_template_sha": sha256(template) if template.is_file() else None,
         "system_instruction_sha": None,
@@ -407,9 +356,9 @@ def _sample(number: int, question: Question, answer: Record, rating: Record) -> 
         "filtered_resps": answer["answers"],
         "filter": "none",
         "metrics": list(METRICS),
-        "doc_hash": _key(doc),
-        "prompt_hash": _key(question.turns),
-        "target_hash": _key(""),
+        "doc_hash": digest(doc),
+        "prompt_hash": digest(question.turns),
+        "target_hash": digest(""),
         "score": (first + second) / 2,
         "turn_1": first,
         "turn_2": second,

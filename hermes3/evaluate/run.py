@@ -16,7 +16,6 @@ from typing import Any
 from hermes3.evaluate.setting import digest, own_tasks, setting_of
 from hermes3.files import UserError, write_text
 from hermes3.model_folder import check_model
-from hermes3.results.comparable import differing
 from hermes3.results.lm_eval import ResultsFile
 from hermes3.results.suite import Suite, require
 
@@ -72,10 +71,12 @@ def run(model: Path, out: Path, suite: Suite, backend: str = "hf", more: str = "
     check_model(model)
     require(suite.name, [*suite.needs, *(["vllm"] if backend == "vllm" else [])])
     setting = setting_of(model, backend, model_args(suite, backend, more), suite.seed, suite.limit)
-    own_names, own_hash = own_tasks(suite.include_path)
-    tasks_changed = _set_aside_other_settings(out, suite.name, setting, own_hash)
     shots_of = {task: shots for shots, tasks in suite.by_shots().items() for task in tasks}
-    done = whole_tasks(out, shots_of, own_names if tasks_changed else set())
+    own_names, own_hash = own_tasks(suite.include_path)
+    if own_names & shots_of.keys():
+        setting["own_tasks"] = own_hash
+    _set_aside_other_settings(out, suite.name, setting)
+    done = whole_tasks(out, shots_of)
     cache = out / "cache" / digest(setting)
     todo = {shots: [task for task in tasks if task not in done] for shots, tasks in suite.by_shots().items()}
     commands = {
@@ -83,7 +84,7 @@ def run(model: Path, out: Path, suite: Suite, backend: str = "hf", more: str = "
         for shots, tasks in todo.items()
         if tasks
     }
-    record = {"suite": suite.name, "setting": setting, "own_tasks": own_hash}
+    record = {"suite": suite.name, "setting": setting}
     record["commands"] = _recorded(out).get("commands", []) + [shlex.join(argv) for argv in commands.values()]
     write_text(out / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     if done:
@@ -114,11 +115,10 @@ def _check(out: Path, model: Path, tasks: dict[str, int]) -> None:
             raise UserError(f"{files[-1]}: {wrong}; see lm_eval's messages above")
 
 
-def whole_tasks(out: Path, tasks: dict[str, int], changed: set[str]) -> set[str]:
+def whole_tasks(out: Path, tasks: dict[str, int]) -> set[str]:
     """Those of `tasks` (name -> num_fewshot) whose results and samples under `out` are whole; says what is run again.
 
-    The newest file that holds a task counts, as in the report. A file that is cut short, or that holds a task of
-    `changed`, is set aside.
+    The newest file that holds a task counts, as in the report. A file that is cut short is set aside.
     """
     faults: dict[str, str | None] = {}
     for path in results_files(out):
@@ -126,9 +126,6 @@ def whole_tasks(out: Path, tasks: dict[str, int], changed: set[str]) -> set[str]
             file = ResultsFile.read(path)
         except UserError as error:
             set_aside(path, str(error))
-            continue
-        if stale := sorted(changed & file.content["n-samples"].keys()):
-            set_aside(path, f"the folder of tasks that {stale[0]} is from has changed since")
             continue
         present = [task for task in tasks if file.content["n-samples"].keys() & set(file.leaves(task))]
         faults |= {task: _fault(file, task, tasks[task]) for task in present}
@@ -170,17 +167,17 @@ def _recorded(out: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _set_aside_other_settings(out: Path, suite: str, setting: dict[str, Any], own_hash: str) -> bool:
-    """Set aside results of another model, template, backend, seed or version, and say what differs.
+def _set_aside_other_settings(out: Path, suite: str, setting: dict[str, Any]) -> None:
+    """Set aside results of another model, template, backend, seed, version or folder of tasks, and say what differs.
 
-    Returns whether our tasks have changed since. `UserError` where they are another suite's results of this very model:
+    `UserError` where they are another suite's results of this very model:
     hours of work that are as good as before.
     """
     before = _recorded(out)
     if before.get("setting") == setting:
-        return before["own_tasks"] != own_hash
+        return
     old = before.get("setting", {})
-    changed = differing(setting, old)
+    changed = [key for key, value in setting.items() if old.get(key) != value]
     why = ", ".join(f"{key} was {old.get(key)}, is {setting[key]}" for key in changed)
     other_model = bool({"model", "weights"} & set(changed))
     if before and before["suite"] != suite and not other_model:
@@ -191,7 +188,6 @@ def _set_aside_other_settings(out: Path, suite: str, setting: dict[str, Any], ow
     for path in results_files(out, nested=bool(before) and other_model):
         set_aside(path, why if before else "no run.json says how it was made")
     (out / "run.json").unlink(missing_ok=True)
-    return False
 
 
 def fetch(suite: Suite) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 from hermes3.evaluate.setting import fingerprint
 from hermes3.files import UserError, write_text
 from hermes3.model_folder import check_model
-from hermes3.results.comparable import differing, not_measured, why_not
+from hermes3.results.comparable import not_measured, why_not
 from hermes3.results.groups import Group, resolve, value_of
 from hermes3.results.lm_eval import Evaluation, read_evaluation, scale_of
+from hermes3.results.published import load as load_published
 from hermes3.results.suite import load
 from hermes3.train.checkpoints import epochs_of, whole_model
 
@@ -60,11 +61,11 @@ def select(run: Path, suite_name: str, results: dict[int, Path], without: Iterab
     settings = {epoch: _setting(folder, epoch, models[epoch]) for epoch, folder in results.items()}
     first, *others = results
     for epoch in others:
-        for key in differing(settings[first], settings[epoch], but=("model", "weights")):
-            ours, theirs = settings[first][key], settings[epoch].get(key)
-            raise UserError(
-                f"{results[epoch]}: {key} is {theirs}, in {results[first]} it is {ours}; evaluate all epochs alike"
-            )
+        for key in settings[first].keys() - {"model", "weights"}:
+            if (ours := settings[first][key]) != (theirs := settings[epoch].get(key)):
+                raise UserError(
+                    f"{results[epoch]}: {key} is {theirs}, in {results[first]} it is {ours}; evaluate all epochs alike"
+                )
     evaluations = {epoch: read_evaluation(f"epoch {epoch}", folder) for epoch, folder in results.items()}
     groups = [
         resolve(list(evaluations.values()), suite.name, name, spec)
@@ -90,17 +91,27 @@ def select(run: Path, suite_name: str, results: dict[int, Path], without: Iterab
     return record
 
 
+def select_published(name: str) -> dict[str, Any]:
+    """The rule on the printed scores of table `name` of eval/published. `UserError` if its columns are no epochs."""
+    printed = load_published(name)
+    epochs = [column.removeprefix("epoch_") for column in printed.columns]
+    if not all(epoch.isdigit() for epoch in epochs):
+        raise UserError(f"--published {name}: its columns are models, not the epochs of one run; give table2")
+    scores = {group: dict(zip(map(int, epochs), row.values, strict=True)) for group, row in printed.rows.items()}
+    return {"scores": scores, "scales": dict.fromkeys(scores, 1), **choose(scores)}  # as printed, whatever the scale
+
+
 def table(chosen: dict[str, Any]) -> str:
-    """The scores, the normalised mean and the choice as text; fractions as percentages."""
-    totals = chosen["totals"]
+    """The scores, the normalised mean and the choice as text; fractions as percentages, or by `scales`."""
+    totals, scales = chosen["totals"], chosen.get("scales", {})
     rows = [("", *(f"epoch {epoch}" for epoch in totals))]
     for group, of_group in chosen["scores"].items():
-        rows.append((group, *(f"{scale_of(group) * of_group[epoch]:.2f}" for epoch in totals)))
+        rows.append((group, *(f"{scales.get(group, scale_of(group)) * of_group[epoch]:.2f}" for epoch in totals)))
     rows.append(("normalised mean", *("-" if total is None else f"{total:.2f}" for total in totals.values())))
     width = max(len(row[0]) for row in rows)
     lines = ["  ".join([row[0].ljust(width), *(cell.rjust(7) for cell in row[1:])]) for row in rows]
-    link_line = f"{chosen['run']}/best -> {chosen['model']}"
-    return "\n".join([*lines, f"chosen: epoch {chosen['epoch']}", *chosen["notes"], link_line])
+    links = [f"{chosen['run']}/best -> {chosen['model']}"] if "run" in chosen else []
+    return "\n".join([*lines, f"chosen: epoch {chosen['epoch']}", *chosen["notes"], *links])
 
 
 def epoch_model(run: Path, epoch: int, make: bool = True) -> Path:

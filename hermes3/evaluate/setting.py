@@ -31,8 +31,9 @@ def setting_of(model: Path, backend: str, model_args: str, seed: int, limit: int
     }
 
 
-def digest(setting: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:16]
+def digest(*parts: Any) -> str:
+    """16 hex digits that change when any of `parts`, plain data, does."""
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def fingerprint(model: Path) -> str:
@@ -84,7 +85,7 @@ def own_tasks(folder: Path) -> tuple[set[str], str]:
         if path.suffix in (".yaml", ".yml")
         for name in re.findall(r"^(?:task|group): *(\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     }
-    return names, hashlib.sha256(repr([(str(path), sha256(path)) for path in files]).encode()).hexdigest()[:16]
+    return names, digest([(str(path), sha256(path)) for path in files])
 
 
 def _version(package: str) -> str | None:

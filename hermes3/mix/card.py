@@ -35,7 +35,7 @@ def write_card(mix: Path, manifest: Manifest) -> None:
     filters = text.FILTERS | {"portion": mix_charts.portion, "row": table_row}
     template = Path(__file__).with_name("card.md.jinja")
     write_text(mix / "README.md", f"---\n{front_matter(card)}\n---\n\n{render(template, card, {}, filters)}")
-    drawn = {name: getattr(mix_charts, f"{name}_chart")(card) for name in ("lengths", "turns", "funnel")}
+    drawn = {name: getattr(mix_charts, f"{name}_chart")(card) for name in ("lengths", "funnel")}
     if card["kind"] == "sft":
         drawn["mix"] = charts.mix_chart(card)
     page = as_page(render(template, card, drawn, filters), f"{card['name']}: data card", drawn)

@@ -6,7 +6,6 @@ from hermes3.page.charts import INK, MUTED, SERIES, svg
 from hermes3.page.text import percent
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLUMNS = 4  # small multiples in a row
@@ -43,25 +42,6 @@ def lengths_chart(card: dict[str, Any]) -> str:
     return svg(draw, f"lengths {card['name']}", height=0.2 + 1.75 * lines)
 
 
-def turns_chart(card: dict[str, Any]) -> str:
-    """Share of rows by number of turns."""
-    counts, total = card["turns"]["counts"], card["total"]["rows"]
-
-    def draw(figure: "Figure") -> None:
-        axes = figure.add_subplot()
-        axes.bar(range(len(counts)), [n / total for n in counts.values()], 0.72, color=SERIES[0])
-        for place, n in enumerate(counts.values()):
-            if n:
-                at = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "color": MUTED}
-                axes.annotate(portion(n / total), (place, n / total), **at)
-        axes.set_xticks(range(len(counts)), list(counts))
-        axes.set_xlabel("turns of the assistant", labelpad=2)
-        _bare(axes, "y")
-        axes.set_ylim(0, 1.12 * max(counts.values()) / total)
-
-    return svg(draw, f"turns {card['name']}", height=1.9)
-
-
 def funnel_chart(card: dict[str, Any]) -> str:
     """Rows read, what each stage took away, rows kept, as a waterfall."""
     steps = card["funnel"]
@@ -86,7 +66,9 @@ def funnel_chart(card: dict[str, Any]) -> str:
         axes.set_yticks(range(len(steps)), [step["step"] for step in steps], color=INK)
         axes.set_ylim(len(steps) - 0.4, -0.6)
         axes.set_xlim(0, 1.18 * max(read, steps[-1]["rows"]))
-        _bare(axes, "x")
+        axes.set_xticks([])
+        axes.grid(visible=False)
+        axes.spines["bottom"].set_visible(False)
 
     return svg(draw, f"funnel {card['name']}", height=0.2 + 0.3 * len(steps))
 
@@ -94,11 +76,3 @@ def funnel_chart(card: dict[str, Any]) -> str:
 def portion(value: float) -> str:
     """A fraction as percent; what would round to nothing is `< 0.1 %`."""
     return "<\u00a00.1\u00a0%" if 0 < value < 0.0005 else percent(value)
-
-
-def _bare(axes: "Axes", side: str) -> None:
-    """No ticks, grid or line on the axis whose values stand at the bars."""
-    getattr(axes, f"set_{side}ticks")([])
-    axes.grid(visible=False)
-    if side == "x":
-        axes.spines["bottom"].set_visible(False)

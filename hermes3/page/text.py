@@ -53,13 +53,3 @@ def join(items: list[str]) -> str:
 
 
 FILTERS = {f.__name__: f for f in (percent, shown, interval, signed, p_value, count, number, fixed)}
-
-
-def mix_caption(mix: dict[str, Any]) -> str:
-    """One line under a mix chart: the category that is furthest from the paper's share."""
-    compared = [row for row in mix["categories"] if row["paper_share"] is not None]
-    row = max(compared, key=lambda row: abs(row["share"] - row["paper_share"]))
-    return (
-        "Bars are shares of this mix's tokens, upright ticks the paper's Table 1. Furthest apart: "
-        f"{row['label']}, {percent(row['share'])} here and {percent(row['paper_share'])} there."
-    )

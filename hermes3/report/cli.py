@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from hermes3.evaluate.cli import name_and_folder
+from hermes3.files import UserError
+
 
 def report(
     out: Annotated[Path, typer.Option(help="folder to write: index.html, report.json, summary.txt")],
@@ -24,23 +27,12 @@ def report(
     stamps = sorted(commands.glob("[0-9]*")) if commands else []
     lines = [stamp.read_text(encoding="utf-8").strip() for stamp in stamps if stamp.suffix != ".new"]
     runs: dict[str, Path] = {}
-    for name, folder in _pairs(run, "--run"):
+    for name, folder in (name_and_folder(pair, option="--run") for pair in run):
         if name in runs:
-            raise ValueError(f"--run {name} is given twice")
+            raise UserError(f"--run {name} is given twice; give each run once")
         runs[name] = folder
     stages: dict[str, list[Path]] = {}
-    for name, folder in _pairs(scores, "--scores"):
+    for name, folder in (name_and_folder(pair, option="--scores") for pair in scores):
         stages.setdefault(name, []).append(folder)
     write_report(out, mix, runs, stages, lines, size)
     print((out / "summary.txt").read_text(encoding="utf-8"))
-
-
-def _pairs(given: list[str], option: str) -> list[tuple[str, Path]]:
-    """(name, folder) of options given as NAME=FOLDER, in their order."""
-    pairs = []
-    for pair in given:
-        name, equals, folder = pair.partition("=")
-        if not (name and equals and folder):
-            raise ValueError(f"{option} {pair}: give it as NAME=FOLDER")
-        pairs.append((name, Path(folder)))
-    return pairs

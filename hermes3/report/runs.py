@@ -30,7 +30,6 @@ COLUMNS = {
 HELD_OUT = {"step": "step", "loss": "eval_loss"}
 PERFORMANCE = ("tokens_per_second_per_gpu", "mfu", "packing_efficiency", "memory_gb")
 PACKED, PAIRS = "tokens/total", "num_tokens"  # Axolotl's count over all ranks with padding; TRL's, without
-TRAINABLE, TRAINABLE_RATE = "tokens/trainable", "tokens/train_per_sec_per_gpu"  # Axolotl's; saves count as time
 RECIPES = Path("recipes")
 
 
@@ -94,21 +93,14 @@ def gpu_hours(history: list[dict[str, Any]]) -> float | None:
     """
     seconds, steps, before = 0.0, 0, {"step": 0}
     for entry in (one for one in history if "loss" in one):
-        of_entry = _gpu_seconds(entry, before)
-        if of_entry is not None:
-            seconds, steps = seconds + of_entry, steps + entry["step"] - before["step"]
+        rate = entry.get(COLUMNS["tokens_per_second_per_gpu"])
+        key = PACKED if PACKED in entry else PAIRS
+        if rate and key in entry:
+            share = entry.get(COLUMNS["packing_efficiency"], 1.0) if key == PACKED else 1.0
+            seconds += (entry[key] - before.get(key, 0)) * share / rate
+            steps += entry["step"] - before["step"]
         before = entry
     return seconds / 3600 * before["step"] / steps if steps else None
-
-
-def _gpu_seconds(entry: dict[str, Any], before: dict[str, Any]) -> float | None:
-    rate = entry.get(COLUMNS["tokens_per_second_per_gpu"])
-    if rate and (key := next((key for key in (PACKED, PAIRS) if key in entry), None)):
-        share = entry.get(COLUMNS["packing_efficiency"], 1.0) if key == PACKED else 1.0
-        return (entry[key] - before.get(key, 0)) * share / rate
-    if entry.get(TRAINABLE_RATE):
-        return (entry[TRAINABLE] - before.get(TRAINABLE, 0)) / entry[TRAINABLE_RATE]
-    return None
 
 
 def gpu_hours_beside_plan(name: str, folder: Path, recipe: Path | None) -> dict[str, Any]:

@@ -1,40 +1,33 @@
-"""What the numbers say, in sentences: did it reproduce, what made the difference, and the captions of the charts."""
+"""What the numbers say, in sentences: did it reproduce, what made the difference."""
 
 from itertools import pairwise
 from math import log
 from statistics import median
 from typing import Any
 
-from hermes3.page.text import count, interval, join, mix_caption, number, p_value, percent, signed
+from hermes3.page.text import interval, join, percent, signed
 from hermes3.report.stages import ALIGNMENT
 
 LN2 = log(2)
 # NeMo-RL's recipe test holds ln 2 to 1e-4; log-probabilities in bf16 lose a digit of that.
 FIRST_LOSS_TOLERANCE = 1e-3
-PREFERENCE = "preference"  # in the name of a task that measures what DPO trains
 Row = dict[str, Any]
 
 
 def verdict(report: dict[str, Any]) -> list[str]:
-    """The sentences over `report` (`build.collect`): the answer first, or last where no paper is compared."""
-    scores, runs, paper = report["scores"], report["runs"], report["paper"]
+    """The sentences over `report` (`build.write_report`): the answer first, or last where no paper is compared."""
+    scores, paper = report["scores"], report["paper"]
     answer = reproduced(paper)
-    stages = list(enumerate(pairwise(scores["stages"])))
     main = [row for row in scores["rows"] if row["suite"] != ALIGNMENT]
-    sentences = [answer, against_others(paper)] if "rows" in paper else []
+    sentences = [answer] if "rows" in paper else []
     sentences.append(means(scores["means"]))
-    sentences += [step(main, place, *pair) for place, pair in stages]
+    sentences += [step(main, place, *pair) for place, pair in enumerate(pairwise(scores["stages"]))]
     sentences += alignment(scores["alignment"], scores["stages"])
-    sentences += [preference(row) for row in scores["rows"] if PREFERENCE in row["task"]]
-    sentences += [seeds(table) for table in report["seeds"]]
-    sentences += [selection(table) for table in report["selections"]]
-    sentences += [gpu_hours(row) for row in report["costs"] if row["measured"] is not None and row["paper"] is not None]
-    sentences += [first_loss(run) for run in runs if run["kind"] == "preference" and run["first_loss"] is not None]
-    sentences += [
-        f"{run['name']} logged {run['not_finite']} losses that are not finite: do not use this run."
-        for run in runs
-        if run["not_finite"]
-    ]
+    for run in report["runs"]:
+        if run["kind"] == "preference" and run["first_loss"] is not None:
+            sentences.append(first_loss(run))
+        if run["not_finite"]:
+            sentences.append(f"{run['name']} logged {run['not_finite']} losses that are not finite: do not use it.")
     sentences += [] if "rows" in paper else [answer]
     return [sentence for sentence in sentences if sentence]
 
@@ -72,17 +65,6 @@ def reproduced(paper: dict[str, Any]) -> str:
         answer += f" The mean difference is {signed(mean['value'])} points ({interval(mean)})."
         answer += f" A single row's interval is ±{half:.1f} points in the median: smaller gaps go unseen."
     return f"{answer} {apart}".strip()
-
-
-def against_others(paper: dict[str, Any]) -> str:
-    """One sentence for each further column, as Llama 3.1 Instruct's."""
-    sentences = []
-    for column, words in list(paper["columns"].items())[1:]:
-        marks = [row["against"][column]["mark"] for row in paper["rows"] if "p" in row["against"][column]]
-        if marks:
-            counts = [f"{mark} on {marks.count(mark)}" for mark in ("better", "same", "worse") if mark in marks]
-            sentences.append(f"Against {words} as published, {paper['stage']} is {join(counts)} of {len(marks)} rows.")
-    return " ".join(sentences)
 
 
 def not_comparable(rows: list[tuple[Row, Row]]) -> str:
@@ -135,46 +117,6 @@ def alignment(rows: list[Row], stages: list[str]) -> list[str]:
     return [f"Neutral alignment was measured on {join(measured)} alone, with at most {samples} samples per task."]
 
 
-def preference(row: Row) -> str:
-    """How often the chosen answer is the likelier one, over the stages."""
-    values = ", ".join(f"{name} {percent(score['value'])}" for name, score in row["scores"].items() if score)
-    if not row["comparisons"]:
-        return f"{row['task_label']}: {values}."
-    last = row["comparisons"][-1]
-    if "p_holm" not in last:
-        return f"{row['task_label']}: {values}; the last step is {last['mark']} ({last['reason']})."
-    return (
-        f"{row['task_label']}: {values}; {last['before']} to {last['after']} is {signed(last['change'])} points, "
-        f"{last['mark']} ({p_value(last['p_holm'])} after Holm)."
-    )
-
-
-def seeds(table: dict[str, Any]) -> str:
-    """How far apart the seeds of a stage lie: the median row, and the widest."""
-    rows = [row for row in table["rows"] if row["deviation"] is not None and row["scale"] == 100]
-    if not rows:
-        return f"The seeds of {table['stage']} cannot be compared: see their table."
-    widest = max(rows, key=lambda row: row["deviation"])
-    middle = median(row["deviation"] for row in rows)
-    return (
-        f"{len(table['folders'])} seeds of {table['stage']} deviate by {100 * middle:.1f} points in the median row, "
-        f"most on {widest['name']} ({100 * widest['deviation']:.1f}); all comparisons are the first seed's."
-    )
-
-
-def selection(table: dict[str, Any]) -> str:
-    """Which epoch was kept."""
-    total = table["totals"][table["epochs"].index(table["chosen"])]
-    mean = "" if total is None else f": its normalised mean over {len(table['rows'])} groups is {total:.2f} of 100"
-    return f"Epoch {table['chosen']} of {len(table['epochs'])} of {table['run']} was kept{mean}."
-
-
-def gpu_hours(row: Row) -> str:
-    """GPU-hours of a run beside the paper's."""
-    ratio = row["measured"] / row["paper"]
-    return f"{row['run']} took {row['measured']:,.0f} GPU-hours, {ratio:.2f} times the paper's {row['paper']:,.0f}."
-
-
 def first_loss(run: dict[str, Any]) -> str:
     """Whether preference training began with its own reference: then the loss is ln 2."""
     loss, at = run["first_loss"], run["first_step"]
@@ -198,40 +140,3 @@ def summary(report: dict[str, Any]) -> str:
     tasks = f"Mean of {', '.join(table['tasks'])}, with 95 % intervals:"
     head = tasks if lines else "No task was measured at every stage."
     return "\n".join([answer + head, *lines]).replace("\u00a0", " ").replace("\u2009", "") + "\n"
-
-
-def captions(report: dict[str, Any]) -> dict[str, Any]:
-    """One line under each chart; empty for the paper's where there is nothing to draw."""
-    training = [
-        f"{run['name']}: loss {number(run['first_loss'])} to {number(run['last_loss'])} in {count(run['steps'])} steps."
-        for run in report["runs"]
-    ]
-    return {
-        "scores": _scores_caption(report["scores"]),
-        "training": " ".join(training),
-        "mixes": {mix["name"]: mix_caption(mix) for mix in report["mixes"] if mix["kind"] == "sft"},
-        "paper": _paper_caption(report["paper"]) if "rows" in report["paper"] else "",
-    }
-
-
-def _scores_caption(scores: dict[str, Any]) -> str:
-    """The widest move from the first stage to the last."""
-    first, last = scores["stages"][0], scores["stages"][-1]
-    legend = "Marks are scores, lines their 95\u00a0% intervals."
-    rows = [row for row in scores["rows"] if row["scale"] == 100 and row["suite"] != ALIGNMENT]
-    rows = [row for row in rows if row["scores"][first] and row["scores"][last]]
-    if first == last or not rows:
-        return legend
-    row = max(rows, key=lambda row: abs(row["scores"][last]["value"] - row["scores"][first]["value"]))
-    values = [percent(row["scores"][stage]["value"]) for stage in (first, last)]
-    return f"{legend} The widest move: {row['task_label']}, {values[0]} on {first} and {values[1]} on {last}."
-
-
-def _paper_caption(paper: dict[str, Any]) -> str:
-    column, words = next(iter(paper["columns"].items()))
-    pairs = [row["against"][column] for row in paper["rows"] if row["scale"] == 100]
-    drawn = [pair for pair in pairs if "difference" in pair]
-    if not drawn:
-        return ""
-    hollow = "" if all("p" in pair for pair in drawn) else " Hollow marks have no interval: the table says why."
-    return f"{paper['stage']} minus {words}, in points, with 95\u00a0% intervals; the line at 0 is the paper.{hollow}"

@@ -29,11 +29,6 @@ def refuse_mixture(folder: Path, facts: dict[Path, dict[str, str | None]]) -> No
                 )
 
 
-def differing(setting: dict[str, Any], other: dict[str, Any], but: tuple[str, ...] = ()) -> list[str]:
-    """The keys of run.json's `setting` whose value is another in `other`; those in `but` may differ."""
-    return [key for key, value in setting.items() if key not in but and other.get(key) != value]
-
-
 def why_not(before: "Evaluation", after: "Evaluation", group: "Group") -> str | None:
     """Why the group's scores of two evaluations cannot be compared."""
     for old, new in zip(before.keys(group), after.keys(group), strict=True):

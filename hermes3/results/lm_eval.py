@@ -145,11 +145,12 @@ class ResultsFile:
         facts |= {"samples": counts["effective"], "questions": counts["original"]}
         dtype = dict(part.partition("=")[::2] for part in self._arguments.split(",")).get("dtype")
         facts |= {"backend": self.content.get("config", {}).get("model"), "dtype": dtype}
+        if MT_BENCH in self.content:
+            facts["judge"] = self.content[MT_BENCH]["judge"]["model"]
         if self.served:
             endpoint = self.content[MT_BENCH]["answered_by"]["endpoint"]
             facts["served"] = f"{self.content.get('model_name')} at {endpoint}"
-        judge = ((self.content.get("configs", {}).get(task) or {}).get("metadata") or {}).get("judge")
-        return facts | ({"judge": judge["model"]} if judge else {})
+        return facts
 
     def samples(self, task: str) -> dict[str, Samples]:
         """Samples by filter. `UserError` when the file is missing, cut short, or of another run."""
