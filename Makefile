@@ -36,10 +36,10 @@ $(S)/02-llama: $(S)/01-data data_mixes/samples/tiny_base.py
 $(S)/03-base: $(S)/02-llama hermes3/chat/tokenizer.py hermes3/chat/hermes3.jinja
 	@$(stage) 'give it the Hermes tokenizer' hermes3 tokenizer build $(T)/llama $(T)/base
 
-$(S)/04-mix-sft: data_mixes/tiny_sft.yml $(S)/03-base $(chat) $(wildcard hermes3/mix/*)
+$(S)/04-mix-sft: data_mixes/tiny_sft.yml $(S)/03-base $(chat) $(wildcard hermes3/mix/* data_mixes/rules/*)
 	@$(stage) 'build the SFT mix' hermes3 mix build data_mixes/tiny_sft.yml --out mixes/tiny_sft
 
-$(S)/05-mix-dpo: data_mixes/tiny_dpo.yml $(S)/03-base $(chat) $(wildcard hermes3/mix/*)
+$(S)/05-mix-dpo: data_mixes/tiny_dpo.yml $(S)/03-base $(chat) $(wildcard hermes3/mix/* data_mixes/rules/*)
 	@$(stage) 'build the preference mix' hermes3 mix build data_mixes/tiny_dpo.yml --out mixes/tiny_dpo
 
 suite = eval/suites/tiny.yml eval/tasks/chat_task.py $(wildcard eval/tasks/tiny_*.yaml)
