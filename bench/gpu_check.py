@@ -226,7 +226,7 @@ def compare(shape: Shape, work: Work, held: Memory, gpu: Gpu, found: dict[str, A
         table.add_column(name, justify="left" if not name else "right")
     table.add_row("packing proof with flash-attention", proof, "", "")
     table.add_row("setting", held.setting.name, "", "")
-    table.add_row("tokens a micro-batch", f"{work.tokens:,}", "", "")
+    table.add_row("tokens per micro-batch", f"{work.tokens:,}", "", "")
     table.add_row("tokens/s", f"{speed:,.0f}", f"{whole * gpu.flops / each:,.0f}" if whole else "", "")
     mfu = f"{whole:.1%}" if whole else ""
     table.add_row("MFU (plan: what explains the paper's GPU-hours)", f"{speed * each / gpu.flops:.1%}", mfu, "")

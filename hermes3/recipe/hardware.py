@@ -58,7 +58,7 @@ class Hardware(BaseModel):
 
     @property
     def gpus(self) -> int:
-        """Ranks of the job: Axolotl trains with one process a GPU."""
+        """Ranks of the job: Axolotl trains with one process per GPU."""
         return self.nodes * self.gpus_per_node
 
 
