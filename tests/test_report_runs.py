@@ -28,7 +28,7 @@ def log(steps: int, **entry: float) -> list[dict]:
 
 
 def test_gpu_hours_are_tokens_over_the_rate_of_one_gpu() -> None:
-    """10 steps of 720,000 positions over all ranks, half of them padding, at 1,000 tokens/s: 360 s per step, an hour."""
+    """10 steps of 720,000 positions over all ranks, half of them padding, at 1,000 tokens/s: 360 s each, an hour."""
     packed = {"tokens/total": 720_000, "perf/packing_efficiency": 0.5, "perf/tokens_per_second_per_gpu": 1000.0}
     assert gpu_hours(log(10, **packed)) == pytest.approx(1)
     assert gpu_hours(log(10, **{"num_tokens": 360_000, "perf/tokens_per_second_per_gpu": 1000.0})) == pytest.approx(1)
