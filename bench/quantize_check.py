@@ -1,7 +1,7 @@
 """`make quantize-check`: FP8 weights against the model they were made from, by logits, on a CPU.
 
-Runs in the evaluation environment, whose transformers is version 4: so it also shows that a model trained under
-version 5 is read rightly there. Prints JSON; exits 1 where the quantized model is another model.
+Runs in the environment of requirements-quantize.txt, whose transformers is an older 5: so it also shows that a model
+trained here is read rightly there. Prints JSON; exits 1 where the quantized model is another model.
 """
 
 import argparse
