@@ -100,7 +100,7 @@ quantize-check: $(S)/07-sft # 5 minutes, 7 GB of disk
 	bash launch/install.sh .venv-quantize requirements-quantize.txt
 	.venv-quantize/bin/python -m bench.quantize_check
 
-canary: .venv/.installed # the newest releases against docs/traps.md, checks and the chain: 40 minutes on two cores, 8 GB
+canary: .venv/.installed # the newest releases against docs/traps.md, checks and the chain: 20 minutes on two cores, 7 GB
 	python -m bench.canary
 
 reads: .venv/.installed # what the installed Axolotl reads of a recipe -> hermes3/recipe/reads.json, which check uses
