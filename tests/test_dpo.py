@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 from dataclasses import dataclass, field
+from inspect import unwrap
 from pathlib import Path
 from unittest import mock
 
@@ -291,11 +292,15 @@ TOKENS = 1000  # an answer's
 
 
 @pytest.fixture
-def measured(monkeypatch):
-    """Our measure in this process; TRL's own is put back."""
+def trl(monkeypatch):
+    """TRL as it is installed: earlier runs in this process have called our measure."""
     for module in (utils, dpo_trainer):
-        monkeypatch.setattr(module, "selective_log_softmax", module.selective_log_softmax)
+        monkeypatch.setattr(module, "selective_log_softmax", unwrap(module.selective_log_softmax))
     monkeypatch.setattr(dpo_trainer.DPOTrainer, "_prepare_inputs", Trainer._prepare_inputs)
+
+
+@pytest.fixture
+def measured(trl):
     log_probs_in_fp32()
 
 
@@ -323,7 +328,7 @@ def exact_sums(logits, index, mask) -> torch.Tensor:
     return (log_softmax(logits.double(), -1).gather(-1, index[..., None])[..., 0] * mask).sum(dim=1)
 
 
-def test_trl_sums_an_answer_s_log_probabilities_in_bf16():
+def test_trl_sums_an_answer_s_log_probabilities_in_bf16(trl):
     logits, index, mask = answers()
     for sums in policy_sums, reference_sums:
         off = (sums(logits, index, mask) - exact_sums(logits, index, mask)).abs()
@@ -391,8 +396,18 @@ def test_without_our_measure_dpo_takes_its_differences_in_bf16(in_bf16):
     assert in_bf16_steps(lines) >= {"loss", "logps/chosen", "logps/rejected"}
 
 
-@pytest.mark.parametrize("precompute", [False, True])
-def test_dpo_takes_its_differences_in_fp32(in_bf16, precompute):
-    lines = in_bf16(f"fine-{precompute}", precompute_ref_log_probs=precompute)
+FSDP2 = {key: read(ROOT / "recipes/8b_sft_fsdp.yml")[key] for key in ("fsdp_version", "fsdp_config")}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("zero3", {}),
+        ("zero3-precomputed", {"precompute_ref_log_probs": True}),
+        ("fsdp2", {"deepspeed": None, **FSDP2}),
+    ],
+)
+def test_dpo_takes_its_differences_in_fp32(in_bf16, name, changes):
+    lines = in_bf16(name, **changes)
     assert lines[0]["loss"] == pytest.approx(math.log(2), abs=5e-7)
     assert in_bf16_steps(lines[1:]) == set()

@@ -59,13 +59,13 @@ def log_probs_in_fp32() -> None:
 
     The sum over an answer of 1,000 tokens is near -10,000, where bf16 knows multiples of 64 alone. Two things round it:
 
-    - `selective_log_softmax` returns the dtype of the logits, unless TRL's Triton kernel runs. Here it gets the logits
-      in fp32, CHUNK tokens at a time, in the backward pass again: a copy of all logits would take 4 x 128,256 bytes
-      per token, 4.2 GB for two answers of 4,096 tokens.
-    - Under DeepSpeed transformers casts whatever a batch holds in floating point to bf16. That are the sums of the
-      reference that `precompute_ref_log_probs: true` leaves there.
+    - `selective_log_softmax` returns the dtype of the logits, unless TRL's Triton kernel runs, which returns fp32. Here
+      it gets the logits in fp32, CHUNK tokens at a time, and in the backward pass again: a copy of all logits would
+      take 4 x 128,256 bytes per token, 4.2 GB for two sequences of 4,096 tokens.
+    - Under DeepSpeed transformers casts every floating-point tensor of a batch to bf16. With
+      `precompute_ref_log_probs: true` those are the reference's sums.
 
-    To be called before the trainer is made, as that computes the reference.
+    Call it before the trainer is made: making it computes those sums.
     """
     import torch
     from torch.utils.checkpoint import checkpoint
