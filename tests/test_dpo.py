@@ -3,14 +3,18 @@
 The recipe is the demo's, with the 8B's NEFTune and gradient checkpointing; the model has random weights.
 """
 
+import json
 import math
+import os
 import shutil
 from dataclasses import dataclass, field
+from inspect import unwrap
 from pathlib import Path
 from unittest import mock
 
 import pyarrow.parquet as pq
 import pytest
+import ranks
 import torch
 import yaml
 from axolotl.cli.config import load_cfg
@@ -22,10 +26,12 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.nn.functional import log_softmax
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+from trl.trainer import dpo_trainer, utils
 
 from hermes3.mix.build import build
 from hermes3.model_folder import check_model, tensor_names
 from hermes3.recipe.read import read
+from hermes3.train.fixes import log_probs_in_fp32
 
 ALPHA = 5
 D = 160  # hidden size of the small model
@@ -278,3 +284,130 @@ def test_a_merged_model_has_the_base_model_s_names_and_template(merged, base):
     for file in ("chat_template.jinja", "tokenizer.json"):
         assert (merged / file).read_bytes() == (base / file).read_bytes()
     assert AutoTokenizer.from_pretrained(merged).eos_token == "<|im_end|>"
+
+
+# log-probabilities in fp32 from bf16 logits
+
+TOKENS = 1000  # an answer's
+
+
+@pytest.fixture
+def trl(monkeypatch):
+    """TRL as it is installed: earlier runs in this process have called our measure."""
+    for module in (utils, dpo_trainer):
+        monkeypatch.setattr(module, "selective_log_softmax", unwrap(module.selective_log_softmax))
+    monkeypatch.setattr(dpo_trainer.DPOTrainer, "_prepare_inputs", Trainer._prepare_inputs)
+
+
+@pytest.fixture
+def measured(trl):
+    log_probs_in_fp32()
+
+
+def answers() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """bf16 logits [2, 1200, 4096] of two sequences of 1,000 and 700 answer tokens, the tokens, the answers' mask."""
+    random = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(2, TOKENS + 200, 4096, generator=random)).bfloat16()
+    index = torch.randint(4096, logits.shape[:2], generator=random)
+    mask = torch.zeros_like(index)
+    mask[0, 200:] = mask[1, 200:900] = 1
+    return logits, index, mask
+
+
+def policy_sums(logits, index, mask) -> torch.Tensor:
+    """The calls of DPOTrainer._compute_loss."""
+    per_token, _ = utils.selective_log_softmax_and_entropy(logits, index, entropy_requires_grad=False, row_mask=mask)
+    return per_token.sum(dim=1)
+
+
+def reference_sums(logits, index, mask) -> torch.Tensor:
+    return dpo_trainer.selective_log_softmax(logits, index, row_mask=mask).sum(dim=1)
+
+
+def exact_sums(logits, index, mask) -> torch.Tensor:
+    return (log_softmax(logits.double(), -1).gather(-1, index[..., None])[..., 0] * mask).sum(dim=1)
+
+
+def test_trl_sums_an_answer_s_log_probabilities_in_bf16(trl):
+    logits, index, mask = answers()
+    for sums in policy_sums, reference_sums:
+        off = (sums(logits, index, mask) - exact_sums(logits, index, mask)).abs()
+        assert 1 < off.max() < 64
+
+
+def test_an_answer_s_log_probabilities_are_summed_in_fp32(measured):
+    logits, index, mask = answers()
+    policy, reference = (sums(logits, index, mask) for sums in (policy_sums, reference_sums))
+    assert torch.equal(policy, reference)
+    assert (policy - exact_sums(logits, index, mask)).abs().max() < 0.01
+
+
+def test_gradients_of_the_log_probabilities_are_those_of_fp64(measured):
+    """Each is rounded once, to the logits' bf16; and nothing but the bf16 logits is kept for the backward pass."""
+    logits, index, mask = answers()
+    exact, saved = logits.double().requires_grad_(), []
+    logits.requires_grad_()
+    weights = torch.tensor([0.05, -0.05])  # as DPO weighs the chosen and the rejected answer
+    (weights * exact_sums(exact, index, mask)).sum().backward()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.nbytes) or t, lambda t: t):
+        sums = policy_sums(logits, index, mask)
+    (weights * sums).sum().backward()
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=2**-8, atol=1e-12)
+    assert sum(saved) < 1.1 * logits.nbytes
+
+
+OURS, BARE = "hermes3.train.plugin.HermesPlugin", "ranks.OnCPU"
+
+
+@pytest.fixture(scope="module")
+def in_bf16(base, mix):
+    """Log lines of four steps of one pair, under ZeRO-3 with `bf16: true`, without noise and dropout."""
+
+    def run(name: str, plugin: str = OURS, **changes) -> list[dict]:
+        keys = {key: value for key, value in read(ROOT / "recipes/tiny_dpo.yml").items() if "wandb" not in key}
+        keys |= {"base_model": str(base), "output_dir": str(mix / name), "dataset_prepared_path": str(mix / "prepared")}
+        keys["datasets"][0]["path"] = str(mix / "train")
+        keys |= {"bf16": True, "deepspeed": str(ROOT / "deepspeed_configs/zero3_bf16.json"), "plugins": [plugin]}
+        keys |= {"lora_dropout": 0.0, "learning_rate": 1e-3, "warmup_steps": 0, "gradient_accumulation_steps": 1}
+        keys |= {"max_steps": 4, "save_strategy": "steps", "save_steps": 4, "logging_steps": 1, **changes}
+        (mix / name).mkdir()
+        (mix / name / "dpo.yml").write_text(yaml.safe_dump(keys))
+        with mock.patch.dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT / "tests")):
+            done = ranks.train(mix / name / "dpo.yml", 1)
+        assert done.codes == [0], done.logs[0][-3000:]
+        lines = json.loads((mix / name / "checkpoint-4/trainer_state.json").read_text())["log_history"]
+        return [line for line in lines if "loss" in line]
+
+    return run
+
+
+METRICS = ("loss", "logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected", "rewards/margins")
+
+
+def in_bf16_steps(lines: list[dict]) -> set[str]:
+    """The metrics of which each value is one of bf16's."""
+    values = {name: torch.tensor([line[name] for line in lines]) for name in METRICS}
+    return {name for name, value in values.items() if torch.equal(value.bfloat16().float(), value)}
+
+
+def test_without_our_measure_dpo_takes_its_differences_in_bf16(in_bf16):
+    lines = in_bf16("coarse", BARE)
+    assert lines[0]["loss"] == 0.69140625
+    assert in_bf16_steps(lines) >= {"loss", "logps/chosen", "logps/rejected"}
+
+
+FSDP2 = {key: read(ROOT / "recipes/8b_sft_fsdp.yml")[key] for key in ("fsdp_version", "fsdp_config")}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("zero3", {}),
+        ("zero3-precomputed", {"precompute_ref_log_probs": True}),
+        ("fsdp2", {"deepspeed": None, **FSDP2}),
+    ],
+)
+def test_dpo_takes_its_differences_in_fp32(in_bf16, name, changes):
+    lines = in_bf16(name, **changes)
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=5e-7)
+    assert in_bf16_steps(lines[1:]) == set()

@@ -4,12 +4,15 @@ HermesPlugin calls each when Axolotl has made the trainer. A function goes when 
 """
 
 from dataclasses import replace
+from functools import wraps
+from inspect import unwrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from axolotl.utils.dict import DictDefault
     from transformers import Trainer
 
+CHUNK = 256  # tokens: 131 MB of fp32 logits, where Llama's vocabulary has 128,256 entries
 GATHER = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
 
 
@@ -49,6 +52,57 @@ def preference_args(cfg: "DictDefault") -> dict[str, float | bool]:
     if cfg.rl in ("dpo", "ipo") and cfg.adapter and cfg.lora_dropout:
         args["disable_dropout"] = False
     return args
+
+
+def log_probs_in_fp32() -> None:
+    """Have TRL take DPO's log-probabilities, and so their sums, margins, rewards and loss, in fp32 from bf16 logits.
+
+    The sum over an answer of 1,000 tokens is near -10,000, where bf16 knows multiples of 64 alone. Two things round it:
+
+    - `selective_log_softmax` returns the dtype of the logits, unless TRL's Triton kernel runs, which returns fp32. Here
+      it gets the logits in fp32, CHUNK tokens at a time, and in the backward pass again: a copy of all logits would
+      take 4 x 128,256 bytes per token, 4.2 GB for two sequences of 4,096 tokens.
+    - Under DeepSpeed transformers casts every floating-point tensor of a batch to bf16. With
+      `precompute_ref_log_probs: true` those are the reference's sums.
+
+    Call it before the trainer is made: making it computes those sums.
+    """
+    import torch
+    from torch.utils.checkpoint import checkpoint
+    from transformers import Trainer
+    from trl.trainer import dpo_trainer, utils
+
+    of_trl = unwrap(utils.selective_log_softmax)
+
+    @wraps(of_trl)
+    def selective_log_softmax(logits, index, temperature=1.0, row_mask=None):
+        """Of logits [sequences, tokens, vocabulary] those at `index` [sequences, tokens], 0 where `row_mask` is 0."""
+        if logits.dtype in (torch.float32, torch.float64):
+            return of_trl(logits, index, temperature, row_mask)
+
+        def of_chunk(logits, index):
+            return of_trl(logits[None].float(), index[None], temperature)[0]
+
+        log_probs = torch.stack(
+            [
+                torch.cat(
+                    [
+                        checkpoint(of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False)
+                        for chunk in zip(sequence.split(CHUNK), ids.split(CHUNK), strict=True)
+                    ]
+                )
+                for sequence, ids in zip(logits, index, strict=True)
+            ]
+        )
+        return log_probs if row_mask is None else log_probs.masked_fill(row_mask == 0, 0.0)
+
+    def prepare_inputs(trainer, inputs):
+        sums = {key: inputs[key].to(trainer.args.device) for key in inputs if key.startswith("ref_")}
+        return Trainer._prepare_inputs(trainer, inputs) | sums
+
+    utils.selective_log_softmax = selective_log_softmax  # the policy's
+    dpo_trainer.selective_log_softmax = selective_log_softmax  # the reference's
+    dpo_trainer.DPOTrainer._prepare_inputs = prepare_inputs
 
 
 def noise_policy_alone(trainer: "Trainer") -> None:

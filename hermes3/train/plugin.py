@@ -37,6 +37,10 @@ class HermesPlugin(BasePlugin):
         if on_cpu_ranks(cfg):  # Axolotl would map the model to accelerator number `LOCAL_RANK`
             cfg.device_map = {"": "cpu"}
 
+    def pre_model_load(self, cfg) -> None:
+        if cfg.rl in ("dpo", "ipo"):
+            fixes.log_probs_in_fp32()
+
     def get_training_args(self, cfg) -> dict | None:
         return fixes.preference_args(cfg) or None
 
