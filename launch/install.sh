@@ -6,7 +6,7 @@ set -euo pipefail
 folder=$1 lock=$2
 
 python=$(bash "$(dirname "$0")/python.sh")
-"$python" -m venv --clear "$folder"
+"$python" -m venv "$folder"
 "$folder/bin/pip" install --quiet --disable-pip-version-check uv
 export VIRTUAL_ENV=$PWD/$folder
 uv=$folder/bin/uv

@@ -42,7 +42,9 @@ def recipe(site, mix, base):
     """Write a recipe for so many nodes of one process each, into a folder of that name."""
 
     def write(name: str, nodes: int = 2, **changes) -> Path:
+        # the mean over the tokens of both ranks, as on one (row 28 of docs/traps.md)
         changes = {"logging_steps": 1, "save_strategy": "epoch", "restart_steps": 8, "warmup_steps": 2} | changes
+        changes |= {"token_weighted_loss": True}
         changes |= {"hardware": {"gpu": "cpu", "nodes": nodes, "gpus_per_node": 1}, "plugins": PLUGINS}
         return write_recipe(site / name, mix, base, gradient_accumulation_steps=2 // nodes, **changes)
 
