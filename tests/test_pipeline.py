@@ -332,7 +332,7 @@ def small_chain(site: Path, base: Path, samples: Path) -> None:
         (site / f"small_{kind}.yml").write_text(yaml.safe_dump(spec))
         recipe = site / f"recipes/tiny_{kind}.yml"
         recipe.write_text(recipe.read_text().replace(f"mixes/tiny_{kind}/", f"mixes/small_{kind}/"))
-    slurm_site.edit(site / "recipes/tiny_sft.yml", num_epochs=1, warmup_steps=2)
+    slurm_site.edit(site / "recipes/tiny_sft.yml", num_epochs=1, warmup_steps=2, logging_steps=1)
     slurm_site.edit(site / "recipes/tiny_dpo.yml", warmup_steps=2)
     small = yaml.safe_load((ROOT / "launch/pipelines/tiny.yml").read_text())
     small["mixes"] = {"sft": "small_sft.yml", "dpo": "small_dpo.yml"}
