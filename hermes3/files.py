@@ -6,10 +6,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
-
-import yaml
 
 T = TypeVar("T")
 
@@ -21,24 +20,31 @@ class UserError(ValueError):
     """
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key which stands twice in one mapping; PyYAML would take the last one."""
+@cache
+def _loader() -> type:
+    """A safe YAML loader that refuses a key which stands twice in one mapping; PyYAML would take the last one."""
+    import yaml  # 40 ms, which no `--help` needs
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in lines and name != "<<":
-                wrong = f"given twice, on lines {lines[name]} and {line}, and the first would be dropped"
-                raise UserError(f"{name}: {wrong}; keep one of them")
-            lines[name] = line
-        return super().construct_mapping(node, deep)
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+            lines: dict[str, int] = {}
+            for key, _ in node.value:
+                name, line = str(key.value), key.start_mark.line + 1
+                if name in lines and name != "<<":
+                    wrong = f"given twice, on lines {lines[name]} and {line}, and the first would be dropped"
+                    raise UserError(f"{name}: {wrong}; keep one of them")
+                lines[name] = line
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def parse_yaml(text: str, path: Path) -> dict[str, Any]:
     """The mapping that `text` holds; `path` is named in the error."""
+    import yaml
+
     try:
-        mapping = yaml.load(text, _Loader)  # noqa: S506, a safe loader
+        mapping = yaml.load(text, _loader())  # noqa: S506, a safe loader
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {error}") from None
     except UserError as error:
