@@ -17,5 +17,5 @@ if [[ -n ${TORCH_INDEX:-} ]]; then
   grep -vE '^(cuda-|nvidia-(cu|nccl|nvj|nvs|nvt))' "$lock" >"$folder/requirements.txt"
   lock=$folder/requirements.txt
 fi
-"$uv" pip install -r "$lock"
+"$uv" pip install --compile-bytecode -r "$lock"  # as pip does: else each import of torch or Axolotl compiles again
 "$uv" pip install --no-deps -e .

@@ -67,7 +67,7 @@ def test_without_any_uv_brings_one_or_a_line_says_what_to_install(tmp_path):
 @pytest.mark.parametrize("index", ["", "https://example.invalid/whl/cpu"])
 def test_torch_comes_from_the_index_that_is_named(tmp_path, index):
     log = tmp_path / "log"
-    fake(tmp_path / "uv", f'echo "$@" >>{log}; [[ $3 != -r ]] || cat "$4" >>{log}')
+    fake(tmp_path / "uv", f'echo "$@" >>{log}; for one in "$@"; do [[ $one != *.txt ]] || cat "$one" >>{log}; done')
     make = f'mkdir -p "$3/bin"; cp {tmp_path}/uv "$3/bin/uv"; ln -sf /bin/true "$3/bin/pip"'
     fake(
         tmp_path / "python",
