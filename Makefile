@@ -81,7 +81,7 @@ $(S)/14-report: $(S)/06-eval-base $(S)/09-select $(S)/13-eval-alignment $(wildca
 test: .venv/.installed
 	.venv/bin/python -m pytest
 
-test-fast: .venv/.installed # under 90 seconds: no training, no Slurm
+test-fast: .venv/.installed # no training, no Slurm
 	.venv/bin/python -m pytest -m "not slow"
 
 lint: .venv/.installed

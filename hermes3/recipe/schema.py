@@ -60,9 +60,9 @@ def main(argv: list[str]) -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what imports print must not stand in the answer
     is_light = argv[:1] == ["--light"]
-    if is_light:
-        from hermes3.recipe import light
+    from hermes3.recipe import light
 
+    if is_light:
         light.install()
         from axolotl.integrations import base
 
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> None:
             findings, resolved = _findings(recipe, hardware_of(Path(path), recipe), is_light)
             findings += in_deepspeed(recipe, _deepspeed(Path(path), recipe))
             answers[path] = {"findings": [asdict(finding) for finding in findings], "resolved": resolved}
-        except BaseException:  # light.NeedsTorch, and what a stand-in brings about
+        except (Exception, light.NeedsTorch):  # what a stand-in brings about
             if not is_light:
                 raise
             traceback.print_exc()
