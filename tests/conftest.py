@@ -19,7 +19,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1", "WANDB_MODE":
 os.environ["OMP_WAIT_POLICY"] = "passive"  # threads that spin while they wait made torch 20 times slower on busy cores
 
 
-# What trains, evaluates or runs Slurm: left out by `make test-fast`, and run after all else
+# What trains, evaluates or runs Slurm: left out by `make test-fast`
 SLOW_FIXTURES = {"chain", "slurm", "slurm16", "stopped_sft", "stopped_dpo", "axolotl_process"}
 SLOW_FILES = {"chain", "check", "dashboard", "distributed", "dpo", "eval_runs", "launch", "mix_restart", "pack"}
 SLOW_FILES |= {"packing", "pipeline", "preflight", "saving", "traps"}
@@ -27,11 +27,10 @@ SLOW_FILES |= {f"slurm_{name}" for name in ("docs", "scripts", "train", "verdict
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what is slow, and run the fast tests first."""
+    """Mark what is slow."""
     for item in items:
         if item.path.stem.removeprefix("test_") in SLOW_FILES or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
 
 @pytest.fixture(autouse=True)
