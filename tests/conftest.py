@@ -28,7 +28,8 @@ SLOW_FILES |= {f"slurm_{name}" for name in ("docs", "scripts", "train", "verdict
 
 
 # What several files share is made once: their tests go to one of `make test`'s two processes, the longest first
-SHARED = ("chain", "slurm", "slurm16", "stopped_sft", "stopped_dpo")
+SHARED = ("chain", "slurm", "stopped")  # slurm16, stopped_sft and stopped_dpo go by their first word
+BY_NAME = {"metrics": "stopped", "saving": "stopped", "slurm_docs": "slurm"}  # they ask for a fixture while they run
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
@@ -36,10 +37,10 @@ def pytest_collection_modifyitems(items):
     """Mark what is slow, and what runs in one process."""
     places = {}
     for item in items:
-        fixtures = set(getattr(item, "fixturenames", ()))
-        if item.path.stem.removeprefix("test_") in SLOW_FILES or SLOW_FIXTURES & fixtures:
+        fixtures, file = set(getattr(item, "fixturenames", ())), item.path.stem.removeprefix("test_")
+        if file in SLOW_FILES or SLOW_FIXTURES & fixtures:
             item.add_marker(pytest.mark.slow)
-        group = next((name.removesuffix("16") for name in SHARED if name in fixtures), item.path.stem)
+        group = BY_NAME.get(file) or next((name for name in SHARED for one in fixtures if one.startswith(name)), file)
         item.add_marker(pytest.mark.xdist_group(group))
         places[item] = SHARED.index(group) if group in SHARED else len(SHARED)
     if os.environ.get("PYTEST_XDIST_WORKER"):
