@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from hermes3.files import MARKER
 from hermes3.mix.build import build
 from hermes3.mix.shard import SHAPED_BY
 from hermes3.mix.verify import verify
@@ -69,7 +70,7 @@ def whole(spec) -> Path:
 
 def same(a: Path, b: Path) -> bool:
     files = sorted(path.relative_to(a) for path in a.rglob("*") if path.is_file())
-    assert len(files) == 6
+    assert len(files) == 7
     others = sorted(path.relative_to(b) for path in b.rglob("*") if path.is_file())
     return files == others and all((a / name).read_bytes() == (b / name).read_bytes() for name in files)
 
@@ -130,7 +131,9 @@ def test_a_full_disk_loses_nothing_and_says_so(spec, whole, tmp_path):
     failed = subprocess.run(command, preexec_fn=limited, capture_output=True, text=True, check=False)
     assert failed.returncode != 0 and "File too large" in failed.stderr
     assert not (tmp_path / "mix").exists()
-    assert [path for path in tmp_path.rglob(".*") if path.name != ".cache"] == []  # no temporary file stays
+    assert [
+        path for path in tmp_path.rglob(".*") if path.name not in (".cache", MARKER)
+    ] == []  # no temporary file stays
     assert start(spec, tmp_path / "mix", 1).wait() == 0
     assert same(whole, tmp_path / "mix")
 

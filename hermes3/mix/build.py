@@ -27,12 +27,14 @@ import pyarrow as pa
 from rich.progress import Progress
 
 from hermes3.chat.render import Renderer
-from hermes3.files import UserError, new_folder, sha256
+from hermes3.files import MARKER, UserError, check_out, make_folder, new_folder, sha256
+from hermes3.files import lock as lock_file
 from hermes3.mix import card, choose, lock, manifest, read, shard, write
 from hermes3.mix import spec as specs
 from hermes3.mix.adapt import SHAPE, Example
 from hermes3.mix.decontaminate import Index
 
+COMMAND = "hermes3 mix build"
 SMALL = 20_000_000  # bytes of input below which starting worker processes costs more than they save
 SHOWN = 3  # bad rows in an error
 
@@ -68,6 +70,7 @@ def build(
     `UserError` on bad input, before any work where the spec alone shows it.
     """
     clock = shard.Clock()
+    check_out(out, COMMAND)
     spec = specs.load(path)
     pinned = lock.read(path)
     files = {source.name: lock.files_of(source, data_root, pinned, path) for _, source in spec.sources()}
@@ -83,10 +86,16 @@ def build(
     stages = shard.Stages(spec, renderer, index, _base_key(spec, index), {s.name: (c, s) for c, s in spec.sources()})
 
     cache = (cache or out.parent / ".cache") / spec.name
-    cache.mkdir(parents=True, exist_ok=True)
+    _refuse_overlap(out, cache, files)
+    make_folder(cache)
     size = read.size_of(file for each in files.values() for file in each)
     workers = workers or (len(os.sched_getaffinity(0)) if size > SMALL else 1)
-    with Progress(disable=quiet, transient=True) as progress, _pool(workers, stages) as pool:
+    with (
+        (cache / MARKER).open("a") as users,
+        Progress(disable=quiet, transient=True) as progress,
+        _pool(workers, stages) as pool,
+    ):
+        lock_file(users, shared=True)
         shards = _make_shards(stages, files, cache, pool, workers, progress)
         clock.lap("rows")
         _refuse_bad_sources(path, spec, shards)
@@ -99,7 +108,7 @@ def build(
         if not len(choice.rows):
             why = sorted({f"{r['stage']}/{r['reason']}" for r in rejects.select(["stage", "reason"]).to_pylist()})
             raise UserError(f"{path}: no row is left: {', '.join(why) or 'the sources are empty'}")
-        with new_folder(out) as tmp:
+        with new_folder(out, COMMAND) as tmp:
             _write(tmp, shards, choice, pool, progress)
             write.parquet(rejects, tmp / "rejects/part-00000.parquet")
             clock.lap("write")
@@ -115,10 +124,9 @@ def build(
             prepared = manifest.prepared_folder(record)
             (tmp / prepared).mkdir()
             (tmp / "prepared").symlink_to(prepared)
-    keep = {name for file in shards.files for name in (file.name, file.with_suffix(".rejects.arrow").name)}
-    for stale in cache.iterdir():  # of an older spec or of a build that was killed
-        if stale.name not in keep:
-            stale.unlink()
+        if lock_file(users):  # no other build uses this cache
+            keep = {name for file in shards.files for name in (file.name, file.with_suffix(".rejects.arrow").name)}
+            shard.sweep(cache, keep)
     return Built(record, clock.seconds, dict(shards.seconds))
 
 
@@ -136,6 +144,13 @@ def summary(out: Path, built: Built) -> str:
     lines += [f"short: {row['label']}: {row['shortfall']}" for row in rows if row["shortfall"]]
     lines.append(f"{sum(built.wall.values()):.1f} s: " + ", ".join(f"{k} {v:.1f}" for k, v in built.wall.items()))
     return "\n".join([*lines, f"{out}/card.html"])
+
+
+def _refuse_overlap(out: Path, cache: Path, files: dict[str, list[read.File]]) -> None:
+    """Stop where the new mix would replace its own sources or its cache."""
+    for path in (cache, *(file.path for each in files.values() for file in each)):
+        if path.resolve().is_relative_to(out.resolve()):
+            raise UserError(f"{out}: {path} lies in it and would be replaced; name another folder")
 
 
 def _base_key(spec: specs.Spec, index: Index | None) -> str:

@@ -8,6 +8,8 @@ seed begins with its last stage.
 import hashlib
 import json
 import os
+import re
+import secrets
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -32,6 +34,7 @@ from hermes3.mix.vocabulary import FOLDER as RULES
 
 BATCH = 500  # rows; about 1 MB of text, which the caches of a core hold
 SIDES = ("chosen", "rejected")
+SHARD_NAME = re.compile(r"\.?[0-9a-f]{32}(\.rejects)?\.arrow(?P<unfinished>\.hermes3-[0-9a-f]{8})?")
 REJECTS = pa.schema([(key, pa.string()) for key in ("id", "source", "stage", "reason", "detail")])
 # what is needed to choose among rows, without the rows themselves
 SHORT = ("id", "source", "category", "n_tokens", "n_loss_tokens", "n_turns", "hash", "signature")
@@ -104,10 +107,10 @@ def make(chunk: Chunk, stages: Stages, folder: Path, key: str) -> None:
             tables.append(_table(batch, columns, stages.spec, words, row_of))
         clock.lap("fingerprint")
     table = pa.concat_tables(tables).combine_chunks() if tables else schema(stages.spec).empty_table()
-    _write(pa.Table.from_pylist(rejects, schema=REJECTS), folder / f"{key}.rejects.arrow")
+    _write(pa.Table.from_pylist(rejects, schema=REJECTS), folder / f"{key}.rejects.arrow", {})
     clock.lap("store")
     about = {"counts": counts, "seconds": clock.seconds, "bytes": sum(map(len, chunk.lines))}
-    _write(table.replace_schema_metadata({"hermes3": json.dumps(about)}), folder / f"{key}.arrow")
+    _write(table, folder / f"{key}.arrow", about)
 
 
 def open_shard(path: Path) -> pa.Table:
@@ -273,8 +276,24 @@ def _table(
     return pa.table({name: columns[name] for name in shape.names}, schema=shape)
 
 
-def _write(table: pa.Table, path: Path) -> None:
-    tmp = path.with_name(f".{path.name}.{os.getpid()}")
+def sweep(folder: Path, keep: set[str]) -> None:
+    """Remove the shards in `folder` whose names are not in `keep`, and what killed builds left; nothing else."""
+    for path in folder.iterdir():
+        name = SHARD_NAME.fullmatch(path.name)
+        if name and path.name not in keep and (name["unfinished"] or _is_shard(path)):
+            path.unlink()
+
+
+def _is_shard(path: Path) -> bool:
+    try:
+        return b"hermes3" in (open_shard(path).schema.metadata or {})
+    except (OSError, pa.ArrowInvalid):
+        return False
+
+
+def _write(table: pa.Table, path: Path, about: dict[str, Any]) -> None:
+    table = table.replace_schema_metadata({"hermes3": json.dumps(about)})
+    tmp = path.with_name(f".{path.name}.hermes3-{secrets.token_hex(4)}")
     try:
         with pa.OSFile(str(tmp), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
