@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hermes3.mix import card_sample
 from hermes3.mix.card import facts, write_card
 from hermes3.stats import wilson
 
@@ -130,9 +129,8 @@ def test_composition_and_rejects_are_those_of_the_manifest(sft):
     steps = {"rows read": 378, "adapt": -10, "filter": -25, "decontaminate": -6, "dedup": -37, "rows kept": 300}
     assert {step["step"]: step["rows"] for step in card["funnel"]} == steps
     rejects = {(one["stage"], one["reason"]): (one["rows"], one["example"]) for one in card["rejects"]}
-    assert (
-        rejects["adapt", "empty_turn"] == (10, "user says nothing") and rejects["filter", "unterminated_code"][1] == ""
-    )
+    assert rejects["adapt", "empty_turn"] == (10, "user says nothing")
+    assert rejects["filter", "unterminated_code"][1] is None
     assert list(rejects)[0] == ("adapt", "empty_turn") and list(rejects)[-1] == ("dedup", "near_duplicate")
     contaminated = [(one["eval_set"], one["source"], one["rows"]) for one in card["contaminated"]]
     assert contaminated == [("gsm8k", "plays", 3), ("gsm8k", "sums", 2), ("mmlu", "sums", 1)]
@@ -171,7 +169,7 @@ def test_text_is_read_of_a_sample_which_has_intervals_unless_it_is_the_whole(sft
     assert first == {"opening": "the harbour was quiet", "k": 200, "share": 0.5}
     assert second["opening"] == "you asked me about" and second["k"] == 70
     assert all(one["k"] > 1 for one in sample["openings"]["user"])
-    monkeypatch.setattr(card_sample, "SAMPLE", 180)  # more than the first file holds
+    monkeypatch.setattr("hermes3.mix.card.SAMPLE", 180)  # more than the first file holds
     sample = facts(*sft)["sample"]
     system = sample["with_system"]
     assert (sample["rows"], sample["of"], system["k"], system["n"]) == (180, 300, 40, 180)

@@ -6,6 +6,7 @@ Hosts without pyarrow read manifests, so nothing here imports it.
 import json
 import platform
 from collections import Counter
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,15 @@ def read(mix: Path) -> Manifest:
     if not (mix / "manifest.json").is_file():
         raise UserError(f"{mix}: no manifest.json; a mix is a folder made by `hermes3 mix build`")
     return json.loads((mix / "manifest.json").read_text(encoding="utf-8"))
+
+
+def batches(folder: Path, columns: list[str] | None = None, size: int = 500) -> Iterator[list[dict[str, Any]]]:
+    """The rows of the parquet files in `folder`, in order, few of them in memory at a time."""
+    import pyarrow.parquet as pq
+
+    for file in sorted(folder.glob("*.parquet")):
+        with pq.ParquetFile(file) as parquet:
+            yield from (batch.to_pylist() for batch in parquet.iter_batches(size, columns=columns))
 
 
 def make(
