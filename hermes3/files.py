@@ -1,6 +1,5 @@
 """Files: a user's error, YAML read into a checked form, and writing so that nothing half-written is ever seen."""
 
-import errno
 import fcntl
 import glob
 import hashlib
@@ -105,19 +104,19 @@ MARKER = ".hermes3"  # in each folder that a command wrote: {"by": the command, 
 
 def check_out(out: Path, command: str) -> None:
     """Refuse to write the folder `out`, unless it is new or empty, or holds what `command` wrote and nothing else."""
-    _check_not_file(out)
+    _refuse_file(out)
     if out.is_dir() and any(out.iterdir()) and (foreign := _foreign(out, command)):
         raise UserError(f"{out} is there, and {foreign}; name another folder, or move this one away")
 
 
-def _check_not_file(folder: Path) -> None:
+def _refuse_file(folder: Path) -> None:
     if file := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
         raise UserError(f"{folder}: {file} is a file, not a folder to write into; name another place")
 
 
 def make_folder(folder: Path) -> None:
     """Make `folder` and those above it that are missing. `UserError` where one of them is a file."""
-    _check_not_file(folder)
+    _refuse_file(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -166,7 +165,10 @@ def new_folder(out: Path, command: str) -> Iterator[Path]:
             json.dump({"by": command, "files": _contents(tmp)}, marker, ensure_ascii=False, indent=1)
             marker.flush()
             tmp.chmod(0o755)
-            _put(tmp, out, command)
+            check_out(out, command)
+            with suppress(FileNotFoundError):  # set aside first: killed here, the old or the new one is whole on disk
+                os.replace(out, out.with_name(f".{out.name}.hermes3-{secrets.token_hex(4)}"))
+            os.replace(tmp, out)
         finally:
             shutil.rmtree(tmp, ignore_errors=True)
     _sweep(out)
@@ -194,20 +196,6 @@ def _claim(out: Path) -> tuple[Path, IO[str]]:
             continue
         lock(marker)
         return tmp, marker
-
-
-def _put(tmp: Path, out: Path, command: str) -> None:
-    """Rename `tmp` to `out`. A former one is set aside first: killed here, the old or the new one is whole on disk."""
-    while True:
-        check_out(out, command)
-        try:
-            os.replace(tmp, out)
-            return
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        with suppress(FileNotFoundError):  # moved by another run
-            os.replace(out, out.with_name(f".{out.name}.hermes3-{secrets.token_hex(4)}"))
 
 
 def _sweep(out: Path) -> None:

@@ -1,6 +1,7 @@
 """Mixes: specs, adapters, filters, budgets, and what is written."""
 
 import json
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from conftest import ROOT
 
 from hermes3.files import MARKER, lock
+from hermes3.mix import build as builder
 from hermes3.mix.build import build
 from hermes3.mix.spec import load
 from hermes3.mix.verify import verify
@@ -161,7 +163,7 @@ def test_what_is_not_a_mix_or_would_be_lost_is_refused(write, tmp_path):
 def test_a_cache_loses_what_it_wrote_alone_and_nothing_while_another_build_uses_it(write, tmp_path):
     cache = tmp_path / "store/t"
     cache.mkdir(parents=True)
-    others = ["diary.txt", f"{'0' * 32}.arrow", f"{'0' * 32}.rejects.arrow", ".hidden.arrow"]
+    others = ["diary.txt", f"{'0' * 32}.arrow", ".hidden.arrow"]
     for name in others:
         (cache / name).write_text("keep")
     (cache / f".{'1' * 32}.arrow.hermes3-01234567").write_text("of a build that was killed")
@@ -172,11 +174,26 @@ def test_a_cache_loses_what_it_wrote_alone_and_nothing_while_another_build_uses_
         return {path.name for path in cache.iterdir()} - {*others, MARKER}
 
     first = built(ROWS)
-    assert len(first) == 2  # a shard and its rejects
+    assert len(first) == 1
     with (cache / MARKER).open("a") as used:
         assert lock(used, shared=True)  # as another build has it
         assert first < built(ROWS[:5])
     assert first.isdisjoint(built(ROWS[:7]))
+
+
+@pytest.mark.parametrize("change", [Path.unlink, Path.touch, lambda path: path.write_text(path.read_text()[:-50])])
+def test_a_source_that_changes_while_it_is_read_stops_the_build(change, write, tmp_path, monkeypatch):
+    make = builder._make_shards
+
+    def make_and_change(*args):
+        shards = make(*args)
+        change(tmp_path / "rows.jsonl")
+        return shards
+
+    monkeypatch.setattr(builder, "_make_shards", make_and_change)
+    with pytest.raises(ValueError, match="source rows: .*rows.jsonl changed while it was read; build again"):
+        build(write(ROWS), tmp_path / "mix", tmp_path, quiet=True)
+    assert not (tmp_path / "mix").exists()
 
 
 def test_where_takes_the_rows_that_it_names(write, tmp_path):

@@ -5,10 +5,11 @@ bytes per row). Text is read of a sample alone: rows lie in an order drawn by ha
 and a share over n rows has Wilson's 95 % interval, unless the sample is the whole mix. The same mix, the same bytes.
 """
 
+import importlib
 import json
 import re
+import threading
 from collections import Counter
-from collections.abc import Callable
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -38,6 +39,7 @@ EXAMPLE = 160  # characters of a reject's detail
 SAMPLE = 10_000  # rows; a share of 1 % is then known to within 0.2 points
 OPENING, LISTED = 4, 15  # words of an opening; openings listed
 LANGUAGE_CHARACTERS = 500  # of the question and of the answer each: py3langid is sure long before
+_LOADING = threading.Lock()
 CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 # of the identifiers that the Hub knows; any other licence is `other`
 HUB_LICENCES = ("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "odc-by", "bsd-3-clause")
@@ -80,7 +82,7 @@ def facts(mix: Path, manifest: Manifest) -> dict[str, Any]:
         "rejects": _rejects(rejects),
         # by the evaluation set that the detail names before its first colon, and by source
         "contaminated": [{"eval_set": s, "source": by, "rows": n} for (s, by), n in sorted(contaminated.items())],
-        "unsearched": manifest["unsearched"],
+        **{key: manifest[key] for key in ("unsearched", "shared", "not_searched")},
         "refusals": [_refusals(source, sample["refusing"]) for source in manifest["sources"]],
         "lengths": _lengths(rows),
         # rows by number of assistant turns
@@ -109,10 +111,14 @@ def _findings(card: dict[str, Any], manifest: Manifest) -> str:
         sentences = [f"{rows} preference pairs, {tokens} tokens as trained, both sides of a pair counted."]
         sentences.append(f"{bears} are answers.")
     short = [f"{one['label']}: {one['shortfall'].rstrip('.')}." for one in card["categories"] if one["shortfall"]]
-    sentences += short
+    sentences += short + [f"{source}: {why}." for source, why in manifest["unmet_weights"].items()]
     if is_sft and not short:
         budget = any(one["budget"] for one in card["categories"])
         sentences.append("Every budget is met." if budget else "No category has a budget: every row that passed is in.")
+    if not manifest["unsearched"]:
+        sentences.append("No evaluation set was searched for.")
+    elif manifest["not_searched"]:
+        sentences.append(f"Not searched for, of the paper's Table 5: {text.join(manifest['not_searched'])}.")
     if lock.unpinned(Spec.model_validate(manifest["spec"]), manifest["lock"]):
         sentences.append("Sources are not locked: a later build may read other rows; run hermes3 mix lock.")
     elif manifest["lock"]:
@@ -220,13 +226,14 @@ def _sample(mix: Path, total: int, kind: str) -> dict[str, Any]:
     languages, read, refusing, systems = Counter(), Counter(), Counter(), 0
     openings: dict[str, Counter[str]] = {"assistant": Counter(), "user": Counter()}
     sides: list[tuple[int, ...]] = []
+    prepare()
     columns = ["source", "messages", *(("chosen", "rejected") if kind == "preference" else ())]
     for row in islice((row for batch in batches(mix / "rows", columns) for row in batch), SAMPLE):
         messages, *answers = (json.loads(row[name]) for name in columns[1:])
         if answers:
             sides.append(tuple(_words(part) for part in (messages, *([answer] for answer in answers))))
             messages.append(answers[0])
-        languages[_identifier()(messages)] += 1
+        languages[_language(messages)] += 1
         systems += messages[0]["role"] == "system"
         read[row["source"]] += 1
         refusing[row["source"]] += any(is_refusal(m["content"]) for m in messages if m["role"] == "assistant")
@@ -251,19 +258,25 @@ def _sample(mix: Path, total: int, kind: str) -> dict[str, Any]:
     }
 
 
-@cache  # 1.5 s to load
-def _identifier() -> Callable[[list[Message]], str]:
-    """messages -> ISO 639-1 code of the first question and its answer; `und` where hardly a letter is left."""
+def prepare() -> None:
+    """Load what a card needs: 2 s of unpacking and importing, which a build can do while it reads rows."""
+    importlib.import_module("matplotlib.backends.backend_svg")
+    with _LOADING:
+        _identifier()
+
+
+@cache
+def _identifier() -> Any:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
+    return LanguageIdentifier.from_model_file(MODEL_FILE)
 
-    def identify(messages: list[Message]) -> str:
-        first = {message["role"]: message["content"] for message in reversed(messages)}
-        text = " ".join(CODE.sub(" ", first.get(role, ""))[:LANGUAGE_CHARACTERS] for role in ("user", "assistant"))
-        return identifier.classify(text)[0] if sum(map(str.isalpha, text)) >= 20 else "und"
 
-    return identify
+def _language(messages: list[Message]) -> str:
+    """ISO 639-1 code of the first question and its answer; `und` where hardly a letter is left."""
+    first = {message["role"]: message["content"] for message in reversed(messages)}
+    text = " ".join(CODE.sub(" ", first.get(role, ""))[:LANGUAGE_CHARACTERS] for role in ("user", "assistant"))
+    return _identifier().classify(text)[0] if sum(map(str.isalpha, text)) >= 20 else "und"
 
 
 def _ranked(counter: Counter[str]) -> list[tuple[str, int]]:

@@ -20,6 +20,7 @@ from hermes3.mix import spec as specs
 from hermes3.mix.read import File, format_of
 from hermes3.mix.spec import Source
 
+Lock = dict[str, Any]
 PLACE = {"path", "repo", "revision", "config", "split", "files"}  # keys of a source
 OFFLINE = (
     "run `hermes3 mix lock SPEC` and one build where there is a network, then copy the lock and the Hub cache here"
@@ -31,7 +32,7 @@ def lock_path(spec_path: Path) -> Path:
     return spec_path.with_suffix(".lock.json")
 
 
-def read(spec_path: Path) -> dict[str, Any] | None:
+def read(spec_path: Path) -> Lock | None:
     """The lock of a spec, if it has one. `UserError` where the two differ in their sources."""
     path = lock_path(spec_path)
     if not path.is_file():
@@ -50,7 +51,7 @@ def read(spec_path: Path) -> dict[str, Any] | None:
     return lock
 
 
-def make(spec_path: Path, data_root: Path = Path()) -> dict[str, Any]:
+def make(spec_path: Path, data_root: Path = Path()) -> Lock:
     """Resolve and hash every source of a spec; write the lock beside it and return it.
 
     The Hub states the SHA-256 of its large files; small ones are downloaded and hashed. `UserError` names the source
@@ -74,7 +75,7 @@ def make(spec_path: Path, data_root: Path = Path()) -> dict[str, Any]:
     return lock
 
 
-def unpinned(spec: specs.Spec, lock: dict[str, Any] | None) -> list[str]:
+def unpinned(spec: specs.Spec, lock: Lock | None) -> list[str]:
     """Names of the Hub sources that may hold other data tomorrow: neither locked nor at a commit."""
     return [
         source.name
@@ -83,7 +84,7 @@ def unpinned(spec: specs.Spec, lock: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def files_of(source: Source, data_root: Path, lock: dict[str, Any] | None, spec_path: Path) -> list[File]:
+def files_of(source: Source, data_root: Path, lock: Lock | None, spec_path: Path) -> list[File]:
     """The files of `source`, downloaded if they are on the Hub, and compared with the hashes of `lock` if there is one.
 
     `UserError` where there is no such file, where its format is not supported, or where a hash differs. A locked Hub
@@ -106,6 +107,36 @@ def files_of(source: Source, data_root: Path, lock: dict[str, Any] | None, spec_
                 f"that was locked, or accept this one with {again}"
             )
     return files
+
+
+State = tuple[int, int, int]  # of a file: inode, bytes, time of its last change in nanoseconds
+
+
+def states(files: dict[str, list[File]]) -> dict[Path, State]:
+    """How each file of {source: files} is before it is read."""
+    return {file.path: _state(file.path) for each in files.values() for file in each}
+
+
+def _state(path: Path) -> State:
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def hashes(files: dict[str, list[File]], before: dict[Path, State], lock: Lock | None) -> dict[str, dict[str, str]]:
+    """{source: {file: SHA-256}} of what was read. `UserError` where a file is another than it was `before`."""
+    digests: dict[str, dict[str, str]] = {}
+    for name, each in files.items():
+        for file in each:
+            try:
+                digest = sha256(file.path)
+                same = _state(file.path) == before[file.path]
+            except FileNotFoundError:
+                same = False
+            if not same or (lock and digest != lock["sources"][name]["files"][file.name]["sha256"]):
+                wrong = f"{file.path} changed while it was read; build again when nothing writes to it"
+                raise UserError(f"source {name}: {wrong}")
+            digests.setdefault(name, {})[file.name] = digest
+    return digests
 
 
 def _place(source: Source) -> dict[str, Any]:
