@@ -32,7 +32,7 @@ def build(base: str, out: Path, seed: int = 0) -> dict[str, int]:
     tokens are written anew. `UserError` when `base` has too few reserved tokens.
     """
     source = Path(base) if Path(base).is_dir() else _download(base)
-    with new_folder(out) as tmp:
+    with new_folder(out, "hermes3 tokenizer build") as tmp:
         ids = _write_tokenizer(source, tmp)
         if any(source.glob("*.safetensors")):
             _write_model(source, tmp, sorted(ids.values()), seed)
