@@ -59,8 +59,11 @@ def tool_call(name: Any, arguments: Any) -> Message:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError) as error:
             raise BadRow("tool_call_not_json", f"arguments of {name}: {error}") from None
-    if not isinstance(arguments, dict) or not is_json(arguments):
+    if not isinstance(arguments, dict):
         raise BadRow("tool_call_not_json", f"arguments of {name} are not a JSON object")
+    if not is_json(arguments):
+        wrong = "an integer beyond 64 bits, NaN, half a surrogate pair, or over 100 levels"
+        raise BadRow("tool_call_not_json", f"arguments of {name} hold what JSON parsers alter: {wrong}")
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
@@ -116,10 +119,11 @@ def check(messages: list[Message], tools: list[Message]) -> None:
             "assistant": ("tool",) if open_calls else ("user",),
             "tool": ("assistant", "tool"),
         }[previous]
+        if role == "tool" and previous == "tool" and not open_calls:
+            raise BadRow("response_without_call", f"nothing called {message['name']}")
         if role not in allowed:
             raise BadRow("role_order", f"{role} after {previous}")
         if role == "tool":
-            _check_response(message, open_calls)
             open_calls -= 1
         else:
             open_calls = len(calls)
@@ -128,14 +132,3 @@ def check(messages: list[Message], tools: list[Message]) -> None:
             if name not in declared:
                 raise BadRow("undeclared_tool", f"{name} is not among the tools offered")
         previous = role
-
-
-def _check_response(message: Message, open_calls: int) -> None:
-    if open_calls < 1:
-        raise BadRow("response_without_call", f"nothing called {message['name']}")
-    text = message["content"].strip()
-    if (text[:1], text[-1:]) in (("{", "}"), ("[", "]")):
-        try:
-            json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BadRow("tool_response_not_json", str(error)) from None

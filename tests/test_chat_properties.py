@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_chat import CASES
 
+from hermes3.chat.prompts import parse_tool_calls
 from hermes3.chat.render import IGNORE, Renderer, assistant_text
-from hermes3.chat.tool_calls import parse_tool_calls
 from hermes3.messages import check, clean, tool_call
 
 # what people type: any Unicode but lone surrogates, blank lines, code, markup, and tags of the format itself

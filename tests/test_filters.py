@@ -4,6 +4,7 @@ import json
 from typing import get_args
 
 import pytest
+import yaml
 from conftest import ROOT
 
 from hermes3.chat.prompts import json_system, tools_system
@@ -62,6 +63,7 @@ def test_what_a_user_says_is_no_refusal_and_no_open_fence():
 
 
 JSON = json_system(SCHEMA)
+PYTHON = json_system({}).replace("{}", str({"type": "object", "properties": {"age": {"type": "integer"}, "on": True}}))
 UNUSABLE = [  # schemas that leave the check that answers are JSON
     json_system({}).replace("{}", schema)
     for schema in (
@@ -89,6 +91,7 @@ OBJECTED = [  # filter, the answer, system message, what the detail says
     ],
     ("json_mode", '{"age": "three"}', JSON, "$.age: 'three' is not of type 'integer'"),
     ("json_mode", "{}", JSON, "'age' is a required property"),
+    ("json_mode", '{"age": "three"}', PYTHON, "$.age: 'three' is not of type 'integer'"),
     *[("json_mode", "Hello.", system, "not JSON") for system in UNUSABLE],
     *[
         ("tool_call_text", text, tools_system([WEATHER]), "")
@@ -115,6 +118,7 @@ PASSED = [  # filter, the answer, system message
         )
     ],
     ("json_mode", '{"age": 4, "name": "Bo"}', JSON),
+    ("json_mode", '{"age": 4, "name": "Bo"}', PYTHON),
     *[("json_mode", '{"any": 1}', system) for system in UNUSABLE],
     ("json_mode", "Hello.", "You know the <schema>of things</schema>."),
     ("json_mode", "Hello.", "Talk about JSON."),
@@ -156,7 +160,7 @@ def test_a_refusal_is_sought_in_the_opening_alone():
 
 @pytest.mark.parametrize(
     ("split", "precision", "recall"),
-    # seen: dev 1.000 and 0.987, test 0.950 and 0.750; the rules were made for the dev half
+    # seen: dev 0.992 and 0.992, test 0.957 and 0.882; the rules were made for the dev part
     [("dev", 0.97, 0.95), ("test", 0.9, 0.7)],
 )
 def test_refusals_are_told_from_answers(split, precision, recall):
@@ -168,12 +172,18 @@ def test_refusals_are_told_from_answers(split, precision, recall):
     assert right / len(found) >= precision and right / labelled >= recall
 
 
-def test_the_labelled_rows_are_many_kinds_of_both_sorts():
-    rows = [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").splitlines()]
-    assert len(rows) >= 260 and len({row["text"] for row in rows}) == len(rows)
-    assert 0.45 < sum(row["refusal"] for row in rows) / len(rows) < 0.55
-    for split in ("dev", "test"):
-        assert len({row["note"] for row in rows if row["split"] == split and not row["refusal"]}) >= 12
+def test_200_answers_that_only_mention_such_words_pass():
+    harmless = yaml.safe_load((ROOT / "tests/harmless.yml").read_text(encoding="utf-8"))
+    texts = [frame.format(subject) for frame in harmless["frames"] for subject in harmless["subjects"]]
+    assert len(set(texts)) == 200
+    assert {text: words for text in texts if (words := is_refusal(text))} == {}
+
+
+def test_a_choice_that_the_prompt_offers_is_no_refusal():
+    quiz = said("I can't answer that.", system="Choose: A) yes, B) no, C) I can't answer that.")
+    assert filters.refusal(quiz) is None
+    assert filters.refusal(said("I can't answer that.", system="Choose.")) is not None
+    assert is_refusal("Can't answer") is None and is_refusal("C) Cannot be determined.") is None
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real data of shared/data is not here")
