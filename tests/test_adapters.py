@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import ROOT, real_rows
 
-from hermes3.chat.prompts import TOOLS_INTRO, rag_system, tools_system
+from hermes3.chat.prompts import rag_system, tools_system
 from hermes3.chat.render import turns
 from hermes3.messages import BadRow, tool_call
 from hermes3.mix.adapt import ADAPTERS, ROLE_OF, SHAPE
@@ -166,39 +166,15 @@ def test_sharegpt_calls_as_turns_of_their_own(role):
     assert ADAPTERS["sharegpt"](row) == {"messages": [USER, CALLS, RESPONSE, ANSWER], "tools": [TOOL]}
 
 
-# the wordings in which published data holds the standard's prompt, schemas in JSON or in Python's notation
-INTRO = TOOLS_INTRO.removesuffix(" Here are the available tools: <tools> ")
-CALL_FORM = "<tool_call>\n{'arguments': <args-dict>, 'name': <function-name>}\n</tool_call>"
-NEWEST = tools_system([TOOL])
-OLDER = (
-    f"{INTRO.replace('<tools></tools>', '<tools> </tools>')}\n<tools>\n{[TOOL]}\n</tools>\nFor each function call "
-    "return a json object with function name and arguments within <tool_call> </tool_call> tags with the following "
-    f"schema:\n{CALL_FORM}\n"
-)
-README = (
-    f"{TOOLS_INTRO}{json.dumps([TOOL])} </tools> Use the following pydantic model json schema for each tool call you "
-    "will make: {'title': 'FunctionCall', 'properties': {'arguments': {'type': 'object'}}} For each function call "
-    "return a json object with function name and arguments within <tool_call></tool_call> XML tags as follows:\n"
-    f"{CALL_FORM}"
-)
+WORDINGS = {
+    name: text.replace("@json", json.dumps([TOOL])).replace("@python", str([TOOL]))
+    for name, text in yaml.safe_load((ROOT / "tests/tool_prompts.yml").read_text(encoding="utf-8")).items()
+}
+NEWEST, OLDER, COMMON = tools_system([TOOL]), WORDINGS["older"], WORDINGS["common"]
 CALLED = '<tool_call>\n{"name": "sky", "arguments": {"city": "Ulm"}}\n</tool_call>'
 
 
-# the wording of the repository NousResearch/Hermes-Function-Calling
-AFTER = "Each function call should be enclosed within <tool_call> </tool_call> XML tags.\nExample:\n"
-COMMON = (
-    "You are a function calling AI model. You are provided with function signatures within <tools> </tools> XML tags. "
-    "You may call one or more functions to assist with the user query. If available tools are not relevant in "
-    "assisting with user query, just respond in natural conversational language. Don't make assumptions about what "
-    "values to plug into functions. After calling & executing the functions, you will be provided with function "
-    f"results within <tool_response> </tool_response> XML tags. Here are the available tools:\n<tools>\n{[TOOL]}\n"
-    "</tools>\nFor each function call return a JSON object, with the following pydantic model json schema for each:\n"
-    "{'title': 'FunctionCall', 'type': 'object', 'properties': {'name': {'type': 'string'}}, 'required': ['name']}\n"
-    f"{AFTER}<tool_call>\n{{'name': <function-name>,'arguments': <args-dict>}}\n</tool_call>"
-)
-
-
-@pytest.mark.parametrize("prompt", [NEWEST, OLDER, README, COMMON, COMMON.replace(". ", ".\n")])
+@pytest.mark.parametrize("prompt", [NEWEST, *WORDINGS.values(), COMMON.replace(". ", ".\n")])
 @pytest.mark.parametrize(
     "call",
     [
@@ -372,3 +348,40 @@ def test_no_row_of_the_real_files_is_refused():
     assert len(real_rows()) == 1923 + 4535 + 7473 + 300
     pairs = json.loads((REAL / "dpo_pairs.json").read_text(encoding="utf-8"))
     assert len([ADAPTERS["preference"](row) for row in pairs]) == 300
+
+
+def build_of(folder, base, rows: dict[str, list[dict]], **keys):
+    """Build a mix of sources of adapter messages, `rows` by name; `keys` are of each source."""
+    from hermes3.mix.build import build
+
+    for name, each in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in each), encoding="utf-8")
+    own = [{"name": n, "path": f"{n}.jsonl", "adapter": "messages", "licence": "our own", **keys} for n in rows]
+    spec = {"name": "m", "kind": "sft", "tokenizer": str(base), "sequence_len": 512, "seed": 1}
+    spec |= {"categories": {"math": {"sources": own}}}
+    (folder / "m.yml").write_text(yaml.safe_dump(spec), encoding="utf-8")
+    return build(folder / "m.yml", folder / "mix", folder, workers=1, quiet=True).manifest
+
+
+def test_a_build_stops_at_what_its_adapters_do_not_read_and_says_the_ways_out(base, tmp_path):
+    rows = {"s": [{"messages": SAID, "passage": "p", "topic": "t"}, {"messages": [USER, {**ANSWER, "thinking": "r"}]}]}
+    with pytest.raises(ValueError, match=r"source s: adapter messages does not read passage \(1 rows\), thinking"):
+        build_of(tmp_path, base, rows)
+    with pytest.raises(ValueError, match=r"`columns: \{thinking: COLUMN\}`.*`ignore: \[thinking\]`"):
+        build_of(tmp_path, base, rows, columns={"passage": "system"})
+    record = build_of(tmp_path, base, rows, ignore=["passage", "thinking"])
+    [source] = record["sources"]
+    assert source["columns_read"] == {"messages": 2}
+    assert source["columns_unread"] == {"passage": 1, "thinking": 1, "topic": 1}
+    selected = {"s": [{"messages": SAID, "passage": "p"}]}
+    build_of(tmp_path, base, selected, where={"passage": "p"})
+
+
+def test_a_source_without_a_row_is_named_and_bad_rows_are_counted_by_source(base, tmp_path):
+    for rows in ({"dry": []}, {"full": [{"messages": SAID}], "dry": []}):
+        with pytest.raises(ValueError, match=r"source dry: dry\.jsonl holds no row"):
+            build_of(tmp_path, base, rows)
+    rows = {"s": [{"messages": SAID}, {"messages": "x"}]}
+    with pytest.raises(ValueError, match=r"1 of 2 rows are not of shape messages; .*max_bad_rows \(now 0\.01\)"):
+        build_of(tmp_path, base, rows)
+    assert build_of(tmp_path, base, rows, max_bad_rows=0.5)["total"]["rows"] == 1

@@ -259,7 +259,7 @@ def _with_system(row: Row, messages: list[Message]) -> list[Message]:
     system = _turn("system", _field(row, str, key))
     if not messages or messages[0]["role"] != "system":
         return [system, *messages]
-    if str(messages[0]["content"]).strip() != system["content"].strip():
+    if _words(messages[0]) != _words(system):
         raise BadRow("prompts_differ", f"the column {key} and the system turn say different things")
     return messages
 
@@ -308,7 +308,7 @@ def _joined(before: list[Message], after: list[Message]) -> list[Message]:
     """
     if not before or not after or after[0]["role"] not in ("system", "user"):
         return [*before, *after]
-    one, other = ([(m["role"], str(m["content"]).strip()) for m in turns] for turns in (before, after))
+    one, other = ([_words(message) for message in turns] for turns in (before, after))
     if any(other[at : at + len(one)] == one for at in range(len(other))):
         return after
     for n in range(min(len(one), len(other)), 0, -1):
@@ -317,6 +317,12 @@ def _joined(before: list[Message], after: list[Message]) -> list[Message]:
     if [turn[0] for turn in one] == ["system"] and other[0][0] == "user":
         return [*before, *after]
     raise BadRow("prompts_differ", "the prompt's column and the turns that repeat the prompt say different things")
+
+
+def _words(message: Message) -> tuple[str, str | None]:
+    """What two statements of one turn are compared by."""
+    content = message["content"]
+    return message["role"], content.strip() if isinstance(content, str) else None
 
 
 def _messages_of(row: Row, turns: list[Any]) -> list[Message]:

@@ -14,6 +14,7 @@ from hermes3.mix import rules
 from hermes3.mix.spec import Source
 
 _PATTERNS = rules.load("columns")["patterns"]
+MAY_TRAIN = "unread, may train: "
 
 
 class Row(dict[str, Any]):
@@ -52,15 +53,21 @@ class Row(dict[str, Any]):
                 yield "unread, may train" if may_train else "unread", str(name)
 
 
-def unread(counts: Mapping[str, int], source: Source) -> dict[str, int]:
-    """Columns and fields of `source` that may hold what should train, nothing read, and in how many rows.
+def record(counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """What the manifest says of a source: in how many rows each column or field stood that was read, or was not.
 
     `counts`: how often each text `WHAT: NAME` of `Row.account` came up.
     """
+    pairs = [(*key.split(": ", 1), n) for key, n in sorted(counts.items()) if ": " in key]
+    read = {name: n for what, name, n in pairs if what == "read"}
+    return {"columns_read": read, "columns_unread": {name: n for what, name, n in pairs if what != "read"}}
+
+
+def unread(counts: Mapping[str, int], source: Source) -> dict[str, int]:
+    """The columns and fields of `source` that may hold what should train, and that nothing declares or reads."""
     known = {*source.ignore, *(column.split(".")[0] for column in source.where)}
-    prefix = "unread, may train: "
-    names = {key.removeprefix(prefix): n for key, n in counts.items() if key.startswith(prefix)}
-    return {name: names[name] for name in sorted(names.keys() - known)}
+    names = (key.removeprefix(MAY_TRAIN) for key in counts if key.startswith(MAY_TRAIN))
+    return {name: counts[f"{MAY_TRAIN}{name}"] for name in sorted(set(names) - known)}
 
 
 def is_empty(value: Any, levels: int = 5) -> bool:
