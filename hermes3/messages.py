@@ -88,7 +88,7 @@ def clean(message: Message) -> Message:
     if calls:
         if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
             raise BadRow("tool_call_not_json", "tool_calls are not a list of objects")
-        functions = [call.get("function", call) for call in calls]
+        functions = [call.get("function") or call for call in calls]
         if not all(isinstance(function, dict) for function in functions):
             raise BadRow("tool_call_not_json", "a call's function is not an object")
         out["tool_calls"] = [tool_call(f.get("name"), f.get("arguments")) for f in functions]

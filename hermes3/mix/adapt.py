@@ -44,8 +44,8 @@ def messages(row: Row) -> Example:
 
     Optional columns: `tools` or `functions`; `system`. Calls come as `tool_calls`, as turns or as Hermes text.
     """
-    turns = _messages_of(row, _field(row, list, "messages", "conversations", "conversation"))
-    return conversation(_with_system(row, turns), _tools_of(row))
+    turns = _field(row, list, "messages", "conversations", "conversation")
+    return conversation(_with_system(row, [_message(row, turn) for turn in turns]), _tools_of(row))
 
 
 def instruction(row: Row) -> Example:
@@ -203,7 +203,7 @@ def conversation(messages: list[Message], tools: list[Message]) -> Example:
         for place, call in enumerate(cleaned.get("tool_calls", [])):
             function, raw = call["function"], message["tool_calls"][place]
             open_calls.append((place, _id(raw.get("id")), function["name"]))
-            if isinstance(raw.get("function", raw).get("arguments"), dict) and message.get("in_columns"):
+            if isinstance((raw.get("function") or raw).get("arguments"), dict) and message.get("in_columns"):
                 function["arguments"] = stated(function["arguments"], parameters.get(function["name"]))
     check(out, tools)
     return {"messages": out, "tools": tools}
@@ -212,17 +212,17 @@ def conversation(messages: list[Message], tools: list[Message]) -> Example:
 def _response(message: Message, open_calls: list[tuple[int, str | None, str]]) -> tuple[int, Message]:
     """The place of the call that `message` answers, open no longer, and `message` with a name.
 
-    It is the call of its `tool_call_id`, or else, where the calls have no ids, the next one of its name, or the next.
+    It is the call of its `tool_call_id`, whose name counts, or else the next one of its name, or the next.
     """
     if not open_calls:
         raise BadRow("response_without_call", "a tool message answers no call")
     name, call_id = message.get("name"), _id(message.get("tool_call_id"))
-    same = [call for call in open_calls if call[1] == call_id] if call_id else []
-    if call_id and not same and (not isinstance(name, str) or any(call[1] for call in open_calls)):
+    same_id = [call for call in open_calls if call[1] == call_id] if call_id else []
+    if call_id and not same_id and (not isinstance(name, str) or any(call[1] for call in open_calls)):
         raise BadRow("tool_response_unnamed", f"no open call has its tool_call_id, {call_id[:40]}")
-    call = (same or [call for call in open_calls if call[2] == name] or open_calls)[0]
+    call = (same_id or [call for call in open_calls if call[2] == name] or open_calls)[0]
     open_calls.remove(call)
-    return call[0], message if isinstance(name, str) else {**message, "name": call[2]}
+    return call[0], message if isinstance(name, str) and not same_id else {**message, "name": call[2]}
 
 
 def _id(value: Any) -> str | None:
@@ -281,14 +281,14 @@ def _turns(row: Row, key: str, role: str) -> list[Message]:
     value = row.take(key)
     if isinstance(value, dict):
         value = [value if "role" in value or "from" in value else {"role": role, **value}]
-    return _messages_of(row, value) if isinstance(value, list) else [_turn(role, value)]
+    return [_message(row, turn) for turn in value] if isinstance(value, list) else [_turn(role, value)]
 
 
 def _prompt(row: Row, chosen: list[Message]) -> list[Message]:
     """All that the columns say before the answers. A column that repeats the whole chosen conversation adds nothing."""
     prompt: list[Message] = []
     for key in ("conversations", "conversation", "messages", "prompt"):
-        if isinstance(row.get(key), list) and (turns := _messages_of(row, row.take(key))) != chosen:
+        if isinstance(row.get(key), list) and (turns := _turns(row, key, "user")) != chosen:
             prompt = _joined(prompt, turns)
     for key in ("prompt", "question", "instruction"):
         if isinstance(row.get(key), str):
@@ -325,12 +325,8 @@ def _words(message: Message) -> tuple[str, str | None]:
     return message["role"], content.strip() if isinstance(content, str) else None
 
 
-def _messages_of(row: Row, turns: list[Any]) -> list[Message]:
-    """One message per turn, in our roles, its calls as they come; `conversation` checks them."""
-    return [_message(row, turn) for turn in turns]
-
-
 def _message(row: Row, turn: Any) -> Message:
+    """A turn in our roles, its calls as they come; `conversation` checks them."""
     if not isinstance(turn, dict):
         raise BadRow("wrong_shape", f"a turn is {type(turn).__name__}, not an object")
     role = turn.get("from") if turn.get("role") is None else turn["role"]
@@ -367,11 +363,10 @@ def _trained(turn: dict[str, Any]) -> bool:
     for key in MARKS:
         if is_empty(value := turn.get(key)):
             continue
-        known = isinstance(value, str | int | float)
-        answers[key] = TRAINED.get(value.strip().lower() if isinstance(value, str) else value) if known else None
+        value = value.strip().lower() if isinstance(value, str) else value
+        answers[key] = TRAINED.get(value) if isinstance(value, str | int | float) else None
         if answers[key] is None:
-            short = isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 10**9)
-            shown = repr(value)[:40] if short else type(value).__name__
+            shown = repr(value)[:40] if isinstance(value, str | float) else type(value).__name__
             raise BadRow("mark_not_understood", f"{key}: {shown} of a turn is none of 0, 1, false, true")
     if len(set(answers.values())) > 1:
         raise BadRow("mark_not_understood", f"{', '.join(answers)} of one turn contradict each other")

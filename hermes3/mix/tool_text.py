@@ -64,7 +64,7 @@ def schemas(value: Any) -> list[Message]:
         raise BadRow("tools_not_json", str(error)) from None
     out = []
     for tool in tools if isinstance(tools, list) else [tools]:
-        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        function = (tool.get("function") or tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not is_text(function.get("name")) or not is_json(function):
             raise BadRow("tools_not_json", "a tool is not an object with a name and values that JSON keeps")
         if function is tool:
