@@ -59,11 +59,9 @@ def tool_call(name: Any, arguments: Any) -> Message:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError) as error:
             raise BadRow("tool_call_not_json", f"arguments of {name}: {error}") from None
-    if not isinstance(arguments, dict):
-        raise BadRow("tool_call_not_json", f"arguments of {name} are not a JSON object")
-    if not is_json(arguments):
-        wrong = "an integer beyond 64 bits, NaN, half a surrogate pair, or over 100 levels"
-        raise BadRow("tool_call_not_json", f"arguments of {name} hold what JSON parsers alter: {wrong}")
+    if not isinstance(arguments, dict) or not is_json(arguments):
+        altered = "an integer beyond 64 bits, NaN, half a surrogate pair, over 100 levels"
+        raise BadRow("tool_call_not_json", f"arguments of {name} are no object, or hold what parsers alter: {altered}")
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
@@ -123,12 +121,6 @@ def check(messages: list[Message], tools: list[Message]) -> None:
             raise BadRow("response_without_call", f"nothing called {message['name']}")
         if role not in allowed:
             raise BadRow("role_order", f"{role} after {previous}")
-        if role == "tool":
-            open_calls -= 1
-        else:
-            open_calls = len(calls)
-        for call in calls:
-            name = call["function"]["name"]
-            if name not in declared:
-                raise BadRow("undeclared_tool", f"{name} is not among the tools offered")
-        previous = role
+        if unknown := [call["function"]["name"] for call in calls if call["function"]["name"] not in declared]:
+            raise BadRow("undeclared_tool", f"{unknown[0]} is not among the tools offered")
+        previous, open_calls = role, open_calls - 1 if role == "tool" else len(calls)

@@ -1,17 +1,17 @@
 """Template, tokenizer and renderer: what a model sees is the same in all three, and loss falls where it should."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT
+from typer.testing import CliRunner
 
 from hermes3.chat.prompts import DEFAULT_SYSTEM, json_system, parse_tool_calls, rag_user, tools_system
 from hermes3.chat.render import IGNORE, Renderer, prompt_text, turns
 from hermes3.chat.show import as_html, as_text
+from hermes3.cli import app
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
 WEATHER = {"name": "get_weather", "description": 'Weather: "now", & <soon>'}
@@ -156,9 +156,8 @@ def test_tool_text_that_is_no_json_stands_as_a_string(content, written, tokenize
 
 
 def test_show_from_the_command_line(base, samples, tmp_path):
-    call = [Path(sys.executable).with_name("hermes3"), "chat", "show", samples / "train/rag.jsonl"]
-    call += ["--row", "2", "--tokenizer", base]
-    shown = subprocess.run(call, capture_output=True, text=True, check=True)
-    assert shown.stdout.startswith("<|begin_of_text|><|im_start|>system\n")
-    subprocess.run([*call, "--html", tmp_path / "x.html"], capture_output=True, check=True)
+    call = ["chat", "show", str(samples / "train/rag.jsonl"), "--row", "2", "--tokenizer", str(base)]
+    shown = CliRunner().invoke(app, call)
+    assert shown.exit_code == 0 and shown.stdout.startswith("<|begin_of_text|><|im_start|>system\n")
+    assert CliRunner().invoke(app, [*call, "--html", str(tmp_path / "x.html")]).exit_code == 0
     assert "bear loss" in (tmp_path / "x.html").read_text(encoding="utf-8")

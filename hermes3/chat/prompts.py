@@ -34,7 +34,7 @@ def to_json(value: Any) -> str:
 def holds_json(text: str) -> bool:
     """Whether `text` is JSON as every parser reads it; the template's macro of this name agrees."""
     try:
-        json.loads(text, parse_int=str, parse_float=str, parse_constant=json.loads)  # NaN is no JSON
+        json.loads(text, parse_int=str, parse_float=str, parse_constant=int)  # int refuses NaN
     except (ValueError, RecursionError):
         return False
     return True

@@ -14,7 +14,7 @@ from typing import Any
 
 from hermes3.chat.prompts import rag_system, rag_user
 from hermes3.files import UserError
-from hermes3.messages import BadRow, Message, check, clean
+from hermes3.messages import BadRow, Message, check, clean, is_text
 from hermes3.mix import read
 from hermes3.mix.columns import Row, is_empty
 from hermes3.mix.tool_text import calls_in, schemas, stated, structured
@@ -377,6 +377,6 @@ def _text_of(parts: list[Any]) -> str:
     """The text of OpenAI's content parts."""
     for part in parts:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise BadRow("content_not_text", f"a content part is {repr(kind)[:40]}, not text")
+            kind = part.get("type") if isinstance(part, dict) else None
+            raise BadRow("content_not_text", f"a content part is {kind[:40] if is_text(kind) else 'unnamed'}, not text")
     return "\n".join(part["text"] for part in parts)
