@@ -6,10 +6,13 @@ an optional system message, then user, assistant and tool messages; an assistant
 """
 
 import json
-import math
+import re
 from typing import Any
 
+import orjson
+
 Message = dict[str, Any]
+SURROGATE = re.compile("[\ud800-\udfff]")
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -23,31 +26,15 @@ class BadRow(ValueError):
 
 def is_text(value: Any) -> bool:
     """Whether `value` is text that UTF-8 can hold: a JSON escape may leave half a surrogate pair."""
-    if not isinstance(value, str):
-        return False
+    return isinstance(value, str) and (value.isascii() or not SURROGATE.search(value))
+
+
+def is_json(value: Any) -> bool:
+    """Whether every JSON parser reads `value` back: no NaN, no integer beyond 64 bits, at most 254 levels deep."""
     try:
-        value.encode()
-    except UnicodeEncodeError:
+        return json.loads(json.dumps(value, allow_nan=False)) == value and bool(orjson.dumps(value))
+    except (TypeError, ValueError, RecursionError):
         return False
-    return True
-
-
-def is_json(value: Any, levels: int = 100) -> bool:
-    """Whether every JSON parser reads `value` back: no NaN, no integer beyond 64 bits, at most `levels` levels deep."""
-    match value:
-        case str():
-            return is_text(value)
-        case bool() | None:
-            return True
-        case int():
-            return -(2**63) <= value < 2**64
-        case float():
-            return math.isfinite(value)
-        case list():
-            return levels > 0 and all(is_json(item, levels - 1) for item in value)
-        case dict():
-            return levels > 0 and all(is_text(key) and is_json(item, levels - 1) for key, item in value.items())
-    return False
 
 
 def tool_call(name: Any, arguments: Any) -> Message:
@@ -60,7 +47,7 @@ def tool_call(name: Any, arguments: Any) -> Message:
         except (ValueError, RecursionError) as error:
             raise BadRow("tool_call_not_json", f"arguments of {name}: {error}") from None
     if not isinstance(arguments, dict) or not is_json(arguments):
-        altered = "an integer beyond 64 bits, NaN, half a surrogate pair, over 100 levels"
+        altered = "an integer beyond 64 bits, NaN, half a surrogate pair, over 254 levels"
         raise BadRow("tool_call_not_json", f"arguments of {name} are no object, or hold what parsers alter: {altered}")
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 

@@ -72,12 +72,11 @@ def _write_tokenizer(source: Path, out: Path) -> dict[str, int]:
     if not path.is_file():
         raise UserError(f"{source}: no tokenizer.json; a Llama 3.1 base model folder has one")
     data = json.loads(path.read_text(encoding="utf-8"))
-    reserved = [t for t in data["added_tokens"] if re.fullmatch(r"<\|reserved_special_token_\d+\|>", t["content"])]
-    wanted = [*CHATML, *TAGS]
-    if len(reserved) < len(wanted):
-        raise UserError(f"{path}: {len(wanted)} reserved tokens are needed, it has {len(reserved)}")
-    if not any(t["content"] == PAD for t in data["added_tokens"]):
-        raise UserError(f"{path}: no {PAD}; this is not a Llama 3.1 tokenizer")
+    added, wanted = data["added_tokens"], [*CHATML, *TAGS]
+    reserved = [token for token in added if re.fullmatch(r"<\|reserved_special_token_\d+\|>", token["content"])]
+    if len(reserved) < len(wanted) or not any(token["content"] == PAD for token in added):
+        needed = f"{len(wanted)} reserved tokens are needed, it has {len(reserved)}; and {PAD}"
+        raise UserError(f"{path}: {needed}: this is not a Llama 3.1 tokenizer")
     ids = {}
     for token, name in zip(sorted(reserved, key=lambda t: t["id"]), wanted, strict=False):
         # tags are ordinary tokens, so that decoding with skip_special_tokens=True keeps tool calls and scratchpads

@@ -151,27 +151,30 @@ def _refuse_bad_sources(path: Path, spec: specs.Spec, shards: Shards) -> None:
         for row in table.to_pylist():
             if row["reason"] in SHAPE:
                 bad.setdefault(row["source"], []).append(row)
+    wrong = []
     for _, source in spec.sources():
         rows, counts = bad.get(source.name, []), shards.counts.get(source.name, Counter())
-        n_read, where = counts["read"], f"{path}: source {source.name}"
-        if not n_read:
-            wrong = f"where {source.where} selects no row; check the column's name"
-            empty = f"{source.path or source.repo} holds no row; check the file, or take the source out"
-            raise UserError(f"{where}: {wrong if counts['not_selected'] else empty}")
         limit = spec.max_bad_rows if source.max_bad_rows is None else source.max_bad_rows
-        if len(rows) > limit * n_read:
+        where, n_read = f"{path}: source {source.name}: ", counts["read"]
+        if counts["not_selected"] and not n_read:
+            wrong.append(f"{where}where {source.where} selects no row; check the column's name")
+        elif not n_read:
+            wrong.append(f"{where}{source.path or source.repo} holds no row; check the file, or take the source out")
+        elif len(rows) > limit * n_read:
             shown = "".join(f"\n  {row['reason']}: {row['detail']}" for row in rows[:SHOWN])
-            raise UserError(
-                f"{where}: {len(rows):,} of {n_read:,} rows are not of shape {source.adapter}; "
-                f"check the adapter, or raise max_bad_rows (now {limit:g}){shown}"
+            wrong.append(
+                f"{where}{len(rows):,} of {n_read:,} rows are not of shape {source.adapter}; check the adapter, or "
+                f"raise max_bad_rows (now {limit:g}){shown}"
             )
-        if unread := columns.unread(counts, source):
+        elif unread := columns.unread(counts, source):
             shown = ", ".join(f"{name} ({n:,} rows)" for name, n in unread.items())
-            raise UserError(
-                f"{where}: adapter {source.adapter} does not read {shown}, which may hold what should train; declare "
+            wrong.append(
+                f"{where}adapter {source.adapter} does not read {shown}, which may hold what should train; declare "
                 f"`columns: {{{min(unread)}: COLUMN}}` with a column that it reads, take another adapter, or leave "
                 f"them out with `ignore: [{', '.join(unread)}]`"
             )
+    if wrong:
+        raise UserError("\n".join(wrong))
 
 
 def _left_out(rows: pa.Table, choice: choose.Choice) -> Iterator[pa.Table]:

@@ -7,6 +7,7 @@ before rules on the answer. A million rows pass here, so vocabulary is matched a
 
 import re
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from hermes3.mix import rules
@@ -60,10 +61,6 @@ def view(row: Example) -> View:
 # --- what the file names by one word
 
 
-def has_tools(v: View) -> bool:
-    return v.has_tools
-
-
 def has_two_agent_tags(v: View) -> bool:
     return len(set(PATTERNS["agent_tag"].findall(v.system + v.ask))) >= 2
 
@@ -95,7 +92,7 @@ def _test(condition: str | list[Any], every: bool = False) -> Callable[[View], b
         tests, combine = [_test(one, not every) for one in condition], all if every else any
         return lambda v: combine(test(v) for test in tests)
     if " " not in condition:
-        return globals()[condition]
+        return attrgetter(condition) if condition in View._fields else globals()[condition]
     if condition.startswith("not "):
         opposite = _test(condition.removeprefix("not "))
         return lambda v: not opposite(v)
