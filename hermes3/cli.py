@@ -84,9 +84,9 @@ def consolidate(
     out: Annotated[Path, typer.Argument(help="folder to write: the whole model in bf16")],
 ) -> None:
     """Join the parts that the ranks of a run saved into one model, to evaluate, merge or serve."""
-    from hermes3.train import consolidate
+    from hermes3.train import checkpoints
 
-    print(f"{out}: {consolidate.consolidate(checkpoint, out):,} bytes of weights")
+    print(f"{out}: {checkpoints.consolidate(checkpoint, out):,} bytes of weights")
 
 
 @app.command()
