@@ -18,8 +18,7 @@ from hermes3.mix import card_sample, lock
 from hermes3.mix.manifest import Manifest, composition
 from hermes3.mix.spec import CATEGORIES, Spec
 from hermes3.page import charts, mix_charts, text
-from hermes3.page.markdown import as_page, table_row
-from hermes3.page.shell import render
+from hermes3.page.shell import as_page, render, table_row
 
 STAGES = ("read", "adapt", "filter", "tokenise", "decontaminate", "dedup", "budget")
 PAPER = {"tokens": 390_000_000, "loss_share": 0.69}  # arXiv 2408.11857, section 3

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from hermes3.files import UserError
-from hermes3.report.stages import mark
+from hermes3.report.stages import as_dict, mark, mean_row
 from hermes3.results.comparable import why_not_change, why_not_published
 from hermes3.results.groups import Group, score_of
 from hermes3.results.lm_eval import Evaluation, Score
-from hermes3.results.published import PublishedRow, Table, load
-from hermes3.stats import Z, difference, effective_n, mean_interval, two_proportions, wilson, z_test
+from hermes3.results.published import Table, load
+from hermes3.stats import Z, difference, effective_n, two_proportions, wilson, z_test
 
 SIZES = ("8b", "70b", "405b")
 NOTES = {"405b": "The paper measured both of its 405B models in FP8."}
@@ -32,11 +32,9 @@ def compare_with_paper(
         return {"reason": "no run follows a recipe of the paper (give --size 8b, 70b or 405b)"}
     if size not in SIZES:
         raise UserError(f"--size {size}: the paper has {', '.join(SIZES)}")
-    before_dpo = [stage for stage in stages if stage.name.lower() == "sft"]
-    stage = before_dpo[0] if size != "8b" and before_dpo else stages[-1]
-    return {"size": size, "note": NOTES.get(size, "")} | compare_with_table(
-        stage, groups, load("table5"), [f"hermes3_{size}", f"llama31_{size}"]
-    )
+    before_dpo = [stage for stage in stages if size != "8b" and stage.name.lower() == "sft"]
+    compared = [*before_dpo, stages[-1]][0], groups, load("table5"), [f"hermes3_{size}", f"llama31_{size}"]
+    return {"size": size, "note": NOTES.get(size, "")} | compare_with_table(*compared)
 
 
 def size_of(recipes: dict[str, Path | None]) -> str | None:
@@ -52,38 +50,33 @@ def compare_with_table(stage: Evaluation, groups: list[Group], table: Table, col
     interval.
     """
     by_name = {group.name: group for group in groups}
-    doubted = [one for one in table.misprints if one.column == columns[0]]
-    doubts = {one.row: f"{one.printed:.2f} is printed: {one.why}" for one in doubted}
+    doubts = {
+        one.row: f"{one.printed:.2f} is printed: {one.why}" for one in table.misprints if one.column == columns[0]
+    }
     rows = []
     for name, row in table.rows.items():
         group = by_name.get(name)
         score = score_of(stage, group) if group else None
-        ours = None if score is None else {"value": score.value, "low": score.low, "high": score.high, "n": score.n}
         reason = why_not_published(stage, group, score, row)
+        against = {column: _against(score, table.values(column)[name] / row.scale, reason) for column in columns}
         note = "; ".join(filter(None, (row.note, doubts.get(name))))
-        against = {column: _against(score, row, table.values(column)[name], reason) for column in columns}
-        rows.append({"name": name, "setting": row.setting, "scale": row.scale, "note": note, "score": ours})
-        rows[-1]["against"] = against
+        facts = {"name": name, "setting": row.setting, "scale": row.scale, "note": note}
+        rows.append(facts | {"score": as_dict(score), "against": against})
     for column in columns:
         mark([row["against"][column] for row in rows], "difference")
-    words = {column: table.columns[column] for column in columns}
     pairs = [row["against"][columns[0]] for row in rows if row["scale"] == 100 and "p" in row["against"][columns[0]]]
-    mean = None
-    if pairs:
-        value, low, high = mean_interval([(pair["difference"], pair["low"], pair["high"]) for pair in pairs])
-        mean = {"value": value, "low": low, "high": high, "rows": len(pairs)}
+    mean = mean_row(pairs, "difference") | {"rows": len(pairs)} if pairs else None
+    words = {column: table.columns[column] for column in columns}
     return {"stage": stage.name, "columns": words, "rows": rows, "mean": mean}
 
 
-def _against(score: Score | None, row: PublishedRow, printed: float, reason: str | None) -> dict[str, Any]:
-    value = printed / row.scale
+def _against(score: Score | None, published: float, reason: str | None) -> dict[str, Any]:
+    gap = {} if score is None else {"difference": score.value - published}
     if reason:
-        gap = {} if score is None else {"difference": score.value - value}
-        return {"published": value, **gap, "mark": "not comparable", "reason": reason}
-    ours, theirs, p = _test(score, value)
+        return {"published": published, **gap, "mark": "not comparable", "reason": reason}
+    ours, theirs, p = _test(score, published)
     low, high = difference(ours, theirs)
-    gap = {"difference": ours[0] - theirs[0], "low": low, "high": high, "p": p}
-    return {"published": value, **gap, "mark": "same"}
+    return {"published": published, **gap, "low": low, "high": high, "p": p, "mark": "same"}
 
 
 def _test(score: Score, value: float) -> tuple[tuple[float, float, float], tuple[float, float, float], float]:

@@ -12,16 +12,10 @@ from hermes3.files import UserError, read_yaml, sha256, write_text
 from hermes3.model_folder import check_model
 from hermes3.page.shell import render
 from hermes3.recipe.paper import paper_of
+from hermes3.report import names
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-SHOWN = (  # keys of the recipe; the others are in the recipe, whose sha256 the card gives
-    *("base_model", "rl", "adapter", "lora_r", "lora_alpha", "num_epochs", "learning_rate", "lr_scheduler"),
-    *("warmup_steps", "optimizer", "weight_decay", "sequence_len", "sample_packing", "micro_batch_size"),
-    *("gradient_accumulation_steps", "hardware", "seed"),
-)
-QUESTION = {"role": "user", "content": "What is the weather in Oslo?"}
-CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-WEATHER = {"name": "get_weather", "description": "Weather of a city today", "parameters": CITY}
+QUESTION, WEATHER = names("question"), names("weather")
 
 
 def write_card(model: Path, report: Path, stage: str, recipe: Path, name: str) -> str:
@@ -34,7 +28,7 @@ def write_card(model: Path, report: Path, stage: str, recipe: Path, name: str) -
     check_model(model)
     try:
         facts = json.loads(report.read_text(encoding="utf-8"))
-        stages, evaluations, rows = facts["scores"]["stages"], facts["evaluations"], facts["scores"]["rows"]
+        stages, rows, evaluations = facts["scores"]["stages"], facts["scores"]["rows"], facts["evaluations"]
         facts = {"mixes": facts["mixes"], "verdict": facts["verdict"]}
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{report}: not a report ({error!r}); give the report.json of `hermes3 report`") from None
@@ -45,20 +39,12 @@ def write_card(model: Path, report: Path, stage: str, recipe: Path, name: str) -
     rows = [row for row in rows if (row["scores"].get(stage) or {}).get("low") is not None]
     shots = {task: of.get("n_shot") for task, of in evaluation["tasks"].items()}
     settings = read_yaml(recipe)
-    facts |= {
-        "name": name,
-        "model_name": name.split("/")[-1],
-        "stage": stage,
-        "recipe": str(recipe),
-        "recipe_sha256": sha256(recipe),
-        "report_sha256": sha256(report),
-        "settings": {key: settings[key] for key in SHOWN if key in settings},
-        "evaluation": evaluation,
-        "scores": [{"shots": shots.get(row["task"])} | row | row["scores"][stage] for row in rows],
-        "forms": _forms(model),
-    }
+    facts |= {"name": name, "model_name": name.split("/")[-1], "stage": stage, "evaluation": evaluation}
+    facts |= {"recipe": str(recipe), "recipe_sha256": sha256(recipe), "report_sha256": sha256(report)}
+    facts["settings"] = {key: settings[key] for key in names("settings") if key in settings}
+    facts["scores"] = [{"shots": shots.get(row["task"])} | row | row["scores"][stage] for row in rows]
     paper = paper_of(recipe)
-    facts["card_data"] = _card_data(facts, paper.base if paper else None).to_yaml()
+    facts |= {"forms": _forms(model), "card_data": _card_data(facts, paper and paper.base).to_yaml()}
     card = str(ModelCard(render(TEMPLATE, facts, {}, {})))  # parses the metadata: a card that the Hub cannot read fails
     write_text(model / "README.md", card)
     return card
@@ -90,16 +76,7 @@ def _card_data(facts: dict[str, Any], base: str | None):
         )
         for row in facts["scores"]
     ]
-    return ModelCardData(
-        model_name=facts["model_name"],
-        base_model=base,
-        language="en",
-        license="llama3.1",
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["hermes", "chatml", "function-calling", "json-mode", "axolotl"],
-        eval_results=results,
-    )
+    return ModelCardData(model_name=facts["model_name"], base_model=base, eval_results=results, **names("metadata"))
 
 
 def _forms(model: Path) -> dict[str, str]:
@@ -107,12 +84,11 @@ def _forms(model: Path) -> dict[str, str]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-
-    def prompt(*messages: dict[str, str], tools: list[dict[str, Any]] | None = None) -> str:
-        return tokenizer.apply_chat_template(list(messages), tools=tools, tokenize=False, add_generation_prompt=True)
-
+    options = {"tokenize": False, "add_generation_prompt": True}
+    asked_for_json = [{"role": "system", "content": prompts.json_system(WEATHER["parameters"])}, QUESTION]
+    tools = [{"type": "function", "function": WEATHER}]
     return {
-        "A question": prompt(QUESTION),
-        "Tool use": prompt(QUESTION, tools=[{"type": "function", "function": WEATHER}]),
-        "JSON mode": prompt({"role": "system", "content": prompts.json_system(CITY)}, QUESTION),
+        "A question": tokenizer.apply_chat_template([QUESTION], **options),
+        "Tool use": tokenizer.apply_chat_template([QUESTION], tools=tools, **options),
+        "JSON mode": tokenizer.apply_chat_template(asked_for_json, **options),
     }

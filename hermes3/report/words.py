@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from hermes3.page.text import interval, join, percent, signed
+from hermes3.report import names
 from hermes3.report.stages import ALIGNMENT
 
 LN2 = log(2)
@@ -19,8 +20,7 @@ def verdict(report: dict[str, Any]) -> list[str]:
     scores, paper = report["scores"], report["paper"]
     answer = reproduced(paper)
     main = [row for row in scores["rows"] if row["suite"] != ALIGNMENT]
-    sentences = [answer] if "rows" in paper else []
-    sentences.append(means(scores["means"]))
+    sentences = [means(scores["means"])]
     sentences += [step(main, place, *pair) for place, pair in enumerate(pairwise(scores["stages"]))]
     sentences += alignment(scores["alignment"], scores["stages"])
     for run in report["runs"]:
@@ -28,7 +28,7 @@ def verdict(report: dict[str, Any]) -> list[str]:
             sentences.append(first_loss(run))
         if run["not_finite"]:
             sentences.append(f"{run['name']} logged {run['not_finite']} losses that are not finite: do not use it.")
-    sentences += [] if "rows" in paper else [answer]
+    sentences = [answer, *sentences] if "rows" in paper else [*sentences, answer]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -42,24 +42,22 @@ def reproduced(paper: dict[str, Any]) -> str:
     column, words = next(iter(paper["columns"].items()))
     rows = [(row, row["against"][column]) for row in paper["rows"]]
     compared = [(row, pair) for row, pair in rows if "p" in pair]
-    apart = not_comparable(rows)
+    apart, mean = not_comparable(rows), paper["mean"]
     if not compared:
         return f"Did it reproduce? It cannot be said: none of the table's rows ({len(rows)}) can be compared. {apart}"
     gaps = [(pair["mark"], f"{row['name']} ({signed(pair['difference'], row['scale'])})") for row, pair in compared]
     worse, better = ([gap for mark, gap in gaps if mark == wanted] for wanted in ("worse", "better"))
-    mean = paper["mean"]
     n = f"{len(compared)} row{'s' if len(compared) > 1 else ''}"
-    of = n if len(compared) == len(rows) else f"{n} compared (of {len(rows)})"
+    whole = len(compared) == len(rows)
+    of = n if whole else f"{n} compared (of {len(rows)})"
     than = f"{paper['stage']} is worse than {words} as published"
     if worse:
         answer = f"It did not reproduce in full: {than} on {len(worse)} of {of}: {join(worse)}."
     elif mean is not None and mean["high"] < 0:
         answer = f"It did not reproduce in full: {than} on none of {of}, but over all of them together."
     else:
-        far = "" if len(compared) == len(rows) else " as far as it was measured"
-        answer = f"It reproduced{far}: {than} on none of {of}."
-    if better:
-        answer += f" It is better on {join(better)}."
+        answer = f"It reproduced{'' if whole else ' as far as it was measured'}: {than} on none of {of}."
+    answer += f" It is better on {join(better)}." if better else ""
     if mean is not None:
         half = median(50 * (pair["high"] - pair["low"]) for row, pair in compared if row["scale"] == 100)
         answer += f" The mean difference is {signed(mean['value'])} points ({interval(mean)})."
@@ -93,15 +91,10 @@ def step(rows: list[Row], place: int, before: str, after: str) -> str:
     """What changed from the stage at `place` to the next, by the paired tests on the same documents."""
     pairs = [(row, row["comparisons"][place]) for row in rows]
     clauses = []
-    for mark, words in {
-        "better": "raised {}",
-        "worse": "lowered {}",
-        "no clear difference": "left {} without a clear difference",
-        "not tested": "changed {}, which was not tested",
-    }.items():
+    for mark, words in names("changes").items():
         changes = [(row["task_label"], signed(p["change"], row["scale"])) for row, p in pairs if p["mark"] == mark]
-        names = [name if "left" in words else f"{name} ({change})" for name, change in changes]
-        clauses += [words.format(join(names))] if names else []
+        listed = [name if "left" in words else f"{name} ({change})" for name, change in changes]
+        clauses += [words.format(join(listed))] if listed else []
     sentence = f"Against {before}, {after} {'; it '.join(clauses)}." if clauses else ""
     apart = not_comparable(pairs)
     return f"{sentence} {apart.replace('Not comparable', f'Not comparable between {before} and {after}')}".strip()
@@ -125,10 +118,8 @@ def first_loss(run: dict[str, Any]) -> str:
         return f"{fact}: the policy starts as its own reference, as it must."
     if at > 1:
         return f"{fact}; the entry averages {at} steps, so the start itself was not logged."
-    return (
-        f"{fact}: {abs(loss - LN2):.4f} apart. Dropout and NEFTune noise move the policy a little before the first "
-        "update; a wide gap means that the reference is another model."
-    )
+    fact += f": {abs(loss - LN2):.4f} apart. Dropout and NEFTune noise move the policy a little before the first update"
+    return f"{fact}; a wide gap means that the reference is another model."
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -138,5 +129,5 @@ def summary(report: dict[str, Any]) -> str:
     width = max(map(len, table["stages"]), default=0)
     lines = [f"{name:<{width}}  {percent(one['value'])} ({interval(one)})" for name, one in table["stages"].items()]
     tasks = f"Mean of {', '.join(table['tasks'])}, with 95 % intervals:"
-    head = tasks if lines else "No task was measured at every stage."
-    return "\n".join([answer + head, *lines]).replace("\u00a0", " ").replace("\u2009", "") + "\n"
+    head = answer + (tasks if lines else "No task was measured at every stage.")
+    return "\n".join([head, *lines]).replace("\u00a0", " ").replace("\u2009", "") + "\n"
