@@ -15,30 +15,25 @@ from hermes3.results.lm_eval import read_evaluation
 from hermes3.stats import wilson
 
 # stage -> task -> metric -> right answers of 100 documents; every stage is right on the first documents.
+RIGHT = {"base": (27, 2, 0, 50), "SFT": (60, 95, 81, 54), "SFT+DPO": (61, 94, 81, 70)}
 STAGES = {
     stage: {
         "tiny_choice": {"acc": choice},
         "tiny_tool_call": {"valid": valid, "exact": exact},
         "tiny_preference": {"acc": preference},
     }
-    for stage, choice, valid, exact, preference in [
-        ("base", 27, 2, 0, 50),
-        ("SFT", 60, 95, 81, 54),
-        ("SFT+DPO", 61, 94, 81, 70),
-    ]
+    for stage, (choice, valid, exact, preference) in RIGHT.items()
 }
 
 
 def inputs_in(tmp_path: Path) -> dict:
-    commands = ["hermes3 mix data_mixes/tiny_sft.yml", "axolotl train recipes/tiny_sft.yml && echo <done>"]
+    runs = {"SFT": write_run(tmp_path / "sft", sft_history())}
+    runs["DPO"] = write_run(tmp_path / "dpo", dpo_history(), checkpoint="checkpoint-40")
     return {
         "mixes": [write_mix(tmp_path / "mix" / kind, kind) for kind in ("sft", "preference")],
-        "runs": {
-            "SFT": write_run(tmp_path / "sft", sft_history()),
-            "DPO": write_run(tmp_path / "dpo", dpo_history(), checkpoint="checkpoint-40"),
-        },
+        "runs": runs,
         "scores": {name: write_scores(tmp_path / "eval" / name, tasks) for name, tasks in STAGES.items()},
-        "commands": commands,
+        "commands": ["hermes3 mix data_mixes/tiny_sft.yml", "axolotl train recipes/tiny_sft.yml && echo <done>"],
     }
 
 
