@@ -50,9 +50,8 @@ def compare_with_table(stage: Evaluation, groups: list[Group], table: Table, col
     interval.
     """
     by_name = {group.name: group for group in groups}
-    doubts = {
-        one.row: f"{one.printed:.2f} is printed: {one.why}" for one in table.misprints if one.column == columns[0]
-    }
+    doubted = [one for one in table.misprints if one.column == columns[0]]
+    doubts = {one.row: f"{one.printed:.2f} is printed: {one.why}" for one in doubted}
     rows = []
     for name, row in table.rows.items():
         group = by_name.get(name)
@@ -103,12 +102,10 @@ def what_dpo_changed(scores: dict[str, Any], size: str | None) -> list[dict[str,
     ours = {row["task_label"]: row for row in scores["rows"]}
     rows = []
     for name, row in load("table4").rows.items():
-        before, after = (value / row.scale for value in row.values)
-        pair = ours[name]["comparisons"][-1] if name in ours else {"mark": "not comparable", "reason": "not measured"}
-        if reason := row.unlike or why_not_change(ours.get(name)):
-            pair = {"mark": "not comparable", "reason": reason}
-        change = {"name": name, "setting": row.setting, "scale": row.scale, "published": after - before, "ours": pair}
+        published = (row.values[1] - row.values[0]) / row.scale
+        reason = row.unlike or why_not_change(ours.get(name)) or (None if name in ours else "not measured")
+        pair = {"mark": "not comparable", "reason": reason} if reason else ours[name]["comparisons"][-1]
+        rows.append({"name": name, "setting": row.setting, "scale": row.scale, "published": published, "ours": pair})
         if pair.get("low") is not None:
-            change["inside"] = pair["low"] <= after - before <= pair["high"]
-        rows.append(change)
+            rows[-1]["inside"] = pair["low"] <= published <= pair["high"]
     return rows

@@ -7,6 +7,7 @@ from typing import Any
 from hermes3.files import UserError, sha256, write_text
 from hermes3.git import commit
 from hermes3.mix.manifest import composition
+from hermes3.mix.manifest import read as manifest_of
 from hermes3.page import text
 from hermes3.page.charts import mix_chart
 from hermes3.page.shell import render
@@ -78,14 +79,11 @@ def write_report(
 
 def read_mix(folder: Path) -> dict[str, Any]:
     """What the report shows of the mix in `folder`. `UserError` when its manifest is missing or it holds no tokens."""
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; build the mix first")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest = manifest_of(folder)
     if not manifest["total"]["tokens"]:
-        raise UserError(f"{path}: the mix holds no tokens; see its rejects")
+        raise UserError(f"{folder}: the mix holds no tokens; see its rejects")
     mix = {key: manifest[key] for key in MIX_KEYS} | {"folder": str(folder), "categories": composition(manifest)}
-    mix |= {"manifest_sha256": sha256(path), "output_sha256": manifest["output"]["sha256"]}
+    mix |= {"manifest_sha256": sha256(folder / "manifest.json"), "output_sha256": manifest["output"]["sha256"]}
     rejects = [(*key.partition("/")[::2], count) for key, count in manifest["rejects"].items()]
     return mix | {"rejects": [dict(zip(("stage", "reason", "count"), one, strict=True)) for one in rejects]}
 
@@ -117,10 +115,8 @@ def _versions(mixes: list[dict[str, Any]], stages: list[Evaluation]) -> list[dic
     for stage in stages:
         versions = {package: stage.harness[f"{package}_version"] for package in ("lm_eval", "transformers")}
         pairs += [(of, f"scores of {stage.name}") for of in versions.items() if of[1] is not None]
-    recorded: dict[tuple[str, str], list[str]] = {}
-    for of, by in pairs:
-        recorded.setdefault(of, []).append(by)
-    return [{"package": key[0], "version": key[1], "recorded_by": by} for key, by in sorted(recorded.items())]
+    recorded = {of: [by for other, by in pairs if other == of] for of in sorted({of for of, _ in pairs})}
+    return [{"package": of[0], "version": of[1], "recorded_by": by} for of, by in recorded.items()]
 
 
 def _charts(report: dict[str, Any]) -> dict[str, str]:
