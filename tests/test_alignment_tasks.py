@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def score(function, row, answer):
     return getattr(module, function)({"row": json.dumps(row)}, [answer])
 
 
+@cache
 def rows(kind):
     return [json.loads(row["row"]) for row in alignment_rows.load(kind)["test"]]
 
@@ -173,3 +175,18 @@ def test_the_empty_system_message_stays_empty_and_none_becomes_the_default(ran):
     for empty, default in zip(*texts, strict=True):
         assert "<|im_start|>system\n<|im_end|>" in empty
         assert empty.replace("system\n<|im_end|>", f"system\n{DEFAULT_SYSTEM}<|im_end|>") == default
+
+
+def test_a_careful_reader_agrees():
+    """200 answers that were marked by hand before the scorers saw them (docs/alignment.md); 95 % must agree."""
+    held_out = yaml.safe_load((ROOT / "tests/alignment_held_out.yml").read_text(encoding="utf-8"))
+    answers = [(task.removeprefix("alignment_"), *one) for task, of in held_out.items() for one in of]
+    assert len(answers) == 200
+    named = {task: metric for group in load("alignment").groups.values() for task, metric in group.tasks.items()}
+    other = []
+    for kind, item, answer, right in answers:
+        row = next(row for row in rows(kind) if item in json.dumps(row, ensure_ascii=False))
+        function = "followed" if kind in ("format", "length") else kind
+        if score(function, row, answer)[named[f"alignment_{kind}"]] != right:
+            other.append((kind, answer))
+    assert len(other) <= 10, other
