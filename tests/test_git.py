@@ -41,12 +41,12 @@ def test_another_s_checkout_has_its_commit_and_says_whether_files_differ(checkou
     monkeypatch.chdir(checkout)
     sha = head(checkout)
     assert (commit(Path()), commit(checkout, digits=12)) == (sha, sha[:12])
-    assert (repository()["commit"], repository()["changed"]) == (sha, False)
+    assert (repository(checkout)["commit"], repository(checkout)["changed"]) == (sha, False)
     (checkout / "new").touch()  # git does not know it
     assert commit(checkout) == sha
     (checkout / "file").write_text("2")
     assert (commit(checkout), commit(checkout, dirty=False)) == (f"{sha}-dirty", sha)
-    assert (repository()["commit"], repository()["changed"]) == (sha, True)
+    assert (repository(checkout)["commit"], repository(checkout)["changed"]) == (sha, True)
 
 
 def test_none_outside_and_none_of_a_checkout_above_that_another_owns(checkout, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ models mostly find the same questions hard, which makes the true interval narrow
 """
 
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 from hermes3.files import UserError
@@ -17,6 +18,8 @@ from hermes3.results.published import Table, load
 from hermes3.stats import Z, difference, effective_n, two_proportions, wilson, z_test
 
 SIZES = ("8b", "70b", "405b")
+OTHERWISE = "under another protocol"
+Z_90, Z_80 = NormalDist().inv_cdf(0.95), NormalDist().inv_cdf(0.8)
 NOTES = {"405b": "The paper measured both of its 405B models in FP8."}
 
 
@@ -43,11 +46,13 @@ def size_of(recipes: dict[str, Path | None]) -> str | None:
     return sizes.pop() if len(sizes) == 1 and sizes <= set(SIZES) else None
 
 
-def compare_with_table(stage: Evaluation, groups: list[Group], table: Table, columns: list[str]) -> dict[str, Any]:
+def compare_with_table(
+    stage: Evaluation, groups: list[Group], table: Table, columns: list[str], margin: float = 0.02
+) -> dict[str, Any]:
     """`stage` against `columns` of `table`, the first of which is what we reproduce; each is corrected by Holm.
 
     `mean` holds the mean of the differences over the comparable rows of the first column that are in percent, with its
-    interval.
+    interval. `margin`: within which a difference counts as none, a share.
     """
     by_name = {group.name: group for group in groups}
     doubted = [one for one in table.misprints if one.column == columns[0]]
@@ -57,7 +62,9 @@ def compare_with_table(stage: Evaluation, groups: list[Group], table: Table, col
         group = by_name.get(name)
         score = score_of(stage, group) if group else None
         reason = why_not_published(stage, group, score, row)
-        against = {column: _against(score, table.values(column)[name] / row.scale, reason) for column in columns}
+        against = {
+            column: _against(score, table.values(column)[name] / row.scale, reason, margin) for column in columns
+        }
         note = "; ".join(filter(None, (row.note, doubts.get(name))))
         facts = {"name": name, "setting": row.setting, "scale": row.scale, "note": note}
         rows.append(facts | {"score": as_dict(score), "against": against})
@@ -65,17 +72,31 @@ def compare_with_table(stage: Evaluation, groups: list[Group], table: Table, col
         mark([row["against"][column] for row in rows], "difference")
     pairs = [row["against"][columns[0]] for row in rows if row["scale"] == 100 and "p" in row["against"][columns[0]]]
     mean = mean_row(pairs, "difference") | {"rows": len(pairs)} if pairs else None
+    mean = mean and mean | equivalence(*(mean[key] for key in ("value", "low", "high")), margin)
     words = {column: table.columns[column] for column in columns}
-    return {"stage": stage.name, "columns": words, "rows": rows, "mean": mean}
+    return {"stage": stage.name, "columns": words, "rows": rows, "mean": mean, "margin": margin}
 
 
-def _against(score: Score | None, published: float, reason: str | None) -> dict[str, Any]:
+def equivalence(gap: float, low: float, high: float, margin: float) -> dict[str, Any]:
+    """`equal`: whether a difference with its 95 % interval lies within ± `margin`; `detectable`: what would be seen.
+
+    Two one-sided tests at 5 % (Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15, 1987), which is a 90 % interval
+    inside the margin. A difference of `detectable` is found by the two-sided test with a probability of 80 %.
+    """
+    stderr = (high - low) / 2 / Z
+    return {"equal": abs(gap) + Z_90 * stderr < margin, "detectable": (Z + Z_80) * stderr}
+
+
+def _against(score: Score | None, published: float, reason: str | None, margin: float) -> dict[str, Any]:
     gap = {} if score is None else {"difference": score.value - published}
-    if reason:
+    if score is None or score.low is None or (reason and not reason.startswith(OTHERWISE)):
         return {"published": published, **gap, "mark": "not comparable", "reason": reason}
     ours, theirs, p = _test(score, published)
     low, high = difference(ours, theirs)
-    return {"published": published, **gap, "low": low, "high": high, "p": p, "mark": "same"}
+    pair = {"published": published, **gap, "low": low, "high": high}
+    if reason:  # shown with its interval, and no part of the verdict
+        return pair | {"mark": OTHERWISE, "reason": reason.removeprefix(OTHERWISE).lstrip(": ")}
+    return pair | {"p": p, "mark": "same"} | equivalence(score.value - published, low, high, margin)
 
 
 def _test(score: Score, value: float) -> tuple[tuple[float, float, float], tuple[float, float, float], float]:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hermes3.files import UserError, sha256, write_text
+from hermes3.files import ROOT, UserError, sha256, write_text
 from hermes3.git import commit
 from hermes3.mix.manifest import composition
 from hermes3.mix.manifest import read as manifest_of
@@ -20,7 +20,7 @@ from hermes3.results.groups import PAPER_SUITE, groups_of
 from hermes3.results.lm_eval import Evaluation, read_evaluation
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
-LOCK = Path("requirements.txt")
+LOCK = ROOT / "requirements.txt"
 MIX_KEYS = ("name", "kind", "seed", "sequence_len", "tokenizer", "versions", "sources", "total")
 
 
@@ -63,7 +63,9 @@ def write_report(
         "runs": run_data,
         "mixes": mix_data,
         "repository": repository(),
-        "recipes": [{"run": name, "path": at and str(at), "sha256": at and sha256(at)} for name, at in recipes.items()],
+        "recipes": [
+            {"run": name, "path": at and str(at), "sha256": at and sha256(ROOT / at)} for name, at in recipes.items()
+        ],
         "evaluations": [_facts(one) for of_stage in seeds.values() for one in of_stage],
         "versions": _versions(mix_data, stages),
         "commands": commands,
@@ -88,16 +90,18 @@ def read_mix(folder: Path) -> dict[str, Any]:
     return mix | {"rejects": [dict(zip(("stage", "reason", "count"), one, strict=True)) for one in rejects]}
 
 
-def repository() -> dict[str, Any]:
+def repository(folder: Path = ROOT) -> dict[str, Any]:
     """`commit` (None outside a repository), whether tracked files differ from it, and the lock's sha256."""
-    at = commit(Path()) or ""
-    lock = {"path": str(LOCK), "sha256": sha256(LOCK) if LOCK.is_file() else None}
+    at = commit(folder) or ""
+    lock = {"path": LOCK.name, "sha256": sha256(LOCK) if LOCK.is_file() else None}
     return {"commit": at.removesuffix("-dirty") or None, "changed": at.endswith("-dirty"), "lock": lock}
 
 
 def _all_suites() -> list[suite.Suite]:
     """All of eval/suites: the paper's first, so that its groups give their names to what several suites measure."""
     names = sorted(path.stem for path in suite.SUITES.glob("*.yml"))
+    if not names:
+        raise UserError(f"{suite.SUITES}: no suites there, which name the scores; install hermes3 from its checkout")
     return [suite.load(name) for name in sorted(names, key=lambda n: (n != PAPER_SUITE, n != "epoch_selection"))]
 
 

@@ -9,6 +9,7 @@ from hermes3.report import names
 
 MARKERS = ("o", "s", "D", "^")
 LOOKS = {"same": (MUTED, "o"), "better": (BETTER, "^"), "worse": (WORSE, "v"), "not comparable": (MUTED, "x")}
+LOOKS["under another protocol"] = (MUTED, "d")
 PANELS = {"sft": ("loss", "loss", "learning_rate"), "preference": ("loss", "accuracy", "margin")}
 MOST_POINTS = 1000  # of a curve: a panel is some 400 px wide
 

@@ -4,7 +4,9 @@ Scores come from a `report.json` of `hermes3 report`, so card and report never d
 """
 
 import json
+import re
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from hermes3.chat import prompts
@@ -12,6 +14,7 @@ from hermes3.files import UserError, read_yaml, sha256, write_text
 from hermes3.model_folder import check_model
 from hermes3.page.shell import render
 from hermes3.recipe.paper import paper_of
+from hermes3.recipe.read import on_hub
 from hermes3.report import names
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -21,10 +24,12 @@ QUESTION, WEATHER = names("question"), names("weather")
 def write_card(model: Path, report: Path, stage: str, recipe: Path, name: str) -> str:
     """Write `model`/README.md, and return its text. `name` is the Hub's, OWNER/NAME; `stage` is one of the report's.
 
-    `UserError` for a folder that is not a whole model, a file that is not a report, and a stage that it does not have.
+    `UserError` for another name, a folder that is not a whole model, a file that is not a report, and a stage that it
+    does not have.
     """
     from huggingface_hub import ModelCard
 
+    check_name(name)
     check_model(model)
     try:
         facts = json.loads(report.read_text(encoding="utf-8"))
@@ -43,11 +48,39 @@ def write_card(model: Path, report: Path, stage: str, recipe: Path, name: str) -
     facts |= {"recipe": str(recipe), "recipe_sha256": sha256(recipe), "report_sha256": sha256(report)}
     facts["settings"] = {key: settings[key] for key in names("settings") if key in settings}
     facts["scores"] = [{"shots": shots.get(row["task"])} | row | row["scores"][stage] for row in rows]
-    paper = paper_of(recipe)
-    facts |= {"forms": _forms(model), "card_data": _card_data(facts, paper and paper.base).to_yaml()}
-    card = str(ModelCard(render(TEMPLATE, facts, {}, {})))  # parses the metadata: a card that the Hub cannot read fails
+    facts |= _origin(facts, recipe, str(settings.get("base_model")))
+    facts |= {"forms": _forms(model), "card_data": _card_data(facts).to_yaml()}
+    card = str(
+        ModelCard(render(TEMPLATE, facts, {}, {"quote": quote}))
+    )  # parses the metadata: a card that the Hub cannot read fails
     write_text(model / "README.md", card)
     return card
+
+
+def check_name(name: str) -> None:
+    """`UserError` for what is no name on the Hub, OWNER/NAME: it goes into a shell line of the card."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"--name {name!r}: {error}") from None
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
+        raise UserError(f"--name {name!r}: give it as OWNER/NAME, in letters, digits, - _ and . alone")
+
+
+def _origin(facts: dict[str, Any], recipe: Path, base_model: str) -> dict[str, Any]:
+    """Base, licence and languages, as the base's name and the mixes' cards state them; None where none does."""
+    from huggingface_hub import DatasetCard
+
+    paper = paper_of(recipe)
+    base = paper.base if paper else base_model if on_hub(base_model) else None
+    llama = re.search(r"llama-?(\d(?:\.\d)?)", base or "", re.IGNORECASE)
+    cards = [Path(mix["folder"]) / "README.md" for mix in facts["mixes"] if "folder" in mix]
+    languages = [DatasetCard.load(card).data.language or [] for card in cards if card.is_file()]
+    known = sorted({code for of in languages for code in of if len(code) == 2})
+    licences = {source["licence"] for mix in facts["mixes"] for source in mix.get("sources", []) if source["rows_kept"]}
+    return {"base": base, "licence": llama and f"llama{llama[1]}", "languages": known, "licences": sorted(licences)}
 
 
 def push(model: Path, name: str) -> str:
@@ -60,8 +93,8 @@ def push(model: Path, name: str) -> str:
     return str(api.upload_folder(repo_id=name, folder_path=model, ignore_patterns=ignored))
 
 
-def _card_data(facts: dict[str, Any], base: str | None):
-    """The metadata that the Hub reads: every score is an evaluation result with its task and metric."""
+def _card_data(facts: dict[str, Any]):
+    """The metadata that the Hub reads: an evaluation result for every score over all questions of its tasks."""
     from huggingface_hub import EvalResult, ModelCardData
 
     results = [
@@ -75,8 +108,10 @@ def _card_data(facts: dict[str, Any], base: str | None):
             metric_args={"num_fewshot": row["shots"], "samples": row["n"]},
         )
         for row in facts["scores"]
+        if not {row["task"], *row.get("tasks", [])} & {*facts["evaluation"]["part"]}
     ]
-    return ModelCardData(model_name=facts["model_name"], base_model=base, eval_results=results, **names("metadata"))
+    stated = {"base_model": facts["base"], "license": facts["licence"], "language": facts["languages"] or None}
+    return ModelCardData(model_name=facts["model_name"], eval_results=results, **stated, **names("metadata"))
 
 
 def _forms(model: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """A training run: curves of the trainer's own log (`trainer_state.json`), GPU-hours, its recipe, its chosen epoch."""
 
 import json
+from contextlib import chdir
 from math import isfinite
 from pathlib import Path
 from statistics import median
@@ -8,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from hermes3.files import UserError
+from hermes3.files import ROOT, UserError
 from hermes3.plan.plan import plan
 from hermes3.recipe.paper import paper_of
 from hermes3.report import names
@@ -18,7 +19,6 @@ COLUMNS = names("log")
 HELD_OUT = {"step": "step", "loss": "eval_loss"}
 PERFORMANCE = ("tokens_per_second_per_gpu", "mfu", "packing_efficiency", "memory_gb")
 PACKED, PAIRS = "tokens/total", "num_tokens"  # Axolotl's count over all ranks with padding; TRL's, without
-RECIPES = Path("recipes")
 Entry = dict[str, Any]
 
 
@@ -88,7 +88,8 @@ def gpu_hours_beside_plan(name: str, folder: Path, recipe: Path | None) -> dict[
     if paper and paper.gpu_hours is None:
         notes.append("the paper gives no GPU-hours for this phase")
     try:
-        planned = recipe and plan(recipe, packed=False)  # packing the mix again takes minutes
+        with chdir(ROOT):  # what recipes name is relative to it
+            planned = recipe and plan(recipe, packed=False)  # packing the mix again takes minutes
         if planned is None:
             notes.append("no recipe names this folder as its output_dir")
         elif planned.gpu.is_cpu:
@@ -102,10 +103,11 @@ def gpu_hours_beside_plan(name: str, folder: Path, recipe: Path | None) -> dict[
 
 
 def recipe_of(folder: Path) -> Path | None:
-    """The recipe whose `output_dir` is `folder`; None if there is none, or if two claim it."""
-    recipes = {path: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(RECIPES.rglob("*.yml"))}
+    """The recipe (below the checkout) whose `output_dir` is `folder`; None if there is none, or if two claim it."""
+    paths = sorted((ROOT / "recipes").rglob("*.yml"))
+    recipes = {path.relative_to(ROOT): yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths}
     outputs = {path: recipe.get("output_dir") for path, recipe in recipes.items() if isinstance(recipe, dict)}
-    claiming = [path for path, out in outputs.items() if out and Path(out).resolve() == folder.resolve()]
+    claiming = [path for path, out in outputs.items() if out and (ROOT / out).resolve() == folder.resolve()]
     return claiming[0] if len(claiming) == 1 else None
 
 
