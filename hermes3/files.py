@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 T = TypeVar("T")
+ROOT = Path(__file__).parents[1]  # of the checkout: recipes, suites and tables lie below it
 
 
 class UserError(ValueError):

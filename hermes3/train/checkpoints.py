@@ -101,7 +101,7 @@ def consolidate(checkpoint: Path, out: Path, max_shard_size: str = MAX_SHARD_SIZ
         shapes, read = _fsdp(checkpoint / FSDP) if (checkpoint / FSDP).is_dir() else _zero(checkpoint)
     except (FileNotFoundError, ValueError, EOFError) as error:
         raise UserError(f"{checkpoint}: not a whole checkpoint ({error}); take the one before it") from error
-    with new_folder(out) as folder:
+    with new_folder(out, "hermes3 consolidate") as folder:
         for path in [*source.glob("*.json"), *source.glob("*.jinja")]:
             if path.name not in ("trainer_state.json", "tokens_state.json", INDEX):
                 shutil.copy2(path, folder / path.name)
@@ -120,7 +120,7 @@ def _merge(checkpoint_dir: str, output_path: str, **kwargs) -> None:
     from accelerate import PartialState
 
     if PartialState().is_main_process:
-        with new_folder(Path(output_path)) as folder:
+        with new_folder(Path(output_path), "axolotl train") as folder:
             _write(*_fsdp(Path(checkpoint_dir)), folder, MAX_SHARD_SIZE)
 
 
