@@ -69,9 +69,9 @@ def tracked() -> dict[str, dict]:
     for shape, fp32, work in CASES.values():
         liger = {"liger": work.liger_norm, "fused_loss": work.fused_loss}
         how = {"fp32": fp32, "checkpointing": work.checkpointing, "tokens": work.tokens, "rank": work.rank}
-        cases.append(asdict(shape) | how | liger | {"ranks": RANKS})
-    command = [sys.executable, str(Path(__file__).with_name("plan_tracker.py")), json.dumps(cases)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+        cases.append({"shape": asdict(shape), "ranks": RANKS} | how | liger)
+    command = [sys.executable, "-m", "tests.plan_tracker", json.dumps(cases)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(zip(CASES, json.loads(done.stdout.splitlines()[-1]), strict=True))
 

@@ -108,45 +108,39 @@ def schedule(
     """
     if mix is None and (mix_of(recipe) / "manifest.json").is_file():
         mix = mix_of(recipe)
+    epochs, max_steps = float(recipe.get("num_epochs") or 1), recipe.get("max_steps")
     if recipe.get("rl"):
-        return _pairs(recipe, batch, mix)
-    epochs = float(recipe.get("num_epochs") or 1)
+        plot = (PAPER_DPO_STEPS * batch / epochs, PAIR_TOKENS, "1,200 steps, the paper's 8B plot")
+        pairs, pair_tokens, source = _pairs(mix) if mix else plot
+        an_epoch = math.ceil(pairs / batch)  # transformers' Trainer makes a last, smaller step of what is left
+        steps = max_steps or math.ceil(an_epoch * epochs)
+        tokens, per_epoch = pair_tokens * min(steps * batch, pairs * epochs), [an_epoch] * math.ceil(epochs)
+        planned = Schedule("pairs", batch, epochs, per_epoch, steps, tokens, pair_tokens / 2, None, source)
+        return planned, [] if mix else [f"no mix: {source}; {PAIR_TOKENS:,} tokens per pair are assumed"]
     if mix and packed:
         from hermes3.mix.pack import preview  # imports Axolotl: seconds
 
         packing = preview(mix, path, validate(path))
         tokens, mean = packing.tokens_per_step * packing.steps, packing.tokens / packing.rows
-        source = f"{mix}, packed by Axolotl's packer"
-        per_epoch = packing.steps_per_epoch
-        return Schedule(
-            "sequences", batch, epochs, per_epoch, packing.steps, tokens, mean, packing.efficiency, source
-        ), []
-    length = recipe["sequence_len"]
+        source, per_epoch = f"{mix}, packed by Axolotl's packer", packing.steps_per_epoch
+        full = packing.efficiency
+        return Schedule("sequences", batch, epochs, per_epoch, packing.steps, tokens, mean, full, source), []
+    length, source = recipe["sequence_len"], "the paper's 390 M tokens, sequences 96 % full"
     an_epoch = PAPER_TOKENS / PAPER_PACKING / length / batch
-    steps = recipe.get("max_steps") or round(an_epoch * epochs)
-    tokens, per_epoch = steps * batch * length * PAPER_PACKING, [round(an_epoch)] * math.ceil(epochs)
-    source = "the paper's 390 M tokens, sequences 96 % full"
-    assumed = f"no mix: steps are for {source}; conversations of {ROW_TOKENS} tokens on average"
-    return Schedule("sequences", batch, epochs, per_epoch, steps, tokens, ROW_TOKENS, PAPER_PACKING, source), [assumed]
+    steps, per_epoch = max_steps or round(an_epoch * epochs), [round(an_epoch)] * math.ceil(epochs)
+    tokens = steps * batch * length * PAPER_PACKING
+    planned = Schedule("sequences", batch, epochs, per_epoch, steps, tokens, ROW_TOKENS, PAPER_PACKING, source)
+    return planned, [f"no mix: steps are for {source}; conversations of {ROW_TOKENS} tokens on average"]
 
 
-def _pairs(recipe: dict[str, Any], batch: int, mix: Path | None) -> tuple[Schedule, list[str]]:
-    epochs, warnings = float(recipe.get("num_epochs") or 1), []
-    if mix is None:
-        pairs, pair_tokens, source = PAPER_DPO_STEPS * batch / epochs, PAIR_TOKENS, "1,200 steps, the paper's 8B plot"
-        warnings.append(f"no mix: {source}; {PAIR_TOKENS:,} tokens per pair are assumed")
-    else:
-        if not (mix / "manifest.json").is_file():
-            raise UserError(f"{mix}: no manifest.json; build the mix first")
-        manifest = json.loads((mix / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["kind"] != "preference":
-            raise UserError(f"{mix}: a mix of kind {manifest['kind']} holds no pairs; DPO needs a preference mix")
-        pairs, source = manifest["total"]["rows"], str(mix)
-        pair_tokens = manifest["total"]["tokens"] / pairs
-    an_epoch = math.ceil(pairs / batch)  # transformers' Trainer makes a last, smaller step of what is left
-    steps = recipe.get("max_steps") or math.ceil(an_epoch * epochs)
-    tokens, per_epoch = pair_tokens * min(steps * batch, pairs * epochs), [an_epoch] * math.ceil(epochs)
-    return Schedule("pairs", batch, epochs, per_epoch, steps, tokens, pair_tokens / 2, None, source), warnings
+def _pairs(mix: Path) -> tuple[int, float, str]:
+    """(pairs, mean tokens per pair, source) of a preference mix."""
+    if not (mix / "manifest.json").is_file():
+        raise UserError(f"{mix}: no manifest.json; build the mix first")
+    manifest = json.loads((mix / "manifest.json").read_text(encoding="utf-8"))
+    if manifest["kind"] != "preference":
+        raise UserError(f"{mix}: a mix of kind {manifest['kind']} holds no pairs; DPO needs a preference mix")
+    return manifest["total"]["rows"], manifest["total"]["tokens"] / manifest["total"]["rows"], str(mix)
 
 
 def flops_per_token(shape: Shape, work: Work, row_tokens: float) -> float:

@@ -67,25 +67,27 @@ def setting_of(path: Path, recipe: dict[str, Any]) -> Setting:
     plugins = [str(name) for name in recipe.get("plugins") or []]
     fp32 = any(name.endswith("HermesPlugin") for name in plugins) and not recipe.get("adapter")
     if fsdp := recipe.get("fsdp_config"):
-        offload = "all" if fsdp.get("offload_params") else ""
-        same = next(one for one in SETTINGS if (one.engine, one.fp32, one.offload) == (FSDP2, fp32, offload))
+        own = _setting(FSDP2, fp32, "all" if fsdp.get("offload_params") else "")
         whole = "FULL_STATE_DICT" in (fsdp.get("state_dict_type"), fsdp.get("final_state_dict_type"))
-        return same.gathering() if whole else same
+        return own.gathering() if whole else own
     config = deepspeed_config(path, recipe)
     if config is None:
         return Setting("every process holds the whole model", REPLICATED, fp32=fp32)
     zero = config.get("zero_optimization", {})
-    on_host = tuple(
-        zero.get(part, {}).get("device", "none") != "none" for part in ("offload_optimizer", "offload_param")
-    )
+    devices = (zero.get(part, {}).get("device", "none") for part in ("offload_optimizer", "offload_param"))
+    on_host = tuple(device != "none" for device in devices)
     if zero.get("stage") != 3 or on_host not in OFFLOADS:
         raise UserError(
             f"{path}: deepspeed: only ZeRO stage 3 is planned for, with the optimizer, or the optimizer and the "
             f"parameters offloaded; stage is {zero.get('stage')}"
         )
-    same = next(one for one in SETTINGS if one.engine == ZERO3 and one.offload == OFFLOADS[on_host])
-    same = replace(same, buckets={key: float(zero[key]) for key in BUCKETS if zero.get(key, "auto") != "auto"})
-    return same.gathering() if zero.get("stage3_gather_16bit_weights_on_model_save") else same
+    buckets = {key: float(zero[key]) for key in BUCKETS if zero.get(key, "auto") != "auto"}
+    own = replace(_setting(ZERO3, True, OFFLOADS[on_host]), buckets=buckets)
+    return own.gathering() if zero.get("stage3_gather_16bit_weights_on_model_save") else own
+
+
+def _setting(*key: object) -> Setting:
+    return next(one for one in SETTINGS if (one.engine, one.fp32, one.offload) == key)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from hermes3.recipe.hardware import Gpu, gpu_of, hardware_of
 from hermes3.recipe.read import read
 
 BANDWIDTH = 2e9  # bytes/s that a node writes to shared storage: assumed
-PRICE = 2.5  # USD per GPU-hour: assumed
 TIGHT = 0.05  # headroom below which fragments alone may end a run
 
 
@@ -94,27 +93,30 @@ def plan(
     work = replace(work, accumulation=accumulation)
     planned, assumed = schedule(path, recipe, batch, mix, packed)
     warnings += assumed
-    ways = [own]
-    if not device.is_cpu:
-        others = [one for one in SETTINGS if one.name != own.name]
-        ways += [one.gathering() for one in others] if own.gathered else others
+    others = [] if device.is_cpu else [one for one in SETTINGS if one.name != own.name]
+    ways = [own, *(one.gathering() if own.gathered else one for one in others)]
     settings = [memory(shape, work, way, device, nodes, per_node) for way in ways]
-    run, assumed = cost(shape, work, planned, settings[0], device, n, mfu, PRICE if price is None else price)
+    run, assumed = cost(shape, work, planned, settings[0], device, n, mfu, device.price if price is None else price)
     warnings += assumed
     saved = checkpoints(recipe, planned, shape, work, settings[0], run, n, bandwidth or BANDWIDTH)
     if price is None and not device.is_cpu:
-        warnings.append(f"price: {PRICE} USD per GPU-hour is assumed; give --price")
+        warnings.append(f"price: {device.price} USD per GPU-hour is assumed; give --price")
     if bandwidth is None:
         warnings.append(f"storage: {BANDWIDTH / 1e9:.0f} GB/s per node are assumed; give --bandwidth")
     if host_memory is None and not device.is_cpu:
         memory_of_node = f"{device.host_memory / 1e12:.3g} TB per node, {HOST_SHARE:.0%} of it free"
         warnings.append(f"host: {memory_of_node}, are assumed; give --host-memory")
     if own.engine == REPLICATED and own.fp32 and work.width == 2:
-        warnings.append(
-            f"autocast on fp32 weights: their bf16 copies ({2 * shape.parameters / 1e9:,.0f} GB) and residuals in fp32 "
-            "are not counted"
-        )
-    warnings += _risks(recipe, settings[0], run, planned, saved)
+        copies = f"their bf16 copies ({2 * shape.parameters / 1e9:,.0f} GB) and residuals in fp32"
+        warnings.append(f"autocast on fp32 weights: {copies} are not counted")
+    if settings[0].fits and settings[0].headroom < TIGHT:
+        warnings.append(f"{settings[0].headroom:.0%} of a GPU is left: fragments of the allocator may take more")
+    if recipe.get("save_only_model") and run.interruption_chance > 0.01:
+        interrupted = f"a run that is interrupted ({run.interruption_chance:.0%}) cannot be resumed"
+        warnings.append(f"save_only_model: {interrupted} and starts from nothing")
+    every = recipe.get("restart_steps") or recipe.get("save_steps") or max(planned.steps_per_epoch)
+    if saved.interval_steps and every > 3 * saved.interval_steps:
+        warnings.append(f"a restart point each {every:,} steps is rare: about {saved.interval_steps:,} are best")
     counts = {way.name: fewest(shape, work, way, device, per_node, accumulation * n) for way in ways}
     return Plan(
         recipe=str(path),
@@ -132,19 +134,6 @@ def plan(
         checkpoints=saved,
         warnings=warnings,
     )
-
-
-def _risks(recipe: dict[str, Any], own: Memory, run: Cost, planned: Schedule, saved: Checkpoints) -> list[str]:
-    risks = []
-    if own.fits and own.headroom < TIGHT:
-        risks.append(f"{own.headroom:.0%} of a GPU is left: fragments of the allocator may take more")
-    if recipe.get("save_only_model") and run.interruption_chance > 0.01:
-        chance = f"{run.interruption_chance:.0%}"
-        risks.append(f"save_only_model: a run that is interrupted ({chance}) cannot be resumed and starts from nothing")
-    every = recipe.get("restart_steps") or recipe.get("save_steps") or max(planned.steps_per_epoch)
-    if saved.interval_steps and every > 3 * saved.interval_steps:
-        risks.append(f"a restart point each {every:,} steps is rare: about {saved.interval_steps:,} are best")
-    return risks
 
 
 def size(count: float) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 
 from hermes3.files import UserError, read_yaml
 
-SIZES = {"8b": "meta-llama/Llama-3.1-8B", "70b": "meta-llama/Llama-3.1-70B", "405b": "meta-llama/Llama-3.1-405B"}
 # Names under which a model has the shape of its Llama 3.1: Meta's own, Nous' Hermes 3, and copies of either
 LLAMA = re.compile(r"(?:meta-|hermes-3-)?llama-3\.1-(8b|70b|405b)(?:-(?:base|instruct|fp8))*", re.IGNORECASE)
 LORA_LINEARS = 7
@@ -78,8 +77,7 @@ class Shape:
 @lru_cache
 def published() -> dict[str, Shape]:
     """The base models' shapes by Hub id."""
-    rows = read_yaml(Path(__file__).with_name("shapes.yml"))
-    return {name: Shape(name=name, **sizes) for name, sizes in rows.items()}
+    return {name: _shape(name, config) for name, config in read_yaml(Path(__file__).with_name("shapes.yml")).items()}
 
 
 def shape_of(path: Path, recipe: dict[str, Any]) -> Shape:
@@ -89,14 +87,15 @@ def shape_of(path: Path, recipe: dict[str, Any]) -> Shape:
     which need not be built yet. `UserError` for any other name: a size alone says nothing of a model's shape.
     """
     base = str(recipe.get("base_model") or "")
-    config = Path(base) / "config.json"
-    if config.is_file():
-        return read_config(config)
+    if (Path(base) / "config.json").is_file():
+        return read_config(Path(base) / "config.json")
     folders = [part.lower() for part in Path(base).parts]
+    by_size = {name.rpartition("-")[2].lower(): shape for name, shape in published().items()}
     sizes = [match[1].lower() for part in folders if (match := LLAMA.fullmatch(part))]
-    sizes += [size for parent, size in zip(folders, folders[1:], strict=False) if parent == "outputs" and size in SIZES]
+    beside = zip(folders, folders[1:], strict=False)
+    sizes += [folder for parent, folder in beside if parent == "outputs" and folder in by_size]
     if sizes:
-        return published()[SIZES[sizes[-1]]]
+        return by_size[sizes[-1]]
     raise UserError(
         f"{path}: base_model: {base} has no config.json here and is none of {', '.join(published())}, so its shape is "
         "not known; make the folder, or its config.json alone"
@@ -106,25 +105,29 @@ def shape_of(path: Path, recipe: dict[str, Any]) -> Shape:
 def read_config(config: Path) -> Shape:
     """The shape in a Llama's config.json. `UserError` for another kind of model, or a size that is missing."""
     try:
-        values = json.loads(config.read_text(encoding="utf-8"))
-        if values.get("model_type") != "llama":
-            raise UserError(f"{config}: model_type: {values.get('model_type')} is not planned for, only llama is")
-        heads = values["num_attention_heads"]
-        return Shape(
-            name=str(config.parent),
-            layers=values["num_hidden_layers"],
-            hidden=values["hidden_size"],
-            intermediate=values["intermediate_size"],
-            heads=heads,
-            kv_heads=values.get("num_key_value_heads") or heads,
-            head_dim=values.get("head_dim") or values["hidden_size"] // heads,
-            vocab=values["vocab_size"],
-            tied=bool(values.get("tie_word_embeddings")),
-        )
+        fields = json.loads(config.read_text(encoding="utf-8"))
+        if fields.get("model_type") != "llama":
+            raise UserError(f"{config}: model_type: {fields.get('model_type')} is not planned for, only llama is")
+        return _shape(str(config.parent), fields)
     except KeyError as error:
         raise UserError(f"{config}: {error.args[0]} is missing; copy the model's own config.json") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{config}: not JSON: {error}; copy the model's own config.json") from None
+
+
+def _shape(name: str, config: dict[str, Any]) -> Shape:
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    return Shape(
+        name=name,
+        layers=config["num_hidden_layers"],
+        hidden=hidden,
+        intermediate=config["intermediate_size"],
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or hidden // heads,
+        vocab=config["vocab_size"],
+        tied=bool(config.get("tie_word_embeddings")),
+    )
 
 
 @dataclass(frozen=True)
