@@ -15,7 +15,18 @@ from hermes3.recipe.read import read
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yml"))
 TINY = [path for path in RECIPES if path.stem.startswith("tiny_")]
-FULL = [path for path in RECIPES if path not in TINY]
+# Recipes for other hardware than the paper's, and what they do otherwise than another recipe, beside their own names
+HARDWARE = {
+    "8b_sft_1node": ("8b_sft", {"gradient_accumulation_steps", "restart_steps"}),
+    "8b_dpo_1gpu": ("8b_dpo", {"gradient_accumulation_steps"}),
+    "8b_sft_lora_1gpu": (
+        "experiments/8b_sft_lora",
+        {"gradient_accumulation_steps", "gradient_checkpointing", "gradient_checkpointing_kwargs"}
+        | {"deepspeed", "restart_steps"},
+    ),
+    "70b_sft_4nodes": ("70b_sft", {"gradient_accumulation_steps", "restart_steps", "reproduces"}),
+}
+FULL = [path for path in RECIPES if path not in TINY and path.stem not in HARDWARE]
 EXPERIMENTS = sorted((ROOT / "recipes/experiments").glob("*.yml"))
 DEEPSPEED = sorted((ROOT / "deepspeed_configs").glob("*.json"))
 MARKED = re.compile(r"^(?:(\w+): .*  # experiment: |# experiment: (\w+) )", re.MULTILINE)
@@ -89,9 +100,20 @@ def test_every_row_of_the_paper_has_its_recipe():
 def test_siblings_have_their_keys_in_the_same_order(path):
     size, phase, *variant = path.stem.split("_")
     keys, model = list(read(path)), list(read(ROOT / "recipes" / f"{'_'.join(['8b', phase, *variant])}.yml"))
-    if path in FULL:
-        assert keys == model
     assert [key for key in keys if key in model] == [key for key in model if key in keys]
+
+
+@pytest.mark.parametrize("name", HARDWARE)
+def test_a_recipe_for_other_hardware_differs_only_where_listed(name):
+    base, listed = HARDWARE[name]
+    path, original = ROOT / f"recipes/{name}.yml", read(ROOT / f"recipes/{base}.yml")
+    recipe = read(path)
+    changed = {key for key in original | recipe if original.get(key) != recipe.get(key)}
+    assert changed == listed | {"hardware", "output_dir", "wandb_name"}
+    gpus = hardware_of(path, recipe).gpus
+    batch = gpus * recipe["gradient_accumulation_steps"]
+    assert batch == {"70b_sft_4nodes": 64, "8b_dpo_1gpu": 64}.get(name, 48)
+    assert "not measured" in path.read_text(encoding="utf-8").split("\n\n")[0]
 
 
 def differences(path: Path) -> set[str]:
@@ -118,7 +140,7 @@ def test_deepspeed_config_is_used_and_explained(path):
     ("changes", "message"),
     [
         ({"sequence_lenght": 8192}, "sequence_lenght: unknown key.* did you mean sequence_len"),  # Axolotl's schema
-        ({"seed": None}, "seed is missing"),  # a rule
+        ({"seed": None}, "seed: seed is missing"),  # a rule
         ({"dataset_prepared_path": "elsewhere"}, "dataset_prepared_path: must be"),
     ],
 )

@@ -16,7 +16,8 @@ from hermes3.files import UserError, read_yaml
 
 # Names under which a model has the shape of its Llama 3.1: Meta's own, Nous' Hermes 3, and copies of either
 LLAMA = re.compile(r"(?:meta-|hermes-3-)?llama-3\.1-(8b|70b|405b)(?:-(?:base|instruct|fp8))*", re.IGNORECASE)
-LORA_LINEARS = 7
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ATTENTION, HIDDEN_STATES = "attention", "hidden_states"
 PLANNED_OPTIMIZERS = (None, "adamw_torch", "adamw_torch_fused", "rmsprop")
 
 
@@ -137,6 +138,8 @@ class Work:
     tokens: int
     width: int = 2
     checkpointing: bool = True
+    offloaded: bool = False  # the layers' inputs wait on the host (activation_offloading: hidden_states)
+    saved: tuple[str, ...] = ()  # what selective checkpointing keeps: attention, or linears by their place in a layer
     liger_norm: bool = False
     liger_glu: bool = False
     fused_loss: bool = False  # Liger's fused linear cross-entropy
@@ -154,6 +157,16 @@ class Work:
         """Bytes of what checkpointing keeps of a decoder layer: the hidden states that enter it."""
         return self.tokens * shape.hidden * self.width
 
+    def held_inputs(self, shape: Shape) -> int:
+        """Bytes of all layers' inputs that stay on the GPU; offloaded, the two that are being copied."""
+        return (min(2, shape.layers) if self.offloaded else shape.layers) * self.layer_input(shape)
+
+    def selected(self, shape: Shape) -> int:
+        """Bytes per layer that selective checkpointing keeps: attention's output and sums, and outputs of linears."""
+        linears = dict(zip(LINEARS, shape.linears, strict=True))
+        attention = self.width * shape.heads * shape.head_dim + 4 * shape.heads
+        return self.tokens * sum(attention if one == ATTENTION else self.width * linears[one][1] for one in self.saved)
+
     def layer(self, shape: Shape) -> int:
         """Bytes that one decoder layer saves for its backward pass, its input apart."""
         h, kv, i, w = shape.hidden, shape.kv, shape.intermediate, self.width
@@ -165,7 +178,7 @@ class Work:
 
     def _linear_inputs(self, shape: Shape) -> int:
         """Bytes per token of what the seven linears keep to compute their weights' gradients."""
-        inner = LORA_LINEARS * self.rank * self.width  # between an adapter's two matrices
+        inner = len(LINEARS) * self.rank * self.width  # between an adapter's two matrices
         if not self.dropout:
             return self.width * (2 * shape.hidden + shape.intermediate) + inner  # after each norm, and the product
         # a frozen matrix needs no input, but each adapter keeps its own dropped-out copy, and a mask of one byte
@@ -206,10 +219,21 @@ def work_of(recipe: dict[str, Any]) -> tuple[Work, list[str]]:
             f"optimizer {recipe['optimizer']}: planned as torch's Adam, two moments in the weights' precision; "
             "a quantized one takes less"
         )
+    selective = recipe.get("selective_checkpointing") or {}
+    selective = {"save": [ATTENTION]} if selective is True else {"save": [ATTENTION], **selective} if selective else {}
+    kept = [*selective.get("save", []), *(selective.get("save_modules") or [])]
+    saved = [name for name in (ATTENTION, *LINEARS) if any(str(one).endswith(name) for one in kept)]
+    offloading = recipe.get("activation_offloading")
+    if len(saved) < len(kept) or selective.keys() - {"save", "save_modules"}:
+        warnings.append(f"selective_checkpointing: planned is what {', '.join(saved)} keep; all else of it is not")
+    if offloading and offloading != HIDDEN_STATES:
+        warnings.append(f"activation_offloading: {offloading} is planned as none; {HIDDEN_STATES} is planned for")
     work = Work(
         tokens=tokens,
         width=2 if recipe.get("bf16") or recipe.get("fp16") else 4,
         checkpointing=bool(recipe.get("gradient_checkpointing")),
+        offloaded=offloading == HIDDEN_STATES,
+        saved=tuple(saved),
         liger_norm=bool(recipe.get("liger_rms_norm")),
         liger_glu=bool(recipe.get("liger_glu_activation")),
         fused_loss=bool(recipe.get("liger_fused_linear_cross_entropy")),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 
 from hermes3.files import UserError, wrong_keys
 
@@ -22,6 +22,7 @@ class Gpu:
     memory: float
     flops: float
     interconnect: float
+    network: float  # per node
     host_memory: float  # per node
     host_bandwidth: float  # per node
     price: float
@@ -50,7 +51,7 @@ def gpu_of(name: str) -> Gpu:
 class Hardware(BaseModel):
     """`hardware: {gpu: h100-80gb, nodes: 6, gpus_per_node: 8}`. `gpu` is a name of `hermes3/recipe/gpus.yml`, or cpu.
 
-    On CPUs `gpus_per_node` counts processes.
+    On CPUs `gpus_per_node` counts processes. `network`: Gb/s per node, of all its adapters, if not that of `gpus.yml`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -58,6 +59,7 @@ class Hardware(BaseModel):
     gpu: str
     nodes: PositiveInt
     gpus_per_node: PositiveInt
+    network: PositiveFloat | None = None
 
     @property
     def gpus(self) -> int:
@@ -78,7 +80,7 @@ def hardware_of(path: Path, recipe: dict[str, Any]) -> Hardware:
     except ValidationError as error:
         wrong = wrong_keys(error)[0]
         key = f"hardware.{wrong}" if error.errors()[0]["loc"] else f"hardware: {wrong}"
-        raise UserError(f"{path}: {key}; hardware has gpu, nodes and gpus_per_node") from None
+        raise UserError(f"{path}: {key}; hardware has gpu, nodes, gpus_per_node and network") from None
     except UserError as error:
         raise UserError(f"{path}: hardware.{error}") from None
     return hardware

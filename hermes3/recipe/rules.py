@@ -93,7 +93,7 @@ def _refused(row: dict[str, Any], values: Any) -> Iterator[Finding]:
     for value in values if tests and isinstance(values, list) else [values]:
         bad = "bad" in row and value in row["bad"] or "only" in row and value not in row["only"]
         if not tests or bad or "like" in row and re.fullmatch(row["like"], str(value)):
-            named = "absent" if value is None else value
+            named = "absent" if value is None else str(value).lower() if isinstance(value, bool) else value
             yield Finding(row["key"], row["wrong"].format(value=named), row["remedy"].format(value=named))
 
 
