@@ -166,7 +166,7 @@ def test_show_marks_what_bears_loss(tokenizer, renderer):
 
 
 def test_show_from_the_command_line(base, samples, tmp_path):
-    call = [Path(sys.executable).with_name("hermes3"), "chat", "show", samples / "train/rag.jsonl"]
+    call = [Path(sys.executable).with_name("hermes3"), "render", samples / "train/rag.jsonl"]
     call += ["--row", "2", "--tokenizer", base]
     shown = subprocess.run(call, capture_output=True, text=True, check=True)
     assert shown.stdout.startswith("<|begin_of_text|><|im_start|>system\n")
