@@ -79,6 +79,28 @@ def options(
 ) -> None: ...
 
 
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(help="name of the mix and the recipe, and of the folder to write")],
+    base: Annotated[str, typer.Option(help="Llama 3.1 base model: folder or Hub id")],
+    data: Annotated[Path, typer.Option(help="file of rows: jsonl, json or parquet")],
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs, eight per node")] = 8,
+    gpu: Annotated[str, typer.Option(help="h100-80gb, h200, a100-80gb, ...")] = "h100-80gb",
+) -> None:
+    """Write a mix spec and a recipe for your own data. Both pass `check`; edit them as you like.
+
+    Example: hermes3 init mine --base meta-llama/Llama-3.1-8B --gpus 8 --data tickets.jsonl
+    """
+    from hermes3.plan.init import init
+
+    spec, recipe, own = init(name, base, data, gpus, gpu)
+    print(f"{spec}\n{recipe}\n\nRead both, then run:")
+    if str(own) != base:
+        print(f"  hermes3 tokenizer build {base} {own}")
+    print(f"  hermes3 mix build {spec} --out mixes/{name}\n  hermes3 check {recipe}\n  hermes3 plan {recipe}")
+    print(f"  accelerate launch -m axolotl.cli.train {recipe}")
+
+
 @tokenizer_app.command("build")
 def tokenizer_build(
     base: Annotated[str, typer.Argument(help="Llama 3.1 base model: folder or Hub id")],
