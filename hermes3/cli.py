@@ -5,7 +5,7 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -27,13 +27,8 @@ demo` runs them all on a small model.
 REMEDIES = {  # of what the machine refuses
     errno.ENOENT: "check the path",
     errno.EISDIR: "give a file",
-    errno.ENOTDIR: "a part of the path is a file; check it",
-    errno.EACCES: "change its permissions, or name another place",
-    errno.EPERM: "change its permissions, or name another place",
-    errno.EROFS: "name another place",
     errno.ENOSPC: "free some room, or name another disk",
     errno.EDQUOT: "free some room, or name another disk",
-    errno.ENAMETOOLONG: "give a shorter name",
 }
 
 
@@ -183,7 +178,8 @@ def chat(
     """
     from hermes3.chat import talk
 
-    talk.talk([model, *compare], system, tools, talk.Sampling(max_tokens, temperature, seed), device)
+    sampled = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    talk.talk([model, *compare], system, tools, device, seed, {"max_new_tokens": max_tokens, **sampled})
 
 
 @app.command()
@@ -195,7 +191,7 @@ def card(
     name: Annotated[str, typer.Option(help="its name on the Hub, OWNER/NAME")],
     push: Annotated[bool, typer.Option("--push", help="upload the folder, to a private repository")] = False,
 ) -> None:
-    """Write MODEL's Hugging Face card: its data, its scores with intervals, its prompts.
+    """Write MODEL's Hugging Face card. Its data, its scores with intervals, its prompts.
 
     Example: hermes3 card outputs/tiny/dpo/merged --report outputs/tiny/report/report.json --stage SFT+DPO
     --recipe recipes/tiny_dpo.yml --name YOU/tiny
@@ -227,7 +223,7 @@ def quantize(
     model: Annotated[Path, typer.Argument(help="folder of a whole model")],
     out: Annotated[Path, typer.Argument(help="folder to write: the model with FP8 weights, for vLLM")],
 ) -> None:
-    """Round MODEL's weights to FP8, as in the paper's evaluation of 405B. Needs requirements-quantize.txt.
+    """Round MODEL's weights to FP8, as the paper did for its 405B. Needs requirements-quantize.txt.
 
     Example: hermes3 quantize outputs/8b/dpo/merged outputs/8b/fp8
     """
@@ -242,22 +238,22 @@ def main() -> None:
         app()
     except UserError as error:
         sys.exit(f"hermes3: {error}")
-    except Exception as error:
-        of_user = isinstance(error, OSError) and not str(error.filename).startswith(str(Path(__file__).parent))
-        if of_user:  # a path, a permission, a full disk, the network
-            sys.exit(f"hermes3: {_outside(error)}")
-        traceback.print_exc()
-        print("hermes3: this is a bug in hermes3; please open an issue with the lines above", file=sys.stderr)
-        sys.exit(70)
+    except OSError as error:  # what the machine refuses: a path, a permission, a full disk, the network
+        if str(error.filename).startswith(str(Path(__file__).parent)):
+            _bug()
+        reason = " ".join((error.strerror or str(error)).split())
+        remedy = REMEDIES.get(
+            error.errno, "check the path and its permissions" if error.filename else "check the network"
+        )
+        sys.exit(f"hermes3: {f'{error.filename}: ' if error.filename else ''}{reason}; {remedy}")
+    except Exception:
+        _bug()
 
 
-def _outside(error: OSError) -> str:
-    """What the machine, or the Hub through a library, refused, in one line with a remedy."""
-    if error.filename is None or error.errno is None:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        return f"{first.strip().rstrip('.')}; check the name, the network and your login (`hf auth login`)"
-    reason = error.strerror.lower() if error.strerror else type(error).__name__
-    return f"{error.filename}: {reason}; {REMEDIES.get(error.errno, 'mend that, and run the command again')}"
+def _bug() -> NoReturn:
+    traceback.print_exc()
+    print("hermes3: this is a bug in hermes3; please open an issue with the lines above", file=sys.stderr)
+    sys.exit(70)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from hermes3.files import UserError
 
 TOOLS = [{"name": "weather", "description": "Weather", "parameters": {"type": "object", "properties": {}}}]
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
-GREEDY = talk.Sampling(max_tokens=4, temperature=0, seed=0)
+GREEDY = {"max_new_tokens": 4, "do_sample": False}
 
 
 @pytest.fixture
@@ -56,20 +56,20 @@ def scripted(monkeypatch):
 
 
 def test_an_answer_streams_and_two_models_stand_side_by_side(base, typed, capsys):
-    speaker = talk.Speaker(str(base), None, None, "cpu")
+    speaker = talk.Speaker(str(base), [], None, "cpu")
     speaker.messages.append({"role": "user", "content": "Hello"})
     text = speaker.answer(GREEDY, stream=True)
     assert speaker.messages[-1] == {"role": "assistant", "content": text}
     assert text in capsys.readouterr().out
     prompts = typed("Hello", "", "Again")
-    talk.talk([str(base), str(base)], None, None, GREEDY, "cpu")
+    talk.talk([str(base), str(base)], None, None, "cpu", 0, GREEDY)
     assert capsys.readouterr().out.count("┏") == 2 and prompts == ["you>"] * 4
 
 
 def test_a_tool_that_is_called_is_answered_by_the_user(base, typed, scripted, tmp_path):
     (tmp_path / "tools.json").write_text(json.dumps(TOOLS))
     asked, answered = typed("Weather in Rome?", "sunny"), scripted(CALL, "It is sunny.")
-    talk.talk([str(base)], "Be brief.", tmp_path / "tools.json", GREEDY, "cpu")
+    talk.talk([str(base)], "Be brief.", tmp_path / "tools.json", "cpu", 0, GREEDY)
     assert asked == ["you>", 'answer of weather(city="Rome")>', "you>"]
     assert "Be brief.<|im_end|>" in answered[0] and '"name": "weather"' in answered[0]
     assert CALL + "<|im_end|>" in answered[1]
@@ -79,7 +79,7 @@ def test_a_tool_that_is_called_is_answered_by_the_user(base, typed, scripted, tm
 def test_a_stopped_answer_leaves_the_conversation_as_it_was(base, typed, scripted, capsys):
     typed("One", "Two", "Three")
     prompts = scripted("first", None, "third")
-    talk.talk([str(base)], None, None, GREEDY, "cpu")
+    talk.talk([str(base)], None, None, "cpu", 0, GREEDY)
     assert "stopped" in capsys.readouterr().out
     assert "One" in prompts[2] and "Two" not in prompts[2] and "Three" in prompts[2]
 
