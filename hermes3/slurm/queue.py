@@ -21,10 +21,12 @@ PATIENCE = 300  # seconds: slurmctld restarts, or fails over, within two minutes
 ON_LOGIN_NODE = 60  # seconds: a user waits
 # The controller did not answer, as opposed to a refusal. A request of these has not reached it
 NOT_SENT = re.compile(r"[Uu]nable to contact|[Cc]onnection refused|connect failure|connection failure")
-AWAY = re.compile(rf"{NOT_SENT.pattern}|timed out|Unexpected message|Zero Bytes|temporarily|backup controller")
+AWAY = re.compile(
+    rf"{NOT_SENT.pattern}|communication failure|timed out|Unexpected message|Zero Bytes|temporarily|backup controller"
+)
 # A user's settings that would change what is asked or answered, or how jobs are known, logged and queued again
 DROPPED = re.compile(
-    r"(SQUEUE|SCONTROL|SINFO|SCANCEL)_|"
+    r"(SQUEUE|SCONTROL|SINFO|SCANCEL)_|SLURM_TIME_FORMAT$|"
     r"SBATCH_(ARRAY_INX|OUTPUT|ERROR|INPUT|OPEN_MODE|EXPORT|EXPORT_FILE|NO_REQUEUE|JOB_NAME|CHDIR|WAIT|SIGNAL)$"
 )
 

@@ -71,14 +71,13 @@ def start(path: Path) -> str:
     if int(os.environ["SLURM_NNODES"]) != hardware.nodes or (counted and int(gpus or 0) < hardware.gpus_per_node):
         resubmit(path, hardware, counted, job)
         return ""
-    output_dir, restarts = Path(recipe.get("output_dir") or "model-out"), int(job.get("Restarts", 0))
+    output_dir = Path(recipe.get("output_dir") or "model-out")
+    restarts = int(job.get("Restarts") or os.environ.get("SLURM_RESTART_COUNT", 0))
     claim(output_dir, os.environ["SLURM_JOB_ID"])
-    submitted = datetime.fromisoformat(job["SubmitTime"]).timestamp()
+    submitted = datetime.fromisoformat(job.get("SubmitTime", "9999-01-01")).timestamp()
     for file in [path, Path(str(recipe.get("deepspeed")))]:
         if not restarts and file.is_file() and file.stat().st_mtime >= submitted:
-            print(
-                f"train: {file} has changed since this job was submitted: it trains what it says now", file=sys.stderr
-            )
+            print(f"train: {file} has changed since this job was submitted; it counts as it is now", file=sys.stderr)
     hold(path, recipe, output_dir)
     logs = Path("logs") / os.environ["SLURM_JOB_ID"]
     if not restarts and logs.exists():  # of another cluster's job, or from before Slurm's numbers began anew
@@ -230,9 +229,7 @@ def hold(path: Path, recipe: dict[str, Any], output_dir: Path) -> None:
                 print(f"train: {key} is {value}, was {last[key]} when this run began", file=sys.stderr)
         return
     if started:
-        print(
-            f"train: {output_dir} has checkpoints and no {MADE_OF}: they are taken for this recipe's", file=sys.stderr
-        )
+        print(f"train: {output_dir} has checkpoints and no {MADE_OF}: taken for this recipe's", file=sys.stderr)
     write_text(file, json.dumps({"job": job} | made_of(path, recipe), indent=1) + "\n")
 
 

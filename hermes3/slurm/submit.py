@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shlex
 import subprocess
@@ -23,8 +24,9 @@ from hermes3.slurm import queue
 
 TRAIN = "launch/train.sbatch"
 # Options of sbatch that would break how jobs are known, logged and queued again; and those that a pipeline sets itself
-BY_NAME = ("--job-name", "-J", "--output", "-o", "--error", "-e", "--chdir", "-D", "--array", "-a", "--no-requeue")
-KNOWN_BY = dict.fromkeys(BY_NAME, "jobs are known by name, folder and log, and queued again")
+BY_NAME = ("--job-name", "-J", "--output", "-o", "--error", "-e", "--chdir", "-D", "--array", "-a", "--clusters", "-M")
+NEVER = (*BY_NAME, "--no-requeue", "--test-only")
+KNOWN_BY = dict.fromkeys(NEVER, "jobs are known by name, folder and log, and queued again")
 OF_PIPELINE = KNOWN_BY | dict.fromkeys(
     ("--dependency", "-d", "--nodes", "-N", "--export"), "the pipeline sets it, for every job"
 )
@@ -123,7 +125,7 @@ def sbatch(
         line.append(f"--nodes={hardware.nodes}")
         if hardware.gpu != CPU:
             line.append(f"--gpus-per-node={hardware.gpus_per_node}")
-    if time:
+    if time and "SBATCH_TIMELIMIT" not in os.environ:
         line.append(f"--time={time}")
     if stamp:
         line.append(f"--export=ALL,HERMES3_STAMP={stamp}")

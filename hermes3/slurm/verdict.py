@@ -29,17 +29,17 @@ MAX_CRASHES = 5
 # Errors of what was written, whichever rank meets them
 USERS = {
     "AttributeError", "IndexError", "KeyError", "NameError", "NotImplementedError", "OutOfMemoryError", "SyntaxError",
-    "TypeError", "UnicodeDecodeError", "ValidationError", "ValueError",
+    "TypeError", "ValidationError", "ValueError",
 }  # fmt: skip
 # Errors of what was written if every rank meets them; else of a node: its mount, its libraries, its driver
 SHARED = {
     "AssertionError", "EOFError", "FileNotFoundError", "ImportError", "ModuleNotFoundError", "NotADirectoryError",
-    "PermissionError", "SafetensorError",
+    "PermissionError", "SafetensorError", "UnicodeDecodeError",
 }  # fmt: skip
 # Words of a node's own fault, in errors of any class
 OF_NODE = re.compile(
-    r"Input/output error|os error 5\b|Stale file handle|Transport endpoint|Read-only file system|GLIBC|libcuda|ECC |"
-    r"Xid|NVIDIA driver|No CUDA GPUs|CUDA-capable|CUDA driver|NVLink|fallen off the bus|Bus error"
+    r"Input/output error|Remote I/O error|os error 5\b|Stale file handle|Transport endpoint|Read-only file system|"
+    r"GLIBC|libcuda|ECC |Xid|NVIDIA driver|No CUDA GPUs|CUDA-capable|CUDA driver|NVLink|fallen off the bus|Bus error"
 )
 # What a rank says whose partner is gone: another one's error came before
 PEER = re.compile(
@@ -61,6 +61,7 @@ AT_END = 60  # lines of it at most; an error with more below it was caught, and 
 # The last line of a program that ended itself without a traceback: `PROGRAM OR FILE: what is wrong`
 LAST_WORDS = re.compile(r"(?!wandb|nanobind|INFO|WARNING|DEBUG|srun|.*%\|)[\w./+-]+: \S")
 EPOCH = re.compile(r"'epoch': '?([\d.]+)")
+FATAL = re.compile(r"^\s*(?:what\(\): |Fatal Python error: ).+", re.MULTILINE)  # of C++ and of Python's own end
 OUT_OF_MEMORY = re.compile(r".*(oom.kill|OOM Killed|Out of memory: Kill).*", re.IGNORECASE)
 DISK = re.compile(r".*(No space left on device|[Dd]isk quota exceeded).*")
 KILLED = "no error in any log: a rank was killed from outside, as when a node is lost"
@@ -88,12 +89,14 @@ def last_error(text: str) -> tuple[str, str] | None:
     """
     errors: list[tuple[str, str]] = []
     for start in re.finditer(rf"^{re.escape(TRACEBACK)}", text, re.MULTILINE):
-        above = text[: start.start()].rstrip().rpartition("\n")[2]
-        if NO_END.search(above) or not (error := _error(text[start.end() :])):
+        above = "\n".join(text[max(0, start.start() - 400) : start.start()].rstrip().splitlines()[-1:])
+        if "future: <" in above or NO_END.search(above) or not (error := _error(text[start.end() :])):
             continue
         errors = [*(errors if CHAINED.match(above) else []), error]
         if EPOCH.search(text, start.start()):  # training went on
             errors = []
+    if not errors and (fatal := FATAL.findall(text)):
+        return "Fatal", fatal[-1].strip()
     machines = (error for error in errors if OF_NODE.search(error[1]) or "NCCL" in error[1])
     return next(machines, errors[-1]) if errors else None
 
@@ -137,13 +140,20 @@ def crash(attempt: Path) -> dict[str, Any]:
         peer = bool(PEER.search(message))
         met = [other.name for other, same, words in errors if same == kind and bool(PEER.search(words)) == peer]
         return page | {"log": log.name, "node": _node(log), "kind": kind, "message": message, "met": met}
-    everything = "\n".join([*texts.values(), *map(tail, attempt.glob("node_*.log"))])
+    everything = "\n".join([*texts.values(), *map(tail, attempt.glob("node_*.log")), _job_log(attempt)])
     page |= {"log": None, "node": None, "met": []}
     if full := OUT_OF_MEMORY.search(everything):
         return page | {"kind": "OutOfMemoryError", "message": f"a node's own memory was full: {full[0].strip()}"}
     kind, message = ("Killed", KILLED) if ranks else ("NotStarted", NOT_STARTED)
     hint = DISK.search(everything)
     return page | {"kind": kind, "message": f"{message}; but: {hint[0].strip()}" if hint else message}
+
+
+def _job_log(attempt: Path) -> str:
+    """What Slurm itself has written of this attempt into the job's log, to which this process prints."""
+    log = Path("/proc/self/fd/1").resolve()
+    _, begun, text = (tail(log) if log.is_file() else "").rpartition(f"{attempt.name.replace('_', ' ')} on ")
+    return text if begun else ""
 
 
 def _node(log: Path) -> str | None:
