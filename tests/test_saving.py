@@ -12,7 +12,7 @@ from axolotl.utils.dict import DictDefault
 from safetensors.torch import load_file
 from stopped import EPOCH, PAIRS
 from tiny_trainer import tiny_trainer
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from hermes3.train import saving
 from hermes3.train.checkpoints import COMPLETE, RESTART_POINT, epochs_of, newest_complete, step_of, whole_model
@@ -58,12 +58,32 @@ def one_step(folder: Path, **changes):
 def test_a_save_over_a_complete_checkpoint_makes_it_incomplete_until_it_ends(tmp_path):
     one_step(tmp_path).train()
     assert newest_complete(tmp_path) == tmp_path / "checkpoint-1"
-    assert json.loads((tmp_path / "checkpoint-1" / COMPLETE).read_text()) == {"step": 1, "epoch": 1.0}
+    mark = json.loads((tmp_path / "checkpoint-1" / COMPLETE).read_text())
+    assert (mark["step"], mark["epoch"]) == (1, 1.0) and {"optimizer.pt", "model.safetensors"} < mark["files"].keys()
     again = one_step(tmp_path)
     again._save_rng_state = lambda folder: 1 / 0
     with pytest.raises(ZeroDivisionError):
         again.train()
     assert newest_complete(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors", "rng_state.pth", "trainer_state.json", COMPLETE])
+@pytest.mark.parametrize("left", [b"", None, bytes], ids=["empty", "gone", "zeros"])
+def test_a_checkpoint_that_lost_a_file_is_passed_over_aloud(tmp_path, name, left, caplog):
+    """Its node lost power: what the file system had not yet got is cut off, or zeros. An older one is whole."""
+    one_step(tmp_path).train()
+    (tmp_path / "checkpoint-1").rename(tmp_path / "checkpoint-2")
+    one_step(tmp_path).train()
+    file = tmp_path / "checkpoint-2" / name
+    size = file.stat().st_size
+    file.unlink() if left is None else file.write_bytes(bytes(size) if left is bytes else left)
+    cfg = DictDefault({"output_dir": str(tmp_path), "auto_resume_from_checkpoints": True})
+    assert saving._last_checkpoint(cfg) == str(tmp_path / "checkpoint-1")
+    assert name in caplog.text and "checkpoint-2" in caplog.text
+    (tmp_path / "checkpoint-1" / RESTART_POINT).touch()
+    state, control = TrainerState(global_step=2, is_world_process_zero=True), None
+    RestartPoints(None).on_save(one_step(tmp_path).args, state, control)
+    assert (tmp_path / "checkpoint-1").exists()  # what the newer one does not replace is kept
 
 
 @pytest.mark.parametrize("save_only_model", [False, True])

@@ -70,9 +70,9 @@ def _pipeline(given: str, options: list[str], done: list[str], check: bool, dry_
 
     submit.in_repository()
     name, declared = chain.load(given)
-    submit.reject(options, pipeline.OWN)
+    submit.reject(options, submit.OF_PIPELINE)
     for script, site in declared.sbatch.items():
-        submit.reject(site, pipeline.OWN, f"{given}: sbatch: {script}: ")
+        submit.reject(site, submit.OF_PIPELINE, f"{given}: sbatch: {script}: ")
     with pipeline.alone(pipeline.FOLDER / name):
         plan = pipeline.prepare(given, name, declared, options, done, check, dry_run)
         submitted = {} if dry_run else plan.submit(check)

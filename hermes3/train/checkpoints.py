@@ -7,6 +7,7 @@ every save is slow and may not fit. DeepSpeed's own converter writes fp32, 1.6 T
 for FSDP, hold all of that in memory. `consolidate` holds the tensors of one file and writes bf16.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     Shapes = dict[str, Size]
     Read = Callable[[Iterable[str]], dict[str, Tensor]]  # some tensors, by name
 
-COMPLETE = "complete.json"  # {"step": optimizer steps done, "epoch": passes over the data, as the trainer counts them}
-RESTART_POINT = "restart_point"  # an empty file in a checkpoint that ends no epoch
+# {"step": optimizer steps done, "epoch": passes over the data, as the trainer counts them, "files": name -> mark_of}
+COMPLETE = "complete.json"
+RESTART_POINT = "restart_point"  # an empty file in a checkpoint that is no epoch's
+ENDS = 2**16
 SHORT = 0.1  # of an epoch: one that packs a batch short ends at e.g. 0.999, at 12 steps per epoch at 0.92
 MAX_SHARD_SIZE = "5GB"  # of bf16; twice that of host memory, because a file's tensors are read in fp32
 FSDP = "pytorch_model_fsdp_0"  # accelerate's folder in a checkpoint
@@ -42,7 +45,36 @@ def step_of(checkpoint: Path) -> int:
 
 def newest_complete(output_dir: Path) -> Path | None:
     """The complete checkpoint of the highest step, None if there is none."""
-    return next((path for path in reversed(checkpoints(output_dir)) if (path / COMPLETE).is_file()), None)
+    return next((path for path in reversed(checkpoints(output_dir)) if not broken(path)), None)
+
+
+def mark_of(file: Path) -> list:
+    """[bytes, hash of the first and the last `ENDS` bytes]: tells a file from one that was cut off or left empty."""
+    size = file.stat().st_size
+    with file.open("rb") as data:
+        ends = data.read(ENDS)
+        data.seek(max(0, size - ENDS))
+        return [size, hashlib.sha256(ends + data.read(ENDS)).hexdigest()[:16]]
+
+
+def broken(checkpoint: Path) -> str:
+    """Why no run can resume from a checkpoint, "" if one can: a save was broken off, or a file is not as it was saved.
+
+    A node that loses power takes with it what the shared file system has not yet got of it. A mark without a list of
+    files is believed.
+    """
+    try:
+        files = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8")).get("files", {})
+    except FileNotFoundError:
+        return f"has no {COMPLETE}: a save that was broken off"
+    except ValueError:
+        return f"has an unreadable {COMPLETE}"
+    for name, mark in files.items():
+        if not (checkpoint / name).is_file():
+            return f"lacks {name}"
+        if mark_of(checkpoint / name) != mark:
+            return f"has another {name} than was saved"
+    return ""
 
 
 def epochs_of(output_dir: Path) -> dict[int, Path]:

@@ -2,10 +2,12 @@
 
 A save takes minutes at 405B, and a rank may die within it. In transformers 5 (`Trainer._save_checkpoint`) no rank waits
 for another, so no file says that all parts are there, and Axolotl resumes from the highest-numbered folder. Here rank 0
-writes `complete.json` once every rank is done, and a run resumes from the newest checkpoint that has it.
+writes `complete.json` once every rank is done and its node has flushed the files, which it lists; a run resumes from
+the newest checkpoint that has it and holds these files.
 """
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +16,15 @@ from typing import TYPE_CHECKING
 from transformers import TrainerCallback
 
 from hermes3.files import write_text
-from hermes3.train.checkpoints import COMPLETE, RESTART_POINT, checkpoints, newest_complete, step_of
+from hermes3.train.checkpoints import (
+    COMPLETE,
+    RESTART_POINT,
+    broken,
+    checkpoints,
+    mark_of,
+    newest_complete,
+    step_of,
+)
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -47,8 +57,8 @@ def _last_checkpoint(cfg, update: bool = True) -> str | None:
         return newest
     if cfg.resume_from_checkpoint is None and cfg.auto_resume_from_checkpoints:
         for path in checkpoints(output_dir):
-            if not (path / COMPLETE).is_file() and step_of(path) > (step_of(Path(newest)) if newest else 0):
-                _warn(f"{path} has no {COMPLETE}: a save that was broken off. It is passed over, and not deleted")
+            if step_of(path) > (step_of(Path(newest)) if newest else 0):
+                _warn(f"{path} {broken(path)}. It is passed over, and not deleted")
         _warn(f"resuming from {newest}" if newest else "no complete checkpoint: starting at step 0")
         cfg.resume_from_checkpoint = newest
     return cfg.resume_from_checkpoint
@@ -69,15 +79,30 @@ def mark_complete(trainer: "Trainer") -> None:
         args.distributed_state.wait_for_everyone()
         save_checkpoint(*positional, **named)
         args.distributed_state.wait_for_everyone()
+        if args.distributed_state.is_local_main_process:
+            flush(folder)
+        args.distributed_state.wait_for_everyone()
         if not trainer.is_world_process_zero():
             return
         if args.save_only_model or any(any(folder.glob(pattern)) for pattern in OPTIMIZER):
-            state = {"step": trainer.state.global_step, "epoch": trainer.state.epoch}
+            files = {str(file.relative_to(folder)): mark_of(file) for file in folder.rglob("*") if file.is_file()}
+            files.pop(RESTART_POINT, None)
+            state = {"step": trainer.state.global_step, "epoch": trainer.state.epoch, "files": files}
             write_text(folder / COMPLETE, json.dumps(state) + "\n")
         else:
             _warn(f"{folder}: its optimizer was not saved; no run will resume from it")
 
     trainer._save_checkpoint = save
+
+
+def flush(folder: Path) -> None:
+    """Have what this node has written into `folder` reach the shared file system."""
+    for path in (*filter(Path.is_file, folder.rglob("*")), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 class RestartPoints(TrainerCallback):
@@ -115,10 +140,11 @@ class RestartPoints(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         newest = _folder(args, state)
-        if state.is_world_process_zero and (newest / COMPLETE).is_file():
-            for mark in Path(args.output_dir).glob(f"checkpoint-*/{RESTART_POINT}"):
-                if mark.parent != newest:
-                    shutil.rmtree(mark.parent)
+        if not state.is_world_process_zero or broken(newest):
+            return
+        for mark in Path(args.output_dir).glob(f"checkpoint-*/{RESTART_POINT}"):
+            if mark.parent != newest:
+                shutil.rmtree(mark.parent)
 
     def _unmark(self, args, state) -> None:
         if state.is_world_process_zero:
