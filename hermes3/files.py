@@ -75,16 +75,30 @@ def read_text(path: Path, known: Path | None = None) -> str:
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """The object in a JSON file. `UserError` if the file is missing, is no JSON object, or lacks one of `keys`."""
+    """The object in a JSON file. `UserError` if the file is missing, is no JSON object, or lacks one of `keys`.
+
+    A key of an inner object is `outer.inner`.
+    """
     try:
         content = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); write or copy it again") from None
-    if missing := [key for key in keys if not isinstance(content, dict) or key not in content]:
-        raise UserError(f"{path}: no key {missing[0]}; this is another kind of file, or of another version")
+    for key in keys:
+        inner = content
+        for part in key.split("."):
+            if not isinstance(inner, dict) or part not in inner:
+                raise UserError(f"{path}: no key {key}; this is another kind of file, or of another version")
+            inner = inner[part]
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a JSON object; this is another kind of file")
     return content
+
+
+def not_fetched(name: str, error: OSError) -> UserError:
+    """What to tell a user whose model `name` the Hub, or a library that asked it, did not give."""
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    remedy = "check its name and the network; for a gated model accept its terms on its page and run `hf auth login`"
+    return UserError(f"{name}: {reason.rstrip('.')}; {remedy}")
 
 
 def read_yaml(path: Path, known: Path | None = None) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Is a folder a whole model? Told from the names of its tensors, without reading any weight."""
 
-import json
 from pathlib import Path
 
-from hermes3.files import UserError
+from hermes3.files import UserError, read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -31,7 +30,7 @@ def check_model(folder: Path) -> None:
 def _model_tensors(folder: Path) -> set[str]:
     """Names of all tensors of the model. Every file that the index names must exist and hold what the index says."""
     if (folder / INDEX).is_file():
-        file_of = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        file_of = read_json(folder / INDEX, "weight_map")["weight_map"]
     elif (folder / SINGLE).is_file():
         return tensor_names(folder / SINGLE)
     else:

@@ -1,13 +1,21 @@
-"""The command line: light to start, and clear about a user's error."""
+"""The command line: light to start, explained by `--help`, and clear about a user's error."""
 
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
+import click
 import pytest
+import typer
+import yaml
+from lm_eval_files import write_scores
+from test_readme import parse_hermes3
 
-from hermes3.cli import main
+from hermes3 import cli
 
-HEAVY = ("torch", "transformers", "datasets", "scipy", "matplotlib", "pyarrow", "axolotl")
+HEAVY = ("torch", "transformers", "datasets", "scipy", "matplotlib", "pyarrow", "axolotl", "rich")
+WRONG = yaml.safe_load(Path(__file__).with_name("wrong_inputs.yml").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(
@@ -22,16 +30,100 @@ def test_light_parts_import_nothing_heavy(modules, heavy):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["mix", "build", "none.yml", "--out", "x"], "none.yml: no such file"),
-        (["eval", "recipes", "--out", "x"], "recipes: no config.json"),
-        (["report", "--out", "x", "--run", "SFT"], "--run SFT: give it as NAME=FOLDER"),
-        (["tokenizer", "build", "nowhere", "x"], "nowhere: no such folder"),
-    ],
-)
-def test_a_users_error_is_one_line(words, message, monkeypatch):
+def verbs(group: click.Group, *names: str) -> dict[str, click.Command]:
+    """{`mix build`: its command} of every verb."""
+    every = {}
+    for name, command in group.commands.items():
+        inner = (*names, name)
+        every |= verbs(command, *inner) if isinstance(command, click.Group) else {" ".join(inner): command}
+    return every
+
+
+VERBS = verbs(typer.main.get_command(cli.app))
+
+
+def run(words: list[str], monkeypatch) -> int | str | None:
+    """What `hermes3 WORDS` ends with: an exit code, or the text that Python prints on stderr before it exits with 1."""
     monkeypatch.setattr(sys, "argv", ["hermes3", *words])
-    with pytest.raises(SystemExit, match=f"^hermes3: {message}"):  # Python prints the text on stderr and exits with 1
-        main()
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_the_help_of_a_verb_explains_it(name, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "120")
+    assert run([*name.split(), "--help"], monkeypatch) == 0
+    text = capsys.readouterr().out
+    purpose = text.split("\n\n")[1].strip()
+    assert len(purpose.split(". ")[0]) <= 63 and purpose.endswith("."), "the list of verbs shows the first sentence"
+    for param in VERBS[name].params:
+        explained = param.text if isinstance(param, cli.Argument) else param.help
+        assert explained and explained in " ".join(text.split()), f"{param.name} is not explained"
+    example = " ".join(text.split("Example: ")[1].split("\n\n")[0].split())
+    assert example.startswith(f"hermes3 {name}")
+    parse_hermes3(shlex.split(example)[1:])
+
+
+def test_hermes3_help_says_what_it_is_for_and_every_verb(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(["--help"], monkeypatch) == 0
+    text = capsys.readouterr().out
+    assert text.split("\n\n")[1].strip().startswith("Reproduce the Hermes 3 models")
+    assert "..." not in text.split("Commands:")[1]
+    assert run(["--version"], monkeypatch) == 0
+    assert capsys.readouterr().out.startswith("hermes3 0.")
+
+
+def test_an_option_has_the_same_name_everywhere():
+    names: dict[str, set[str]] = {}
+    for command in VERBS.values():
+        for param in command.params:
+            if isinstance(param, click.Option):
+                names.setdefault(param.name, set()).add(param.opts[-1])
+    assert {name: seen for name, seen in names.items() if len(seen) > 1} == {}
+
+
+@pytest.fixture(scope="module")
+def wrong_files(base, tmp_path_factory) -> dict[str, str]:
+    """What stands for a mark of the cases."""
+    places = {"{t}": str(tmp_path_factory.mktemp("wrong")), "{base}": str(base)}
+    places["{scores}"] = str(write_scores(tmp_path_factory.mktemp("scores"), {"gsm8k": {"exact_match": 50}}))
+    for name, content in WRONG["files"].items():
+        path = Path(places["{t}"], name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else filled(content, places).encode())
+    return places
+
+
+def filled(text: str, places: dict[str, str]) -> str:
+    for mark, place in places.items():
+        text = text.replace(mark, place)
+    return text
+
+
+@pytest.mark.parametrize("case", WRONG["cases"], ids=lambda case: " ".join(case["words"]))
+def test_a_wrong_input_is_one_line_with_a_remedy(case, wrong_files, monkeypatch, capsys):
+    end = run([filled(word, wrong_files) for word in case["words"]], monkeypatch)
+    out, err = capsys.readouterr()
+    code = case.get("code", 1)
+    if code == 2:
+        assert end == 2
+    elif isinstance(end, str):  # Python prints it and exits with 1
+        err += end
+        assert end.startswith("hermes3: ") and "\n" not in end
+    else:
+        assert end == 1
+    assert "Traceback" not in err
+    for text in case["says"]:
+        assert filled(text, wrong_files) in err
+
+
+def test_what_is_no_users_error_is_a_bug(monkeypatch, capsys):
+    monkeypatch.setattr("hermes3.recipe.check.check_all", lambda *_: {}["key"])
+    assert run(["check"], monkeypatch) == 70
+    err = capsys.readouterr().err
+    assert "Traceback" in err and err.rstrip().endswith("please open an issue with the lines above")
+    package = Path(cli.__file__).parent / "gone.yml"
+    monkeypatch.setattr("hermes3.recipe.check.check_all", lambda *_: package.read_text())
+    assert run(["check"], monkeypatch) == 70

@@ -11,9 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hermes3.files import UserError
+
 if TYPE_CHECKING:
     from tiktoken import Encoding
     from tokenizers import Tokenizer
+
+
+def load_tokenizer(path: Path) -> "Tokenizer":
+    """The tokenizer in a `tokenizer.json`. `UserError` if the file is none."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing more special
+        raise UserError(f"{path}: not a tokenizer ({error}); make it with `hermes3 tokenizer build`") from None
 
 
 class Encoder:
@@ -32,9 +44,7 @@ class Encoder:
     @classmethod
     def load(cls, folder: Path) -> "Encoder":
         """The encoder of a folder with a `tokenizer.json`."""
-        from tokenizers import Tokenizer
-
-        return cls(Tokenizer.from_file(str(folder / "tokenizer.json")))
+        return cls(load_tokenizer(folder / "tokenizer.json"))
 
     @property
     def engine(self) -> str:

@@ -6,7 +6,6 @@ what the assistant says, its tool calls and the closing `<|im_end|>`; everything
 responses and tool calls; whether the closing token bears loss it does not say: without it a model never stops.)
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 
 from hermes3.chat.encode import Encoder
 from hermes3.chat.prompts import DEFAULT_SYSTEM, holds_json, to_json, tools_system
-from hermes3.files import UserError
+from hermes3.files import UserError, read_json
 from hermes3.messages import Message
 
 IGNORE = -100  # label of a token that bears no loss (PyTorch's cross entropy)
@@ -107,7 +106,7 @@ class Renderer:
             raise UserError(f"no {folder}/tokenizer.json; make it with `hermes3 tokenizer build`")
         self.encode = Encoder.load(folder)
         ids = self.encode.ids
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "tokenizer_config.json", "bos_token")
         if missing := [t for t in ("<|im_start|>", "<|im_end|>", config["bos_token"]) if t not in ids]:
             raise UserError(f"{folder}: no token {missing[0]}; make the folder with `hermes3 tokenizer build`")
         self.bos, self.start, self.end = ids[config["bos_token"]], ids["<|im_start|>"], ids["<|im_end|>"]

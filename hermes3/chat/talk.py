@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hermes3.chat.tool_calls import parse_tool_calls
-from hermes3.files import UserError, read_text
+from hermes3.chat.prompts import parse_tool_calls
+from hermes3.files import UserError, not_fetched, read_text
 from hermes3.messages import Message
 from hermes3.model_folder import check_model
 
@@ -22,7 +22,10 @@ class Speaker:
         elif name.count("/") != 1 or name.startswith((".", "/")):
             raise UserError(f"{name}: no such folder, and not a Hub id (OWNER/NAME)")
         self.name, self.messages, self.tools = name, messages, tools
-        self.tokenizer = AutoTokenizer.from_pretrained(name)
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(name)
+        except OSError as error:
+            raise not_fetched(name, error) from None
         if not self.tokenizer.chat_template:
             raise UserError(f"{name}: no chat template; give it one with `hermes3 tokenizer build {name} FOLDER`")
         place = device or ("auto" if torch.cuda.is_available() else "cpu")

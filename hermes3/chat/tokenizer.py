@@ -9,7 +9,7 @@ import re
 import shutil
 from pathlib import Path
 
-from hermes3.files import UserError, new_folder
+from hermes3.files import UserError, new_folder, not_fetched, read_json
 
 # The ten reasoning tags that the paper names
 REASONING = (
@@ -46,7 +46,7 @@ def _shards(source: Path) -> list[Path]:
     shards = sorted(path for path in source.glob("*.safetensors") if not path.name.startswith("adapter_"))
     index = source / "model.safetensors.index.json"
     if index.is_file():
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        named = set(read_json(index, "weight_map")["weight_map"].values())
         if missing := sorted(named - {path.name for path in shards}):
             raise UserError(f"{index}: names {missing[0]}, which is not there; download the base again")
     others = [path.name for end in ("adapter_*", "*.bin", "*.pth", "*.pt", "*.gguf") for path in source.glob(end)]
@@ -62,7 +62,10 @@ def _download(repo: str) -> Path:
 
     if repo.count("/") != 1:
         raise UserError(f"{repo}: no such folder, and not a Hub id (OWNER/NAME)")
-    return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors"], ignore_patterns=["original/*"]))
+    try:
+        return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors"], ignore_patterns=["original/*"]))
+    except OSError as error:
+        raise not_fetched(repo, error) from None
 
 
 def _write_tokenizer(source: Path, out: Path) -> dict[str, int]:
@@ -71,7 +74,7 @@ def _write_tokenizer(source: Path, out: Path) -> dict[str, int]:
     path = source / "tokenizer.json"
     if not path.is_file():
         raise UserError(f"{source}: no tokenizer.json; a Llama 3.1 base model folder has one")
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = read_json(path, "added_tokens")
     added, wanted = data["added_tokens"], [*CHATML, *TAGS]
     reserved = [token for token in added if re.fullmatch(r"<\|reserved_special_token_\d+\|>", token["content"])]
     if len(reserved) < len(wanted) or not any(token["content"] == PAD for token in added):
@@ -84,7 +87,7 @@ def _write_tokenizer(source: Path, out: Path) -> dict[str, int]:
         ids[name] = token["id"]
     (out / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False, indent=2), encoding="utf-8")
     path = source / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = read_json(path) if path.is_file() else {}
     bos = config.get("bos_token")
     bos = bos.get("content") if isinstance(bos, dict) else bos  # an AddedToken, as older tokenizers write it
     if not isinstance(bos, str):
@@ -121,11 +124,11 @@ def _write_model(source: Path, shards: list[Path], out: Path, rows: list[int], s
         rewritten += names
     if not any(name.endswith("embed_tokens.weight") for name in rewritten):
         raise UserError(f"{shards[0]}: no tensor embed_tokens.weight in the weights; a Llama base has one")
-    added = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    added = read_json(out / "tokenizer.json", "added_tokens")["added_tokens"]
     eos, pad = (next(t["id"] for t in added if t["content"] == name) for name in ("<|im_end|>", PAD))
     for name in ("config.json", "generation_config.json"):
         if (source / name).is_file():
-            config = json.loads((source / name).read_text(encoding="utf-8"))
+            config = read_json(source / name)
             config.update(eos_token_id=eos, pad_token_id=pad)
             (out / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     index = source / "model.safetensors.index.json"

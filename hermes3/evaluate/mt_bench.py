@@ -27,7 +27,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from hermes3.evaluate.setting import digest, fingerprint
-from hermes3.files import UserError, sha256, validated, write_text
+from hermes3.files import UserError, read_json, sha256, validated, write_text
 from hermes3.stats import mean_of
 
 TASK = "mt_bench"
@@ -299,7 +299,7 @@ def _write(
     samples = [_sample(i, questions[n], answers[n], ratings[n]) for i, n in enumerate(questions) if n in rated]
     key = digest([answers[n]["key"] for n in questions], [ratings[n] for n in questions])
     for path in sorted(bench.out.rglob("results_*.json"))[-1:]:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
         if before.get(TASK, {}).get("key") == key:
             return path, before
     scores: Record = {"alias": TASK}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hermes3.evaluate.setting import digest, own_tasks, setting_of
-from hermes3.files import UserError, write_text
+from hermes3.files import UserError, read_json, write_text
 from hermes3.model_folder import check_model
 from hermes3.results.lm_eval import ResultsFile
 from hermes3.results.suite import Suite, require
@@ -164,7 +164,7 @@ def set_aside(path: Path, why: str) -> None:
 
 def _recorded(out: Path) -> dict[str, Any]:
     path = out / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _set_aside_other_settings(out: Path, suite: str, setting: dict[str, Any]) -> None:

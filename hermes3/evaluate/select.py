@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hermes3.evaluate.setting import fingerprint
-from hermes3.files import UserError, write_text
+from hermes3.files import UserError, read_json, write_text
 from hermes3.model_folder import check_model
 from hermes3.results.comparable import not_measured, why_not
 from hermes3.results.groups import Group, resolve, value_of
@@ -143,7 +143,7 @@ def _setting(folder: Path, epoch: int, model: Path) -> dict[str, Any]:
     path = folder / "run.json"
     if not path.is_file():
         raise UserError(f"{folder}: no run.json; evaluate with `hermes3 eval RUN --epoch {epoch} --out {folder}`")
-    setting = json.loads(path.read_text(encoding="utf-8"))["setting"]
+    setting = read_json(path, "setting")["setting"]
     if Path(setting["model"]).resolve() != model.resolve():
         raise UserError(f"{folder}: results of {setting['model']}, but epoch {epoch} is {model}; evaluate that")
     if setting["weights"] != fingerprint(model):

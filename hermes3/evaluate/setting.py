@@ -10,7 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hermes3.files import UserError, sha256
+from hermes3.chat.encode import load_tokenizer
+from hermes3.files import UserError, read_json, sha256
 
 PACKAGES = ("lm_eval", "transformers", "torch", "vllm")
 SMALL = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -55,17 +56,16 @@ def prompt_start(model: Path) -> dict[str, Any]:
     a BOS which its configuration does not name gets two, and a template may write two. Every score would be wrong, a
     little. `UserError` then.
     """
-    from tokenizers import Tokenizer
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    config = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config = read_json(model / "tokenizer_config.json")
     named = {key: value for key, value in config.items() if key.endswith("_token") and value is not None}
     tokens = {key: value["content"] if isinstance(value, dict) else value for key, value in named.items()}
     template = (model / "chat_template.jinja").read_text(encoding="utf-8")
     conversation = [{"role": "user", "content": "x"}]
     text = render_jinja_template([conversation], chat_template=template, add_generation_prompt=True, **tokens)[0][0]
     prefix = tokens.get("bos_token") or tokens.get("eos_token")
-    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer = load_tokenizer(model / "tokenizer.json")
     start = tokenizer.encode(text, add_special_tokens=not (prefix and text.startswith(prefix))).tokens[:2]
     if len(start) > 1 and start[0] == start[1]:
         raise UserError(

@@ -3,7 +3,6 @@
 Hosts without pyarrow read manifests, so nothing here imports it.
 """
 
-import json
 import platform
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hermes3
-from hermes3.files import UserError, sha256
+from hermes3.files import UserError, read_json, sha256
 from hermes3.mix import columns
 from hermes3.mix.spec import CATEGORIES, Spec
 
@@ -31,7 +30,7 @@ def read(mix: Path) -> Manifest:
     """The manifest of the mix in the folder `mix`. `UserError` if it is no mix."""
     if not (mix / "manifest.json").is_file():
         raise UserError(f"{mix}: no manifest.json; a mix is a folder made by `hermes3 mix build`")
-    return json.loads((mix / "manifest.json").read_text(encoding="utf-8"))
+    return read_json(mix / "manifest.json", "kind", "total.tokens", "output.sha256", "output.files")
 
 
 def batches(folder: Path, columns: list[str] | None = None, size: int = 500) -> Iterator[list[dict[str, Any]]]:

@@ -3,7 +3,6 @@
 Steps and tokens come from a mix by Axolotl's own packer, or else from the paper's 390 M tokens.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from hermes3.files import UserError
+from hermes3.files import UserError, read_json
 from hermes3.plan.memory import Memory, Setting
 from hermes3.plan.network import Traffic, traffic
 from hermes3.plan.shapes import Shape, Work
@@ -130,7 +129,7 @@ def _pairs(mix: Path) -> tuple[int, float, str]:
     """(pairs, mean tokens per pair, source) of a preference mix."""
     if not (mix / "manifest.json").is_file():
         raise UserError(f"{mix}: no manifest.json; build the mix first")
-    manifest = json.loads((mix / "manifest.json").read_text(encoding="utf-8"))
+    manifest = read_json(mix / "manifest.json", "kind", "total.rows", "total.tokens")
     if manifest["kind"] != "preference":
         raise UserError(f"{mix}: a mix of kind {manifest['kind']} holds no pairs; DPO needs a preference mix")
     return manifest["total"]["rows"], manifest["total"]["tokens"] / manifest["total"]["rows"], str(mix)

@@ -42,7 +42,7 @@ def init(name: str, base: str, data: Path, gpus: int, gpu: str) -> list[Path]:
     facts |= {"nodes": ceil(gpus / 8), "gpus_per_node": min(gpus, 8), "accumulation": accumulation}
     facts |= {"warmup": min(300, steps // 10), "kind": "full fine-tuning" if full else "LoRA"}
     texts = read_yaml(Path(__file__).with_suffix(".yml"))
-    shipped = read_text(Path("recipes/8b_sft.yml" if full else "recipes/experiments/8b_sft_lora.yml"))
+    shipped = read_text(Path("recipes/8b_sft.yml" if full else "recipes/8b_sft_lora_1gpu.yml"))
     lines = [line for line in shipped.splitlines() if not re.match("#|reproduces:", line)]
     for key, value in texts["recipe"].items():
         at = next(number for number, line in enumerate(lines) if line.startswith(f"{key}: "))

@@ -6,13 +6,12 @@ digits of its manifest's `output.sha256`, and a link `prepared` to it: a recipe 
 data cannot be taken for another's.
 """
 
-import json
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hermes3.files import UserError
+from hermes3.files import UserError, read_json
 from hermes3.model_folder import check_model
 from hermes3.recipe.finding import Finding, from_error, note
 from hermes3.recipe.read import on_hub, read
@@ -110,7 +109,7 @@ def check_prepared(path: Path, recipe: dict[str, Any]) -> None:
     again = f"build {mix} again with `hermes3 mix build`"
     if not (mix / "manifest.json").is_file():
         raise UserError(f"{path}: datasets: {mix} is no mix, it has no manifest.json; {again}")
-    name = prepared_folder(json.loads((mix / "manifest.json").read_text(encoding="utf-8")))
+    name = prepared_folder(read_json(mix / "manifest.json", "output.sha256"))
     if not link.is_dir() or link.resolve() != mix.resolve() / name:
         target = f"leads to {link.resolve()}" if link.is_dir() else "leads nowhere"
         raise UserError(f"{path}: dataset_prepared_path: {link} {target}, not to {name} beside it; {again}")

@@ -27,6 +27,8 @@ def report(
     """
     from hermes3.report.build import write_report
 
+    if commands and not commands.is_dir():
+        raise UserError(f"--commands {commands}: no such folder; check the path")
     stamps = sorted(commands.glob("[0-9]*")) if commands else []
     lines = [stamp.read_text(encoding="utf-8").strip() for stamp in stamps if stamp.suffix != ".new"]
     runs: dict[str, Path] = {}

@@ -35,7 +35,7 @@ def write_card(model: Path, report: Path, stage: str, recipe: Path, name: str) -
         facts = json.loads(report.read_text(encoding="utf-8"))
         stages, rows, evaluations = facts["scores"]["stages"], facts["scores"]["rows"], facts["evaluations"]
         facts = {"mixes": facts["mixes"], "verdict": facts["verdict"]}
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{report}: not a report ({error!r}); give the report.json of `hermes3 report`") from None
     if stage not in stages:
         raise UserError(f"{report}: no stage {stage}; it has {', '.join(stages)}")

@@ -1,6 +1,5 @@
 """A training run: curves of the trainer's own log (`trainer_state.json`), GPU-hours, its recipe, its chosen epoch."""
 
-import json
 from contextlib import chdir
 from math import isfinite
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from hermes3.files import ROOT, UserError
+from hermes3.files import ROOT, UserError, read_json
 from hermes3.plan.plan import plan
 from hermes3.recipe.paper import paper_of
 from hermes3.report import names
@@ -53,7 +52,7 @@ def read_log(folder: Path) -> tuple[Path, list[Entry]]:
     if not logs:
         raise UserError(f"{folder}: no trainer_state.json in it or in a checkpoint-N of it; train first")
     try:
-        return logs[0], json.loads(logs[0].read_text(encoding="utf-8"))["log_history"]
+        return logs[0], read_json(logs[0], "log_history")["log_history"]
     except (ValueError, KeyError):
         raise UserError(f"{logs[0]}: no whole log of the trainer: the file is cut short; train again") from None
 
@@ -120,7 +119,7 @@ def read_selection(name: str, folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         groups, totals = record["scores"].items(), record["totals"]
         table = {"run": name, "suite": record["suite"], "chosen": record["epoch"], "notes": record["notes"]}
         table |= {"epochs": [int(epoch) for epoch in totals], "totals": list(totals.values())}
