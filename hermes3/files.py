@@ -50,7 +50,7 @@ def parse_yaml(text: str, path: Path) -> dict[str, Any]:
 
     try:
         mapping = yaml.load(text, _loader())  # noqa: S506, a safe loader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

@@ -1,5 +1,6 @@
 """Every command of the README: run here, run by the chain, or held to the parser of the program that it calls."""
 
+import json
 import re
 import shlex
 
@@ -78,6 +79,17 @@ def test_the_table_of_recipes_is_what_the_recipes_say():
         assert recipe["learning_rate"] == float(rate)
         if paper.gpu_hours:
             assert hours == f"{paper.gpu_hours / paper.gpus:.1f} ({paper.gpu_hours:,})"
+
+
+def test_the_first_tables_times_and_costs_are_those_of_plan():
+    def planned(recipe: str) -> dict:
+        return json.loads(CliRunner().invoke(app, ["plan", recipe, "--json"]).stdout)
+
+    node, gpu = (planned(f"recipes/{name}.yml") for name in ("8b_sft_1node", "8b_sft_lora_1gpu"))
+    assert f"8B: {node['cost']['hours']:.1f} hours on 8 H100; with LoRA two days on one" in README
+    assert round(gpu["cost"]["hours"] / 24) == 2
+    assert f"${5 * round(node['cost']['usd'] / 5)}; ${5 * round(gpu['cost']['usd'] / 5)}" in README
+    assert f"{round(node['checkpoints']['storage'] / 1e9, -1):.0f} GB of disk" in README
 
 
 def test_every_file_that_the_docs_name_is_there():

@@ -27,7 +27,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from hermes3.evaluate.setting import digest, fingerprint
-from hermes3.files import UserError, read_json, sha256, validated, write_text
+from hermes3.files import UserError, read_json, read_text, sha256, validated, write_text
 from hermes3.stats import mean_of
 
 TASK = "mt_bench"
@@ -107,7 +107,7 @@ def load_questions(path: Path) -> list[Question]:
     if not path.is_file():
         raise UserError(f"--questions {path}: no such file; see docs/alignment.md for where to get it")
     questions: dict[int, Question] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if line.strip():
             try:
                 row = json.loads(line)

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 PACKAGES = ("tokenizers", "tiktoken", "pyarrow", "numpy", "rensa", "orjson")
 NOTHING = {"rows": 0, "tokens": 0, "loss_tokens": 0}
+NEEDED = (  # keys without which nothing can be said of a mix
+    *("name", "kind", "sequence_len", "sources", "categories", "rejects"),
+    *("total.tokens", "output.sha256", "output.files"),
+)
 Manifest = dict[str, Any]
 
 
@@ -30,7 +34,7 @@ def read(mix: Path) -> Manifest:
     """The manifest of the mix in the folder `mix`. `UserError` if it is no mix."""
     if not (mix / "manifest.json").is_file():
         raise UserError(f"{mix}: no manifest.json; a mix is a folder made by `hermes3 mix build`")
-    return read_json(mix / "manifest.json", "kind", "total.tokens", "output.sha256", "output.files")
+    return read_json(mix / "manifest.json", *NEEDED)
 
 
 def batches(folder: Path, columns: list[str] | None = None, size: int = 500) -> Iterator[list[dict[str, Any]]]:

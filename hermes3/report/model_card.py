@@ -3,14 +3,13 @@
 Scores come from a `report.json` of `hermes3 report`, so card and report never differ.
 """
 
-import json
 import re
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from hermes3.chat import prompts
-from hermes3.files import UserError, read_yaml, sha256, write_text
+from hermes3.files import UserError, read_json, read_yaml, sha256, write_text
 from hermes3.model_folder import check_model
 from hermes3.page.shell import render
 from hermes3.recipe.paper import paper_of
@@ -32,7 +31,7 @@ def write_card(model: Path, report: Path, stage: str, recipe: Path, name: str) -
     check_name(name)
     check_model(model)
     try:
-        facts = json.loads(report.read_text(encoding="utf-8"))
+        facts = read_json(report)
         stages, rows, evaluations = facts["scores"]["stages"], facts["scores"]["rows"], facts["evaluations"]
         facts = {"mixes": facts["mixes"], "verdict": facts["verdict"]}
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -104,7 +104,7 @@ class ResultsFile:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             missing = [key for key in ("results", "n-samples", "versions", "n-shot") if key not in content]
-        except ValueError:
+        except (ValueError, TypeError):
             raise UserError(f"{path}: not whole JSON: the file is cut short; evaluate again") from None
         if missing:
             raise UserError(f"{path}: {missing[0]} is missing: not a results file of lm-eval 0.4.11; move it away")

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hermes3.files import UserError, new_folder
+from hermes3.files import UserError, new_folder, read_json
 from hermes3.model_folder import INDEX, check_model
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def epochs_of(output_dir: Path) -> dict[int, Path]:
     epochs = {}
     for path in checkpoints(output_dir):
         if (path / COMPLETE).is_file() and not (path / RESTART_POINT).exists():
-            epoch = json.loads((path / COMPLETE).read_text(encoding="utf-8"))["epoch"]
+            epoch = read_json(path / COMPLETE, "epoch")["epoch"]
             if round(epoch) and abs(epoch - round(epoch)) < SHORT:
                 epochs[round(epoch)] = path
     if not epochs:
