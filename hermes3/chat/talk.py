@@ -59,6 +59,8 @@ def talk(
     names: list[str], system: str | None, tools: Path | None, device: str | None, seed: int, settings: dict[str, Any]
 ) -> None:
     """Read prompts from the terminal or a pipe, and print the answers of each model, until the input ends."""
+    import readline  # noqa: F401, `input` then edits lines and keeps a history
+
     import torch
     from transformers.utils.logging import disable_progress_bar
 
