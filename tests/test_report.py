@@ -171,7 +171,8 @@ def test_scores_that_are_not_shares_of_samples(inputs: dict, tmp_path: Path) -> 
     assert row["scores"]["SFT"]["low"] == pytest.approx(0.6 - 1.959964 * 0.01)
     assert [pair["mark"] for pair in row["comparisons"]] == ["not tested", "not tested"]
     skipped = read_evaluation("SFT", inputs["scores"]["SFT"]).skipped
-    assert skipped == ["tiny_choice perplexity,none: 12.5 is not a fraction"]
+    assert skipped == []
+    assert row_of({"scores": table_of(inputs["scores"])}, "tiny_choice", "perplexity")["scale"] == 1
 
 
 def test_highest_checkpoint_is_taken(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from hermes3.files import UserError
 from hermes3.report.stages import mark
 from hermes3.results.comparable import why_not_change, why_not_published
 from hermes3.results.groups import Group, score_of
-from hermes3.results.lm_eval import Evaluation, Score
+from hermes3.results.lm_eval import Evaluation
 from hermes3.results.published import PublishedRow, Table, load
-from hermes3.stats import Z, difference, effective_n, mean_interval, two_proportions, wilson, z_test
+from hermes3.results.score import Score
+from hermes3.stats import Z, difference, mean_interval, two_proportions, wilson, z_test
 
 SIZES = ("8b", "70b", "405b")
 NOTES = {"405b": "The paper measured both of its 405B models in FP8."}
@@ -93,8 +94,7 @@ def _test(score: Score, value: float) -> tuple[tuple[float, float, float], tuple
     spread of ours.
     """
     ours = (score.value, score.low, score.high)
-    if score.interval == "wilson" or (score.interval == "mover" and score.value <= 1):
-        n = float(score.n) if score.interval == "wilson" else effective_n(*ours)
+    if n := score.effective_n:
         return ours, (value, *wilson(value * n, n)), two_proportions(score.value, n, value, n)
     half = (score.high - score.low) / 2
     return ours, (value, value - half, value + half), z_test(score.value - value, half / Z * 2**0.5)

@@ -6,7 +6,8 @@ from typing import Any
 
 from hermes3.results.comparable import why_not, why_not_in_mean
 from hermes3.results.groups import Group, compare, score_of
-from hermes3.results.lm_eval import Evaluation, Score, ScoreKey, scale_of
+from hermes3.results.lm_eval import Evaluation
+from hermes3.results.score import Score, ScoreKey
 from hermes3.stats import Z, holm, mean_interval
 
 ALPHA = 0.05
@@ -79,7 +80,7 @@ def seed_table(name: str, seeds: list[Evaluation], groups: list[Group]) -> dict[
             continue
         reasons = {one.name: why_not(seeds[0], one, group) for one in seeds[1:]}
         values = [score_of(one, group).value for one in seeds if not reasons.get(one.name)]
-        row = {"name": group.name, "scale": scale_of(group.members[0][0]), "values": values, "mean": mean(values)}
+        row = {"name": group.name, "scale": first.scale, "values": values, "mean": mean(values)}
         row["deviation"] = stdev(values) if len(values) > 1 else None
         row["sampling"] = None if first.low is None else (first.high - first.low) / 2 / Z
         row["left_out"] = [f"{seed}: {reason}" for seed, reason in reasons.items() if reason]
@@ -106,7 +107,7 @@ def _row(stages: list[Evaluation], group: Group) -> dict[str, Any]:
         "part": part,
         "shots": shots[0] if len(shots) == 1 else None,
         "suite": group.suite,
-        "scale": scale_of(task),
+        "scale": max((score.scale for stage in stages if (score := score_of(stage, group))), default=100),
         "scores": {stage.name: _as_dict(score_of(stage, group)) for stage in stages},
         "comparisons": [compare(before, after, group) for before, after in pairwise(stages)],
     }
