@@ -48,7 +48,8 @@ with a whole number from 1 (useless) to 10 (could not be better) in double squar
 Rating: [[5]]"""
 WITH_REFERENCE = "Compare it with the reference, which is right, and name every mistake. "
 AGAIN = "I could not read a rating. Reply with one line alone: Rating: [[N]], where N is a whole number from 1 to 10."
-RATING = re.compile(r"\[\[(.*?)\]\]", re.DOTALL)
+RATING = re.compile(r"\[\[\s*(\d+(?:[.,]\d+)?)\s*(?:/\s*10)?\s*\]\]")
+THINKING = re.compile(r"<(think|thinking|reasoning|scratchpad)>.*?(</\1>|$)", re.DOTALL | re.IGNORECASE)
 
 Text = Annotated[str, Field(min_length=1)]
 Record = dict[str, Any]
@@ -75,20 +76,35 @@ class Question(BaseModel):
         return self.reference if self.category in REFERENCED else []
 
 
-def load_questions(path: Path) -> list[Question]:
-    """`UserError` names file, line and key."""
+class Reference(BaseModel):
+    """A line of MT-Bench's `reference_answer/MODEL.jsonl`: answers of a strong model, taken for right."""
+
+    question_id: int
+    choices: list[dict[str, Any]] = Field(min_length=1)
+
+
+def load_questions(path: Path, references: Path | None = None) -> list[Question]:
+    """The questions, with the references of a second file. `UserError` names file, line and key."""
+    questions = _read_lines(path, Question, "--questions")
+    for number, line in (_read_lines(references, Reference, "--references") if references else {}).items():
+        if number in questions:
+            questions[number].reference = line.choices[0].get("turns", [])
+    return list(questions.values())
+
+
+def _read_lines(path: Path, model: type[BaseModel], option: str) -> dict[int, Any]:
     if not path.is_file():
-        raise UserError(f"--questions {path}: no such file; see docs/alignment.md for where to get it")
-    questions: dict[int, Question] = {}
+        raise UserError(f"{option} {path}: no such file; see docs/alignment.md for where to get it")
+    lines: dict[int, Any] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            question = validated(json.loads(line), Question, f"{path}:{number}")
+            row = validated(json.loads(line), model, f"{path}:{number}")
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{number}: not JSON: {error}") from None
-        if question.question_id in questions:
-            raise UserError(f"{path}:{number}: question_id {question.question_id} stands there twice; keep one")
-        questions[question.question_id] = question
-    return list(questions.values())
+        if row.question_id in lines:
+            raise UserError(f"{path}:{number}: question_id {row.question_id} stands there twice; keep one")
+        lines[row.question_id] = row
+    return lines
 
 
 class Endpoint:
@@ -104,6 +120,7 @@ class Endpoint:
         if parts.username or parts.password or parts.query:
             raise UserError(f"{parts.hostname}: no secrets in an address, which results name; see --help for the key")
         self.url, self.model, self.timeout = url.rstrip("/"), model, timeout
+        self.tokens = [0, 0]  # of prompts and of replies, as the server counts them
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.session = requests.Session()
         self.session.auth = lambda request: request  # requests would else send a key that it finds in .netrc
@@ -128,7 +145,10 @@ class Endpoint:
         if not answer.ok:
             raise UserError(f"{self.url}: {answer.status_code} {answer.reason}: {answer.text[:300]}")
         try:
-            choice = answer.json()["choices"][0]
+            reply = answer.json()
+            choice, usage = reply["choices"][0], reply.get("usage") or {}
+            for place, count in enumerate(("prompt_tokens", "completion_tokens")):
+                self.tokens[place] += usage.get(count) or 0
             return choice["message"]["content"] or "", choice.get("finish_reason") == "length"
         except (requests.JSONDecodeError, KeyError, IndexError, TypeError):
             raise UserError(f"{self.url}: not the form of a chat completion: {answer.text[:300]}") from None
@@ -142,20 +162,25 @@ def run(
     parallel: int = 8,
     limit: int | None = None,
     max_unrated: int = 0,
+    references: Path | None = None,
 ) -> None:
     """Answer, rate, write the results and print them. `limit`: only the first questions; `parallel`: requests at once.
 
     `UserError` for bad input, an endpoint that does not answer, and more than `max_unrated` questions that the judge
     gave no rating for.
     """
-    whole = load_questions(questions_file)
+    whole = load_questions(questions_file, references)
     questions = {one.question_id: one for one in whole[:limit]}
-    # a folder's files tell the model, wherever it is served; of any other only the address and the name are known
+    lacking = [n for n, one in questions.items() if one.category in REFERENCED and not any(one.reference)]
+    if lacking:
+        print(f"judged without a reference, which --references could give: question {', '.join(map(str, lacking))}")
+    # a folder's files tell the model, wherever it is served; any other is told by its name alone
     folder = Path(model.model)
-    known = {"weights": fingerprint(folder)} if (folder / "config.json").is_file() else {"url": model.url}
-    setting = {"model": model.model, **known}
+    setting = {"model": model.model} | ({"weights": fingerprint(folder)} if (folder / "config.json").is_file() else {})
     keys = {n: digest(one.turns, one.temperature, ANSWER_TOKENS, SEED, setting) for n, one in questions.items()}
     answers = _collect(out / "answers", keys, lambda n: _answer(questions[n], model), parallel)
+    if moved := sorted({record["url"] for record in answers.values()} - {model.url} if len(setting) == 1 else ()):
+        print(f"answers from {', '.join(moved)} are kept: the model is taken to be the same by its name, {model.model}")
     texts = {n: record["answers"] for n, record in answers.items()}
     # by the judge's name, not its address: another node may serve it tomorrow
     keys = {n: digest(one.turns, one.references, texts[n], VERSION, judge.model) for n, one in questions.items()}
@@ -173,6 +198,7 @@ def run(
     judged = {"key": digest([answers[n]["key"] for n in questions], [ratings[n] for n in questions])}
     judged |= {"judge": {"model": judge.model, "url": judge.url}, "unrated": unrated}
     judged |= {"answered_by": setting | {"endpoint": model.url}}
+    judged |= {"without_reference": lacking, "tokens": {"answers": model.tokens, "ratings": judge.tokens}}
     judged |= {"cut_answers": sum(sum(record["cut"]) for record in answers.values())}
     print(_write(out, model.model, judged, samples, len(whole), limit))
 
@@ -180,7 +206,7 @@ def run(
 def _answer(question: Question, model: Endpoint) -> Record:
     """Both turns; the second is asked after the first with its answer."""
     messages: list[dict[str, str]] = []
-    record: Record = {"answers": [], "cut": []}
+    record: Record = {"url": model.url, "answers": [], "cut": []}
     for turn in question.turns:
         messages.append({"role": "user", "content": turn})
         text, cut = model.chat(messages, question.temperature, ANSWER_TOKENS, SEED + question.question_id)
@@ -217,13 +243,12 @@ def judge_prompt(question: Question, answers: list[str], turn: int) -> list[dict
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "\n\n".join(parts)}]
 
 
-def read_rating(reply: str) -> int | None:
-    """The rating, where the last line holds it, the reply holds no other, and it is a whole number from 1 to 10."""
-    ratings = RATING.findall(reply)
-    lines = reply.strip().splitlines()
-    if len(ratings) != 1 or not RATING.search(lines[-1]) or not re.fullmatch(r"10|[1-9]", ratings[0].strip()):
-        return None
-    return int(ratings[0])
+def read_rating(reply: str) -> float | None:
+    """The rating from 1 to 10, on whatever line; None where there is none, or two differ. Thinking is no reply."""
+    text = THINKING.sub("", reply).rpartition("</think>")[2]
+    numbers = {float(number.replace(",", ".")) for number in RATING.findall(text)}
+    rating = numbers.pop() if len(numbers) == 1 else 0
+    return rating if 1 <= rating <= 10 else None
 
 
 def _collect(folder: Path, keys: dict[int, str], make: Callable[[int], Record], parallel: int) -> dict[int, Record]:
@@ -305,6 +330,8 @@ def _write(out: Path, model: str, judged: Record, samples: list[Record], of_file
         f"turn 1 {scores['turn_1,none']:.2f}, turn 2 {scores['turn_2,none']:.2f}",
         ", ".join(f"{name} {mean:.2f}" for name, mean in judged["categories"].items()),
     ]
+    for what, (asked, replied) in judged["tokens"].items():
+        lines += [f"tokens of this run's {what}: {asked:,} in prompts, {replied:,} in replies"] if asked else []
     if judged["unrated"]:
         lines.append(f"left out, as the judge gave no rating: question {', '.join(map(str, judged['unrated']))}")
     if judged["cut_answers"]:

@@ -20,7 +20,7 @@ from typing import Any
 from hermes3.evaluate.setting import digest, own_tasks, setting_of
 from hermes3.files import UserError, write_text
 from hermes3.model_folder import check_model
-from hermes3.results.lm_eval import ResultsFile, protocol_of
+from hermes3.results.lm_eval import ResultsFile, leaves, protocol_of
 from hermes3.results.suite import Protocol, Suite, require
 
 # Requests that vLLM gets at once. lm-eval would hand over all 500,000, and its cache learns of them when all are done;
@@ -155,7 +155,7 @@ def whole_tasks(out: Path, tasks: dict[str, Protocol]) -> set[str]:
         except UserError as error:
             set_aside(path, str(error))
             continue
-        present = [task for task in tasks if file.counts.keys() & set(file.leaves(task))]
+        present = [task for task in tasks if file.counts.keys() & set(leaves(file.subtasks, task))]
         faults |= {task: _fault(file, task, tasks[task]) for task in present}
     for task, wrong in faults.items():
         if wrong:
@@ -165,7 +165,7 @@ def whole_tasks(out: Path, tasks: dict[str, Protocol]) -> set[str]:
 
 def _fault(file: ResultsFile, task: str, protocol: Protocol) -> str | None:
     """Why the results in `file` are not those of `task`, in words; None if they are."""
-    for leaf in file.leaves(task):
+    for leaf in leaves(file.subtasks, task):
         if leaf not in file.counts:
             return f"{leaf} is not in it"
         if (asked := protocol_of(file.facts(leaf))) != protocol:
