@@ -57,7 +57,7 @@ def compare_with_table(stage: Evaluation, groups: list[Group], table: Table, col
     doubts = {one.row: f"{one.printed:.2f} is printed: {one.why}" for one in doubted}
     rows = []
     for name, row in table.rows.items():
-        group = by_name.get(name)
+        group = row.as_printed(by_name[name], columns[0]) if name in by_name else None
         score = score_of(stage, group) if group else None
         ours = None if score is None else {"value": score.value, "low": score.low, "high": score.high, "n": score.n}
         reason = why_not_published(stage, group, score, row)
