@@ -2,17 +2,16 @@
 
 from collections import namedtuple
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from hermes3.files import UserError, read_model
+from hermes3.files import ROOT, UserError, read_model
 
 if TYPE_CHECKING:
     from hermes3.results.groups import Group
 
-PUBLISHED = Path("eval/published")
+PUBLISHED = ROOT / "eval/published"
 # a printed number (`column` of `row`) that other printed numbers contradict, what they give instead, and why
 Misprint = namedtuple("Misprint", "row column printed instead why")
 
