@@ -178,7 +178,7 @@ def test_a_judge_that_gives_no_rating_is_asked_again_and_its_question_never_aver
     questions, tmp_path, capsys
 ):
     def stubborn(prompt):
-        if prompt == mt_bench.AGAIN:
+        if prompt == mt_bench.SETUP.again:
             stubborn.again += 1
             return "Rating: [[6]]" if stubborn.again == 1 else "No."
         return "No." if "ice light" in prompt else "A line, I would say." if "a line." in prompt else "Rating: [[6]]"
@@ -192,7 +192,9 @@ def test_a_judge_that_gives_no_rating_is_asked_again_and_its_question_never_aver
         assert not list(out.rglob("results_*.json"))
         before = len(server.requests)
         bench(server, questions, out, max_unrated=1)
-        assert len(server.requests) - before == 2 * mt_bench.JUDGE_TRIES  # that question's two turns, and nothing else
+        assert (
+            len(server.requests) - before == 2 * mt_bench.SETUP.judge_tries
+        )  # that question's two turns, and nothing else
         assert results_of(out)["mt_bench"]["unrated"] == [4]
         assert results_of(out)["n-samples"]["mt_bench"] == {"original": 3, "effective": 2}
         assert read_evaluation("ours", out).scores["mt_bench", "score", "none"].value == 6

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from math import sqrt
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -24,30 +25,16 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from hermes3.evaluate.setting import digest, fingerprint
-from hermes3.files import UserError, sha256, validated, write_text
+from hermes3.files import UserError, read_yaml, sha256, validated, write_text
 from hermes3.stats import mean_of
 
 TASK = "mt_bench"
 METRICS = ("score", "turn_1", "turn_2")
-# The original's sampling temperatures; every other category is answered greedily.
-TEMPERATURE = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
-REFERENCED = ("math", "reasoning", "coding")  # the original's categories that are judged by a reference
-ANSWER_TOKENS, JUDGE_TOKENS = 1024, 2048  # at most; an answer's as in the original
-JUDGE_TRIES = 3  # for one rating
-SEED = 42
+SETUP = SimpleNamespace(**read_yaml(Path(__file__).with_suffix(".yml")))
 TRIES = 5  # of a request
 WAIT = 1.0  # seconds: 0, 2, 4 and 8 times as long between the tries, or what the server asks for
 BUSY = (408, 429, 500, 502, 503, 504)
 
-VERSION = 1  # of the wording below: another wording gives other ratings
-SYSTEM = "You grade the answers of an AI assistant. You are fair, strict, and do not care how long an answer is."
-REQUEST = """\
-Grade the assistant's answer to the user's {which}. Is it helpful, to the point, correct, thorough and well written, and
-does it do all that was asked? {reference}First explain your judgement in a few sentences. Then write one last line,
-with a whole number from 1 (useless) to 10 (could not be better) in double square brackets, like this:
-Rating: [[5]]"""
-WITH_REFERENCE = "Compare it with the reference, which is right, and name every mistake. "
-AGAIN = "I could not read a rating. Reply with one line alone: Rating: [[N]], where N is a whole number from 1 to 10."
 RATING = re.compile(r"\[\[\s*(\d+(?:[.,]\d+)?)\s*(?:/\s*10)?\s*\]\]")
 THINKING = re.compile(r"<(think|thinking|reasoning|scratchpad)>.*?(</\1>|$)", re.DOTALL | re.IGNORECASE)
 
@@ -68,12 +55,12 @@ class Question(BaseModel):
 
     @property
     def temperature(self) -> float:
-        return TEMPERATURE.get(self.category, 0.0)
+        return SETUP.temperature.get(self.category, 0.0)
 
     @property
     def references(self) -> list[str | None]:
         """What the judge is shown."""
-        return self.reference if self.category in REFERENCED else []
+        return self.reference if self.category in SETUP.referenced else []
 
 
 class Reference(BaseModel):
@@ -171,19 +158,22 @@ def run(
     """
     whole = load_questions(questions_file, references)
     questions = {one.question_id: one for one in whole[:limit]}
-    lacking = [n for n, one in questions.items() if one.category in REFERENCED and not any(one.reference)]
+    lacking = [n for n, one in questions.items() if one.category in SETUP.referenced and not any(one.reference)]
     if lacking:
         print(f"judged without a reference, which --references could give: question {', '.join(map(str, lacking))}")
     # a folder's files tell the model, wherever it is served; any other is told by its name alone
     folder = Path(model.model)
     setting = {"model": model.model} | ({"weights": fingerprint(folder)} if (folder / "config.json").is_file() else {})
-    keys = {n: digest(one.turns, one.temperature, ANSWER_TOKENS, SEED, setting) for n, one in questions.items()}
+    keys = {
+        n: digest(one.turns, one.temperature, SETUP.answer_tokens, SETUP.seed, setting) for n, one in questions.items()
+    }
     answers = _collect(out / "answers", keys, lambda n: _answer(questions[n], model), parallel)
     if moved := sorted({record["url"] for record in answers.values()} - {model.url} if len(setting) == 1 else ()):
         print(f"answers from {', '.join(moved)} are kept: the model is taken to be the same by its name, {model.model}")
     texts = {n: record["answers"] for n, record in answers.items()}
     # by the judge's name, not its address: another node may serve it tomorrow
-    keys = {n: digest(one.turns, one.references, texts[n], VERSION, judge.model) for n, one in questions.items()}
+    asked = (SETUP.version, judge.model)
+    keys = {n: digest(one.turns, one.references, texts[n], *asked) for n, one in questions.items()}
     folder = out / "ratings" / judge.model.replace("/", "__")
     ratings = _collect(folder, keys, lambda n: _rate(questions[n], texts[n], judge), parallel)
     unrated = [n for n, record in ratings.items() if None in record["ratings"]]
@@ -209,7 +199,8 @@ def _answer(question: Question, model: Endpoint) -> Record:
     record: Record = {"url": model.url, "answers": [], "cut": []}
     for turn in question.turns:
         messages.append({"role": "user", "content": turn})
-        text, cut = model.chat(messages, question.temperature, ANSWER_TOKENS, SEED + question.question_id)
+        seed = SETUP.seed + question.question_id
+        text, cut = model.chat(messages, question.temperature, SETUP.answer_tokens, seed)
         messages.append({"role": "assistant", "content": text})
         record["answers"].append(text)
         record["cut"].append(cut)
@@ -217,15 +208,15 @@ def _answer(question: Question, model: Endpoint) -> Record:
 
 
 def _rate(question: Question, answers: list[str], judge: Endpoint) -> Record:
-    """A rating per turn, or None where the judge gave none in `JUDGE_TRIES` tries; `replies` holds all that it said."""
+    """A rating per turn, or None where the judge gave none in `judge_tries`; `replies` holds all that it said."""
     record: Record = {"ratings": [None, None], "replies": [[], []]}
     for turn in range(2):
         messages, replies = judge_prompt(question, answers, turn), record["replies"][turn]
-        while record["ratings"][turn] is None and len(replies) < JUDGE_TRIES:
-            replies.append(judge.chat(messages, 0.0, JUDGE_TOKENS, SEED)[0])
+        while record["ratings"][turn] is None and len(replies) < SETUP.judge_tries:
+            replies.append(judge.chat(messages, 0.0, SETUP.judge_tokens, SETUP.seed)[0])
             record["ratings"][turn] = read_rating(replies[-1])
             messages = [*messages, {"role": "assistant", "content": replies[-1] or "..."}]
-            messages.append({"role": "user", "content": AGAIN})
+            messages.append({"role": "user", "content": SETUP.again})
     return record
 
 
@@ -237,10 +228,10 @@ def judge_prompt(question: Question, answers: list[str], turn: int) -> list[dict
         parts += [f"=== Assistant, answer {i + 1} ===\n{answers[i]}"]
     references = question.references[: turn + 1]
     parts += [f"=== Reference for message {i + 1} ===\n{text}" for i, text in enumerate(references) if text]
-    reference = WITH_REFERENCE if any(references) else ""
-    request = REQUEST.format(which="second message" if turn else "message", reference=reference)
+    reference = SETUP.with_reference if any(references) else ""
+    request = SETUP.request.format(which="second message" if turn else "message", reference=reference)
     parts.append(f"=== Your task ===\n{request}")
-    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "\n\n".join(parts)}]
+    return [{"role": "system", "content": SETUP.system}, {"role": "user", "content": "\n\n".join(parts)}]
 
 
 def read_rating(reply: str) -> float | None:
@@ -306,7 +297,7 @@ def _write(out: Path, model: str, judged: Record, samples: list[Record], of_file
     judge, template = judged["judge"]["model"], Path(model) / "chat_template.jinja"
     results = {
         "results": {TASK: scores},
-        "versions": {TASK: f"{VERSION}, judged by {judge}"},  # of two judges, scores are not compared
+        "versions": {TASK: f"{SETUP.version}, judged by {judge}"},  # of two judges, scores are not compared
         "n-shot": {TASK: 0},
         "higher_is_better": {TASK: dict.fromkeys(METRICS, True)},
         "n-samples": {TASK: {"original": of_file, "effective": len(samples)}},

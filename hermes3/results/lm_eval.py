@@ -18,7 +18,7 @@ from hermes3.files import UserError
 from hermes3.results.comparable import refuse_mixture
 from hermes3.results.score import Score, ScoreKey, better_of, measure, unit_of
 from hermes3.results.suite import Protocol
-from hermes3.stats import normal, ratio_of
+from hermes3.stats import Z, ratio_of, share_worth
 
 if TYPE_CHECKING:
     from hermes3.results.groups import Group
@@ -227,16 +227,13 @@ class ResultsFile:
 
     def _from_stderr(self, task: str, metric: str, value: float, stderr: Any, better: bool | None) -> Score:
         """The score with lm-eval's own standard error, which tells the number of questions where nothing else does."""
-        unit = unit_of(task, metric) or "points"
-        if unit == "percent":
-            value, stderr = value / 100, stderr / 100 if isinstance(stderr, int | float) else stderr
-        share = unit in ("share", "percent") and 0 <= value <= 1
-        known = isinstance(stderr, int | float) and stderr == stderr
-        n = self.counts.get(task, {}).get("effective")
-        if n is None:
-            n = round(value * (1 - value) / stderr**2) + 1 if share and known and stderr else 0
-        bounds = normal(value, stderr) if known else (None, None)
-        worth = value * (1 - value) / stderr**2 if share and known and stderr and 0 < value < 1 else None
+        part = 0.01 if (unit := unit_of(task, metric)) == "percent" else 1
+        share = unit in ("share", "percent") and 0 <= part * value <= 1
+        value, known = part * value, isinstance(stderr, int | float) and stderr == stderr
+        stderr = part * stderr if known else 0.0
+        worth = share_worth(value, stderr) if share else None
+        n = self.counts.get(task, {}).get("effective") or (round(worth) + 1 if worth else 0)
+        bounds = (value - Z * stderr, value + Z * stderr) if known else (None, None)
         interval, scale = "normal" if known else "none", 100 if share else 1
         return Score(value, n, *bounds, interval, better, None, scale=scale, effective_n=worth)
 
