@@ -61,6 +61,11 @@ def command(
     ]
 
 
+def shown(argv: list[str]) -> str:
+    """The command as a user may copy it, with the variable that it runs under."""
+    return f"{IN_MEMORY}={IN_MEMORY_BYTES} {shlex.join(argv)}"
+
+
 def run(model: Path, out: Path, suite: Suite, backend: str = "hf", more: str = "", dry_run: bool = False) -> None:
     """Print the commands and run those whose results are not there.
 
@@ -69,7 +74,7 @@ def run(model: Path, out: Path, suite: Suite, backend: str = "hf", more: str = "
     """
     if dry_run:
         for protocol, tasks in suite.by_protocol().items():
-            print(shlex.join(command(model, out, suite, protocol, tasks, backend, more)))
+            print(shown(command(model, out, suite, protocol, tasks, backend, more)))
         return
     check_model(model)
     require(suite.name, [*suite.needs, *(["vllm"] if backend == "vllm" else [])])
@@ -91,10 +96,10 @@ def run(model: Path, out: Path, suite: Suite, backend: str = "hf", more: str = "
     cache = out / "cache" / digest(setting)
     commands = [command(model, out, suite, *of_protocol, backend, more, str(cache)) for of_protocol in todo.items()]
     record = {"suite": suite.name, "setting": setting, "seconds": before.get("seconds", [])}
-    record["commands"] = before.get("commands", []) + [shlex.join(argv) for argv in commands]
+    record["commands"] = before.get("commands", []) + [shown(argv) for argv in commands]
     for number, (argv, (protocol, tasks)) in enumerate(zip(commands, todo.items(), strict=True), 1):
         write_text(out / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-        print(f"{number} of {len(commands)}: {len(tasks)} tasks, {protocol}\n{shlex.join(argv)}", flush=True)
+        print(f"{number} of {len(commands)}: {len(tasks)} tasks, {protocol}\n{shown(argv)}", flush=True)
         record["seconds"].append(_lm_eval(argv, model, cache.parent))
         _check(out, model, {task: protocol for task in tasks})
     write_text(out / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")

@@ -147,7 +147,8 @@ class ResultsFile:
 
         `chat_template`: its hash, None without one; `has_samples`: whether samples stand beside the results.
         """
-        facts = {"version": self.content["versions"].get(task), "n_shot": self.content.get("n-shot", {}).get(task)}
+        shots = self.content.get("n-shot", {}).get(task, self.content.get("config", {}).get("num_fewshot"))
+        facts = {"version": self.content["versions"].get(task), "n_shot": shots}
         counts = self.counts.get(task, {})
         facts |= {"samples": counts.get("effective"), "questions": counts.get("original")}
         arguments = dict(part.partition("=")[::2] for part in (self.harness["model_args"] or "").split(","))
@@ -182,12 +183,13 @@ class ResultsFile:
         """(metric, filter) -> score. What is no number goes to `skipped`, in words."""
         metrics = self.content["results"][task]
         directions = self.content.get("higher_is_better", {}).get(task) or {}
+        filters = any("," in key for key in metrics)  # before 0.4 metrics named none
         scores = {}
         for key, value in metrics.items():
-            metric, _, filter_key = key.partition(",")
-            filter_key = filter_key or "none"
-            if metric.endswith("_stderr") or key in ("alias", "name", "samples", "sample_len"):
+            metric, comma, filter_key = key.partition(",")
+            if metric.endswith("_stderr") or key == "alias" or (filters and not comma):
                 continue
+            filter_key = filter_key or "none"
             if isinstance(value, bool) or not isinstance(value, int | float):
                 skipped.append(f"{task} {key}: {value} is no number")
                 continue
