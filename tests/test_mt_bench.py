@@ -140,7 +140,9 @@ def test_the_second_turn_holds_the_first_answer_and_the_judge_sees_what_it_needs
     row = {"question_id": 3, "choices": [{"index": 0, "turns": ["It is 6.", "It is 3."]}]}
     (tmp_path / "gpt-4.jsonl").write_text(json.dumps(row) + "\n")
     with StandIn() as server:
-        bench(server, questions, tmp_path / "out", references=tmp_path / "gpt-4.jsonl")
+        paid = {"references": tmp_path / "gpt-4.jsonl", "judge_price": (1e6, 1e6)}
+        bench(server, questions, tmp_path / "out", **paid)
+    assert "cost of this run's ratings: $26.00" in capsys.readouterr().out
     seen = [request["messages"][-1]["content"] for request in server.requests]
     assert len(seen) == 2 and all("Reference for message 1 ===\nIt is 6." in prompt for prompt in seen)
     assert results_of(tmp_path / "out", 1)["mt_bench"]["without_reference"] == []

@@ -150,8 +150,11 @@ def run(
     limit: int | None = None,
     max_unrated: int = 0,
     references: Path | None = None,
+    judge_price: tuple[float, float] = (0, 0),
 ) -> None:
     """Answer, rate, write the results and print them. `limit`: only the first questions; `parallel`: requests at once.
+
+    `judge_price`: dollars per million tokens of prompts and of replies.
 
     `UserError` for bad input, an endpoint that does not answer, and more than `max_unrated` questions that the judge
     gave no rating for.
@@ -189,6 +192,7 @@ def run(
     judged |= {"judge": {"model": judge.model, "url": judge.url}, "unrated": unrated}
     judged |= {"answered_by": setting | {"endpoint": model.url}}
     judged |= {"without_reference": lacking, "tokens": {"answers": model.tokens, "ratings": judge.tokens}}
+    judged["dollars"] = sum(price * count / 1e6 for price, count in zip(judge_price, judge.tokens, strict=True))
     judged |= {"cut_answers": sum(sum(record["cut"]) for record in answers.values())}
     print(_write(out, model.model, judged, samples, len(whole), limit))
 
@@ -323,6 +327,8 @@ def _write(out: Path, model: str, judged: Record, samples: list[Record], of_file
     ]
     for what, (asked, replied) in judged["tokens"].items():
         lines += [f"tokens of this run's {what}: {asked:,} in prompts, {replied:,} in replies"] if asked else []
+    if judged["dollars"]:
+        lines.append(f"cost of this run's ratings: ${judged['dollars']:.2f}")
     if judged["unrated"]:
         lines.append(f"left out, as the judge gave no rating: question {', '.join(map(str, judged['unrated']))}")
     if judged["cut_answers"]:
