@@ -222,10 +222,12 @@ class ResultsFile:
                     "not of one run; evaluate again"
                 )
             return None
-        part = 0.01 if unit == "percent" else 1
-        scaled = {doc: int(one) if flags else part * float(one) for doc, one in outcomes.items()}
-        names = {doc: logged.shared().get(doc, doc) for doc in outcomes}
-        return measure([scaled], [names], [1], True, better, 1 if unit == "points" else 100) if n > 1 or flags else None
+        if n == 1 and not flags:
+            return None
+        part, shared = 0.01 if unit == "percent" else 1, logged.shared()
+        scaled = {doc: int(one) if flags and part == 1 else part * float(one) for doc, one in outcomes.items()}
+        names = {doc: shared.get(doc, doc) for doc in outcomes}
+        return measure([scaled], [names], [1], True, better, 1 if unit == "points" else 100)
 
     def _from_stderr(self, task: str, metric: str, value: float, stderr: Any, better: bool | None) -> Score:
         """The score with lm-eval's own standard error, which tells the number of questions where nothing else does."""
