@@ -139,7 +139,7 @@ def test_seeds(folder: Path, tmp_path: Path) -> None:
     assert a["left_out"] == ["SFT, seed 4: chat templates 01234567 and ffffffff"]
     assert a["left_out"][0] in (tmp_path / "out/index.html").read_text()
     assert b["deviation"] == 0
-    assert report["scores"]["rows"][0]["scores"]["SFT"]["value"] == 0.6
+    assert report["scores"]["rows"][0]["scores"]["SFT"]["value"] == pytest.approx(0.63)
     assert [one["stage"] for one in report["evaluations"]] == ["SFT", *(f"SFT, seed {n}" for n in (2, 3, 4))]
 
 

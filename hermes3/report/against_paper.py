@@ -15,7 +15,7 @@ from hermes3.results.comparable import why_not_change, why_not_published
 from hermes3.results.groups import Group, score_of
 from hermes3.results.lm_eval import Evaluation, Score
 from hermes3.results.published import Table, load
-from hermes3.stats import Z, difference, effective_n, two_proportions, wilson, z_test
+from hermes3.stats import Z, difference, two_proportions, wilson, z_test
 
 SIZES = ("8b", "70b", "405b")
 OTHERWISE = "under another protocol"
@@ -59,7 +59,7 @@ def compare_with_table(
     doubts = {one.row: f"{one.printed:.2f} is printed: {one.why}" for one in doubted}
     rows = []
     for name, row in table.rows.items():
-        group = by_name.get(name)
+        group = row.as_printed(by_name[name], columns[0]) if name in by_name else None
         score = score_of(stage, group) if group else None
         reason = why_not_published(stage, group, score, row)
         against = {
@@ -106,8 +106,7 @@ def _test(score: Score, value: float) -> tuple[tuple[float, float, float], tuple
     spread of ours.
     """
     ours = (score.value, score.low, score.high)
-    if score.interval == "wilson" or (score.interval == "mover" and score.value <= 1):
-        n = float(score.n) if score.interval == "wilson" else effective_n(*ours)
+    if n := score.effective_n:
         return ours, (value, *wilson(value * n, n)), two_proportions(score.value, n, value, n)
     half = (score.high - score.low) / 2
     return ours, (value, value - half, value + half), z_test(score.value - value, half / Z * 2**0.5)

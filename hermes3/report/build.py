@@ -16,7 +16,7 @@ from hermes3.report.against_paper import compare_with_paper, what_dpo_changed
 from hermes3.report.runs import gpu_hours_beside_plan, read_run, read_selection, recipe_of
 from hermes3.report.stages import ALIGNMENT, rows_of, score_table, seed_table
 from hermes3.results import suite
-from hermes3.results.groups import PAPER_SUITE, groups_of
+from hermes3.results.groups import PAPER_SUITE, groups_of, pool
 from hermes3.results.lm_eval import Evaluation, read_evaluation
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -49,7 +49,7 @@ def write_report(
         name: [read_evaluation(f"{name}, seed {n}" if n > 1 else name, folder) for n, folder in enumerate(folders, 1)]
         for name, folders in scores.items()
     }
-    stages = [of_stage[0] for of_stage in seeds.values()]
+    stages = [pool(name, of_stage) for name, of_stage in seeds.items()]
     groups = groups_of(stages, _all_suites() if suites is None else suites)
     table = score_table(stages, groups)
     paper = compare_with_paper(stages, groups, size, recipes)

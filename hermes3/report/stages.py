@@ -7,7 +7,7 @@ from typing import Any
 from hermes3.report import names
 from hermes3.results.comparable import why_not, why_not_in_mean
 from hermes3.results.groups import Group, compare, score_of
-from hermes3.results.lm_eval import Evaluation, Score, ScoreKey, scale_of
+from hermes3.results.lm_eval import Evaluation, Score, ScoreKey
 from hermes3.stats import Z, holm, mean_interval
 
 ALPHA = 0.05
@@ -70,7 +70,7 @@ def seed_table(name: str, seeds: list[Evaluation], groups: list[Group]) -> dict[
             continue
         reasons = {one.name: why_not(seeds[0], one, group) for one in seeds[1:]}
         values = [score_of(one, group).value for one in seeds if not reasons.get(one.name)]
-        row = {"name": group.name, "scale": scale_of(group.members[0][0]), "values": values, "mean": mean(values)}
+        row = {"name": group.name, "scale": first.scale, "values": values, "mean": mean(values)}
         row["deviation"] = stdev(values) if len(values) > 1 else None
         row["sampling"] = None if first.low is None else (first.high - first.low) / 2 / Z
         row["left_out"] = [f"{seed}: {reason}" for seed, reason in reasons.items() if reason]
@@ -83,18 +83,21 @@ def _keys(stages: list[Evaluation]) -> list[ScoreKey]:
 
 
 def _row(stages: list[Evaluation], group: Group) -> Row:
-    task, metric, filter_key = group.members[0]
+    filter_key, tasks = group.members[0][2], list(dict.fromkeys(key[0] for key in group.members))
+    metric = "+".join(dict.fromkeys(key[1] for key in group.members))
     facts = [stage.tasks[key[0]] for stage in stages for key in stage.keys(group) if key[0] in stage.tasks]
     part = any(fact["samples"] < fact["questions"] for fact in facts)
     shots = {fact["n_shot"] for fact in facts}
     words = names("metrics").get(metric, metric) + ("" if filter_key == "none" else f" ({filter_key})")
-    if len(group.members) > 1:
-        words += f", {len(group.members)} tasks" + ("" if group.by_question else " weighing the same")
-    row = {"task_label": group.name, "tasks": [key[0] for key in group.members], "suite": group.suite}
-    row |= {"task": task if len(group.members) == 1 else group.name, "metric": metric, "filter": filter_key}
+    if len(tasks) > 1:
+        words += f", {len(tasks)} tasks" + ("" if group.by_question else " weighing the same")
+    row = {"task_label": group.name, "tasks": tasks, "suite": group.suite}
+    row |= {"task": tasks[0] if len(tasks) == 1 else group.name, "metric": metric, "filter": filter_key}
     row |= {"metric_label": words + ("; only a part of the questions" if part else ""), "part": part}
-    row |= {"shots": shots.pop() if len(shots) == 1 else None, "scale": scale_of(task)}
-    scores = {stage.name: as_dict(score_of(stage, group)) for stage in stages}
+    scores = {stage.name: score_of(stage, group) for stage in stages}
+    scale = max((score.scale for score in scores.values() if score), default=100)
+    row |= {"shots": shots.pop() if len(shots) == 1 else None, "scale": scale}
+    scores = {name: as_dict(score) for name, score in scores.items()}
     return row | {"scores": scores, "comparisons": [compare(*pair, group) for pair in pairwise(stages)]}
 
 

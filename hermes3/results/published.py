@@ -1,17 +1,26 @@
 """`eval/published/*.yml`: the paper's tables as data, with their settings and what is wrong in them."""
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from collections import namedtuple
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from hermes3.files import ROOT, UserError, read_model
 
+if TYPE_CHECKING:
+    from hermes3.results.groups import Group
+
 PUBLISHED = ROOT / "eval/published"
+# a printed number (`column` of `row`) that other printed numbers contradict, what they give instead, and why
+Misprint = namedtuple("Misprint", "row column printed instead why")
 
 
 class PublishedRow(BaseModel):
     """One row. `values`: a score per column; `scale`: what they are out of, 100 for percent, 1 for MT-Bench's points.
 
     `shots`: None where the paper does not say; `tasks`: printed rows of which `values` is the mean; `unlike`: why no
-    measurement of ours can be compared with it.
+    measurement of ours can be compared with it; `unweighted`: columns whose score is the plain mean of the subtasks.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -23,18 +32,11 @@ class PublishedRow(BaseModel):
     tasks: dict[str, list[float]] = {}
     note: str = ""
     unlike: str | None = None
+    unweighted: list[str] = []
 
-
-class Misprint(BaseModel):
-    """A printed number (`column` of `row`) that other printed numbers contradict, and what they give instead."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    row: str
-    column: str
-    printed: float
-    instead: float
-    why: str
+    def as_printed(self, group: "Group", column: str) -> "Group":
+        """Our group, weighted as the paper's score of this column is."""
+        return replace(group, by_question=False) if column in self.unweighted else group
 
 
 class Table(BaseModel):
@@ -43,20 +45,18 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     title: str
-    columns: dict[str, str] = Field(min_length=1)
-    rows: dict[str, PublishedRow] = Field(min_length=1)
-    total: list[float] | None = None
+    columns: dict[str, str]
+    rows: dict[str, PublishedRow]
+    total: list[float] = []
     kept: str | None = None
     misprints: list[Misprint] = []
 
     @model_validator(mode="after")
-    def whole(self) -> "Table":
-        rows = {name: row.values for name, row in self.rows.items()} | ({"total": self.total} if self.total else {})
-        for row in self.rows.values():
-            rows |= row.tasks
-        for name, values in rows.items():
-            if len(values) != len(self.columns):
-                raise UserError(f"rows.{name} has {len(values)} values for {len(self.columns)} columns")
+    def a_value_per_column(self) -> "Table":
+        for name, row in self.rows.items():
+            for values in (row.values, *row.tasks.values()):
+                if len(values) != len(self.columns):
+                    raise UserError(f"rows.{name} has {len(values)} values for {len(self.columns)} columns")
         return self
 
     def values(self, column: str) -> dict[str, float]:
