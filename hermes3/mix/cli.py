@@ -1,5 +1,6 @@
 """The `hermes3 mix` verbs."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +49,7 @@ def lock(spec: Spec, data_root: DataRoot = Path()) -> None:
 def verify(
     mix: Mix,
     every_row: Annotated[bool, typer.Option("--all", help="render every row anew, not a sample of 2,000")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
     """Check a built mix against its manifest. Hashes, sums, budgets, and that rows render to what trains.
 
@@ -56,6 +58,6 @@ def verify(
     from hermes3.mix.verify import verify
 
     wrong = verify(mix, every_row)
-    print("\n".join(wrong) or f"{mix}: every check holds")
+    print(json.dumps(wrong) if as_json else "\n".join(wrong) or f"{mix}: every check holds")
     if wrong:
         raise typer.Exit(1)
