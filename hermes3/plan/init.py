@@ -11,6 +11,7 @@ from hermes3.files import UserError, read_text, read_yaml, write_text
 from hermes3.messages import BadRow
 from hermes3.mix import read
 from hermes3.mix.adapt import ADAPTERS, Example
+from hermes3.mix.columns import Row
 from hermes3.plan.shapes import shape_of
 from hermes3.recipe.hardware import gpu_of
 
@@ -47,7 +48,7 @@ def init(name: str, base: str, data: Path, gpus: int, gpu: str) -> list[Path]:
     for key, value in texts["recipe"].items():
         at = next(number for number, line in enumerate(lines) if line.startswith(f"{key}: "))
         lines[at] = f"{key}: {value.format(**facts)}"
-    write_text(spec, texts["spec"].format(**facts))
+    write_text(spec, texts["spec"].format(**facts).rstrip() + "\n")
     write_text(recipe, "\n".join([texts["head"].format(**facts), *lines, ""]).replace("# experiment: ", "# ours: "))
     return [spec, recipe, own]
 
@@ -59,24 +60,28 @@ def look(data: Path, tokenizer: Path) -> dict[str, Any]:
     lines = (line for chunk in read.chunks(data.name, [read.File(data.name, data)]) for line in chunk.lines)
     first = list(islice(lines, LOOKED_AT))
     rest = [len(line) for line in lines]
-    fits = {name: [example for line in first if (example := _adapted(name, line))] for name in ADAPTERS}
-    adapter = max(fits, key=lambda name: len(fits[name]))
+    fits = {name: [fit for line in first if (fit := _adapted(name, line))] for name in ADAPTERS}
+    adapter = max(fits, key=lambda name: (sum(not unread for _, unread in fits[name]), len(fits[name])))
     if not fits[adapter]:
         raise UserError(f"{data}: none of its first {len(first)} rows fits an adapter; docs/mix.md lists their shapes")
     if adapter == "preference":
         raise UserError(f"{data}: preference pairs; copy recipes/8b_dpo.yml and data_mixes/hermes3_dpo.yml for them")
-    texts = ["\n".join(message["content"] for message in example["messages"]) for example in fits[adapter]]
+    texts = ["\n".join(message["content"] for message in example["messages"]) for example, _ in fits[adapter]]
     if (tokenizer / "tokenizer.json").is_file():
         counted, how = len(Encoder.load(tokenizer)(texts)[0]), "by the first rows"
     else:
         counted, how = sum(map(len, texts)) // 4, "one per four letters: the tokenizer is not there yet"
     tokens = round(counted * (1 + sum(rest) / sum(map(len, first))))
-    rows = {"rows": len(first) + len(rest), "tried": len(first), "fit": len(texts)}
+    rows: dict[str, Any] = {"rows": len(first) + len(rest), "tried": len(first), "fit": len(texts)}
+    unread = ", ".join(sorted(set[str]().union(*(names for _, names in fits[adapter]))))
+    rows["unread"] = f"# the build stops at what the adapter does not read: {unread}; see docs/mix.md" if unread else ""
     return rows | {"adapter": adapter, "tokens": tokens, "how": how}
 
 
-def _adapted(adapter: str, line: bytes) -> Example | None:
+def _adapted(adapter: str, line: bytes) -> tuple[Example, set[str]] | None:
+    """What the adapter makes of a row, and the columns that may train and that it does not read; None if nothing."""
     try:
-        return ADAPTERS[adapter](read.parse(line))
+        row = Row(read.parse(line))
+        return ADAPTERS[adapter](row), {name for what, name in row.account() if what == "unread, may train"}
     except BadRow:
         return None

@@ -1,14 +1,12 @@
 """A training run: curves of the trainer's own log (`trainer_state.json`), GPU-hours, its recipe, its chosen epoch."""
 
-from contextlib import chdir
+from contextlib import chdir, suppress
 from math import isfinite
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import yaml
-
-from hermes3.files import ROOT, UserError, read_json
+from hermes3.files import ROOT, UserError, read_json, read_yaml
 from hermes3.plan.plan import plan
 from hermes3.recipe.paper import paper_of
 from hermes3.report import names
@@ -102,10 +100,15 @@ def gpu_hours_beside_plan(name: str, folder: Path, recipe: Path | None) -> dict[
 
 
 def recipe_of(folder: Path) -> Path | None:
-    """The recipe (below the checkout) whose `output_dir` is `folder`; None if there is none, or if two claim it."""
-    paths = sorted((ROOT / "recipes").rglob("*.yml"))
-    recipes = {path.relative_to(ROOT): yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths}
-    outputs = {path: recipe.get("output_dir") for path, recipe in recipes.items() if isinstance(recipe, dict)}
+    """The recipe whose `output_dir` is `folder`; None if there is none, or if two claim it.
+
+    It lies in recipes/, or in another folder of the checkout, as `hermes3 init` makes one.
+    """
+    recipes = {}
+    for path in sorted({*(ROOT / "recipes").rglob("*.yml"), *ROOT.glob("*/*.yml")}):
+        with suppress(UserError):  # another kind of file
+            recipes[path.relative_to(ROOT)] = read_yaml(path)
+    outputs = {path: recipe.get("output_dir") for path, recipe in recipes.items()}
     claiming = [path for path, out in outputs.items() if out and (ROOT / out).resolve() == folder.resolve()]
     return claiming[0] if len(claiming) == 1 else None
 
