@@ -11,6 +11,7 @@ import typer
 import yaml
 from lm_eval_files import write_scores
 from test_readme import parse_hermes3
+from typer.testing import CliRunner
 
 from hermes3 import cli
 
@@ -60,9 +61,23 @@ def test_the_help_of_a_verb_explains_it(name, monkeypatch, capsys):
     for param in VERBS[name].params:
         explained = param.text if isinstance(param, cli.Argument) else param.help
         assert explained and explained in " ".join(text.split()), f"{param.name} is not explained"
-    example = " ".join(text.split("Example: ")[1].split("\n\n")[0].split())
-    assert example.startswith(f"hermes3 {name}")
-    parse_hermes3(shlex.split(example)[1:])
+    assert example(name)[: len(name.split())] == name.split()
+    parse_hermes3(example(name))
+
+
+def example(name: str) -> list[str]:
+    return shlex.split(VERBS[name].help.split("Example: ")[1])[1:]
+
+
+@pytest.mark.parametrize("name", ["check", "plan", "eval"])
+def test_an_example_runs(name):
+    assert CliRunner().invoke(cli.app, example(name)).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["mix verify", "render", "report"])
+def test_an_example_runs_after_the_demo(name, chain):
+    ran = CliRunner().invoke(cli.app, example(name))
+    assert ran.exit_code == 0, ran.output
 
 
 def test_hermes3_help_says_what_it_is_for_and_every_verb(monkeypatch, capsys):

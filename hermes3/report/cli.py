@@ -23,7 +23,8 @@ def report(
 ) -> None:
     """Write one page that says whether it reproduced. Scores with intervals, against the paper and stage by stage.
 
-    Example: hermes3 report --out report --scores base=outputs/tiny/eval/base --scores SFT+DPO=outputs/tiny/eval/dpo
+    Example: hermes3 report --out outputs/tiny/two_stages --scores base=outputs/tiny/eval/base
+    --scores SFT+DPO=outputs/tiny/eval/dpo
     """
     from hermes3.report.build import write_report
 
