@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 PACKAGES = ("tokenizers", "tiktoken", "pyarrow", "numpy", "rensa", "orjson")
 NOTHING = {"rows": 0, "tokens": 0, "loss_tokens": 0}
 NEEDED = (  # keys without which nothing can be said of a mix
-    *("name", "kind", "sequence_len", "sources", "categories", "rejects"),
-    *("total.tokens", "output.sha256", "output.files"),
+    *("name", "kind", "sequence_len", "sources", "categories"),
+    *("rejects", "total.tokens", "output.sha256"),
 )
 Manifest = dict[str, Any]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from hermes3.chat.render import IGNORE, Renderer
-from hermes3.files import sha256
+from hermes3.files import UserError, sha256
 from hermes3.mix import manifest as manifests
 from hermes3.mix.write import output_hash
 
@@ -23,6 +23,8 @@ def verify(mix: Path, every_row: bool = False) -> list[str]:
     every row) that the conversation renders to exactly the ids and labels that train.
     """
     manifest = manifests.read(mix)
+    if "files" not in manifest["output"]:
+        raise UserError(f"{mix}/manifest.json: no key output.files, so nothing can be compared; build the mix again")
     return [*_files(mix, manifest), *_rows(mix, manifest), *_rendered(mix, manifest, every_row)]
 
 
