@@ -124,7 +124,7 @@ def read_tools(path: Path) -> list[Message]:
     """Tool schemas of a JSON file: a list, each in OpenAI's form or its `function` alone."""
     try:
         tools = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); give a list of tool schemas") from None
     listed = tools if isinstance(tools, list) else []
     bare = [tool.get("function", tool) if isinstance(tool, dict) else None for tool in listed]
