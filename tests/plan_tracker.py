@@ -6,8 +6,8 @@ Triton's launches do nothing, and the loss' gradient is taken to be 1. All this 
 one of its own.
 
 CASES: JSON list of {shape: fields of `Shape`, tokens, ranks, fp32, checkpointing, liger, fused_loss, rank}. Prints a
-JSON list of {loss, backward, "optimizer step": peak bytes, states: {parameters, optimizer}, activations: bytes kept from the
-forward for the backward pass}. With a LoRA's rank: {activations} alone, unsharded.
+JSON list of {loss, backward, "optimizer step": peak bytes, states: {parameters, optimizer}, activations: bytes kept
+from the forward for the backward pass}. With a LoRA's rank: {activations} alone, unsharded.
 """
 
 import json

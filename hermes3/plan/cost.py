@@ -163,29 +163,10 @@ def paper_mfu(shape: Shape) -> float | None:
     return flops / (hours * 3600 * gpu_of("h100-80gb").flops) if hours else None
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A row of `measured.yml`."""
-
-    recipe: str
-    what: str
-    preference: bool
-    rank: int
-    layers: int
-    hidden: int
-    gpu: str
-    gpus: int
-    date: str
-    commit: str
-    versions: dict[str, str]
-    tokens_per_second: float
-    mfu: float
-    memory: dict[str, float]
-
-
 @lru_cache
-def measurements() -> list[Measured]:
-    return [Measured(**row) for row in yaml.safe_load(Path(__file__).with_name("measured.yml").read_text())]
+def measurements() -> list[dict[str, Any]]:
+    """The rows of `measured.yml`."""
+    return yaml.safe_load(Path(__file__).with_name("measured.yml").read_text(encoding="utf-8"))
 
 
 def usual_mfu(shape: Shape, work: Work, setting: Setting, gpu: Gpu) -> tuple[float, str, list[str]]:
@@ -193,21 +174,18 @@ def usual_mfu(shape: Shape, work: Work, setting: Setting, gpu: Gpu) -> tuple[flo
 
     Nearest: of the same loss, then also with or without an adapter, then on the same GPU, then of the nearest size.
     """
-    alike = [row for row in measurements() if row.preference == work.preference and not gpu.is_cpu]
+
+    def distance(row: dict[str, Any]) -> tuple[bool, bool, float]:
+        size = row["layers"] * row["hidden"] ** 2 / (shape.layers * shape.hidden**2)
+        return bool(row["rank"]) != bool(work.rank), row["gpu"] != gpu.name, abs(math.log(size))
+
+    alike = [row for row in measurements() if row["preference"] == work.preference and not gpu.is_cpu]
     if not alike:
         return ASSUMED_MFU, "assumed", [f"MFU {ASSUMED_MFU:.0%} is assumed: nothing like it was measured; give --mfu"]
-    size = math.log(shape.layers * shape.hidden**2)
-    row = min(
-        alike,
-        key=lambda row: (
-            bool(row.rank) != bool(work.rank),
-            row.gpu != gpu.name,
-            abs(math.log(row.layers * row.hidden**2) - size),
-        ),
-    )
-    mfu, source = row.mfu, f"measured on {row.gpus} {row.gpu}: {row.what}"
-    same = (row.gpu, row.layers, row.hidden, bool(row.rank)) == (gpu.name, shape.layers, shape.hidden, bool(work.rank))
-    warnings = [] if same else [f"MFU {mfu:.1%} is the nearest measured, of {row.what}; this run was not measured"]
+    row = min(alike, key=distance)
+    mfu, source, warnings = row["mfu"], f"measured on {row['gpus']} {row['gpu']}: {row['what']}", []
+    if distance(row) != (False, False, 0.0):
+        warnings.append(f"MFU {mfu:.1%} is the nearest measured, of {row['what']}; this run was not measured")
     if setting.offload == "all":
         mfu, source = mfu * PAPER_OFFLOAD, f"{source}, less the 45 % that the paper gives for CPU offload"
     return mfu, source, warnings

@@ -19,7 +19,6 @@ OFFLOADS = {(False, False): "", (True, False): "optimizer", (True, True): "all"}
 # Assumed: CUDA context 0.5 GB, NCCL's channels and cuBLAS' workspaces 1.5 GB. Not modelled: the allocator's fragments
 OVERHEAD = 2_000_000_000
 HOST_SHARE = 0.9  # of a node's memory; the rest is the system's, the data loader's, and pages of files
-MAX_NODES = 1024
 
 
 @dataclass(frozen=True)
@@ -240,21 +239,9 @@ def _buffers(shape: Shape, work: Work, setting: Setting, n: int) -> tuple[dict[s
     return {"loss": 0, "backward": 0}, width * trained if n > 1 else 0, 0  # data parallel: its buckets copy
 
 
-def fewest(
-    shape: Shape, work: Work, setting: Setting, gpu: Gpu, per_node: int, micro_batches: int
-) -> tuple[int | None, int | None]:
-    """The fewest nodes that hold a step of `micro_batches` in all, and the fewest that also share them out evenly.
-
-    Each count has an accumulation of its own. None: no number of nodes does.
-    """
-    held = None
-    for nodes in range(1, MAX_NODES + 1):
-        gpus = nodes * per_node
-        share = replace(work, accumulation=-(-micro_batches // gpus))
-        if memory(shape, share, setting, gpu, nodes, per_node).fits:
-            held = held or nodes
-            if micro_batches % gpus == 0:
-                return held, nodes
-        if setting.engine == REPLICATED or (held and gpus >= micro_batches):
-            break
-    return held, None
+def runnable(shape: Shape, work: Work, setting: Setting, gpu: Gpu, per_node: int, micro_batches: int) -> list[Memory]:
+    """Memory on each number of nodes that holds a step of `micro_batches` in all, shared out evenly."""
+    counts = [nodes for nodes in range(1, micro_batches // per_node + 1) if micro_batches % (nodes * per_node) == 0]
+    shares = [(nodes, replace(work, accumulation=micro_batches // (nodes * per_node))) for nodes in counts]
+    held = [memory(shape, share, setting, gpu, nodes, per_node) for nodes, share in shares]
+    return [one for one in held if one.fits]
