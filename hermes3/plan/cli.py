@@ -19,7 +19,10 @@ def plan(
     network: Annotated[float | None, typer.Option(min=0.001, help="Gb/s per node, all of its adapters")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
-    """Say what RECIPE takes before it runs: steps, memory, nodes, hours, checkpoints, money."""
+    """Print what RECIPE takes: memory, nodes, hours, storage, cost. Needs no GPU.
+
+    Example: hermes3 plan recipes/8b_sft.yml --gpus 8
+    """
     from hermes3.plan import plan as plans
 
     bytes_per_second, host_bytes = (value * 1e9 if value else None for value in (bandwidth, host_memory))

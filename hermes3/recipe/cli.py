@@ -19,7 +19,10 @@ def check(
     reads: Annotated[bool, typer.Option("--reads", help="which line of Axolotl reads each key")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> None:
-    """Find what is wrong with recipes before a GPU is booked, on any machine; exit code 1 if there is an error."""
+    """Find what is wrong with recipes before a GPU is booked. Exit code 1 if there is an error.
+
+    Example: hermes3 check recipes/8b_sft.yml
+    """
     from hermes3.recipe import check
 
     reports = check.check_all(recipes or check.default_recipes(), against)
@@ -48,7 +51,10 @@ def pack(
     recipe: Annotated[Path, typer.Option(help="recipe whose settings pack it")],
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
-    """Run Axolotl's own packer over the mix: efficiency, and exact steps per epoch."""
+    """Pack MIX as Axolotl will. Prints how full the packs are, and the steps of an epoch.
+
+    Example: hermes3 mix pack mixes/tiny_sft --recipe recipes/tiny_sft.yml
+    """
     from dataclasses import asdict
 
     from hermes3.mix.pack import as_text, preview
