@@ -59,8 +59,8 @@ def test_axolotl_accepts_every_recipe_and_keeps_its_values(examined, path):
         key: value for key, value in recipe.items() if key not in parts
     }
     assert recipe.get("fsdp_config", {}).items() <= resolved.get("fsdp_config", {}).items()
-    for entry, given in zip(resolved["datasets"], recipe["datasets"], strict=True):
-        assert given.items() <= {"type": None, **entry}.items()
+    for entry, written in zip(resolved["datasets"], recipe["datasets"], strict=True):
+        assert written.items() <= {"type": None, **entry}.items()
 
 
 @stems(FULL)
@@ -178,8 +178,8 @@ def test_an_experiment_differs_from_its_base_in_its_marked_lines_alone(path):
 def values(key: str, base: str) -> list:
     """What the base recipe and its experiments give `key`, sorted."""
     paths = [ROOT / f"recipes/{base}.yml", *(ROOT / "recipes/experiments").glob(f"{base}_*.yml")]
-    found = {path.stem: read(path).get(key) for path in paths}
-    return sorted({value for value in found.values() if value is not None})
+    by_recipe = {path.stem: read(path).get(key) for path in paths}
+    return sorted({value for value in by_recipe.values() if value is not None})
 
 
 def test_the_open_questions_are_covered():
