@@ -191,7 +191,7 @@ def function_around(source: Source, number: int) -> int | None:
 @lru_cache
 def turned_by_schema() -> dict[str, str]:
     """Keys that a validator of the schema turns into another: `deepcompile` becomes a DeepSpeed file."""
-    found = {}
+    lines = {}
     for file in sorted((AXOLOTL / "utils/schemas").glob("*.py")):
         for node in ast.walk(ast.parse(text := file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef):
@@ -200,8 +200,8 @@ def turned_by_schema() -> dict[str, str]:
                 for match in re.finditer(r'data\.get\("(\w+)"', body) if sets else []:
                     if match[1] not in sets:
                         line = node.lineno + body[: match.start()].count("\n")
-                        found.setdefault(match[1], f"axolotl/utils/schemas/{file.name}:{line}")
-    return found
+                        lines.setdefault(match[1], f"axolotl/utils/schemas/{file.name}:{line}")
+    return lines
 
 
 def readers(names: list[str], of: str, entered: dict[str, set[tuple[str, int]]]) -> dict[str, str]:
@@ -212,11 +212,11 @@ def readers(names: list[str], of: str, entered: dict[str, set[tuple[str, int]]])
     functions = set().union(*entered.values())
     files = {way: {file for file, _ in seen} for way, seen in entered.items()}
     any_file = set().union(*files.values())
-    found: dict[str, str] = {}
+    lines: dict[str, str] = {}
     for file, number, function in lines_that_read(names, of):
         line = f"{file}:{number}"
         if plugin := INTEGRATION.match(file):
-            found.setdefault(plugin[1], line)
+            lines.setdefault(plugin[1], line)
             continue
         for way, seen in entered.items():
             if (file, function) in functions:
@@ -224,19 +224,19 @@ def readers(names: list[str], of: str, entered: dict[str, set[tuple[str, int]]])
             else:
                 counts = file in files[way] or file not in any_file and not ELSEWHERE.match(file)
             if counts and not (way.startswith("DPO") and NOT_DPO.match(file)):
-                found.setdefault(way, line)
-        found.setdefault("elsewhere", line)
-    if len({found.get(way) for way in entered}) == 1 and next(iter(entered)) in found:
-        found = {"all": found[next(iter(entered))]} | {key: at for key, at in found.items() if key not in entered}
-    if any(way in found for way in ("all", *entered)):
-        found.pop("elsewhere", None)
-    if of == CFG and not found and names[0] in turned_by_schema():
-        found["all"] = turned_by_schema()[names[0]]
+                lines.setdefault(way, line)
+        lines.setdefault("elsewhere", line)
+    if len({lines.get(way) for way in entered}) == 1 and next(iter(entered)) in lines:
+        lines = {"all": lines[next(iter(entered))]} | {key: at for key, at in lines.items() if key not in entered}
+    if any(way in lines for way in ("all", *entered)):
+        lines.pop("elsewhere", None)
+    if of == CFG and not lines and names[0] in turned_by_schema():
+        lines["all"] = turned_by_schema()[names[0]]
     if of == CFG and any(
         re.search(rf"cfg\.{name}\b|cfg\[\"{name}\"\]|^    {name}:", ours(), re.MULTILINE) for name in names
     ):
-        found["hermes3/train"] = "hermes3/train"
-    return found
+        lines["hermes3/train"] = "hermes3/train"
+    return lines
 
 
 @lru_cache

@@ -103,8 +103,8 @@ def reports(places, paths, answers) -> dict[str | Path, checker.Report]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setattr(schema, "_process", noted)
-        found = checker.check_all([*SHIPPED, *paths.values()])
-    return dict(zip([*SHIPPED, *paths], found, strict=True))
+        checked = checker.check_all([*SHIPPED, *paths.values()])
+    return dict(zip([*SHIPPED, *paths], checked, strict=True))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -119,8 +119,8 @@ def test_a_shipped_recipe_is_right(reports, path):
 def test_a_fault_is_found_with_its_key_and_remedy(reports, name):
     fault, report = FAULTS[name], reports[name]
     texts = [str(finding) for finding in report.errors if re.fullmatch(fault["key"], finding.key)]
-    said = [".*".join(re.escape(part) for part in text.split(".*")) for text in fault["said"]]
-    assert any(all(re.search(one, text) for one in said) for text in texts), report.errors
+    patterns = [".*".join(re.escape(part) for part in text.split(".*")) for text in fault["said"]]
+    assert any(all(re.search(one, text) for one in patterns) for text in texts), report.errors
 
 
 def test_every_kind_of_fault_is_planted(reports, places):
@@ -191,8 +191,8 @@ def test_another_axolotl_and_a_foreign_plugin_make_notes_of_it(monkeypatch):
     recipe = {"lr_div_factor": 10.0}
     assert [finding.level for finding in findings(recipe | {"plugins": ["mine.Plugin"]})] == ["note"]
     monkeypatch.setattr("hermes3.recipe.reads.version", lambda name: "9.9")
-    found = list(findings(recipe))
-    assert "9.9 is installed" in found[0].wrong and {finding.level for finding in found} == {"note"}
+    both = list(findings(recipe))
+    assert "9.9 is installed" in both[0].wrong and {finding.level for finding in both} == {"note"}
 
 
 def test_who_reads_is_told():

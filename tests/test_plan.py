@@ -32,9 +32,9 @@ PUBLISHED = {"8B": 8_030_261_248, "70B": 70_553_706_496, "405B": 405_853_388_800
 
 def edited(tmp_path: Path, recipe: str, **changes) -> Path:
     """A copy of a recipe with other values; None takes a key out."""
-    given = yaml.safe_load((ROOT / "recipes" / f"{recipe}.yml").read_text(encoding="utf-8")) | changes
+    values = yaml.safe_load((ROOT / "recipes" / f"{recipe}.yml").read_text(encoding="utf-8")) | changes
     path = tmp_path / f"{recipe}_mine.yml"
-    path.write_text(yaml.safe_dump({key: value for key, value in given.items() if value is not None}))
+    path.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}))
     return path
 
 
@@ -87,13 +87,13 @@ def test_lora_parameters_are_peft_s():
 )
 def test_the_paper_s_steps_and_the_mfu_behind_its_gpu_hours(recipe, an_epoch, steps, gpu_hours, layers, width, mfu):
     """By hand, from the published sizes: 6 FLOPs per matrix parameter, 6 L h x 396 for attention to earlier tokens."""
-    made, at_40 = full(recipe), full(recipe, mfu=0.4)
-    assert (made.schedule.steps_per_epoch[0], made.schedule.steps) == (an_epoch, steps)
+    planned, at_40 = full(recipe), full(recipe, mfu=0.4)
+    assert (planned.schedule.steps_per_epoch[0], planned.schedule.steps) == (an_epoch, steps)
     multiplied = PUBLISHED[recipe.split("_")[0].upper()] - 128_256 * width - (2 * layers + 1) * width
     flops = (6 * multiplied + 6 * layers * width * 396) * 4 * 390e6
-    assert made.cost.paper_gpu_hours == gpu_hours
-    assert made.cost.paper_mfu == pytest.approx(flops / (gpu_hours * 3600 * 989.4e12), rel=1e-6)
-    assert round(made.cost.paper_mfu, 3) == mfu
+    assert planned.cost.paper_gpu_hours == gpu_hours
+    assert planned.cost.paper_mfu == pytest.approx(flops / (gpu_hours * 3600 * 989.4e12), rel=1e-6)
+    assert round(planned.cost.paper_mfu, 3) == mfu
     hours_at_40 = at_40.cost.gpu_hours - at_40.cost.host_gpu_hours
     assert hours_at_40 == pytest.approx(flops / (0.4 * 3600 * 989.4e12), rel=1e-3)
 
@@ -114,9 +114,9 @@ def test_flops_are_those_that_torch_counts():
 
 
 def test_405b_fits_its_sixteen_nodes_with_the_optimizer_on_the_host():
-    made = full("405b_sft")
-    assert made.nodes == 16 and made.own.fits
-    plain = next(one for one in made.settings if one.setting.name == "ZeRO-3")
+    planned = full("405b_sft")
+    assert planned.nodes == 16 and planned.own.fits
+    plain = next(one for one in planned.settings if one.setting.name == "ZeRO-3")
     assert not plain.fits
 
 
@@ -124,9 +124,9 @@ def test_405b_fits_its_sixteen_nodes_with_the_optimizer_on_the_host():
 def test_every_shipped_recipe_fits_its_own_hardware(recipe):
     if recipe.stem.startswith("tiny") and not (ROOT / "outputs/tiny/sft/best/config.json").is_file():
         pytest.skip("the demo has not been run")
-    made = plan(recipe)
-    assert made.own.fits and made.own.headroom > 0.05
-    assert made.nodes_needed[made.own.setting.name] <= made.nodes_to_run[made.own.setting.name] <= made.nodes
+    planned = plan(recipe)
+    assert planned.own.fits and planned.own.headroom > 0.05
+    assert planned.nodes_to_run[planned.own.setting.name] <= planned.nodes
 
 
 def test_a_mix_gives_the_steps(tmp_path):
@@ -135,17 +135,17 @@ def test_a_mix_gives_the_steps(tmp_path):
         pytest.skip("the demo has not been run")
     shutil.copytree("mixes/tiny_sft", tmp_path / "mix", symlinks=True)
     packing = preview(tmp_path / "mix", Path("recipes/tiny_sft.yml"), validate(Path("recipes/tiny_sft.yml")))
-    made = full("tiny_sft", mix=tmp_path / "mix")
-    assert (made.schedule.steps, made.schedule.steps_per_epoch) == (packing.steps, packing.steps_per_epoch)
-    assert made.schedule.tokens == pytest.approx(packing.tokens_per_step * packing.steps)
-    assert not any("no mix" in warning for warning in made.warnings)
+    planned = full("tiny_sft", mix=tmp_path / "mix")
+    assert (planned.schedule.steps, planned.schedule.steps_per_epoch) == (packing.steps, packing.steps_per_epoch)
+    assert planned.schedule.tokens == pytest.approx(packing.tokens_per_step * packing.steps)
+    assert not any("no mix" in warning for warning in planned.warnings)
 
 
 def test_pairs_of_a_mix_by_the_batch_are_dpo_s_steps(tmp_path):
     manifest = {"kind": "preference", "total": {"rows": 1_000, "tokens": 300_000}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    made = full("8b_dpo", mix=tmp_path).schedule
-    assert (made.steps, made.global_batch, made.tokens, made.row_tokens) == (16, 64, 300_000, 150)
+    planned = full("8b_dpo", mix=tmp_path).schedule
+    assert (planned.steps, planned.global_batch, planned.tokens, planned.row_tokens) == (16, 64, 300_000, 150)
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"kind": "sft"}))
     with pytest.raises(ValueError, match="holds no pairs"):
         full("8b_dpo", mix=tmp_path)
@@ -163,11 +163,11 @@ def test_other_hardware_keeps_the_batch():
 
 
 def test_given_mfu_price_and_bandwidth_act():
-    made = full("8b_sft", mfu=0.5, price=3.0, bandwidth=1e9)
-    assert made.cost.mfu == 0.5 and made.cost.usd == pytest.approx(3 * made.cost.gpu_hours)
-    assert made.cost.gpu_hours == pytest.approx(147 * made.cost.paper_mfu / 0.5, rel=1e-3)
-    assert made.checkpoints.weights_seconds == pytest.approx(2 * PUBLISHED["8B"] / 1e9)
-    assert not any("price" in warning or "storage" in warning for warning in made.warnings)
+    planned = full("8b_sft", mfu=0.5, price=3.0, bandwidth=1e9)
+    assert planned.cost.mfu == 0.5 and planned.cost.usd == pytest.approx(3 * planned.cost.gpu_hours)
+    assert planned.cost.gpu_hours == pytest.approx(147 * planned.cost.paper_mfu / 0.5, rel=1e-3)
+    assert planned.checkpoints.weights_seconds == pytest.approx(2 * PUBLISHED["8B"] / 1e9)
+    assert not any("price" in warning or "storage" in warning for warning in planned.warnings)
 
 
 def test_parameters_on_the_host_cost_what_the_paper_says():
@@ -177,12 +177,14 @@ def test_parameters_on_the_host_cost_what_the_paper_says():
 
 
 def test_checkpoints_failures_and_their_interval():
-    made = full("70b_sft")
-    assert made.checkpoints.weights == 2 * PUBLISHED["70B"]
-    assert made.checkpoints.state == (12 + made.own.setting.gathered) * PUBLISHED["70B"]
-    assert made.cost.interruption_chance == pytest.approx(1 - math.exp(-made.cost.gpu_hours * 419 / (54 * 24 * 16_384)))
+    planned = full("70b_sft")
+    assert planned.checkpoints.weights == 2 * PUBLISHED["70B"]
+    assert planned.checkpoints.state == (12 + planned.own.setting.gathered) * PUBLISHED["70B"]
+    assert planned.cost.interruption_chance == pytest.approx(
+        1 - math.exp(-planned.cost.gpu_hours * 419 / (54 * 24 * 16_384))
+    )
     # no other interval loses less to saves and to repeated work
-    between, saved = 3600 / (made.gpus * INTERRUPTIONS_PER_GPU_HOUR), made.checkpoints
+    between, saved = 3600 / (planned.gpus * INTERRUPTIONS_PER_GPU_HOUR), planned.checkpoints
     lost = {
         f: saved.state_seconds / (f * saved.interval_seconds) + f * saved.interval_seconds / 2 / between
         for f in (0.8, 1, 1.25)
@@ -255,13 +257,14 @@ def test_what_is_written_in_two_ways_is_one_plan(tmp_path):
 
 def test_json_is_the_plan_and_text_names_its_parts():
     printed = CliRunner().invoke(app, ["plan", "recipes/405b_sft.yml", "--json"])
-    found = json.loads(printed.output)
-    own = found["settings"][0]
+    page = json.loads(printed.output)
+    own = page["settings"][0]
     assert (own["setting"], own["fits"]) == ("ZeRO-3, optimizer on the host", True)
     assert {"parameters", "layer inputs", "loss", "gathered weights"} <= set(own["gpu"])
     assert sum(own["gpu"].values()) == own["moments"][own["peak"]]
-    assert found["schedule"]["steps"] == 1_550
+    assert page["schedule"]["steps"] == 1_550
     text = CliRunner().invoke(app, ["plan", "recipes/405b_sft.yml"], env={"COLUMNS": "140"}).output
+    text = " ".join(text.split())
     names = ["405,853,388,800 parameters", "387 per epoch, 1,550 in all", "the fewest", "layer inputs", "note:"]
     for words in (*names, "(modelled)", "cheapest 8", "quickest 16", "the paper's 2,086"):
         assert words in text

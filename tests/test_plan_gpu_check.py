@@ -38,9 +38,9 @@ def test_on_a_stand_in_it_trains_measures_and_compares(monkeypatch, tmp_path, ca
     real = yaml.safe_load((ROOT / "recipes/8b_sft.yml").read_text())
     for key in ("sample_packing", "optimizer", "learning_rate", "gradient_checkpointing", "micro_batch_size", "seed"):
         assert recipe[key] == real[key]
-    found = json.loads((tmp_path / "run/meter.json").read_text())
-    assert len(found["steps"]) == STEPS
-    for step in found["steps"]:
+    meter = json.loads((tmp_path / "run/meter.json").read_text())
+    assert len(meter["steps"]) == STEPS
+    for step in meter["steps"]:
         assert 128 < step["tokens"] <= 256 and step["seconds"] > 0
     printed = capsys.readouterr().out
     for words in ("a stand-in", "tokens/s", "MFU", "resident memory", "needs CUDA, not run"):

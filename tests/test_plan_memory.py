@@ -13,7 +13,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import LlamaForCausalLM
 
 from bench.gpu_check import llama_config
-from hermes3.plan.memory import FSDP2, HOST_SHARE, OVERHEAD, REPLICATED, SETTINGS, ZERO3, Setting, fewest, memory
+from hermes3.plan.memory import FSDP2, HOST_SHARE, OVERHEAD, REPLICATED, SETTINGS, ZERO3, Setting, memory, runnable
 from hermes3.plan.shapes import Shape, Work, published
 from hermes3.recipe.hardware import gpu_of
 
@@ -162,21 +162,23 @@ def test_nodes_that_405b_needs_with_all_on_the_host(setting, host, nodes):
     states = (16 if setting.fp32 else 8) * LARGEST.parameters
     by_hand = -(-states // (HOST_SHARE * host - setting.gathered * LARGEST.parameters))
     gpu = replace(H100, host_memory=host)
-    assert fewest(LARGEST, LIGER, setting, gpu, 8, micro_batches=8 * nodes)[0] == by_hand == nodes
+    assert by_hand == nodes and memory(LARGEST, LIGER, setting, gpu, nodes, 8).fits
     fewer = memory(LARGEST, LIGER, setting, gpu, nodes - 1, 8)
     assert sum(fewer.gpu.values()) <= fewer.gpu_room  # the host is what lacks
 
 
-def test_405b_without_offload_does_not_fit_the_papers_sixteen_nodes():
-    for fp32 in (True, False):
-        assert fewest(LARGEST, LIGER, fsdp2(fp32), H100, 8, micro_batches=128)[0] > 16
-
-
-def test_fewest_nodes_to_run_share_the_batch_out():
-    held, run = fewest(SEVENTY, LIGER, zero3(""), H100, 8, micro_batches=128)
-    assert (held, run) == (3, 4) and 128 % (8 * run) == 0
-    assert fewest(LARGEST, LIGER, PAPER, H100, 8, micro_batches=56) == (7, 7)
-    assert fewest(LARGEST, LIGER, fsdp2(True), H100, 8, micro_batches=128)[1] is None  # more GPUs than sequences
+@pytest.mark.parametrize(
+    ("shape", "setting", "micro_batches", "nodes"),
+    [
+        (LARGEST, fsdp2(True), 128, []),  # the paper's 16 nodes, without offload
+        (LARGEST, fsdp2(False), 128, []),
+        (LARGEST, PAPER, 128, [16]),  # fewer would accumulate whole gradients
+        (LARGEST, PAPER, 56, [7]),
+        (SEVENTY, zero3(""), 128, [4, 8, 16]),
+    ],
+)
+def test_nodes_that_hold_a_step_and_make_the_batch(shape, setting, micro_batches, nodes):
+    assert [held.nodes for held in runnable(shape, LIGER, setting, H100, 8, micro_batches)] == nodes
 
 
 def test_a_host_holds_the_model_that_fsdp_reads():

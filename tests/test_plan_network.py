@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from hermes3.plan.cost import usual_mfu
 from hermes3.plan.memory import FSDP2, REPLICATED, ZERO3, Setting, memory
 from hermes3.plan.network import BUS, traffic
 from hermes3.plan.shapes import Work, published, work_of
@@ -86,3 +87,34 @@ def test_offloaded_layer_inputs_and_selected_outputs():
     work, warnings = work_of(recipe | {"selective_checkpointing": {"save_modules": ["mlp.down_proj"]}})
     assert work.saved == ("attention", "down_proj") and warnings == []
     assert memory(EIGHT, work, fsdp, H100, 6, 8).gpu["selected outputs"] == 32 * work.selected(EIGHT)
+
+
+def test_the_nearest_measured_mfu_is_taken_and_named(monkeypatch):
+    def run(recipe: str, gpu: str, setting: str, layers: int, mfu: float) -> dict:
+        row = {
+            "recipe": recipe,
+            "gpu": gpu,
+            "gpus": 1,
+            "setting": setting,
+            "layers": layers,
+            "hidden": 4096,
+            "mfu": mfu,
+        }
+        return row | {"hidden": 4096, "date": "2026-01-01"}
+
+    runs = [
+        run("8b_sft", "h200", "as shipped", 32, 0.1),
+        run("8b_sft", "h100-80gb", "as shipped", 8, 0.2),
+        run("8b_sft", "h100-80gb", "as shipped", 30, 0.3),
+        run("8b_sft", "h100-80gb", "no recompute", 32, 0.4),
+        run("8b_sft_lora", "h200", "as shipped", 4, 0.5),
+        run("8b_dpo", "h200", "as shipped", 32, 0.6),
+    ]
+    monkeypatch.setattr("hermes3.plan.cost.measurements", lambda: runs)
+    mfu, source, warnings = usual_mfu(EIGHT, ONE, FULL, H100)
+    assert (mfu, source) == (0.3, "measured on 1 h100-80gb, 2026-01-01: 8b_sft, 30 layers, as shipped")
+    assert len(warnings) == 1 and usual_mfu(replace(EIGHT, layers=30), ONE, FULL, H100)[2] == []
+    assert usual_mfu(EIGHT, replace(ONE, rank=32), FULL, H100)[0] == 0.5
+    assert usual_mfu(EIGHT, replace(ONE, rank=32, preference=True), FULL, H100)[0] == 0.6
+    assert usual_mfu(EIGHT, ONE, FULL, gpu_of("cpu"))[:2] == (0.35, "assumed")
+    assert usual_mfu(EIGHT, ONE, replace(FULL, offload="all"), H100)[0] == pytest.approx(0.3 * 0.55)

@@ -59,8 +59,8 @@ def test_axolotl_accepts_every_recipe_and_keeps_its_values(examined, path):
         key: value for key, value in recipe.items() if key not in parts
     }
     assert recipe.get("fsdp_config", {}).items() <= resolved.get("fsdp_config", {}).items()
-    for entry, given in zip(resolved["datasets"], recipe["datasets"], strict=True):
-        assert given.items() <= {"type": None, **entry}.items()
+    for entry, written in zip(resolved["datasets"], recipe["datasets"], strict=True):
+        assert written.items() <= {"type": None, **entry}.items()
 
 
 @stems(FULL)
@@ -99,7 +99,8 @@ def test_every_row_of_the_paper_has_its_recipe():
 @stems(RECIPES)
 def test_siblings_have_their_keys_in_the_same_order(path):
     size, phase, *variant = path.stem.split("_")
-    keys, model = list(read(path)), list(read(ROOT / "recipes" / f"{'_'.join(['8b', phase, *variant])}.yml"))
+    sibling = HARDWARE[path.stem][0] if path.stem in HARDWARE else "_".join(["8b", phase, *variant])
+    keys, model = list(read(path)), list(read(ROOT / f"recipes/{sibling}.yml"))
     assert [key for key in keys if key in model] == [key for key in model if key in keys]
 
 
@@ -177,8 +178,8 @@ def test_an_experiment_differs_from_its_base_in_its_marked_lines_alone(path):
 def values(key: str, base: str) -> list:
     """What the base recipe and its experiments give `key`, sorted."""
     paths = [ROOT / f"recipes/{base}.yml", *(ROOT / "recipes/experiments").glob(f"{base}_*.yml")]
-    found = {path.stem: read(path).get(key) for path in paths}
-    return sorted({value for value in found.values() if value is not None})
+    by_recipe = {path.stem: read(path).get(key) for path in paths}
+    return sorted({value for value in by_recipe.values() if value is not None})
 
 
 def test_the_open_questions_are_covered():

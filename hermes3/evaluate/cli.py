@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from hermes3.files import UserError
-from hermes3.results.suite import SUITES
 
 MODEL_KEY, JUDGE_KEY = "HERMES3_MODEL_API_KEY", "HERMES3_JUDGE_API_KEY"
 
@@ -85,6 +84,8 @@ def select(
 def named(suite: str | None) -> str:
     """The suite, which no verb chooses for its user: scores by another one look the same. `UserError` where none is."""
     if suite is None:
+        from hermes3.results.suite import SUITES
+
         there = ", ".join(sorted(path.stem for path in SUITES.glob("*.yml")))
         raise UserError(f"--suite is missing; give a name in eval/suites ({there}), or a file")
     return suite

@@ -9,8 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hermes3.files import UserError, read_json
 from hermes3.plan.memory import Memory, Setting
 from hermes3.plan.network import Traffic, traffic
@@ -162,51 +160,35 @@ def paper_mfu(shape: Shape) -> float | None:
     return flops / (hours * 3600 * gpu_of("h100-80gb").flops) if hours else None
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A row of `measured.yml`."""
-
-    recipe: str
-    what: str
-    preference: bool
-    rank: int
-    layers: int
-    hidden: int
-    gpu: str
-    gpus: int
-    date: str
-    commit: str
-    versions: dict[str, str]
-    tokens_per_second: float
-    mfu: float
-    memory: dict[str, float]
-
-
 @lru_cache
-def measurements() -> list[Measured]:
-    return [Measured(**row) for row in yaml.safe_load(Path(__file__).with_name("measured.yml").read_text())]
+def measurements() -> list[dict[str, Any]]:
+    """Runs on GPUs, the newest first: `bench/baselines/*.json`, which `make gpu-check` writes."""
+    files = (Path(__file__).parents[2] / "bench/baselines").glob("*.json")
+    runs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return sorted((run for run in runs if run["mfu"]), key=lambda run: run["date"], reverse=True)
 
 
 def usual_mfu(shape: Shape, work: Work, setting: Setting, gpu: Gpu) -> tuple[float, str, list[str]]:
     """(MFU, its source, what was assumed): that of the nearest measurement, less 45 % with parameters on the host.
 
-    Nearest: of the same loss, then also with or without an adapter, then on the same GPU, then of the nearest size.
+    Nearest: of the same loss, then with or without an adapter alike, then on the same GPU, then as the recipe was
+    shipped, then of the nearest size.
     """
-    alike = [row for row in measurements() if row.preference == work.preference and not gpu.is_cpu]
+
+    def distance(run: dict[str, Any]) -> tuple[bool, bool, bool, float]:
+        adapter = any(word in run["recipe"] for word in ("dpo", "lora"))
+        size = run["layers"] * run["hidden"] ** 2 / (shape.layers * shape.hidden**2)
+        shipped = run["setting"] == "as shipped"
+        return adapter != bool(work.rank), run["gpu"] != gpu.name, not shipped, abs(math.log(size))
+
+    alike = [run for run in measurements() if ("dpo" in run["recipe"]) == work.preference and not gpu.is_cpu]
     if not alike:
         return ASSUMED_MFU, "assumed", [f"MFU {ASSUMED_MFU:.0%} is assumed: nothing like it was measured; give --mfu"]
-    size = math.log(shape.layers * shape.hidden**2)
-    row = min(
-        alike,
-        key=lambda row: (
-            bool(row.rank) != bool(work.rank),
-            row.gpu != gpu.name,
-            abs(math.log(row.layers * row.hidden**2) - size),
-        ),
-    )
-    mfu, source = row.mfu, f"measured on {row.gpus} {row.gpu}: {row.what}"
-    same = (row.gpu, row.layers, row.hidden, bool(row.rank)) == (gpu.name, shape.layers, shape.hidden, bool(work.rank))
-    warnings = [] if same else [f"MFU {mfu:.1%} is the nearest measured, of {row.what}; this run was not measured"]
+    run = min(alike, key=distance)
+    mfu, what, warnings = run["mfu"], f"{run['recipe']}, {run['layers']} layers, {run['setting']}", []
+    source = f"measured on {run['gpus']} {run['gpu']}, {run['date']}: {what}"
+    if any(distance(run)):
+        warnings.append(f"MFU {mfu:.1%} is the nearest measured, of {what}; this run was not measured")
     if setting.offload == "all":
         mfu, source = mfu * PAPER_OFFLOAD, f"{source}, less the 45 % that the paper gives for CPU offload"
     return mfu, source, warnings

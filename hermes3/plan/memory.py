@@ -15,11 +15,11 @@ from hermes3.recipe.hardware import Gpu
 from hermes3.recipe.read import deepspeed_config
 
 ZERO3, FSDP2, REPLICATED = "zero3", "fsdp2", "replicated"
-OFFLOADS = {(False, False): "", (True, False): "optimizer", (True, True): "all"}  # (optimizer, parameters) on the host
+# What is on the host, by the devices that a DeepSpeed file offloads the optimizer and the parameters to
+OFFLOADS = {("none", "none"): "", ("cpu", "none"): "optimizer", ("cpu", "cpu"): "all"}
 # Assumed: CUDA context 0.5 GB, NCCL's channels and cuBLAS' workspaces 1.5 GB. Not modelled: the allocator's fragments
 OVERHEAD = 2_000_000_000
 HOST_SHARE = 0.9  # of a node's memory; the rest is the system's, the data loader's, and pages of files
-MAX_NODES = 1024
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,15 @@ def setting_of(path: Path, recipe: dict[str, Any]) -> Setting:
     if config is None:
         return Setting("every process holds the whole model", REPLICATED, fp32=fp32)
     zero = config.get("zero_optimization", {})
-    devices = (zero.get(part, {}).get("device", "none") for part in ("offload_optimizer", "offload_param"))
-    on_host = tuple(device != "none" for device in devices)
-    if zero.get("stage") != 3 or on_host not in OFFLOADS:
+    devices = tuple(zero.get(f"offload_{part}", {}).get("device", "none") for part in ("optimizer", "param"))
+    if zero.get("stage") != 3 or devices not in OFFLOADS:
         raise UserError(
-            f"{path}: deepspeed: only ZeRO stage 3 is planned for, with the optimizer, or the optimizer and the "
-            f"parameters offloaded; stage is {zero.get('stage')}"
+            f"{path}: deepspeed: stage {zero.get('stage')}, optimizer on {devices[0]}, parameters on {devices[1]}; "
+            "only ZeRO stage 3 is planned for, with the optimizer, or the optimizer and the parameters, on cpu"
         )
     buckets = {key: float(zero[key]) for key in BUCKETS if zero.get(key, "auto") != "auto"}
     group = int(zero.get("zero_hpz_partition_size", 1))
-    own = _setting(ZERO3, True, OFFLOADS[on_host], group if group > 1 else 0)
+    own = _setting(ZERO3, True, OFFLOADS[devices], group if group > 1 else 0)
     own = replace(own, buckets=buckets, overlap=zero.get("overlap_comm", True) is not False)
     return own.gathering() if zero.get("stage3_gather_16bit_weights_on_model_save") else own
 
@@ -240,21 +239,9 @@ def _buffers(shape: Shape, work: Work, setting: Setting, n: int) -> tuple[dict[s
     return {"loss": 0, "backward": 0}, width * trained if n > 1 else 0, 0  # data parallel: its buckets copy
 
 
-def fewest(
-    shape: Shape, work: Work, setting: Setting, gpu: Gpu, per_node: int, micro_batches: int
-) -> tuple[int | None, int | None]:
-    """The fewest nodes that hold a step of `micro_batches` in all, and the fewest that also share them out evenly.
-
-    Each count has an accumulation of its own. None: no number of nodes does.
-    """
-    held = None
-    for nodes in range(1, MAX_NODES + 1):
-        gpus = nodes * per_node
-        share = replace(work, accumulation=-(-micro_batches // gpus))
-        if memory(shape, share, setting, gpu, nodes, per_node).fits:
-            held = held or nodes
-            if micro_batches % gpus == 0:
-                return held, nodes
-        if setting.engine == REPLICATED or (held and gpus >= micro_batches):
-            break
-    return held, None
+def runnable(shape: Shape, work: Work, setting: Setting, gpu: Gpu, per_node: int, micro_batches: int) -> list[Memory]:
+    """Memory on each number of nodes that holds a step of `micro_batches` in all, shared out evenly."""
+    counts = [nodes for nodes in range(1, micro_batches // per_node + 1) if micro_batches % (nodes * per_node) == 0]
+    shares = [(nodes, replace(work, accumulation=micro_batches // (nodes * per_node))) for nodes in counts]
+    held = [memory(shape, share, setting, gpu, nodes, per_node) for nodes, share in shares]
+    return [one for one in held if one.fits]

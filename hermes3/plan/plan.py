@@ -7,7 +7,7 @@ from typing import Any
 from hermes3.files import UserError
 from hermes3.plan.checkpoints import Checkpoints, checkpoints
 from hermes3.plan.cost import Cost, Schedule, batches, cost, schedule
-from hermes3.plan.memory import HOST_SHARE, REPLICATED, SETTINGS, Memory, fewest, memory, setting_of
+from hermes3.plan.memory import HOST_SHARE, REPLICATED, SETTINGS, Memory, memory, runnable, setting_of
 from hermes3.plan.network import Traffic, traffic
 from hermes3.plan.shapes import Shape, shape_of, work_of
 from hermes3.recipe.hardware import Gpu, gpu_of, hardware_of
@@ -21,8 +21,8 @@ TIGHT = 0.05  # headroom below which fragments alone may end a run
 class Plan:
     """`settings`: memory at each way of sharding, the recipe's own first, saves in one piece or in parts as its own.
 
-    By setting: `network`, what a step sends at the recipe's MFU; and, None for none, `nodes_needed`, the fewest that
-    hold a step, and `nodes_to_run`, that also make the batch. `choices`: hours and GPU-hours by number of nodes.
+    By setting: `network`, what a step sends at the recipe's MFU, and `nodes_to_run`, the fewest that hold a step and
+    make the batch, None for none. `choices`: hours and GPU-hours by number of nodes that do, the recipe's own way.
     """
 
     recipe: str
@@ -36,7 +36,6 @@ class Plan:
     settings: list[Memory]
     network: dict[str, Traffic]
     choices: dict[int, tuple[float, float]]
-    nodes_needed: dict[str, int | None]
     nodes_to_run: dict[str, int | None]
     cost: Cost
     checkpoints: Checkpoints
@@ -54,7 +53,7 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """Numbers in bytes, seconds, hours, USD, with `fits` and `headroom` of each setting."""
         page = asdict(self)
-        by_setting = {key: page.pop(key) for key in ("nodes_needed", "nodes_to_run", "network")}
+        by_setting = {key: page.pop(key) for key in ("nodes_to_run", "network")}
         page |= {"cheapest_nodes": self.best(quickest=False), "quickest_nodes": self.best(quickest=True)}
         for one, row in zip(self.settings, page["settings"], strict=True):
             row |= {"setting": one.setting.name, "fits": one.fits, "headroom": one.headroom}
@@ -115,13 +114,13 @@ def plan(
     warnings += assumed
     arithmetic = planned.tokens * run.flops_per_token / (run.mfu * device.flops * n) / planned.steps
     sent = {way.name: traffic(shape, work, way, device, nodes, per_node, arithmetic) for way in ways}
+    held = {way.name: runnable(shape, work, way, device, per_node, accumulation * n) for way in ways}
     choices = {}
-    for count in range(1, accumulation * n // per_node + 1):
-        share, rest = divmod(accumulation * n, count * per_node)
-        held = memory(shape, replace(work, accumulation=share), own, device, count, per_node)
-        if not rest and held.fits:
-            one, _ = cost(shape, replace(work, accumulation=share), planned, held, device, count * per_node, mfu, rate)
-            choices[count] = (one.hours, one.gpu_hours)
+    for one in held[own.name]:
+        count = one.nodes * per_node
+        share = replace(work, accumulation=accumulation * n // count)
+        there, _ = cost(shape, share, planned, one, device, count, mfu, rate)
+        choices[one.nodes] = (there.hours, there.gpu_hours)
     saved = checkpoints(recipe, planned, shape, work, settings[0], run, n, bandwidth or BANDWIDTH)
     if price is None and not device.is_cpu:
         warnings.append(f"price: {device.price} USD per GPU-hour is assumed; give --price")
@@ -143,7 +142,6 @@ def plan(
     every = recipe.get("restart_steps") or recipe.get("save_steps") or max(planned.steps_per_epoch)
     if saved.interval_steps and every > 3 * saved.interval_steps:
         warnings.append(f"a restart point each {every:,} steps is rare: about {saved.interval_steps:,} are best")
-    counts = {way.name: fewest(shape, work, way, device, per_node, accumulation * n) for way in ways}
     return Plan(
         recipe=str(path),
         shape=shape,
@@ -156,8 +154,7 @@ def plan(
         settings=settings,
         network=sent,
         choices=choices,
-        nodes_needed={name: needed for name, (needed, _) in counts.items()},
-        nodes_to_run={name: to_run for name, (_, to_run) in counts.items()},
+        nodes_to_run={name: fits[0].nodes if fits else None for name, fits in held.items()},
         cost=run,
         checkpoints=saved,
         warnings=warnings,
@@ -248,18 +245,17 @@ def _settings(plan: Plan) -> Any:
     saved = "; weights are gathered by rank 0 to save" if own.gathered else "; weights are saved in parts"
     caption = (
         f"* the recipe's own{saved if own.engine != REPLICATED else ''}. network: seconds per step, and those not "
-        "hidden. nodes: the fewest that hold a step; run: the fewest whose GPUs also make the batch of "
-        f"{plan.schedule.global_batch:,}"
+        f"hidden. nodes: the fewest that hold a step and make the batch of {plan.schedule.global_batch:,}"
     )
     title = "Memory at the peak of a step, each setting"
-    table = _table(title, "setting", "per GPU", "spare", "per host", "network", "fits", "nodes", "run", caption=caption)
+    table = _table(title, "setting", "per GPU", "spare", "per host", "network", "fits", "nodes", caption=caption)
     for one in plan.settings:
         name = one.setting.name
-        nodes = [f"{counts[name] or 'none'}" for counts in (plan.nodes_needed, plan.nodes_to_run)]
+        nodes = str(plan.nodes_to_run[name] or "none")
         fits = "yes" if one.fits else "[red]no[/red]"
         own_mark = "* " if one is plan.own else "  "
         sent = f"{plan.network[name].seconds:,.2f} ({plan.network[name].exposed:,.2f})"
-        table.add_row(own_mark + name, _total(one.gpu), f"{one.headroom:.0%}", _total(one.host), sent, fits, *nodes)
+        table.add_row(own_mark + name, _total(one.gpu), f"{one.headroom:.0%}", _total(one.host), sent, fits, nodes)
     return table
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hermes3.files import UserError, read_json, read_yaml
+from hermes3.recipe.read import value_at
 
 # Names under which a model has the shape of its Llama 3.1: Meta's own, Nous' Hermes 3, and copies of either
 LLAMA = re.compile(r"(?:meta-|hermes-3-)?llama-3\.1-(8b|70b|405b)(?:-(?:base|instruct|fp8))*", re.IGNORECASE)
@@ -106,11 +107,13 @@ def read_config(config: Path) -> Shape:
     """The shape in a Llama's config.json. `UserError` for another kind of model, or a size that is missing."""
     try:
         fields = read_json(config)
-        if fields.get("model_type") != "llama":
-            raise UserError(f"{config}: model_type: {fields.get('model_type')} is not planned for, only llama is")
+        if value_at(fields, "model_type") != "llama":
+            raise UserError(f"{config}: model_type: {value_at(fields, 'model_type')} is not planned for, only llama is")
         return _shape(str(config.parent), fields)
     except KeyError as error:
         raise UserError(f"{config}: {error.args[0]} is missing; copy the model's own config.json") from None
+    except TypeError as error:
+        raise UserError(f"{config}: a size is no number ({error}); copy the model's own config.json") from None
 
 
 def _shape(name: str, config: dict[str, Any]) -> Shape:

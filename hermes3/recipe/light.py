@@ -65,9 +65,9 @@ def _attribute(owner: Any, path: str, name: str) -> Any:
         raise AttributeError(name)
     if f"{path}.{name}" in ANSWERS:
         return ANSWERS[f"{path}.{name}"]
-    made = _StandIn(name, (), {"__module__": path, "__qualname__": name, "stands_in": True})
-    setattr(owner, name, made)
-    return made
+    stand_in = _StandIn(name, (), {"__module__": path, "__qualname__": name, "stands_in": True})
+    setattr(owner, name, stand_in)
+    return stand_in
 
 
 class _Finder(MetaPathFinder, Loader):
