@@ -164,7 +164,7 @@ def paper_mfu(shape: Shape) -> float | None:
 def measurements() -> list[dict[str, Any]]:
     """Runs on GPUs, the newest first: `bench/baselines/*.json`, which `make gpu-check` writes."""
     files = (Path(__file__).parents[2] / "bench/baselines").glob("*.json")
-    runs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    runs = [read_json(file) for file in files]
     return sorted((run for run in runs if run["mfu"]), key=lambda run: run["date"], reverse=True)
 
 
