@@ -220,6 +220,13 @@ def test_what_a_system_message_says_beyond_the_standard_stays():
         assert got == {"messages": [{"role": "system", "content": own}, USER, CALLS], "tools": [TOOL]}
 
 
+def test_a_prompt_without_schemas_gives_way_to_a_tools_column():
+    bare = NEWEST.replace(f"<tools> {json.dumps(TOOL)} </tools>", "<tools> </tools>")
+    row = sharegpt(("system", f"{bare}\n\nBe brief."), ("human", "q"), ("gpt", CALLED), tools=[TOOL])
+    got = ADAPTERS["sharegpt"](row)
+    assert got == {"messages": [{"role": "system", "content": "Be brief."}, USER, CALLS], "tools": [TOOL]}
+
+
 def test_a_tools_column_goes_before_the_prompt_s_schemas():
     column = {**TOOL, "function": {**TOOL["function"], "description": "column"}}
     row = sharegpt(("system", NEWEST), ("human", "q"), ("gpt", CALLED), tools=json.dumps([column]))

@@ -85,6 +85,8 @@ def json_mode(row: Example) -> str | None:
         return None
     schema = SCHEMA.search(system)
     validator = _validator(schema[1]) if schema else None
+    if schema and not validator:
+        return "message 1: its schema cannot be read, or is none"
     for place, text in _answers(row):
         try:
             answer = json.loads(text, parse_constant=int)  # int refuses NaN

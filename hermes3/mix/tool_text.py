@@ -18,6 +18,9 @@ from hermes3.mix import rules
 DECODER = json.JSONDecoder(strict=False)  # the released template leaves raw line breaks in descriptions
 SCHEMAS = re.compile(r"<tools>\s*([\[{].*?)\s*</tools>", re.DOTALL)
 RESPONSE = re.compile(r"<tool_response>(.*?)(?:</tool_response>|\Z)", re.DOTALL)
+# quoted text, or a word of JSON's among Python's quotes
+JSON_WORD = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\b(?:true|false|null)\b""", re.DOTALL)
+PYTHON = {"true": "True", "false": "False", "null": "None"}
 GAP = re.compile(r"[\s,]*")
 STANDARD, LEFT_OVER, PROMPT = (
     re.compile(pattern.pattern.replace(" ?", r"\s*").replace(" ", r"\s+"), re.IGNORECASE)
@@ -36,7 +39,7 @@ def read(text: str) -> Any:
         if not text.lstrip().startswith(("{", "[")):
             raise
         try:
-            return ast.literal_eval(text.strip())
+            return ast.literal_eval(JSON_WORD.sub(lambda word: PYTHON.get(word[0], word[0]), text.strip()))
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             raise error from None
 
@@ -120,8 +123,8 @@ def structured(messages: list[Message], tools: list[Message]) -> tuple[list[Mess
     system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
     if isinstance(system, str) and "<tools>" in system:
         own, declared = _own_system(system)
-        if declared:
-            tools = tools or declared
+        tools = tools or declared
+        if own != system and tools:
             messages = ([{**messages[0], "content": own}] if own else []) + messages[1:]
     if not tools:
         return messages, tools
@@ -139,19 +142,19 @@ def structured(messages: list[Message], tools: list[Message]) -> tuple[list[Mess
 
 def _own_system(system: str) -> tuple[str, list[Message]]:
     """What is left of a system message without the standard's prompt, and the schemas that it declares."""
-    blocks = list(SCHEMAS.finditer(system))
-    if not blocks:
+    block, standard = SCHEMAS.search(system), STANDARD.search(system)
+    if not block and not standard:
         return system, []
-    block = blocks[0]
     try:
-        declared = schemas(block[1])
+        declared = schemas(block[1]) if block else []
     except BadRow:
-        if STANDARD.search(system):
+        if standard:
             raise
         return system, []  # prose with a tag in it
-    parts = [PROMPT.sub("", part).strip() for part in (system[: block.start()], system[block.end() :])]
+    around = (system[: block.start()], system[block.end() :]) if block else (system,)
+    parts = [PROMPT.sub("", part).strip() for part in around]
     own = "\n\n".join(part for part in parts if part)
-    if STANDARD.search(system) and (strange := LEFT_OVER.search(own)):
+    if standard and (strange := LEFT_OVER.search(own)):
         raise BadRow(
             "tools_prompt_not_known", f"`{strange[0]}` is left of a function-calling prompt; see tool_prompt.yml"
         )
