@@ -30,7 +30,7 @@ def quantize(model: Path, out: Path) -> int:
 
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto", trust_remote_code=False)
     oneshot(model=loaded, recipe=QuantizationModifier(targets="Linear", scheme=SCHEME, ignore=IGNORED))
-    with new_folder(out) as folder:
+    with new_folder(out, "hermes3 quantize") as folder:
         loaded.save_pretrained(folder, save_compressed=True)
         for file in [
             *model.glob("tokenizer*.json"),

@@ -34,7 +34,7 @@ def build(base: str, out: Path, seed: int = 0) -> dict[str, int]:
     """
     source = Path(base) if Path(base).is_dir() else _download(base)
     shards = _shards(source)
-    with new_folder(out) as tmp:
+    with new_folder(out, "hermes3 tokenizer build") as tmp:
         ids = _write_tokenizer(source, tmp)
         if shards:
             _write_model(source, shards, tmp, sorted(ids.values()), seed)

@@ -81,7 +81,7 @@ class Category(Strict):
 
 
 class NearDuplicates(Strict):
-    threshold: float = Field(default=0.8, gt=0, le=1, description="estimated Jaccard similarity of word n-grams")
+    threshold: float = Field(default=0.8, ge=0.3, le=1, description="Jaccard similarity of word n-grams, of each part")
     ngram: int = Field(default=5, ge=1)
     permutations: Literal[64, 128, 256] = 128
 
@@ -90,8 +90,11 @@ class EvalSet(Strict):
     """Text that must not be trained on: an lm-eval task's split, or a file."""
 
     task: str | None = None
-    split: str = "test"
+    split: str | None = Field(default=None, description="of the task; by default the one that lm-eval scores")
     path: str | None = Field(default=None, description="jsonl or json, relative to --data-root")
+    fields: list[str] = Field(
+        default=[], description="what is searched for; by default all but what is named an answer"
+    )
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:

@@ -49,7 +49,7 @@ def consolidate(
     if not source:
         raise UserError(f"{checkpoint}: no config.json, nor beside it; give a folder checkpoint-N of an Axolotl run")
     shapes, read = _fsdp(checkpoint / FSDP) if (checkpoint / FSDP).is_dir() else _zero(checkpoint)
-    with new_folder(out) as folder:
+    with new_folder(out, "hermes3 consolidate") as folder:
         for path in [*source.glob("*.json"), *source.glob("*.jinja")]:
             if path.name not in ("trainer_state.json", "tokens_state.json", INDEX):
                 shutil.copy2(path, folder / path.name)
@@ -69,7 +69,7 @@ def _merge(checkpoint_dir: str, output_path: str, **kwargs) -> None:
 
     if PartialState().is_main_process:
         shapes, read = _fsdp(Path(checkpoint_dir))
-        with new_folder(Path(output_path)) as folder:
+        with new_folder(Path(output_path), "axolotl train") as folder:
             _write(shapes, read, folder, MAX_SHARD_SIZE, print)
 
 
