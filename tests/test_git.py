@@ -34,11 +34,12 @@ def test_another_s_checkout_has_its_commit_and_says_whether_files_differ(tmp_pat
     sha = (checkout / ".git" / (checkout / ".git/HEAD").read_text().split()[1]).read_text().strip()
     monkeypatch.chdir(checkout)
     assert (commit(Path()), commit(checkout, digits=12)) == (sha, sha[:12])
+    assert (repository(checkout)["commit"], repository(checkout)["changed"]) == (sha, False)
     (checkout / "new").touch()  # git does not know it
-    assert (repository()["commit"], repository()["changed"]) == (sha, False)
+    assert (repository(checkout)["commit"], repository(checkout)["changed"]) == (sha, False)
     (checkout / "file").write_text("2")
     assert (commit(checkout), commit(checkout, dirty=False)) == (f"{sha}-dirty", sha)
-    assert (repository()["commit"], repository()["changed"]) == (sha, True)
+    assert (repository(checkout)["commit"], repository(checkout)["changed"]) == (sha, True)
     assert commit(checkout / "within") is None  # a checkout above that another owns is not trusted
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert commit(tmp_path) is None
