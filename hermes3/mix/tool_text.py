@@ -87,10 +87,9 @@ def _without_nulls(schema: Any) -> Any:
 
 
 def stated(value: Any, schema: Any) -> Any:
-    """`value`, arguments or a part of them, without the nulls that their `schema` does not allow.
+    """`value`, arguments or a part of them, without the nulls that their `schema` does not declare.
 
-    Arrow gives a struct every key of the whole column: a null stands where a call does not have the argument. One that
-    is declared nullable, or of any type, stays.
+    Arrow gives a struct every key of the whole column: a null stands where a call does not have the argument.
     """
     schema = schema if isinstance(schema, dict) else {}
     if isinstance(value, list):
@@ -98,21 +97,19 @@ def stated(value: Any, schema: Any) -> Any:
     if not isinstance(value, dict):
         return value
     declared = schema["properties"] if isinstance(schema.get("properties"), dict) else {}
-    of = {key: declared.get(key, schema.get("additionalProperties", False)) for key in value}
+    of = {key: declared.get(key, schema.get("additionalProperties")) for key in value}
     return {key: stated(one, of[key]) for key, one in value.items() if one is not None or _allows_null(of[key])}
 
 
 def _allows_null(schema: Any) -> bool:
-    """Whether a schema takes null, as JSON Schema or OpenAPI (`nullable`) say it."""
+    """Whether a schema declares that it takes null, as JSON Schema or OpenAPI (`nullable`) say it."""
     if not isinstance(schema, dict):
-        return schema is True
-    kinds, choices, either = (schema.get(key) for key in ("type", "enum", "anyOf"))
-    either = either or schema.get("oneOf")
-    if isinstance(either, list):
-        return any(map(_allows_null, either))
-    says = [kinds if isinstance(kinds, list) else [kinds], choices if isinstance(choices, list) else []]
-    of_any_type = kinds is None and not {"enum", "$ref", "properties", "items"} & schema.keys()
-    return schema.get("nullable") is True or "null" in says[0] or None in says[1] or of_any_type
+        return False
+    kinds, choices, *either = (schema.get(key) for key in ("type", "enum", "anyOf", "oneOf"))
+    if any(_allows_null(one) for several in either if isinstance(several, list) for one in several):
+        return True
+    in_choices = isinstance(choices, list) and None in choices
+    return schema.get("nullable") is True or in_choices or "null" in (kinds if isinstance(kinds, list) else [kinds])
 
 
 def structured(messages: list[Message], tools: list[Message]) -> tuple[list[Message], list[Message]]:
