@@ -20,8 +20,13 @@ _PATTERNS = _FILE["patterns"]
 
 
 def is_refusal(text: str) -> str | None:
-    """The words in the opening of an assistant message that make it a refusal (lower case, long forms), or None."""
-    opening = normalise(text[:OPENING])
+    """The words in the opening of an assistant message that make it a refusal (lower case, long forms), or None.
+
+    What stands between quotation marks is not read.
+    """
+    opening = _PATTERNS["quoted"].sub(" ", text[:OPENING].replace("’", "'")).lower().strip()
+    for short, long in _FILE["long_forms"].items() if "'" in opening else ():
+        opening = opening.replace(short, long)
     for rule in _FILE["rules"]:
         if any(hint in opening for hint in rule["hints"]) and (match := rule["pattern"].search(opening)):
             excused = rule.get("unless_lacking") and _PATTERNS["lacking"].search(opening)
@@ -29,12 +34,3 @@ def is_refusal(text: str) -> str | None:
             quiz = len(text) < OPENING and _PATTERNS["quiz"].fullmatch(opening)
             return None if excused or someone_else or quiz else match[0]
     return None
-
-
-def normalise(text: str) -> str:
-    """Lower case, straight apostrophes, long forms, nothing between quotation marks."""
-    text = _PATTERNS["quoted"].sub(" ", text.replace("’", "'")).lower().strip()
-    if "'" in text:
-        for short, long in _FILE["long_forms"].items():
-            text = text.replace(short, long)
-    return text
