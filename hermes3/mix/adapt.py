@@ -241,6 +241,14 @@ def _field(row: Row, kind: type, *keys: str) -> Any:
     raise BadRow("wrong_shape", f"no {' or '.join(keys)} of type {kind.__name__} among {columns}")
 
 
+def _stated(row: Row, *keys: str) -> str | None:
+    """The first of the columns `keys` that says something."""
+    for key in keys:
+        if row.get(key) and not is_empty(row[key]):
+            return key
+    return None
+
+
 def _tools_of(row: Row) -> list[Message]:
     """The tools on offer, each as {"type": "function", "function": {...}}; they may come as JSON text."""
     key = "tools" if row.get("tools") else "functions"
@@ -253,7 +261,7 @@ def _turn(role: str, content: Any) -> Message:
 
 def _with_system(row: Row, messages: list[Message]) -> list[Message]:
     """`messages` after the system message that stands in a column of its own."""
-    key = next((key for key in ("system", "system_prompt", "system_message") if not is_empty(row.get(key))), None)
+    key = _stated(row, "system", "system_prompt", "system_message")
     if key is None:
         return messages
     system = _turn("system", _field(row, str, key))
@@ -266,7 +274,7 @@ def _with_system(row: Row, messages: list[Message]) -> list[Message]:
 
 def _asked(row: Row, key: str) -> str:
     """The text of the column `key`, followed by `input` (Alpaca) or `context` (Dolly) where there is one."""
-    key_of_input = next((key for key in ("input", "context") if not is_empty(row.get(key))), None)
+    key_of_input = _stated(row, "input", "context")
     parts = [_field(row, str, key), _field(row, str, key_of_input) if key_of_input else ""]
     return "\n\n".join(part for part in parts if part)
 
@@ -285,11 +293,15 @@ def _turns(row: Row, key: str, role: str) -> list[Message]:
 
 
 def _prompt(row: Row, chosen: list[Message]) -> list[Message]:
-    """All that the columns say before the answers. A column that repeats the whole chosen conversation adds nothing."""
+    """All that the columns say before the answers, of which a column may repeat the chosen one."""
     prompt: list[Message] = []
     for key in ("conversations", "conversation", "messages", "prompt"):
-        if isinstance(row.get(key), list) and (turns := _turns(row, key, "user")) != chosen:
-            prompt = _joined(prompt, turns)
+        if isinstance(row.get(key), list):
+            turns = _turns(row, key, "user")
+            repeats = (
+                bool(turns and chosen) and turns[-1]["role"] == "assistant" and _words(turns[-1]) == _words(chosen[-1])
+            )
+            prompt = _joined(prompt, turns[:-1] if repeats else turns)
     for key in ("prompt", "question", "instruction"):
         if isinstance(row.get(key), str):
             question = [_turn("user", _asked(row, key))]
@@ -319,10 +331,10 @@ def _joined(before: list[Message], after: list[Message]) -> list[Message]:
     raise BadRow("prompts_differ", "the prompt's column and the turns that repeat the prompt say different things")
 
 
-def _words(message: Message) -> tuple[str, str | None]:
+def _words(message: Message) -> tuple[str, str | None, Any]:
     """What two statements of one turn are compared by."""
     content = message["content"]
-    return message["role"], content.strip() if isinstance(content, str) else None
+    return message["role"], content.strip() if isinstance(content, str) else None, message.get("tool_calls")
 
 
 def _message(row: Row, turn: Any) -> Message:
