@@ -21,9 +21,12 @@ def build(
     cache: Annotated[Path | None, typer.Option(help="folder of finished work; .cache beside OUT by default")] = None,
 ) -> None:
     """Turn declared sources into a mix that Axolotl trains on, with a record of what is in it and what is not."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
     from hermes3.mix import build
 
-    print(build.summary(out, build.build(spec, out, data_root, workers, cache)))
+    Console().print(Markdown(build.summary(out, build.build(spec, out, data_root, workers, cache))))
 
 
 @app.command("lock")
