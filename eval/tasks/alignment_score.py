@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from hermes3.chat.tool_calls import parse_tool_calls
+from hermes3.chat.prompts import parse_tool_calls
 from hermes3.mix.refusals import is_refusal
 
 END = "<|im_end|>"

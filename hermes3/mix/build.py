@@ -30,7 +30,7 @@ from rich.progress import Progress
 from hermes3.chat.render import Renderer
 from hermes3.files import MARKER, UserError, check_out, make_folder, new_folder, sha256
 from hermes3.files import lock as lock_file
-from hermes3.mix import card, choose, decontaminate, lock, manifest, read, shard, write
+from hermes3.mix import card, choose, columns, decontaminate, lock, manifest, read, shard, write
 from hermes3.mix import spec as specs
 from hermes3.mix.adapt import SHAPE, Example
 
@@ -148,22 +148,35 @@ def summary(out: Path, built: Built) -> str:
 
 
 def _refuse_bad_sources(path: Path, spec: specs.Spec, shards: Shards) -> None:
-    """Stop when a source selects nothing, or more of it than `max_bad_rows` is not of its declared shape."""
+    """Stop where a source is empty, is not of its shape (`max_bad_rows`), or holds more than its adapter reads."""
     bad: dict[str, list[Example]] = {}
     for row in shards.rejects:
         if row["reason"] in SHAPE:
             bad.setdefault(row["source"], []).append(row)
+    wrong = []
     for _, source in spec.sources():
-        rows, n_read = bad.get(source.name, []), shards.counts.get(source.name, Counter())["read"]
-        if source.where and not n_read:
-            wrong = f"where {source.where} selects no row; check the column's name"
-            raise UserError(f"{path}: source {source.name}: {wrong}")
-        if len(rows) > spec.max_bad_rows * n_read:
+        rows, counts = bad.get(source.name, []), shards.counts.get(source.name, Counter())
+        limit = spec.max_bad_rows if source.max_bad_rows is None else source.max_bad_rows
+        where, n_read = f"{path}: source {source.name}: ", counts["read"]
+        if counts["not_selected"] and not n_read:
+            wrong.append(f"{where}where {source.where} selects no row; check the column's name")
+        elif not n_read:
+            wrong.append(f"{where}{source.path or source.repo} holds no row; check the file, or take the source out")
+        elif len(rows) > limit * n_read:
             shown = "".join(f"\n  {row['reason']}: {row['detail']}" for row in rows[:SHOWN])
-            raise UserError(
-                f"{path}: source {source.name}: {len(rows):,} of {n_read:,} rows are not of shape {source.adapter}; "
-                f"check the adapter, or raise max_bad_rows (now {spec.max_bad_rows:g}){shown}"
+            wrong.append(
+                f"{where}{len(rows):,} of {n_read:,} rows are not of shape {source.adapter}; check the adapter, or "
+                f"raise max_bad_rows (now {limit:g}){shown}"
             )
+        elif unread := columns.unread(counts, source):
+            shown = ", ".join(f"{name} ({n:,} rows)" for name, n in unread.items())
+            wrong.append(
+                f"{where}adapter {source.adapter} does not read {shown}, which may hold what should train; declare "
+                f"`columns: {{{min(unread)}: COLUMN}}` with a column that it reads, take another adapter, or leave "
+                f"them out with `ignore: [{', '.join(unread)}]`"
+            )
+    if wrong:
+        raise UserError("\n".join(wrong))
 
 
 def _left_out(rows: pa.Table, choice: choose.Choice) -> Iterator[pa.Table]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import hermes3
 from hermes3.files import UserError, sha256
+from hermes3.mix import columns
 from hermes3.mix.spec import CATEGORIES, Spec
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def make(
                 **{"licence": source.licence, "rank": source.rank},
                 "files": hashes[source.name],
                 **{f"rows_{what}": counts.get(source.name, {}).get(what, 0) for what in ("read", "not_selected")},
+                **columns.record(counts.get(source.name, {})),
                 "rows_kept": by_source.get(source.name, NOTHING)["rows"],
                 **{key: by_source.get(source.name, NOTHING)[key] for key in ("tokens", "loss_tokens")},
                 "rejects": dict(sorted(reasons.get(source.name, {}).items())),

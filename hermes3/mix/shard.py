@@ -26,10 +26,11 @@ from hermes3.messages import BadRow
 from hermes3.mix import dedup, filters
 from hermes3.mix.adapt import ADAPTERS, Example
 from hermes3.mix.classify import classify
+from hermes3.mix.columns import Row
 from hermes3.mix.decontaminate import Index
 from hermes3.mix.read import Chunk, parse, selected
+from hermes3.mix.rules import FOLDER as RULES
 from hermes3.mix.spec import Source, Spec
-from hermes3.mix.vocabulary import FOLDER as RULES
 
 BATCH = 500  # rows; about 1 MB of text, which the caches of a core hold
 SIDES = ("chosen", "rejected")
@@ -39,9 +40,12 @@ REJECTS = pa.schema([(key, pa.string()) for key in ("id", "source", "stage", "re
 SHORT = ("id", "source", "category", "n_tokens", "n_loss_tokens", "n_turns", "hash", "words", "signature")
 # The code that decides a row's bytes, relative to hermes3/. A test compares it with what this module imports
 SHAPED_BY = (
-    *("messages.py", "chat/encode.py", "chat/prompts.py", "chat/render.py", "chat/tool_calls.py"),
-    *(f"mix/{name}.py" for name in ("adapt", "classify", "decontaminate", "dedup", "filters", "ngrams", "read")),
-    *(f"mix/{name}.py" for name in ("refusals", "shard", "tool_text", "vocabulary")),
+    *("messages.py", "chat/encode.py", "chat/prompts.py", "chat/render.py"),
+    *(
+        f"mix/{name}.py"
+        for name in ("adapt", "classify", "columns", "decontaminate", "dedup", "filters", "ngrams", "read")
+    ),
+    *(f"mix/{name}.py" for name in ("refusals", "rules", "shard", "tool_text")),
 )
 
 
@@ -74,7 +78,7 @@ class Stages:
         category, source = self.sources[chunk.source]
         limits = {name: (c.min_tokens, c.max_tokens) for name, c in self.spec.categories.items()}
         near = self.spec.near_duplicates.model_dump() if self.spec.near_duplicates else None
-        declared = source.model_dump(include={"name", "adapter", "where", "skip_filters"})
+        declared = source.model_dump(include={"name", "adapter", "columns", "where", "skip_filters"})
         settings = [self.base_key, self.spec.kind, self.spec.sequence_len, near, category, declared, limits]
         digest = hashlib.sha256(json.dumps([*settings, chunk.file, chunk.first], sort_keys=True).encode())
         for line in chunk.lines:
@@ -146,7 +150,9 @@ def _rows(chunk: Chunk, stages: Stages, rejects: list[Example], counts: Counter[
             if isinstance(raw, dict) and isinstance(raw.get("id"), str | int) and str(raw["id"]).isprintable():
                 row["id"] = str(raw["id"]) or place
             stage = "adapt"
-            row |= adapt(raw)
+            noted = Row(raw, source.columns)
+            row |= adapt(noted)
+            counts.update(f"{what}: {name}" for what, name in noted.account())
             stage = "filter"
             filters.apply(row, skip)
             row["json"] = _json(row)
