@@ -32,7 +32,7 @@ def written_out(value, keys=("role", "content")):
         return [written_out(one, keys) for one in value]
     if not isinstance(value, dict):
         return value
-    if len(value) == 1 and {key.lower() for key in value} & (set(ROLE_OF) - {"function"} | {"alien"}):
+    if len(value) == 1 and {key.lower() for key in value} & (set(ROLE_OF) - {"function"} | {"alien", "narrator"}):
         return dict(zip(keys, *value.items(), strict=True))
     sharegpt = {"conversations": ("from", "value"), "conversation": ("from", "value")}
     return {key: written_out(one, sharegpt.get(key, keys)) for key, one in value.items()}
