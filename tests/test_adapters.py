@@ -137,7 +137,7 @@ def test_openai_s_calls_are_read_in_both_forms_and_responses_named_by_id(ids):
         ("g", str(as_stated[1])),
     ]
     out_of_order[0]["tool_call_id"] = 7
-    with pytest.raises(BadRow, match="no open call has its tool_call_id, 7"):
+    with pytest.raises(BadRow, match="no open call has its tool_call_id, '7'"):
         ADAPTERS["messages"]({"messages": [USER, called, *out_of_order, ANSWER], "tools": tools})
 
 

@@ -219,7 +219,7 @@ def _response(message: Message, open_calls: list[tuple[int, str | None, str]]) -
     name, call_id = message.get("name"), _id(message.get("tool_call_id"))
     same_id = [call for call in open_calls if call[1] == call_id] if call_id else []
     if call_id and not same_id and (not isinstance(name, str) or any(call[1] for call in open_calls)):
-        raise BadRow("tool_response_unnamed", f"no open call has its tool_call_id, {call_id[:40]}")
+        raise BadRow("tool_response_unnamed", f"no open call has its tool_call_id, {call_id[:40]!r}")
     call = (same_id or [call for call in open_calls if call[2] == name] or open_calls)[0]
     open_calls.remove(call)
     return call[0], message if isinstance(name, str) and not same_id else {**message, "name": call[2]}
