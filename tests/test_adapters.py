@@ -12,9 +12,10 @@ from conftest import ROOT, real_rows
 from hermes3.chat.prompts import tools_system
 from hermes3.chat.render import turns
 from hermes3.messages import BadRow, tool_call
-from hermes3.mix.adapt import ADAPTERS, ROLE_OF, SHAPE
+from hermes3.mix.adapt import ADAPTERS, SHAPE
 from hermes3.mix.columns import Row
 from hermes3.mix.spec import Adapter
+from hermes3.mix.turns import ROLE_OF
 
 REAL = ROOT.parent / "shared/data/train"
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}

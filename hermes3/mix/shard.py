@@ -45,7 +45,7 @@ SHAPED_BY = (
         f"mix/{name}.py"
         for name in ("adapt", "classify", "columns", "decontaminate", "dedup", "filters", "ngrams", "read")
     ),
-    *(f"mix/{name}.py" for name in ("refusals", "rules", "shard", "tool_text")),
+    *(f"mix/{name}.py" for name in ("refusals", "rules", "shard", "tool_text", "turns")),
 )
 
 
