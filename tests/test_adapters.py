@@ -1,6 +1,7 @@
 """Adapters: every shape that data comes in, to one message form; what is refused, what is left unread, and why."""
 
 import json
+import re
 import sys
 from typing import get_args
 
@@ -8,12 +9,13 @@ import pytest
 import yaml
 from conftest import ROOT, real_rows
 
-from hermes3.chat.prompts import rag_system, tools_system
+from hermes3.chat.prompts import tools_system
 from hermes3.chat.render import turns
 from hermes3.messages import BadRow, tool_call
-from hermes3.mix.adapt import ADAPTERS, ROLE_OF, SHAPE
+from hermes3.mix.adapt import ADAPTERS, SHAPE
 from hermes3.mix.columns import Row
 from hermes3.mix.spec import Adapter
+from hermes3.mix.turns import ROLE_OF
 
 REAL = ROOT.parent / "shared/data/train"
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -31,7 +33,7 @@ def written_out(value, keys=("role", "content")):
         return [written_out(one, keys) for one in value]
     if not isinstance(value, dict):
         return value
-    if len(value) == 1 and {key.lower() for key in value} & (set(ROLE_OF) - {"function"} | {"alien"}):
+    if len(value) == 1 and {key.lower() for key in value} & (set(ROLE_OF) - {"function"} | {"alien", "narrator"}):
         return dict(zip(keys, *value.items(), strict=True))
     sharegpt = {"conversations": ("from", "value"), "conversation": ("from", "value")}
     return {key: written_out(one, sharegpt.get(key, keys)) for key, one in value.items()}
@@ -136,7 +138,7 @@ def test_openai_s_calls_are_read_in_both_forms_and_responses_named_by_id(ids):
         ("g", str(as_stated[1])),
     ]
     out_of_order[0]["tool_call_id"] = 7
-    with pytest.raises(BadRow, match="no open call has its tool_call_id, 7"):
+    with pytest.raises(BadRow, match="no open call has its tool_call_id, '7'"):
         ADAPTERS["messages"]({"messages": [USER, called, *out_of_order, ANSWER], "tools": tools})
 
 
@@ -208,16 +210,23 @@ def test_hermes_text_is_rendered_as_it_stood():
     assert [turn.text for turn in turns(**got)] == [turn["value"] for turn in said["conversations"]]
 
 
-def test_what_a_system_message_says_beyond_the_standard_stays():
-    extract = "You extract facts. "
-    for system, own in [
-        (f"{extract}{OLDER}", "You extract facts."),
-        (f"{NEWEST}\n\nSpeak like a pirate.", "Speak like a pirate."),
-        (f"{COMMON}\nBe brief.", "Be brief."),
-        (f"First.\n<tools>{json.dumps(TOOL)}</tools>\nLast.", "First.\n\nLast."),
-    ]:
-        got = ADAPTERS["sharegpt"](sharegpt(("system", system), ("human", "q"), ("gpt", CALLED)))
-        assert got == {"messages": [{"role": "system", "content": own}, USER, CALLS], "tools": [TOOL]}
+def hermes(text: str) -> str:
+    """`text` of adapters.yml with what its @names stand for."""
+    named = {"newest": NEWEST, "older": OLDER, "common": COMMON, "tool": json.dumps(TOOL), "called": CALLED}
+    return re.sub("@([a-z]+)", lambda name: named[name[1]], text)
+
+
+@pytest.mark.parametrize("case", DATA["hermes"])
+def test_what_a_system_message_says_beyond_the_standard_stays(case):
+    got = ADAPTERS["sharegpt"](sharegpt(("system", hermes(case["system"])), ("human", "q"), ("gpt", CALLED)))
+    assert got == {"messages": [{"role": "system", "content": case["own"]}, USER, CALLS], "tools": [TOOL]}
+
+
+def test_a_prompt_without_schemas_gives_way_to_a_tools_column():
+    bare = NEWEST.replace(f"<tools> {json.dumps(TOOL)} </tools>", "<tools> </tools>")
+    row = sharegpt(("system", f"{bare}\n\nBe brief."), ("human", "q"), ("gpt", CALLED), tools=[TOOL])
+    got = ADAPTERS["sharegpt"](row)
+    assert got == {"messages": [{"role": "system", "content": "Be brief."}, USER, CALLS], "tools": [TOOL]}
 
 
 def test_a_tools_column_goes_before_the_prompt_s_schemas():
@@ -236,59 +245,26 @@ def test_tags_in_prose_stay_text_where_no_tools_are_declared():
         assert got["tools"] == [] and "tool_calls" not in got["messages"][2]
 
 
-@pytest.mark.parametrize(
-    ("turns", "expected"),
-    [
-        ([("gpt", "<tool_call>{sky}</tool_call>")], "tool_call_not_json"),
-        ([("gpt", "<tool_call></tool_call>")], "tool_call_not_json"),
-        ([("gpt", CALLED.replace('"Ulm"', "NaN"))], "tool_call_not_json"),
-        ([("gpt", CALLED.replace("sky", "sea"))], "undeclared_tool"),
-        ([("gpt", f"{CALLED} There.")], "text_after_tool_call"),
-        ([("tool", "x")], "response_without_call"),
-        ([("gpt", CALLED), ("tool", "x<tool_response>1</tool_response>")], "tool_response_not_json"),
-    ],
-)
-def test_hermes_text_that_cannot_be_read_is_refused(turns, expected):
-    strange = COMMON.replace("return a JSON object", "give back an object")
-    assert reason("sharegpt", sharegpt(("system", strange), ("human", "q"), ("gpt", "a"))) == "tools_prompt_not_known"
-    assert reason("sharegpt", sharegpt(("system", NEWEST), ("human", "q"), *turns)) == expected
-    broken = NEWEST.replace('"type"', "type", 1)
-    assert reason("sharegpt", sharegpt(("system", broken), ("human", "q"), ("gpt", "a"))) == "tools_not_json"
+@pytest.mark.parametrize("case", DATA["hermes_refused"])
+def test_hermes_text_that_cannot_be_read_is_refused(case):
+    turns = [(role, hermes(text)) for role, text in case["turns"]]
+    assert reason("sharegpt", sharegpt(("system", NEWEST), ("human", "q"), *turns)) == case["reason"]
 
 
-RAG = {
-    "documents": "Document:0\nTitle: Fair\nText: In May.\n\nDocument:1\nTitle: Market\nText: On Monday.\nOr Friday.",
-    "question": "When?",
-    "answer": "Cited Documents: 1\nIt is on <co: 1>Monday</co: 1>, the fair <co:0,1>in May</co>.",
-    "system_prompt": None,
-    "answer_mode": "Grounded",
-}
+def test_a_hermes_prompt_that_is_not_known_is_refused():
+    strange, broken = COMMON.replace("return a JSON object", "give back an object"), NEWEST.replace('"type"', "type", 1)
+    for system, expected in ((strange, "tools_prompt_not_known"), (broken, "tools_not_json")):
+        assert reason("sharegpt", sharegpt(("system", system), ("human", "q"), ("gpt", "a"))) == expected
 
 
-def test_rag_takes_the_paper_s_form():
-    got = ADAPTERS["glaive_rag"](RAG)["messages"]
-    documents = "Document:0 Title: Fair Text: In May.\nDocument:1 Title: Market Text: On Monday.\nOr Friday."
-    answer = "It is on <co:1>Monday</co>, the fair <co:0,1>in May</co>.\nCited Documents: 0, 1"
+RAG = DATA["rag"]["row"]
+
+
+@pytest.mark.parametrize("case", DATA["rag"]["cases"])
+def test_rag_takes_the_paper_s_form(case):
+    got = ADAPTERS["glaive_rag"](RAG | case.get("columns", {}))["messages"]
     assert [message["role"] for message in got] == ["system", "user", "assistant"]
-    assert [message["content"] for message in got] == [rag_system(), f"When?\nCONTEXT:\n{documents}", answer]
-    listed = [{"title": "Fair", "text": "In May."}, {"title": "Market", "text": "On Monday.\nOr Friday."}]
-    assert ADAPTERS["glaive_rag"]({**RAG, "documents": listed})["messages"] == got
-
-
-def test_rag_keeps_its_own_system_message_and_asks_for_citations_once():
-    own = {"system_prompt": "Be brief."}
-    assert ADAPTERS["glaive_rag"](RAG | own)["messages"][0]["content"] == f"Be brief.\n\n{rag_system()}"
-    mixed = ADAPTERS["glaive_rag"](RAG | own | {"answer_mode": "Mixed"})["messages"][0]["content"]
-    assert mixed.startswith("Be brief.\n\n") and "from what you know" in mixed and "<co: doc_id></co>" in mixed
-    own = {"system_prompt": "Cite as <co: doc_id></co>."}
-    assert ADAPTERS["glaive_rag"](RAG | own)["messages"][0]["content"] == "Cite as <co: doc_id></co>."
-
-
-def test_rag_documents_are_numbered_from_0_and_citations_with_them():
-    one = {"documents": RAG["documents"].replace("Document:1", "Document:2").replace("Document:0", "Document:1")}
-    answer = ADAPTERS["glaive_rag"](RAG | one | {"answer": "<co:2>Monday</co>"})["messages"][2]["content"]
-    assert answer == "<co:1>Monday</co>\nCited Documents: 1"
-    assert ADAPTERS["glaive_rag"](RAG | {"answer": "Not said."})["messages"][2]["content"] == "Not said."
+    assert case | {message["role"]: message["content"] for message in got if message["role"] in case} == case
 
 
 def test_a_preference_s_answers_come_in_every_form():

@@ -68,7 +68,14 @@ def write_mix(folder: Path, kind: str, rows: list[dict], rejects: list[tuple], s
     one = {"name": sources[0]["name"], "path": "x", "adapter": adapter, "licence": "MIT"}
     manifest["spec"] = declared | {"categories": {"math": {"sources": [one]}}}
     manifest |= {key: {"sha256": key * 9} for key in ("tokenizer", "template", "output")}
-    manifest |= {"shortfalls": {}, "unmet_weights": {}, "unsearched": {}, "shared": {}, "not_searched": []}
+    manifest |= {
+        "shortfalls": {},
+        "unmet_weights": {},
+        "unsearched": {},
+        "shared": {},
+        "planted": {},
+        "not_searched": [],
+    }
     return folder, manifest | changes
 
 
@@ -86,6 +93,7 @@ def sft(tmp_path) -> tuple[Path, dict]:
     sources = [sums, plays | {"licence": "none stated", "rank": 2}]
     more = {"shortfalls": {"math": "20,000 of 50,000 tokens"}, "unmet_weights": {"sums": "half"}}
     more |= {"unsearched": {"mmlu": 4, "gsm8k": 0}, "shared": {"mmlu": 7, "gsm8k": 0}, "not_searched": ["BBH", "GPQA"]}
+    more["planted"] = dict.fromkeys(("mmlu", "gsm8k"), {"planted": 200, "found": 190})
     return write_mix(tmp_path / "mix", "sft", rows, REJECTS, sources, **more)
 
 
@@ -100,6 +108,13 @@ def pairs(tmp_path) -> tuple[Path, dict]:
         rows.append(row("pairs", "general_instructions", 64, 24, [("Is it so?", "")]) | extra)
     source = {"name": "pairs", "category": "general_instructions", "rows_read": 40}
     return write_mix(tmp_path / "pairs", "preference", rows, [], [source])
+
+
+def findings(folder: Path, manifest: dict) -> str:
+    """The first paragraph of the README."""
+    write_card(folder, manifest)
+    text = (folder / "README.md").read_text().replace("\u00a0", " ")
+    return " ".join(text.split("# by_hand\n\n")[1].split("\n\n")[0].split("\n"))
 
 
 def test_composition_and_rejects_are_those_of_the_manifest(sft):
@@ -182,13 +197,13 @@ def test_the_readme_says_first_what_is_wrong_and_the_hub_reads_its_head(sft):
     from huggingface_hub import DatasetCard
 
     folder, manifest = sft
-    write_card(folder, manifest)
-    text = (folder / "README.md").read_text().replace("\u00a0", " ")
-    assert text.split("# by_hand\n\n")[1].split("\n")[0] == (
+    assert findings(folder, manifest) == (
         "300 conversations, 60,000 tokens as trained; the paper's mix has 390 M. 70.0 % bear loss, +1.0 points against "
         "the paper's 69 %. Math: 20,000 of 50,000 tokens. sums: half. Not searched for, of the paper's Table 5: BBH "
         "and GPQA. Sources are local files, known by their hashes in manifest.json."
     )
+    text = (folder / "README.md").read_text()
+    assert "| mmlu | 4 | 7 | 190 of 200 |" in text
     assert "| \\<script\\>alert(1)\\</script\\> \\*or\\* a \\| | 10 |" in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt; *or* a" in (folder / "card.html").read_text()
     data = DatasetCard.load(folder / "README.md").data
@@ -201,14 +216,13 @@ def test_rows_that_do_not_add_up_and_sources_that_are_not_pinned_are_said(sft):
     folder, manifest = sft
     for read, step, n in ((200, "repeated", 43), (250, "unaccounted", -7)):
         manifest["sources"][0]["rows_read"] = read
-        card = facts(folder, manifest)
-        assert {"step": step, "rows": n} in card["funnel"]
-        assert ("neither kept nor rejected" in card["findings"]) == (step == "unaccounted")
+        assert {"step": step, "rows": n} in facts(folder, manifest)["funnel"]
+        assert ("neither kept nor rejected" in findings(folder, manifest)) == (step == "unaccounted")
     manifest["sources"][0] |= {"path": None, "repo": "owner/sums"}
     declared = manifest["spec"]["categories"]["math"]["sources"][0]
     declared |= {"path": None, "repo": "owner/sums", "revision": "main"}
-    assert "Sources are not locked" in facts(folder, manifest)["findings"]
-    assert "Sources are locked" in facts(folder, manifest | {"lock": {"sources": {}}})["findings"]
+    assert "Sources are not locked" in findings(folder, manifest)
+    assert "Sources are locked" in findings(folder, manifest | {"lock": {"sources": {}}})
     declared["revision"] = "0123456789" * 4
-    assert "pinned to commits" in facts(folder, manifest)["findings"]
-    assert "No evaluation set was searched for." in facts(folder, manifest | {"unsearched": {}})["findings"]
+    assert "pinned to commits" in findings(folder, manifest)
+    assert "No evaluation set was searched for." in findings(folder, manifest | {"unsearched": {}})

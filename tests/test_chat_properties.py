@@ -17,9 +17,8 @@ from hermes3.messages import check, clean, tool_call
 
 # what people type: any Unicode but lone surrogates, blank lines, code, markup, and tags of the format itself
 PIECES = st.sampled_from(["\n", "\n\n", " ", "  \n", "\t", "```", "<tool_call>", "</tool_call>", "<SCRATCHPAD>", "a"])
-TEXT = st.lists(st.one_of(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), PIECES), max_size=6).map(
-    "".join
-)
+TYPED = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | PIECES
+TEXT = st.lists(TYPED, max_size=6).map("".join)
 SAID = TEXT.filter(str.strip)
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|eot_id|>", "<|finetune_right_pad_id|>"]
 JSON = st.recursive(
@@ -28,27 +27,8 @@ JSON = st.recursive(
     max_leaves=5,
 )
 # what only looks like JSON, and what is JSON in every way that a number or a string may be written
-ATOMS = [
-    "1",
-    "-0.5e+3",
-    "01",
-    "1.",
-    "NaN",
-    "true",
-    "None",
-    '"a"',
-    "'a'",
-    '"\\n"',
-    '"\\u00e9"',
-    '"\\u0g"',
-    '"\\x"',
-    '"\t"',
-    "s",
-    "v",
-]
-BRACKETED = st.lists(st.sampled_from([*"{}[],:", " ", "\n", *ATOMS]), max_size=9).map(
-    lambda parts: f"[{''.join(parts)}]"
-)
+ATOMS = [*"{}[],: \nsv", *r"""1 -0.5e+3 01 1. NaN true None "a" 'a' "\n" "\u00e9" "\u0g" "\x" """.split(), '"\t"']  # noqa: SIM905
+BRACKETED = st.lists(st.sampled_from(ATOMS), max_size=9).map(lambda atoms: f"[{''.join(atoms)}]")
 BRACKETED |= JSON.map(lambda value: json.dumps([value], indent=1)) | JSON.map(lambda value: str({"a": value}))
 ARGUMENTS = st.dictionaries(st.text(max_size=6), JSON, max_size=3)
 many = settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))

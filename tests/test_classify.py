@@ -131,3 +131,10 @@ def test_the_released_dataset_is_taken_whole():
     assert set(mix.categories) == set(CATEGORIES)
     assert mix.budgets() == {}
     assert [(category, source.repo) for category, source in mix.sources()] == [(None, "NousResearch/Hermes-3-Dataset")]
+
+
+def test_what_the_rules_find_comes_after_the_sets_that_are_of_a_category():
+    ranks: dict[bool, set[int]] = {True: set(), False: set()}
+    for category, source in spec.load(ROOT / "data_mixes/hermes3_sft.yml").sources():
+        ranks[category is None].add(source.rank)
+    assert max(ranks[False]) < min(ranks[True])

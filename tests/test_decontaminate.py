@@ -45,6 +45,9 @@ DISGUISES = {
     "upper case": QUESTION.upper(),
     "JSON with escapes": json.dumps({"text": QUESTION.replace(" ", "\n")}),
     "underscores": "_".join(WORDS),
+    "HTML": "&nbsp;".join(WORDS),
+    "a list in JSON": json.dumps({"words": WORDS}),
+    "escapes beyond ASCII": json.dumps("\u2014".join(WORDS)),
 }
 
 
@@ -73,6 +76,8 @@ def test_answers_are_no_questions_unless_the_spec_names_their_field(index):
     one = index(*docs)
     assert one.hits([answer]) == {} and one.unsearched == {"set": 1}
     assert 0 in index(*docs, fields=["question", "answer"]).hits([answer])
+    chat = [{"role": "user", "content": "What is a weir?"}, {"role": "assistant", "content": answer}]
+    assert index({"messages": chat}).unsearched == {"set": 1}
     with pytest.raises(ValueError, match="no field stem; there are question, answer, meta"):
         index(*docs, fields=["stem"])
 
@@ -86,7 +91,8 @@ def test_what_most_questions_share_is_not_sought_but_passages_are(index):
     passages = [f"{name} {QUESTION}" for name in ("First", "Second")]
     as_field = [{"passage": QUESTION, **doc} for doc in docs]
     within = [{"q": f"{passages[i % 2].replace('baker', f'baker{i % 2}')} Why, {i}?"} for i in range(4 * FEW)]
-    for docs, text in ((as_field, QUESTION), (within, QUESTION.replace("baker", "baker1"))):
+    long = [{"q": f"{QUESTION} {' '.join(f'then{i}' for i in range(20))} Why, {i}?"} for i in range(FEW + 1)]
+    for docs, text in ((as_field, QUESTION), (within, QUESTION.replace("baker", "baker1")), (long, QUESTION)):
         assert 0 in index(*docs).hits([text])
 
 
@@ -97,6 +103,9 @@ def test_every_question_of_the_real_sets_is_found_in_itself():
     questions = [json.loads(line)["question"] for line in (EVAL / files[0]).open(encoding="utf-8")]
     assert len(index.hits(questions)) == len(questions) == 1319
     assert index.hits([" ".join(sorted(text.split())) for text in questions]) == {}
+    spec = load(ROOT / "data_mixes/hermes3_sft.yml")
+    planted = record(spec, index)["planted"]
+    assert all(one["planted"] == 200 and one["found"] >= 198 for one in planted.values()), planted
 
 
 def test_all_that_trains_or_conditions_is_searched(base, tmp_path):

@@ -107,7 +107,7 @@ def test_a_refusal_is_sought_in_the_opening_alone():
 
 @pytest.mark.parametrize(
     ("split", "precision", "recall"),
-    # seen: dev 0.992 and 0.992, test 0.957 and 0.882; the rules were made for the dev part
+    # seen: dev 0.993 and 0.987, test 0.969 and 0.877; the rules were made for the dev part
     [("dev", 0.97, 0.95), ("test", 0.9, 0.7)],
 )
 def test_refusals_are_told_from_answers(split, precision, recall):

@@ -1,19 +1,13 @@
 """The message form: what is cleaned, and what is refused with which reason."""
 
 import pytest
+from test_adapters import ANSWER, DATA, USER
 
 from hermes3.messages import BadRow, check, clean, tool_call
 
-USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
 CALL = {"role": "assistant", "content": "", "tool_calls": [tool_call("f", {})]}
 RESPONSE = {"role": "tool", "name": "f", "content": "{}"}
-
-
-def reason(act, *args) -> str:
-    with pytest.raises(BadRow) as caught:
-        act(*args)
-    return caught.value.reason
 
 
 def test_clean_keeps_known_keys_and_strips_what_the_assistant_says():
@@ -24,39 +18,19 @@ def test_clean_keeps_known_keys_and_strips_what_the_assistant_says():
     assert tool_call("f", '{"a": null}') == tool_call("f", {"a": None})
 
 
-@pytest.mark.parametrize(
-    ("message", "expected"),
-    [
-        ({"role": "narrator", "content": "x"}, "unknown_role"),
-        ({"role": "user", "content": ["x"]}, "content_not_text"),
-        ({"role": "user"}, "content_not_text"),
-        ({"role": "tool", "content": "x"}, "tool_response_unnamed"),
-        ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}, "tool_call_not_json"),
-        ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": []}]}, "tool_call_not_json"),
-    ],
-)
-def test_a_bad_message_is_refused(message, expected):
-    assert reason(clean, message) == expected
+@pytest.mark.parametrize("case", DATA["bad_messages"])
+def test_a_bad_message_is_refused(case):
+    with pytest.raises(BadRow, match=f"^{case['reason']}"):
+        clean(case["message"])
 
 
-@pytest.mark.parametrize(
-    ("messages", "expected"),
-    [
-        ([], "no_messages"),
-        ([ANSWER], "role_order"),
-        ([USER, USER], "role_order"),
-        ([USER, ANSWER, {"role": "system", "content": "x"}], "role_order"),
-        ([{"role": "user", "content": "  "}, ANSWER], "empty_turn"),
-        ([USER, {"role": "assistant", "content": ""}], "empty_turn"),
-        ([USER, ANSWER, RESPONSE], "role_order"),
-        ([USER, CALL, ANSWER], "role_order"),
-        ([USER, CALL, RESPONSE, RESPONSE], "response_without_call"),
-    ],
-)
-def test_a_bad_order_is_refused(messages, expected):
-    assert reason(check, messages, TOOLS) == expected
+@pytest.mark.parametrize("case", DATA["orders"])
+def test_a_bad_order_is_refused(case):
+    with pytest.raises(BadRow, match=f"^{case['reason']}"):
+        check([{"call": CALL, "response": RESPONSE}.get(str(one), one) for one in case["turns"]], TOOLS)
 
 
 def test_good_conversations_pass_and_an_undeclared_tool_is_refused():
-    assert reason(check, [USER, CALL], []) == "undeclared_tool"
+    with pytest.raises(BadRow, match="^undeclared_tool"):
+        check([USER, CALL], [])
     check([{"role": "system", "content": ""}, USER, ANSWER, USER, CALL, RESPONSE, ANSWER], TOOLS)

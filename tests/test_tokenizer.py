@@ -122,6 +122,16 @@ def test_an_odd_base_gives_rows_to_the_new_tokens_or_is_refused(llama, base, tmp
     assert (ours[f"language_model.{name}"] == theirs[name]).all()
 
 
+def test_only_what_it_made_itself_is_replaced(llama, tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/diary.txt").write_text("keep")
+    with pytest.raises(ValueError, match=r"kept is there, and `hermes3 tokenizer build` did not make it"):
+        build(str(llama), tmp_path / "kept")
+    assert (tmp_path / "kept/diary.txt").read_text() == "keep"
+    ids = build(str(llama), tmp_path / "own")
+    assert build(str(llama), tmp_path / "own") == ids
+
+
 def test_the_table_of_ids_in_the_docs_is_what_is_built(tokenizer):
     page = (ROOT / "docs/chat_format.md").read_text().replace("\\|", "|")  # a table's own sign is escaped in Markdown
     rows = re.findall(r"^\| (\d+) \| `(\S+)` \| (yes|no) \|", page, re.MULTILINE)

@@ -6,23 +6,14 @@ report, arXiv 2408.11857, Figure 8). The Jinja template renders the same tool me
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
-DEFAULT_SYSTEM = "You are a helpful assistant."
-
-TOOLS_INTRO = (
-    "You are a function calling AI model. You are provided with function signatures within <tools></tools> XML tags. "
-    "You may call one or more functions to assist with the user query. Don't make assumptions about what values to "
-    "plug into functions. Here are the available tools: <tools> "
-)
-TOOLS_OUTRO = (
-    " </tools> Use the following pydantic model json schema for each tool call you will make: "
-    '{"properties": {"name": {"title": "Name", "type": "string"}, '
-    '"arguments": {"title": "Arguments", "type": "object"}}, '
-    '"required": ["name", "arguments"], "title": "FunctionCall", "type": "object"}\n'
-    "For each function call return a json object with function name and arguments within <tool_call></tool_call> "
-    "XML tags as follows:\n"
-    '<tool_call>\n{"name": <function-name>, "arguments": <args-dict>}\n</tool_call>'
+TEMPLATE = Path(__file__).with_name("hermes3.jinja")
+# the template is where they are written: {%- set NAME = "TEXT" -%}
+_TEXTS = dict(re.findall(r'set (\w+) = ("(?:[^"\\]|\\.)+") -', TEMPLATE.read_text(encoding="utf-8")))
+DEFAULT_SYSTEM, TOOLS_INTRO, TOOLS_OUTRO = (
+    json.loads(_TEXTS[name]) for name in ("default_system", "tools_intro", "tools_outro")
 )
 
 

@@ -9,6 +9,7 @@ import re
 import shutil
 from pathlib import Path
 
+from hermes3.chat.prompts import TEMPLATE
 from hermes3.files import UserError, new_folder, not_fetched, read_json
 
 # The ten reasoning tags that the paper names
@@ -22,7 +23,6 @@ TAGS = tuple(
 )
 # Llama 3.1 already has a padding token, which its own fine-tunes use
 PAD = "<|finetune_right_pad_id|>"
-TEMPLATE = Path(__file__).with_name("hermes3.jinja")
 
 
 def build(base: str, out: Path, seed: int = 0) -> dict[str, int]:

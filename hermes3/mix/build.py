@@ -140,20 +140,11 @@ def build(
 
 
 def summary(out: Path, built: Built) -> str:
-    """The mix in a few lines, for the terminal."""
-    record = built.manifest
-    total, rows = record["total"], [row for row in manifest.composition(record) if row["key"] in record["categories"]]
-    lines = [f"{'category':<28}{'rows':>10}{'tokens':>14}{'share':>8}{'budget':>14}"]
-    for row in rows:
-        budget = f"{row['budget']:,}" if row["budget"] else "all"
-        lines.append(f"{row['label']:<28}{row['rows']:>10,}{row['tokens']:>14,}{row['share']:>8.1%}{budget:>14}")
-    lines.append(f"{'total':<28}{total['rows']:>10,}{total['tokens']:>14,}")
-    lines.append(f"{total['loss_tokens'] / total['tokens']:.1%} of the tokens bear loss (the paper: 69 %)")
-    lines += [f"left out: {n:,} {why}" for why, n in record["rejects"].items()]
-    lines += [f"short: {row['label']}: {row['shortfall']}" for row in rows if row["shortfall"]]
-    lines += [f"weight not met: {source}: {sentence}" for source, sentence in record["unmet_weights"].items()]
-    lines.append(f"{sum(built.wall.values()):.1f} s: " + ", ".join(f"{k} {v:.1f}" for k, v in built.wall.items()))
-    return "\n".join([*lines, f"{out}/card.html"])
+    """The head of the mix's card, what was left out and the time that it took, as Markdown."""
+    head = (out / "README.md").read_text(encoding="utf-8").split("\n# ", 1)[1].split("\n| Source |")[0]
+    lines = [f"- left out: {n:,} {why}" for why, n in built.manifest["rejects"].items()]
+    lines.append(f"- {sum(built.wall.values()):.1f} s: " + ", ".join(f"{k} {v:.1f}" for k, v in built.wall.items()))
+    return "\n".join([f"# {head}", *lines, f"- {out}/card.html"])
 
 
 def _refuse_bad_sources(path: Path, spec: specs.Spec, shards: Shards) -> None:

@@ -32,7 +32,6 @@ from hermes3.page.shell import as_page, render, table_row
 from hermes3.stats import wilson
 
 STAGES = ("read", "adapt", "filter", "tokenise", "decontaminate", "dedup", "budget")
-PAPER = {"tokens": 390_000_000, "loss_share": 0.69}  # arXiv 2408.11857, section 3
 LAST_TURNS = 12  # conversations of this many turns or more share one bar
 EXAMPLE = 160  # characters of a reject's detail
 SAMPLE = 10_000  # rows; a share of 1 % is then known to within 0.2 points
@@ -47,9 +46,14 @@ HUB_LICENCES = ("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc
 def write_card(mix: Path, manifest: Manifest) -> None:
     """Write README.md and card.html into the folder `mix`, which holds the files of the mix that `manifest` records."""
     card = facts(mix, manifest)
-    filters = text.FILTERS | {"portion": mix_charts.portion, "row": table_row}
+    filters = text.FILTERS | {
+        "portion": mix_charts.portion,
+        "row": table_row,
+        "millions": _millions,
+        "in_words": text.join,
+    }
     template = Path(__file__).with_name("card.md.jinja")
-    write_text(mix / "README.md", f"---\n{front_matter(card)}\n---\n\n{render(template, card, {}, filters)}")
+    write_text(mix / "README.md", render(template, card, {}, filters))
     drawn = {name: getattr(mix_charts, f"{name}_chart")(card) for name in ("lengths", "funnel")}
     if card["kind"] == "sft":
         drawn["mix"] = charts.mix_chart(card)
@@ -69,7 +73,8 @@ def facts(mix: Path, manifest: Manifest) -> dict[str, Any]:
     counts = np.bincount(np.clip(turns, 1, LAST_TURNS), minlength=LAST_TURNS + 1)[1:].tolist()
     hits = rejects.filter(pc.equal(rejects["stage"], "decontaminate")).select(["source", "detail"]).to_pylist()
     contaminated = Counter((hit["detail"].partition(":")[0], hit["source"]) for hit in hits)
-    card = {
+    licences = {(source["licence"] or "").lower() for source in manifest["sources"] if source["rows_kept"]}
+    return {
         "name": manifest["name"],
         "kind": manifest["kind"],
         "manifest": manifest,
@@ -81,7 +86,7 @@ def facts(mix: Path, manifest: Manifest) -> dict[str, Any]:
         "rejects": _rejects(rejects),
         # by the evaluation set that the detail names before its first colon, and by source
         "contaminated": [{"eval_set": s, "source": by, "rows": n} for (s, by), n in sorted(contaminated.items())],
-        **{key: manifest[key] for key in ("unsearched", "shared", "not_searched")},
+        **{key: manifest[key] for key in ("unsearched", "shared", "planted", "not_searched")},
         "refusals": [_refusals(source, sample["refusing"]) for source in manifest["sources"]],
         "lengths": _lengths(rows),
         # rows by number of assistant turns
@@ -92,63 +97,10 @@ def facts(mix: Path, manifest: Manifest) -> dict[str, Any]:
         # a list of tools, as JSON text, that is neither absent nor empty
         "with_tools": (pc.sum(pc.greater(pc.utf8_length(rows["tools"]), len("null"))).as_py() or 0) / total["rows"],
         "sample": sample,
+        "languages": [one["language"] for one in sample["languages"] if one["share"] >= 0.01],
+        "licences": sorted({licence if licence in HUB_LICENCES else "other" for licence in licences}),
+        "unpinned": lock.unpinned(Spec.model_validate(manifest["spec"]), manifest["lock"]),
     }
-    return card | {"findings": _findings(card, manifest)}
-
-
-def _findings(card: dict[str, Any], manifest: Manifest) -> str:
-    """What the mix is and what is wrong with it, in one paragraph."""
-    total, is_sft = card["total"], card["kind"] == "sft"
-    rows, tokens, bears = f"{total['rows']:,}", _millions(total["tokens"]), text.percent(total["loss_share"])
-    if is_sft:
-        gap = text.signed(total["loss_share"] - PAPER["loss_share"])
-        sentences = [
-            f"{rows} conversations, {tokens} tokens as trained; the paper's mix has {_millions(PAPER['tokens'])}.",
-            f"{bears} bear loss, {gap} points against the paper's 69\u00a0%.",
-        ]
-    else:
-        sentences = [f"{rows} preference pairs, {tokens} tokens as trained, both sides of a pair counted."]
-        sentences.append(f"{bears} are answers.")
-    short = [f"{one['label']}: {one['shortfall'].rstrip('.')}." for one in card["categories"] if one["shortfall"]]
-    sentences += short + [f"{source}: {why}." for source, why in manifest["unmet_weights"].items()]
-    if is_sft and not short:
-        budget = any(one["budget"] for one in card["categories"])
-        sentences.append("Every budget is met." if budget else "No category has a budget: every row that passed is in.")
-    if not manifest["unsearched"]:
-        sentences.append("No evaluation set was searched for.")
-    elif manifest["not_searched"]:
-        sentences.append(f"Not searched for, of the paper's Table 5: {text.join(manifest['not_searched'])}.")
-    if lock.unpinned(Spec.model_validate(manifest["spec"]), manifest["lock"]):
-        sentences.append("Sources are not locked: a later build may read other rows; run hermes3 mix lock.")
-    elif manifest["lock"]:
-        sentences.append("Sources are locked: another build reads the same bytes, or stops.")
-    elif any(source.get("repo") for source in manifest["sources"]):
-        sentences.append("Hub sources are pinned to commits.")
-    else:
-        sentences.append("Sources are local files, known by their hashes in manifest.json.")
-    for step in card["funnel"]:
-        if step["step"] == "unaccounted":
-            sentences.append(f"{-step['rows']:,} rows that were read are neither kept nor rejected: do not use it.")
-    return " ".join(sentences)
-
-
-def front_matter(card: dict[str, Any]) -> str:
-    """YAML that the Hub reads at the head of a dataset card."""
-    from huggingface_hub import DatasetCardData
-
-    licences = {(source["licence"] or "").lower() for source in card["sources"] if source["rows_kept"]}
-    known = sorted({licence if licence in HUB_LICENCES else "other" for licence in licences})
-    configs = [
-        {"config_name": name, "data_files": [{"split": "train", "path": f"{name}/*.parquet"}]}
-        for name in ("train", "rows", "rejects")
-    ]
-    return DatasetCardData(
-        pretty_name=card["name"],
-        license=known[0] if len(known) == 1 else known,
-        language=[one["language"] for one in card["sample"]["languages"] if one["share"] >= 0.01],
-        task_categories="text-generation",
-        configs=[configs[0] | {"default": True}, *configs[1:]],
-    ).to_yaml()
 
 
 def _source(source: dict[str, Any], stages: list[str]) -> dict[str, Any]:

@@ -25,9 +25,12 @@ def build(
 
     Example: hermes3 mix build data_mixes/tiny_sft.yml --out mixes/tiny_sft
     """
+    from rich.console import Console
+    from rich.markdown import Markdown
+
     from hermes3.mix import build
 
-    print(build.summary(out, build.build(spec, out, data_root, workers, cache)))
+    Console().print(Markdown(build.summary(out, build.build(spec, out, data_root, workers, cache))))
 
 
 @app.command("lock")

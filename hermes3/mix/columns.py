@@ -45,12 +45,13 @@ class Row(dict[str, Any]):
 
     def account(self) -> Iterator[tuple[str, str]]:
         """("read", "unread" or "unread, may train"; name) of each column and each unread turn field with a value."""
-        for name, value in [*self.items(), *self.unread_fields.items()]:
-            if name in self.read and name not in self.unread_fields:
+        for name, value in self.items():
+            if name in self.read:
                 yield "read", name
             elif not is_empty(value):
-                may_train = isinstance(name, str) and _may_train(name, isinstance(value, bool | int | float))
-                yield "unread, may train" if may_train else "unread", str(name)
+                yield "unread, may train" if _may_train(name, isinstance(value, int | float)) else "unread", name
+        for name in self.unread_fields:  # a number in a turn may be a mark of any name
+            yield "unread, may train" if _may_train(name, False) else "unread", name
 
 
 def record(counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
@@ -81,8 +82,8 @@ def is_empty(value: Any, levels: int = 5) -> bool:
 
 
 @cache
-def _may_train(name: str, is_number: bool) -> bool:
+def _may_train(name: str, describes: bool) -> bool:
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", "_", name).lower().strip("_")
     if _PATTERNS["marks"].fullmatch(words):
         return True
-    return not is_number and not _PATTERNS["describes"].fullmatch(words)
+    return not describes and not _PATTERNS["describes"].fullmatch(words)

@@ -84,13 +84,15 @@ def json_mode(row: Example) -> str | None:
     if "<schema>" not in system or "json" not in system.lower():
         return None
     schema = SCHEMA.search(system)
-    validator = _validator(schema[1]) if schema else None
+    misfit = _misfit(schema[1]) if schema else lambda _: None
+    if not misfit:
+        return "message 1: its schema cannot be read, or is none"
     for place, text in _answers(row):
         try:
             answer = json.loads(text, parse_constant=int)  # int refuses NaN
         except (ValueError, RecursionError) as error:
             return f"{place}: not JSON: {error}"
-        if validator and (fault := _fault(validator, answer)):
+        if fault := misfit(answer):
             return f"{place}: {fault}"
     return None
 
@@ -142,11 +144,15 @@ def _system(row: Example) -> str:
 
 
 @lru_cache(maxsize=256)  # a check against the metaschema takes milliseconds, and rows share schemas
-def _validator(schema: str) -> Any:
-    """Validator of `schema`, in JSON or Python's notation, which looks nothing up elsewhere; None if not valid."""
+def _misfit(schema: str) -> Callable[[Any], str | None] | None:
+    """What says how an answer does not fit `schema`, in JSON or Python's notation; None if that cannot be read.
+
+    Nothing is looked up elsewhere; where the schema's own references lead nowhere, every answer fits.
+    """
     from jsonschema import Draft202012Validator, SchemaError
     from jsonschema.validators import validator_for
     from referencing import Registry
+    from referencing.exceptions import Unresolvable
 
     try:
         parsed = tool_text.read(schema.strip())
@@ -154,15 +160,13 @@ def _validator(schema: str) -> Any:
         kind.check_schema(parsed)
     except (ValueError, SchemaError, RecursionError):
         return None
-    return kind(parsed, registry=Registry())
+    validator = kind(parsed, registry=Registry())
 
+    def misfit(answer: Any) -> str | None:
+        try:
+            error = next(validator.iter_errors(answer), None)
+        except (Unresolvable, RecursionError):
+            return None
+        return error and f"{error.json_path}: {error.message[:200]}"
 
-def _fault(validator: Any, answer: Any) -> str | None:
-    """The first way in which `answer` does not fit; None where the schema's own references lead nowhere."""
-    from referencing.exceptions import Unresolvable
-
-    try:
-        error = next(validator.iter_errors(answer), None)
-    except (Unresolvable, RecursionError):
-        return None
-    return error and f"{error.json_path}: {error.message[:200]}"
+    return misfit

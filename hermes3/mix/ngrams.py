@@ -5,6 +5,7 @@ each character is one. Hashes are polynomials modulo 2^64: prefix sums give the 
 every run of words, at memory speed.
 """
 
+import html
 import re
 import unicodedata
 from functools import cache
@@ -17,6 +18,7 @@ _WORD, _SIGN, _BLANK = (np.zeros(256, bool) for _ in range(3))  # kinds of bytes
 _WORD[[*b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", *range(128, 256)]] = True
 _SIGN[33:127] = ~_WORD[33:127]
 _BLANK[[*b" \t"]] = True
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|[ntr])")
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 _WITHOUT_BLANKS = ("CJK ", "HIRAGANA ", "KATAKANA ", "HALFWIDTH KATAKANA ", "BOPOMOFO ", "YI SYLLABLE ")
 _WITHOUT_BLANKS += ("THAI ", "LAO ", "KHMER ", "MYANMAR ", "TIBETAN ")  # scripts, by the names of their characters
@@ -47,10 +49,12 @@ def folded(text: str) -> list[str]:
     """The words of `text` in lower case after NFKC, whatever stands between them; twice where characters are hidden.
 
     A hidden character may stand within a word or for a blank: one spelling takes it out, the other splits there.
-    `\\n` and `\\t` as JSON writes them part words too.
+    What JSON and HTML write as escapes counts as what it stands for.
     """
     if "\\" in text:
-        text = text.replace("\\n", " ").replace("\\t", " ")
+        text = _ESCAPE.sub(lambda m: chr(int(m[1], 16)) if m[1] else " ", text)
+    if "&" in text:
+        text = html.unescape(text)
     if text.isascii():
         return [text.lower()]
     text = unicodedata.normalize("NFKC", text).casefold()
@@ -101,10 +105,10 @@ class Words:
         encoded = [text.encode("utf-8", "replace") for text in texts]
         self.joined = b"\n".join([b"", *encoded, b""])
         data = np.frombuffer(self.joined, np.uint8)
-        start, end = _edges(_WORD[data])
+        start, end = edges(_WORD[data])
         if signs:
             alone = np.flatnonzero(_SIGN[data])
-            blanks, ends = _edges(_BLANK[data])
+            blanks, ends = edges(_BLANK[data])
             indents = (data[blanks - 1] == ord("\n")) & ~np.isin(data[ends], [*b"\r\n"])
             start = np.concatenate([start, alone, blanks[indents]])
             order = np.argsort(start, kind="stable")
@@ -141,7 +145,7 @@ class Words:
         return b" ".join(words).decode("utf-8", "replace")
 
 
-def _edges(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def edges(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each run of True begins and ends."""
     edges = np.flatnonzero(np.diff(inside, prepend=False, append=False))
     return edges[::2], edges[1::2]

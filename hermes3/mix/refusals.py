@@ -17,24 +17,23 @@ OPENING = 240  # characters
 
 _FILE = rules.load("refusals")
 _PATTERNS = _FILE["patterns"]
+_HINTED = tuple(
+    (hint, rule["pattern"], rule.get("unless_lacking")) for rule in _FILE["rules"] for hint in rule["hints"]
+)
 
 
 def is_refusal(text: str) -> str | None:
-    """The words in the opening of an assistant message that make it a refusal (lower case, long forms), or None."""
-    opening = normalise(text[:OPENING])
-    for rule in _FILE["rules"]:
-        if any(hint in opening for hint in rule["hints"]) and (match := rule["pattern"].search(opening)):
-            excused = rule.get("unless_lacking") and _PATTERNS["lacking"].search(opening)
+    """The words in the opening of an assistant message that make it a refusal (lower case, long forms), or None.
+
+    What stands between quotation marks is not read.
+    """
+    opening = _PATTERNS["quoted"].sub(" ", text[:OPENING].replace("’", "'")).lower().strip()
+    for short, long in _FILE["long_forms"].items() if "'" in opening else ():
+        opening = opening.replace(short, long)
+    for hint, pattern, unless_lacking in _HINTED:
+        if hint in opening and (match := pattern.search(opening)):
+            excused = unless_lacking and _PATTERNS["lacking"].search(opening)
             someone_else = _PATTERNS["letter"].match(opening) or _PATTERNS["played"].search(opening)
             quiz = len(text) < OPENING and _PATTERNS["quiz"].fullmatch(opening)
             return None if excused or someone_else or quiz else match[0]
     return None
-
-
-def normalise(text: str) -> str:
-    """Lower case, straight apostrophes, long forms, nothing between quotation marks."""
-    text = _PATTERNS["quoted"].sub(" ", text.replace("’", "'")).lower().strip()
-    if "'" in text:
-        for short, long in _FILE["long_forms"].items():
-            text = text.replace(short, long)
-    return text

@@ -45,7 +45,7 @@ SHAPED_BY = (
         f"mix/{name}.py"
         for name in ("adapt", "classify", "columns", "decontaminate", "dedup", "filters", "ngrams", "read")
     ),
-    *(f"mix/{name}.py" for name in ("refusals", "rules", "shard", "tool_text")),
+    *(f"mix/{name}.py" for name in ("refusals", "rules", "shard", "tool_text", "turns")),
 )
 
 
@@ -90,7 +90,7 @@ class Stages:
 def code_hash() -> str:
     """Hash of the code and the word lists that shape a shard."""
     package = Path(__file__).parents[1]
-    files = [*(package / name for name in SHAPED_BY), *sorted(RULES.glob("*.yml"))]
+    files = [*(package / name for name in SHAPED_BY), package / "chat/hermes3.jinja", *sorted(RULES.glob("*.yml"))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 

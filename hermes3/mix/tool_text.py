@@ -18,6 +18,9 @@ from hermes3.mix import rules
 DECODER = json.JSONDecoder(strict=False)  # the released template leaves raw line breaks in descriptions
 SCHEMAS = re.compile(r"<tools>\s*([\[{].*?)\s*</tools>", re.DOTALL)
 RESPONSE = re.compile(r"<tool_response>(.*?)(?:</tool_response>|\Z)", re.DOTALL)
+# quoted text, or a word of JSON's among Python's quotes
+JSON_WORD = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\b(?:true|false|null)\b""", re.DOTALL)
+PYTHON = {"true": "True", "false": "False", "null": "None"}
 GAP = re.compile(r"[\s,]*")
 STANDARD, LEFT_OVER, PROMPT = (
     re.compile(pattern.pattern.replace(" ?", r"\s*").replace(" ", r"\s+"), re.IGNORECASE)
@@ -36,7 +39,7 @@ def read(text: str) -> Any:
         if not text.lstrip().startswith(("{", "[")):
             raise
         try:
-            return ast.literal_eval(text.strip())
+            return ast.literal_eval(JSON_WORD.sub(lambda word: PYTHON.get(word[0], word[0]), text.strip()))
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             raise error from None
 
@@ -84,10 +87,9 @@ def _without_nulls(schema: Any) -> Any:
 
 
 def stated(value: Any, schema: Any) -> Any:
-    """`value`, arguments or a part of them, without the nulls that their `schema` does not allow.
+    """`value`, arguments or a part of them, without the nulls that their `schema` does not declare.
 
-    Arrow gives a struct every key of the whole column: a null stands where a call does not have the argument. One that
-    is declared nullable, or of any type, stays.
+    Arrow gives a struct every key of the whole column: a null stands where a call does not have the argument.
     """
     schema = schema if isinstance(schema, dict) else {}
     if isinstance(value, list):
@@ -95,21 +97,19 @@ def stated(value: Any, schema: Any) -> Any:
     if not isinstance(value, dict):
         return value
     declared = schema["properties"] if isinstance(schema.get("properties"), dict) else {}
-    of = {key: declared.get(key, schema.get("additionalProperties", False)) for key in value}
+    of = {key: declared.get(key, schema.get("additionalProperties")) for key in value}
     return {key: stated(one, of[key]) for key, one in value.items() if one is not None or _allows_null(of[key])}
 
 
 def _allows_null(schema: Any) -> bool:
-    """Whether a schema takes null, as JSON Schema or OpenAPI (`nullable`) say it."""
+    """Whether a schema declares that it takes null, as JSON Schema or OpenAPI (`nullable`) say it."""
     if not isinstance(schema, dict):
-        return schema is True
-    kinds, choices, either = (schema.get(key) for key in ("type", "enum", "anyOf"))
-    either = either or schema.get("oneOf")
-    if isinstance(either, list):
-        return any(map(_allows_null, either))
-    says = [kinds if isinstance(kinds, list) else [kinds], choices if isinstance(choices, list) else []]
-    of_any_type = kinds is None and not {"enum", "$ref", "properties", "items"} & schema.keys()
-    return schema.get("nullable") is True or "null" in says[0] or None in says[1] or of_any_type
+        return False
+    kinds, choices, *either = (schema.get(key) for key in ("type", "enum", "anyOf", "oneOf"))
+    if any(_allows_null(one) for several in either if isinstance(several, list) for one in several):
+        return True
+    in_choices = isinstance(choices, list) and None in choices
+    return schema.get("nullable") is True or in_choices or "null" in (kinds if isinstance(kinds, list) else [kinds])
 
 
 def structured(messages: list[Message], tools: list[Message]) -> tuple[list[Message], list[Message]]:
@@ -120,8 +120,8 @@ def structured(messages: list[Message], tools: list[Message]) -> tuple[list[Mess
     system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
     if isinstance(system, str) and "<tools>" in system:
         own, declared = _own_system(system)
-        if declared:
-            tools = tools or declared
+        tools = tools or declared
+        if own != system and tools:
             messages = ([{**messages[0], "content": own}] if own else []) + messages[1:]
     if not tools:
         return messages, tools
@@ -139,19 +139,19 @@ def structured(messages: list[Message], tools: list[Message]) -> tuple[list[Mess
 
 def _own_system(system: str) -> tuple[str, list[Message]]:
     """What is left of a system message without the standard's prompt, and the schemas that it declares."""
-    blocks = list(SCHEMAS.finditer(system))
-    if not blocks:
+    block, standard = SCHEMAS.search(system), STANDARD.search(system)
+    if not block and not standard:
         return system, []
-    block = blocks[0]
     try:
-        declared = schemas(block[1])
+        declared = schemas(block[1]) if block else []
     except BadRow:
-        if STANDARD.search(system):
+        if standard:
             raise
         return system, []  # prose with a tag in it
-    parts = [PROMPT.sub("", part).strip() for part in (system[: block.start()], system[block.end() :])]
+    around = (system[: block.start()], system[block.end() :]) if block else (system,)
+    parts = [PROMPT.sub("", part).strip() for part in around]
     own = "\n\n".join(part for part in parts if part)
-    if STANDARD.search(system) and (strange := LEFT_OVER.search(own)):
+    if standard and (strange := LEFT_OVER.search(own)):
         raise BadRow(
             "tools_prompt_not_known", f"`{strange[0]}` is left of a function-calling prompt; see tool_prompt.yml"
         )
