@@ -61,7 +61,7 @@ def paper_suite() -> Iterator[Task]:
     yield Task("hellaswag", 10042, ("acc", "acc_norm"), 10, 4, 4500, 0.83)
     yield Task("leaderboard_ifeval", 541, ("prompt_level_strict_acc", "inst_level_strict_acc"), 0, 1, 400, 0.62)
     for name, n in MATH.items():
-        yield Task(f"leaderboard_math_{name}_hard", n, ("exact_match",), 4, 1, 3500, 0.08)
+        yield Task(f"leaderboard_math_{name}_hard", n, ("exact_match", "exact_match_original"), 4, 1, 3500, 0.08)
     subjects = mmlu_subjects()
     for place, name in enumerate(subjects):
         n = 14042 // len(subjects) + (place < 14042 % len(subjects))
@@ -89,16 +89,16 @@ def subtasks() -> dict[str, list[str]]:
 def write(
     folder: Path, tasks: list[Task], *, gain: float = 0.0, seed: int = 0, small: bool = False, **facts: Any
 ) -> None:
-    """One results file for each number of shots, with samples, under `folder`; `facts` replace those of the results.
+    """One results file for each protocol, with samples, under `folder`; `facts` replace those of the results.
 
     A question's difficulty is the same at every call, so that stages are paired; `gain` is added to every level.
     `small` cuts prompts to 20 characters.
     """
-    for shots in sorted({task.shots for task in tasks}):
-        date = f"2025-01-{shots + 1:02d}T03-04-05.000000"
-        model = folder / f"{shots}_shot" / "outputs__8b__model"
+    for shots, generated in sorted({(task.shots, task.requests == 1) for task in tasks}):
+        date = f"2025-01-{shots + 1:02d}T03-04-0{5 + generated}.000000"
+        model = folder / (f"{shots}_shot" if generated else f"{shots}_shot_plain") / "outputs__8b__model"
         model.mkdir(parents=True, exist_ok=True)
-        chosen = [task for task in tasks if task.shots == shots]
+        chosen = [task for task in tasks if (task.shots, task.requests == 1) == (shots, generated)]
         results = {task.name: _samples(model, task, date, gain, seed, small) for task in chosen}
         counts = {task.name: {"original": task.n, "effective": task.n} for task in chosen}
         written = {
@@ -118,7 +118,7 @@ def write(
             "lm_eval_version": "0.4.11",
             "transformers_version": "5.16.1",
             "git_hash": "abc1234",
-            "chat_template_sha": "e65354f6" * 8,
+            "chat_template_sha": "e65354f6" * 8 if generated else None,
             "system_instruction_sha": None,
         } | facts
         (model / f"results_{date}.json").write_text(json.dumps(written, indent=2))

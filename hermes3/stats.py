@@ -1,15 +1,15 @@
-"""Intervals and tests for scores, in closed form or by the bootstrap, each with its source.
+"""Intervals and tests for scores in closed form, each with its source.
 
 A score is a fraction or, as MT-Bench, a mean on another scale. 95 % throughout; tests/test_stats.py simulates coverage.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from math import sqrt
 from statistics import NormalDist
+from typing import NamedTuple
 
 Z = NormalDist().inv_cdf(0.975)  # 1.959964
-RESAMPLES = 9_999
-SEED = 20240815  # of the bootstrap: the same samples give the same report
 
 
 def wilson(k: float, n: float) -> tuple[float, float]:
@@ -24,14 +24,83 @@ def wilson(k: float, n: float) -> tuple[float, float]:
     return (0.0 if k == 0 else centre - half), (1.0 if k == n else centre + half)
 
 
+class Estimate(NamedTuple):
+    """A weighted mean of outcomes, its standard error and the degrees of freedom of that.
+
+    `worth`: Kish's number of draws by their weights alone (Survey Sampling, 1965); `clusters`: the independent draws.
+    """
+
+    value: float
+    stderr: float
+    freedom: float
+    worth: float
+    clusters: int
+
+    def interval(self) -> tuple[float, float]:
+        """Student's 95 % interval: (low, high)."""
+        from scipy.special import stdtrit  # quantiles of t; scipy.stats takes a second to import
+
+        half = float(stdtrit(max(self.freedom, 1), 0.975)) * self.stderr
+        return self.value - half, self.value + half
+
+    def p_value(self) -> float:
+        """Two-sided, of no difference from 0. Without any spread it is the sign test's over `worth` equal changes."""
+        from scipy.special import stdtr
+
+        if self.stderr == 0:
+            return min(1.0, 2.0 ** (1 - self.worth)) if self.value else 1.0
+        return 2 * float(stdtr(max(self.freedom, 1), -abs(self.value) / self.stderr))
+
+    def share_worth(self, n: int) -> float:
+        """The number of independent questions on which a share has this standard error, out of `n` that were asked.
+
+        Fewer clusters know their own spread less well, hence the ratio of t's quantiles (Korn and Graubard, Survey
+        Methodology 24, 1998). At a share of 0 or 1 nothing is known of the spread, and the weights alone count.
+        """
+        from scipy.special import stdtrit
+
+        if self.stderr == 0 or not 0 < self.value < 1 or n < 2:
+            return self.worth
+        plain = self.value * (1 - self.value) / self.stderr**2 * n / (n - 1)
+        return plain * float(stdtrit(n - 1, 0.975) / stdtrit(max(min(self.freedom, n - 1), 1), 0.975)) ** 2
+
+
+def estimate(
+    values: Sequence[Sequence[float]],
+    clusters: Sequence[Sequence[Hashable]],
+    weights: Sequence[float],
+    pooled: bool,
+    more: Sequence[tuple[float, float]] = (),
+) -> Estimate:
+    """The mean over tasks of `values`, an outcome per question, whose `clusters` say which stand or fall together.
+
+    The residuals of a cluster are summed before they are squared (Liang and Zeger, Biometrika 73, 1986; one cluster per
+    question is the textbook's variance). They are taken from the mean of all where questions are `pooled`, else from
+    each task's own: the tasks are strata. `more`: (variance, degrees of freedom) of other sources, as of seeds;
+    Satterthwaite's formula joins them.
+    """
+    shares = [weight / sum(weights) for weight in weights]
+    means = [sum(of_task) / len(of_task) for of_task in values]
+    value = sum(share * mean for share, mean in zip(shares, means, strict=True))
+    sums: dict[Hashable, float] = defaultdict(float)
+    masses: dict[Hashable, float] = defaultdict(float)
+    for share, mean, of_task, names in zip(shares, means, values, clusters, strict=True):
+        weight, centre = share / len(of_task), value if pooled else mean
+        for outcome, name in zip(of_task, names, strict=True):
+            sums[name] += weight * (outcome - centre)
+            masses[name] += weight
+    n = len(sums)
+    squares = sum(one * one for one in sums.values())
+    sources = [(squares * n / (n - 1), n - 1.0)] if n > 1 and squares > 1e-24 else []
+    sources += [source for source in more if source[0]]
+    variance = sum(part for part, _ in sources)
+    freedom = variance**2 / sum(part**2 / degrees for part, degrees in sources) if sources else n - 1.0
+    return Estimate(value, sqrt(variance), freedom, 1 / sum(mass * mass for mass in masses.values()), n)
+
+
 def mean_of(values: Sequence[float]) -> tuple[float, float]:
     """Student's t interval of a mean of scores that are not 0 or 1 (Biometrika 6, 1908): (low, high)."""
-    from scipy.special import stdtrit  # quantiles of t; scipy.stats takes a second to import
-
-    n = len(values)
-    mean = sum(values) / n
-    half = float(stdtrit(n - 1, 0.975)) * sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    return mean - half, mean + half
+    return estimate([values], [range(len(values))], [1], True).interval()
 
 
 def ratio_of(parts: Sequence[Sequence[float]]) -> list[float]:
@@ -128,74 +197,6 @@ def paired_shares(gained: int, lost: int, n: int) -> tuple[float, float]:
     gap = (gained_ - lost_) / size
     half = Z * sqrt((gained_ + lost_) / size - gap * gap) / sqrt(size)
     return max(gap - half, -1.0), min(gap + half, 1.0)
-
-
-def paired_bootstrap(changes: Sequence[float]) -> tuple[float | None, float | None, float]:
-    """Interval of the mean of `changes`, one a document, and the p-value of no change: (low, high, p).
-
-    Bootstrap-t over documents (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, sections 12.5 and 16.4):
-    each resample's mean is studentised, so that few or skewed documents do not make the interval too narrow. Where
-    fewer than 10 documents change, many resamples hold no change and so no spread: Student's t stands in. Changes that
-    are all the same have no interval: low and high are None, and p is the sign test's.
-    """
-    import numpy as np
-    from scipy.special import stdtr  # the cumulative probability of t
-
-    changes_ = np.asarray(changes, dtype=np.float64)
-    n, mean = len(changes_), float(changes_.mean())
-    if n < 2 or np.ptp(changes_) == 0:
-        return None, None, _sign_test(changes)
-    stderr = float(changes_.std(ddof=1)) / sqrt(n)
-    student = *mean_of(changes_.tolist()), 2 * float(stdtr(n - 1, -abs(mean) / stderr))
-    if np.count_nonzero(changes_) < 10:
-        return student
-    generator = np.random.default_rng(SEED)
-    chunk = max(1, 4_000_000 // n)
-    counts = [min(chunk, RESAMPLES - start) for start in range(0, RESAMPLES, chunk)]
-    studentised = np.concatenate([_studentised(changes_, mean, count, generator) for count in counts])
-    with np.errstate(invalid="ignore"):  # between two infinite ones
-        low, high = np.quantile(studentised, [0.975, 0.025])
-    if not np.isfinite([low, high]).all():
-        return student
-    extreme = int((np.abs(studentised) >= abs(mean) / stderr).sum())
-    return mean - float(low) * stderr, mean - float(high) * stderr, (extreme + 1) / (RESAMPLES + 1)
-
-
-def _studentised(changes, mean, count, generator):
-    import numpy as np
-
-    drawn = changes[generator.integers(len(changes), size=(count, len(changes)))]
-    spread = drawn.std(axis=1, ddof=1) / sqrt(len(changes))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # a resample without spread is infinitely far off, or at the mean itself
-        return np.nan_to_num((drawn.mean(axis=1) - mean) / spread, nan=0.0, posinf=np.inf, neginf=-np.inf)
-
-
-def _sign_test(changes: Sequence[float]) -> float:
-    """p-value of changes that all have one value: as likely up as down, 2^(1 - n); 1 where the value is 0."""
-    return 2.0 ** (1 - len(changes)) if any(changes) else 1.0
-
-
-def paired_tasks(
-    changes: Sequence[Sequence[float]], weights: Sequence[float], design_effect: float = 1.0
-) -> tuple[float, float | None, float | None, float]:
-    """Change of a weighted mean of tasks, each on the same documents before and after: (change, low, high, p).
-
-    Each task is a stratum with its own variance (Cochran, Sampling Techniques, section 5.3), and all are multiplied by
-    the design effect; normal, since a group has hundreds of documents. Without any spread there is no interval: low and
-    high are None, and p is the sign test's over the documents that changed.
-    """
-    shares = [weight / sum(weights) for weight in weights]
-    change = variance = 0.0
-    for share, values in zip(shares, changes, strict=True):
-        n, mean = len(values), sum(values) / len(values)
-        change += share * mean
-        if n > 1:
-            variance += share**2 * sum((value - mean) ** 2 for value in values) / (n - 1) / n
-    stderr = sqrt(design_effect * variance)
-    if stderr == 0:
-        return change, None, None, _sign_test([value for values in changes for value in values if value])
-    return change, *normal(change, stderr), z_test(change, stderr)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from hermes3.report import build
-from hermes3.results.lm_eval import Evaluation, Score
-from hermes3.stats import mean_of, wilson
+from hermes3.results.lm_eval import Evaluation
+from hermes3.results.score import measure
 
 DATE = "2025-01-02T03-04-05.678901"
 HEX = "0123456789abcdef" * 4
@@ -120,11 +120,11 @@ def evaluation(outcomes: dict[str, list[float]], name: str = "SFT", shots: int =
     one = Evaluation(name, Path("out"))
     one.harness.update(dict.fromkeys(("lm_eval_version", "chat_template_sha", "system_instruction_sha"), "x"))
     for task, values in outcomes.items():
-        n, binary = len(values), set(values) <= {0, 1}
-        bounds = wilson(sum(values), n) if binary else mean_of(values)
         by_doc = dict(enumerate(values))
-        interval = "wilson" if binary else "t"
-        one.scores[task, "acc", "none"] = Score(sum(values) / n, n, *bounds, interval, True, by_doc, binary)
+        names = {doc: (task, doc) for doc in by_doc}
+        scale = 100 if set(values) <= {0, 1} or max(values) <= 1 else 1
+        one.scores[task, "acc", "none"] = measure([by_doc], [names], [1], True, True, scale)
         one.docs[task] = {doc: (f"{task}{doc}", "") for doc in by_doc}
-        one.tasks[task] = {"version": 1, "n_shot": shots, "samples": n, "questions": asked or n}
+        one.tasks[task] = {"version": 1, "n_shot": shots, "samples": len(values), "questions": asked or len(values)}
+        one.tasks[task] |= {"chat_template": "x", "has_samples": True}
     return one

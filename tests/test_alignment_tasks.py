@@ -153,7 +153,8 @@ def ran(base, tmp_path_factory):
     """All tasks on a model of random weights: the command of `hermes3 eval`, two questions and 64 tokens each."""
     out = tmp_path_factory.mktemp("alignment")
     suite = load("alignment").model_copy(update={"device": "cpu", "dtype": "float32", "limit": 2, "max_length": 2048})
-    argv = [*command(base, out, suite, 0, suite.by_shots()[0]), "--gen_kwargs", "max_gen_toks=64"]
+    ((protocol, tasks),) = suite.by_protocol().items()
+    argv = [*command(base, out, suite, protocol, tasks, "hf", ""), "--gen_kwargs", "max_gen_toks=64"]
     done = subprocess.run([f"{Path(sys.executable).parent}/{argv[0]}", *argv[1:]], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     (results,) = out.rglob("results_*.json")

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -17,9 +16,9 @@ from conftest import ROOT
 from typer.testing import CliRunner
 
 from hermes3.cli import app
-from hermes3.evaluate.run import STALE, results_files, run
+from hermes3.evaluate.run import STALE, answers, results_files, run
 from hermes3.results.lm_eval import read_evaluation
-from hermes3.results.suite import Suite
+from hermes3.results.suite import Protocol, Suite
 
 TASK = """\
 task: {name}
@@ -55,7 +54,7 @@ def write_task(folder: Path, name: str, file: Path, output_type: str = "multiple
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
-    """A suite in two numbers of shots, as local lm-eval tasks: a group of two, two of choices, and one of sums."""
+    """A suite of two protocols, as local lm-eval tasks: a group of two, two of choices, and one of sums."""
     folder = tmp_path_factory.mktemp("local")
     (folder / "tasks").mkdir()
     for name, rows in (("choices", CHOICES), ("sums", SUMS)):
@@ -68,7 +67,7 @@ def local(tmp_path_factory):
     suite = {
         "groups": {
             "BBH": {"tasks": {"bbh": "acc_norm"}, "num_fewshot": 1, "aggregation": "weighted"},
-            "AGIEval": {"tasks": {"sat": "acc_norm", "lsat": "acc"}, "num_fewshot": 0},
+            "AGIEval": {"tasks": {"sat": "acc_norm", "lsat": "acc"}, "num_fewshot": 0, "chat_template": False},
             "GSM8K": {"tasks": {"gsm": "exact_match,strict-match"}, "num_fewshot": 1},
         },
         "include_path": str(folder / "tasks"),
@@ -97,18 +96,6 @@ def evaluated(local, base):
     return folder, suite, kept, ran.stdout + ran.stderr
 
 
-def answers(cache) -> int:
-    """How many answers lm-eval's cache holds."""
-    found = 0
-    for path in cache.glob("*.db"):
-        try:
-            with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
-                found += database.execute("select count(*) from unnamed").fetchone()[0]
-        except sqlite3.Error:  # not made yet, or being written to
-            continue
-    return found
-
-
 def test_a_killed_run_goes_on_with_the_answers_that_it_had(evaluated):
     folder, _, kept, said = evaluated
     # sat and lsat ask the same here, so an answer may serve two requests
@@ -116,12 +103,12 @@ def test_a_killed_run_goes_on_with_the_answers_that_it_had(evaluated):
     assert not (folder / "out/cache").exists()
 
 
-def test_tasks_run_in_their_shots_through_the_template_with_samples(evaluated):
+def test_tasks_run_by_their_protocols_with_samples_and_are_read_together(evaluated):
     folder, _, _, _ = evaluated
     stage = read_evaluation("base", folder / "out")
-    assert {task: facts["n_shot"] for task, facts in stage.tasks.items()} == {
-        **{"navigate": 1, "boolean": 1, "gsm": 1},
-        **{"sat": 0, "lsat": 0},
+    assert {task: stage.protocol(task) for task in stage.tasks} == {
+        **dict.fromkeys(("navigate", "boolean", "gsm"), Protocol(1, True, True)),
+        **dict.fromkeys(("sat", "lsat"), Protocol(0, False, False)),
     }
     assert stage.subtasks["bbh"] == ["navigate", "boolean"]
     assert {key[2] for key in stage.scores if key[0] == "gsm"} == {"strict-match", "last"}
@@ -130,22 +117,25 @@ def test_tasks_run_in_their_shots_through_the_template_with_samples(evaluated):
         sample = json.loads(path.read_text().splitlines()[0])
         prompts[path.name.split("_")[1]] = sample["arguments"]["gen_args_0"]["arg_0"]
     assert len(prompts) == 5
-    for prompt in prompts.values():
+    assert prompts["sat"] == prompts["lsat"] == "0 + 1?"
+    for prompt in (prompts["gsm"], prompts["navigate"]):
         assert prompt.startswith("<|begin_of_text|><|im_start|>system\n") and prompt.count("<|begin_of_text|>") == 1
         assert prompt.endswith("<|im_start|>assistant\n")
     assert prompts["gsm"].count("<|im_start|>user") == 2, "an example is a turn of its own"
-    assert prompts["lsat"].count("<|im_start|>user") == 1
 
 
 def test_the_setting_is_recorded_as_lm_eval_saw_it(evaluated, base):
     folder, _, _, said = evaluated
     record = json.loads((folder / "out/run.json").read_text())
     setting = record["setting"]
-    results = json.loads(results_files(folder / "out")[-1].read_text())
+    plain, results = (json.loads(path.read_text()) for path in results_files(folder / "out"))
+    assert plain["chat_template_sha"] is None
     assert setting["chat_template_sha"] == results["chat_template_sha"]
     assert setting["versions"]["lm_eval"] == results["lm_eval_version"]
     assert setting["bos"] == {"token": "<|begin_of_text|>", "count": 1}
-    assert {results["config"][f"{name}_seed"] for name in ("random", "numpy", "torch", "fewshot")} == {setting["seed"]}
+    assert {results["config"][f"{name}_seed"] for name in ("random", "numpy", "torch")} == {setting["seed"]} == {42}
+    assert results["config"]["fewshot_seed"] == setting["fewshot_seed"] == 1234
+    assert len(record["seconds"]) == 2
     assert all(line in said for line in record["commands"][-2:])
     assert all(f"--num_fewshot {shots}" in record["commands"][-2:][shots] for shots in (0, 1))
 
@@ -160,8 +150,9 @@ def again(evaluated, base, tmp_path, monkeypatch, capfd):
     shutil.copytree(folder / "out", tmp_path / "out")
     asked = []
 
-    def note(argv, model):
+    def note(argv, model, cache):
         asked.extend(argv[argv.index("--tasks") + 1].split(","))
+        return 1
 
     monkeypatch.setattr("hermes3.evaluate.run._lm_eval", note)
     monkeypatch.setattr("hermes3.evaluate.run._check", lambda *_: None)
@@ -189,18 +180,18 @@ def test_a_task_without_its_samples_is_run_again_alone(again):
 
 def test_a_results_file_that_is_cut_short_is_set_aside(again):
     out, evaluate = again
-    path = next((out / "0_shot").rglob("results_*.json"))
+    path = next((out / "0_shot_plain").rglob("results_*.json"))
     path.write_text(path.read_text()[:1000])
     asked, said = evaluate()
     assert asked == EVERY[:2] and f"{path} is not used" in said and "cut short" in said
     assert path.with_name(path.name + STALE).is_file() and not path.exists()
-    assert not list((out / "0_shot").rglob("samples_*.jsonl"))
+    assert not list((out / "0_shot_plain").rglob("samples_*.jsonl"))
 
 
 def test_results_with_another_number_of_shots_are_not_reused(again, evaluated):
     groups = evaluated[1].groups
     asked, said = again[1](groups=groups | {"GSM8K": groups["GSM8K"].model_copy(update={"num_fewshot": 2})})
-    assert asked == ["gsm"] and "gsm was run with 1 shots, not 2" in said
+    assert asked == ["gsm"] and "gsm was asked 1-shot, with the chat template, examples as turns, not 2-shot" in said
 
 
 def test_another_suite_sets_no_results_aside(again):
@@ -228,7 +219,7 @@ def test_results_of_another_setting_are_set_aside(what, why, again):
     asked, said = evaluate(**({"limit": 4} if what == "limit" else {}))
     assert asked == EVERY and why in said
     assert below.exists() == (what != "weights")
-    assert not results_files(out) and len(list((out).glob(f"*_shot/**/results_*{STALE}"))) == 2
+    assert not results_files(out) and len(list((out).glob(f"*_shot*/**/results_*{STALE}"))) == 2
 
 
 def test_our_own_tasks_run_again_when_they_have_changed(again, local):

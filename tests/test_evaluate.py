@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from hermes3.evaluate.run import command, model_args
 from hermes3.evaluate.setting import prompt_start
-from hermes3.results.suite import load
+from hermes3.results.suite import Protocol, load
 
 sys.path.insert(0, str(ROOT / "eval/tasks"))
 TOOL = {
@@ -21,6 +21,9 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]},
     },
 }
+
+
+FORMS = ((4, False, True), (4, True, False))
 
 
 def score(function, row, text):
@@ -96,12 +99,18 @@ def test_the_byte_that_marks_a_cut_answer_is_llama_3_s_too(hermes_llama):
 
 def test_lm_eval_gets_the_template_and_vllm_the_suite_s_length_and_seed_and_the_user_s_arguments(tmp_path):
     suite = load("paper")
-    argv = command(tmp_path, tmp_path, suite, 0, ["piqa"], "vllm", "tensor_parallel_size=8")
+    argv = command(tmp_path, tmp_path, suite, Protocol(4, True, True), ["piqa"], "vllm", "tensor_parallel_size=8")
     arguments = argv[argv.index("--model_args") + 1]
     assert arguments == f"pretrained={tmp_path},dtype=bfloat16,max_model_len=8192,seed=42,tensor_parallel_size=8"
     assert "--device" not in argv
     assert argv[:4] == ["lm_eval", "run", "--model", "vllm"]
-    assert "--apply_chat_template" in argv and "--log_samples" in argv
+    assert "--apply_chat_template" in argv and "--fewshot_as_multiturn" not in argv and "--log_samples" in argv
+    assert argv[argv.index("--seed") + 1] == "42,42,42,1234"
+    plain, one_turn = (command(tmp_path, tmp_path, suite, Protocol.of(*how), ["piqa"], "hf", "") for how in FORMS)
+    assert "--apply_chat_template" not in plain and "--fewshot_as_multiturn" not in plain
+    assert "--apply_chat_template --fewshot_as_multiturn false" in " ".join(one_turn)
+    outputs = {words[words.index("--output_path") + 1] for words in (argv, plain, one_turn)}
+    assert outputs == {f"{tmp_path}/{name}" for name in ("4_shot", "4_shot_plain", "4_shot_one_turn")}
     with pytest.raises(ValueError, match="--model-args add_bos_token: `hermes3 eval` sets it"):
         model_args(suite, "vllm", "add_bos_token=True")
 

@@ -2,17 +2,16 @@
 
 import json
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import ROOT
+from typer.testing import CliRunner
 
+from hermes3.cli import app
 from hermes3.evaluate import mt_bench
-from hermes3.evaluate.mt_bench import Bench, Endpoint, load_questions, run
+from hermes3.evaluate.mt_bench import Endpoint, load_questions, read_rating, run
 from hermes3.evaluate.setting import setting_of
 from hermes3.results.lm_eval import read_evaluation
 
@@ -54,8 +53,8 @@ class Handler(BaseHTTPRequestHandler):
             server.busy += 1
             server.most = max(server.most, server.busy)
         wrong = server.before(body)
-        said = body["messages"][-1]["content"]
-        text = f"You said: {said}" if body["model"] == "model" else server.rate(said)
+        text = body["messages"][-1]["content"]
+        text = server.rate(text) if "judge" in body["model"] else f"You said: {text}"
         answer = {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]}
         payload = json.dumps(wrong or answer).encode()
         self.send_response(wrong["status"] if wrong else 200)
@@ -81,14 +80,14 @@ def questions(tmp_path):
     return path
 
 
-def bench(server, questions, out, **more):
-    given = {"model": "model", "judge_url": server.url, "judge_model": "judge", "endpoint": server.url, "parallel": 3}
-    return Bench(questions=questions, out=out, **(given | more))
+def bench(server, questions, out, model="model", judge="judge", **more):
+    ends = [Endpoint(server.url, name, None, 5.0) for name in (model, judge)]
+    run(questions, *ends, out, **{"parallel": 3} | more)
 
 
 def ask(server, timeout=5.0):
-    chat = Endpoint(server.url, "model", None, timeout).chat
-    return chat([{"role": "user", "content": "x"}], temperature=0, max_tokens=9, seed=1)
+    messages = [{"role": "user", "content": "x"}]
+    return Endpoint(server.url, "model", None, timeout).chat(messages, temperature=0, max_tokens=9, seed=1)
 
 
 def results_of(out):
@@ -98,29 +97,29 @@ def results_of(out):
 
 def test_scores_are_the_means_of_the_ratings(questions, tmp_path, capsys):
     with StandIn() as server:
-        run(bench(server, questions, tmp_path / "out"))
+        bench(server, questions, tmp_path / "out")
     by_hand, by_category = [], {}
     for question in load_questions(questions):
-        said = [f"You said: {turn}" for turn in question.turns]
-        two = [1 + len(mt_bench.judge_prompt(question, said, turn)[-1]["content"]) % 10 for turn in (0, 1)]
+        texts = [f"You said: {turn}" for turn in question.turns]
+        two = [1 + len(mt_bench.judge_prompt(question, texts, turn)[-1]["content"]) % 10 for turn in (0, 1)]
         by_hand.append(two)
         by_category.setdefault(question.category, []).append(sum(two) / 2)
     stage = read_evaluation("ours", tmp_path / "out")  # as the report reads it
-    assert stage.scores["mt_bench", "turn_1", "none"].value == statistics.mean(one for one, _ in by_hand)
-    assert stage.scores["mt_bench", "turn_2", "none"].value == statistics.mean(two for _, two in by_hand)
+    means = {metric: stage.scores["mt_bench", metric, "none"].value for metric in mt_bench.METRICS}
+    first, second = (statistics.mean(column) for column in zip(*by_hand, strict=True))
+    assert means == {"turn_1": first, "turn_2": second, "score": (first + second) / 2}
     score = stage.scores["mt_bench", "score", "none"]
-    assert score.value == statistics.mean(map(statistics.mean, by_hand)) and score.n == 4 and not stage.skipped
+    assert score.n == 4 and not stage.skipped
     results = results_of(tmp_path / "out")
-    more = results["mt_bench"]
-    assert more["categories"] == {name: statistics.mean(values) for name, values in by_category.items()}
-    assert (more["interval"]["low"], more["interval"]["high"]) == (score.low, score.high)
-    assert more["judge"]["model"] == "judge" and "judged by judge" in results["versions"]["mt_bench"]
-    assert f"MT-Bench {score.value:.2f}" in capsys.readouterr().out
+    expected = {name: statistics.mean(values) for name, values in by_category.items()}
+    assert results["mt_bench"]["categories"] == expected
+    assert results["mt_bench"]["judge"]["model"] == "judge" and "judged by judge" in results["versions"]["mt_bench"]
+    assert f"MT-Bench {score.value:.2f} ({score.low:.2f} to {score.high:.2f})" in capsys.readouterr().out
 
 
 def test_the_second_turn_holds_the_first_answer_and_the_judge_sees_what_it_needs(questions, tmp_path):
     with StandIn(before=lambda request: time.sleep(0.02)) as server:
-        run(bench(server, questions, tmp_path / "out", parallel=2))
+        bench(server, questions, tmp_path / "out", parallel=2)
     assert {request["path"] for request in server.requests} == {"/v1/chat/completions"} and server.most == 2
     turns = {request["messages"][0]["content"]: request for request in server.asked("model") if request["messages"][2:]}
     second = turns["What is 2 + 2?"]["messages"]
@@ -137,7 +136,7 @@ def test_the_second_turn_holds_the_first_answer_and_the_judge_sees_what_it_needs
 
 
 @pytest.mark.parametrize(
-    ("reply", "found"),
+    ("reply", "rating"),
     [
         ("Good.\nRating: [[7]]", 7),
         ("**Rating: [[ 10 ]]**\n", 10),
@@ -154,32 +153,37 @@ def test_the_second_turn_holds_the_first_answer_and_the_judge_sees_what_it_needs
         ("", None),
     ],
 )
-def test_a_rating_is_read_strictly(reply, found):
-    assert mt_bench.read_rating(reply) == found
+def test_a_rating_is_read_strictly(reply, rating):
+    assert read_rating(reply) == rating
 
 
-def test_a_judge_that_gives_no_rating_is_asked_again(questions, tmp_path):
-    first = lambda prompt: "Rating: [[4]]" if prompt == mt_bench.AGAIN else "A fine answer, I would say."  # noqa: E731
-    with StandIn(first) as server:
-        run(bench(server, questions, tmp_path / "out"))
-    assert len(server.asked("judge")) == 16
-    assert results_of(tmp_path / "out")["results"]["mt_bench"]["score,none"] == 4
+def test_a_judge_that_gives_no_rating_is_asked_again_and_its_question_never_averaged_in_silence(
+    questions, tmp_path, capsys
+):
+    def stubborn(prompt):
+        if prompt == mt_bench.AGAIN:
+            stubborn.again += 1
+            return "Rating: [[6]]" if stubborn.again == 1 else "No."
+        return "No." if "ice light" in prompt else "A line, I would say." if "a line." in prompt else "Rating: [[6]]"
 
-
-def test_a_question_without_a_rating_is_never_averaged_in_silence(questions, tmp_path, capsys):
-    stubborn = lambda prompt: "No." if "ice light" in prompt or prompt == mt_bench.AGAIN else "Rating: [[6]]"  # noqa: E731
-    out = tmp_path / "out"
+    stubborn.again, out = 0, tmp_path / "out"
+    questions.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS[1:]))
     with StandIn(stubborn) as server:
+        stubborn.again = 1
         with pytest.raises(ValueError, match="judge gave no rating for question 4; .*--max-unrated 1"):
-            run(bench(server, questions, out))
+            bench(server, questions, out)
         assert not list(out.rglob("results_*.json"))
         before = len(server.requests)
-        run(bench(server, questions, out, max_unrated=1))
+        bench(server, questions, out, max_unrated=1)
         assert len(server.requests) - before == 2 * mt_bench.JUDGE_TRIES  # that question's two turns, and nothing else
         assert results_of(out)["mt_bench"]["unrated"] == [4]
-        assert results_of(out)["n-samples"]["mt_bench"] == {"original": 4, "effective": 3}
+        assert results_of(out)["n-samples"]["mt_bench"] == {"original": 3, "effective": 2}
         assert read_evaluation("ours", out).scores["mt_bench", "score", "none"].value == 6
         assert "left out, as the judge gave no rating: question 4" in capsys.readouterr().out
+        stubborn.again = 0  # the next reply holds a rating
+        judge = Endpoint(server.url, "judge", None, 5.0)
+        record = mt_bench._rate(load_questions(questions)[2], ["a", "b"], judge)
+        assert record["ratings"] == [6, None] and [len(replies) for replies in record["replies"]] == [2, 3]
 
 
 def test_a_server_that_dies_leaves_what_was_answered_and_the_rest_is_asked_later(questions, tmp_path):
@@ -191,76 +195,72 @@ def test_a_server_that_dies_leaves_what_was_answered_and_the_rest_is_asked_later
         return {"status": 503, "error": "gone"} if dead.is_set() else None
 
     with StandIn(before=die) as server, pytest.raises(ValueError, match=f"{server.url}: .*503"):
-        run(bench(server, questions, out, parallel=1))
+        bench(server, questions, out, parallel=1)
     with pytest.raises(ValueError, match="no answer in 5 tries"):  # nobody listens any more
-        run(bench(server, questions, out, parallel=1))
+        bench(server, questions, out, parallel=1)
     assert sorted(path.name for path in (out / "answers").iterdir()) == ["1.json", "2.json"]
     with StandIn(port=server.server_port) as again:
-        run(bench(again, questions, out))
+        bench(again, questions, out)
         assert [len(again.asked(name)) for name in ("model", "judge")] == [4, 8]
-        run(bench(again, questions, out))
+        bench(again, questions, out)
         assert len(again.requests) == 12 and len(list(out.rglob("results_*.json"))) == 1
     with StandIn() as elsewhere:  # nothing tells that it is the same model
-        run(bench(elsewhere, questions, out))
+        bench(elsewhere, questions, out)
         assert len(elsewhere.asked("model")) == 8 and not elsewhere.asked("judge")
 
 
 def test_answers_of_a_known_model_are_resumed_at_any_address(base, questions, tmp_path):
     """A folder's files tell the model, wherever it is served; another judge rates the same answers anew."""
-    out, given = tmp_path / "out", {"model": str(base), "judge_model": "judge"}
+    out, model = tmp_path / "out", str(base)
     with StandIn() as first:
-        run(bench(first, questions, out, **given))
+        bench(first, questions, out, model)
     results = results_of(out)  # with lm-eval's facts, so that the report takes both from one folder
     setting = setting_of(base, "hf", "", 42, None)
     assert results["chat_template_sha"] == setting["chat_template_sha"] and results["model_name"] == setting["model"]
     assert results["lm_eval_version"] == setting["versions"]["lm_eval"]
     (out / "answers/2.json").write_text('{"key": "half')
     with StandIn() as second:
-        run(bench(second, questions, out, **given))
-        assert len(second.asked(str(base))) == 2 and not second.asked("judge")
-        run(bench(second, questions, out, **given | {"judge_model": "org/other"}))
-        assert len(second.asked(str(base))) == 2 and len(second.asked("org/other")) == 8
-        run(bench(second, questions, out, **given | {"judge_model": "org__other"}))  # its folder has the same name
-        assert len(second.asked("org__other")) == 8
-    assert {path.parent.name for path in (out / "ratings").rglob("*.json")} == {"judge", "org__other"}
+        bench(second, questions, out, model)
+        assert len(second.asked(model)) == 2 and not second.asked("judge")
+        bench(second, questions, out, model, "judge/other")
+        assert len(second.asked(model)) == 2 and len(second.asked("judge/other")) == 8
+        bench(second, questions, out, model, "judge__other")  # its folder has the same name
+        assert len(second.asked("judge__other")) == 8
+    assert {path.parent.name for path in (out / "ratings").rglob("*.json")} == {"judge", "judge__other"}
 
 
 @pytest.mark.parametrize("status", [429, 500])
 def test_a_busy_server_is_tried_again(status):
     with StandIn(before=lambda request: {"status": status} if len(server.requests) < 3 else None) as server:
-        assert ask(server) == ("You said: x", False)
+        assert ask(server)[:2] == ("You said: x", False)
     assert len(server.requests) == 3
 
 
 @pytest.mark.parametrize(
-    ("before", "requests", "said"),
+    ("before", "requests", "message"),
     [
         (lambda request: {"status": 401, "error": "no such key"}, 1, "401 Unauthorized.*no such key"),
         (lambda request: {"status": 200, "detail": "hello"}, 1, "not the form of a chat completion"),
-        (lambda request: time.sleep(2), 5, "no answer in 5 tries.*timed out"),
+        (lambda request: time.sleep(0.4), 5, "no answer in 5 tries.*timed out"),
     ],
 )
-def test_a_server_that_gives_no_answer_is_named_with_the_reason(before, requests, said):
-    with StandIn(before=before) as server, pytest.raises(ValueError, match=f"{server.url}: {said}"):
-        ask(server, timeout=0.3)
+def test_a_server_that_gives_no_answer_is_named_with_the_reason(before, requests, message):
+    with StandIn(before=before) as server, pytest.raises(ValueError, match=f"{server.url}: {message}"):
+        ask(server, timeout=0.2)
     assert len(server.requests) == requests
 
 
-def test_keys_go_to_their_own_server_and_are_written_nowhere(questions, tmp_path):
+def test_keys_go_to_their_own_server_and_are_written_nowhere(questions, tmp_path, monkeypatch):
+    monkeypatch.setenv("HERMES3_MODEL_API_KEY", "model-secret")
+    monkeypatch.setenv("HERMES3_JUDGE_API_KEY", "judge-secret")
     with StandIn() as model, StandIn() as grader:
-        env = {"PATH": "/bin", "HERMES3_MODEL_API_KEY": "model-secret", "HERMES3_JUDGE_API_KEY": "judge-secret"}
-        argv = [sys.executable, "-m", "hermes3.cli", "mt-bench", "model", "--endpoint", model.url]
-        argv += ["--judge-url", grader.url, "--judge-model", "judge", "--questions", questions]
-        argv += ["--out", tmp_path / "out"]
-        done = subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        words = ["mt-bench", "model", "--endpoint", model.url, "--judge-url", grader.url, "--judge-model", "judge"]
+        words += ["--questions", str(questions), "--out", str(tmp_path / "out")]
+        done = CliRunner().invoke(app, words, catch_exceptions=False)
         assert {request["key"] for request in model.requests} == {"Bearer model-secret"}
         assert {request["key"] for request in grader.requests} == {"Bearer judge-secret"}
     files = [path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert len(files) == 10 and not any("secret" in text for text in [*files, done.stdout, done.stderr])
-
-
-def test_an_address_with_a_secret_is_refused():
+    assert len(files) == 10 and not any("secret" in text for text in [*files, done.output])
     with pytest.raises(ValueError, match="^localhost: no secrets in an address"):
         Endpoint("http://user:secret@localhost/v1", "model", None, 5)
 

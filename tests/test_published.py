@@ -57,7 +57,9 @@ def test_tables_4_and_5_are_of_one_model_but_for_their_misprints():
 
 def test_rows_and_shots_are_those_of_the_suites():
     rows, groups = published.load("table5").rows, load("paper").groups
-    assert list(rows) == list(groups)
+    beside = ["MATH Lvl 5, math-verify"]  # another metric of a row
+    assert list(rows) == [name for name in groups if name not in beside]
+    assert load("paper_chat").groups.keys() == groups.keys()
     assert all(row.shots in (None, groups[name].num_fewshot) for name, row in rows.items())
     table, suite = published.load("table2"), load("epoch_selection")
     assert list(table.rows) == list(suite.groups)

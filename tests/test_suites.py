@@ -60,7 +60,7 @@ def test_lm_eval_knows_every_task_with_its_metric_and_its_shots(name, manager):
 @pytest.mark.parametrize("name", SUITES)
 def test_packages_that_tasks_import_are_here_or_named_by_the_suite(name, manager):
     suite, lacking = load(name), set()
-    for task in {leaf for tasks in suite.by_shots().values() for one in tasks for leaf in leaves(manager, one)}:
+    for task in {leaf for tasks in suite.by_protocol().values() for one in tasks for leaf in leaves(manager, one)}:
         try:
             config_of(manager, task, "full")
         except ModuleNotFoundError:
@@ -78,8 +78,15 @@ def test_a_group_of_lm_eval_weighs_its_tasks_as_the_suite_says(name, manager):
                 assert all(one["weight_by_size"] for one in lists) and group.aggregation == "weighted", given
 
 
-def test_the_paper_s_suite_is_one_process_a_number_of_shots():
-    assert list(load("paper").by_shots()) == [0, 3, 4, 5, 10]
+def test_the_paper_s_suite_asks_multiple_choice_without_the_template_and_the_rest_with_it(manager):
+    calls = load("paper").by_protocol()
+    assert [(one.shots, one.chat_template) for one in calls] == [
+        *((0, False), (0, True), (3, False), (4, True), (5, False), (10, False))
+    ]
+    for protocol, tasks in calls.items():
+        types = {config_of(manager, leaf)["output_type"] for one in tasks for leaf in leaves(manager, one)}
+        assert types == ({"generate_until"} if protocol.chat_template else {"multiple_choice"})
+    assert all(protocol.chat_template and protocol.fewshot_as_turns for protocol in load("paper_chat").by_protocol())
 
 
 @pytest.mark.parametrize(

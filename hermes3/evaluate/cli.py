@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hermes3.files import UserError
+from hermes3.results.suite import SUITES
 
 MODEL_KEY, JUDGE_KEY = "HERMES3_MODEL_API_KEY", "HERMES3_JUDGE_API_KEY"
 
@@ -23,10 +24,11 @@ def evaluate(
         Path | None, typer.Argument(help="folder of a whole model, or with --epoch of a training run")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="folder for the results")] = None,
-    suite: Annotated[str, typer.Option(help="a name in eval/suites, or a file")] = "tiny",
+    suite: Annotated[str | None, typer.Option(help="a name in eval/suites, or a file")] = None,
     backend: Annotated[Backend, typer.Option(help="vllm needs the environment of requirements-eval.txt")] = Backend.hf,
     epoch: Annotated[int | None, typer.Option(min=1, help="which epoch of the run MODEL")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="questions per task, for a first look")] = None,
+    seed: Annotated[int | None, typer.Option(help="of sampling and shuffled choices; the suite's by default")] = None,
     device: Annotated[str | None, typer.Option(help="cuda, cpu, ...; the suite's by default")] = None,
     model_args: Annotated[str, typer.Option(help="more of lm_eval's --model_args: tensor_parallel_size=8")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the lm_eval commands, do not run them")] = False,
@@ -39,8 +41,8 @@ def evaluate(
     from hermes3.evaluate.select import epoch_model
     from hermes3.results.suite import load
 
-    changes = {"limit": limit, "device": device}
-    loaded = load(suite).model_copy(update={key: value for key, value in changes.items() if value is not None})
+    changes = {"limit": limit, "device": device, "seed": seed}
+    loaded = load(named(suite)).model_copy(update={key: value for key, value in changes.items() if value is not None})
     if fetch:
         return run.fetch(loaded)
     if model is None or out is None:
@@ -57,7 +59,7 @@ def evaluate(
 def select(
     run: Annotated[Path | None, typer.Argument(help="folder of the training run")] = None,
     results: Annotated[list[str], typer.Argument(help="EPOCH=FOLDER of its results, for every epoch")] = [],  # noqa: B006
-    suite: Annotated[str, typer.Option(help="its groups are what counts: a name in eval/suites, or a file")] = "tiny",
+    suite: Annotated[str | None, typer.Option(help="whose groups count: a name in eval/suites, or a file")] = None,
     without: Annotated[list[str], typer.Option(help="leave out this group, as MT-Bench")] = [],  # noqa: B006
     published: Annotated[str | None, typer.Option(help="no RUN: apply the rule to a table of eval/published")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
@@ -70,8 +72,16 @@ def select(
     elif run is None or not results:
         raise UserError("give RUN and EPOCH=FOLDER for every epoch, or --published table2")
     else:
-        chosen = rule.select(run, suite, by_epoch(results), without)
+        chosen = rule.select(run, named(suite), by_epoch(results), without)
     print(json.dumps(chosen) if as_json else rule.table(chosen))
+
+
+def named(suite: str | None) -> str:
+    """The suite, which no verb chooses for its user: scores by another one look the same. `UserError` where none is."""
+    if suite is None:
+        there = ", ".join(sorted(path.stem for path in SUITES.glob("*.yml")))
+        raise UserError(f"--suite is missing; give a name in eval/suites ({there}), or a file")
+    return suite
 
 
 def by_epoch(pairs: list[str]) -> dict[int, Path]:
@@ -108,7 +118,14 @@ def mt_bench(
     max_unrated: Annotated[int, typer.Option(min=0, help="questions that may be left without a rating")] = 0,
 ) -> None:
     """Answer MT-Bench's questions with MODEL and have a judge rate them; what is there already is not asked again."""
-    from hermes3.evaluate.mt_bench import Bench, run
+    from hermes3.evaluate.mt_bench import Endpoint, run
 
-    options = {key: value for key, value in locals().items() if key in Bench.__dataclass_fields__}
-    run(Bench(**options, model_key=os.environ.get(MODEL_KEY), judge_key=os.environ.get(JUDGE_KEY)))
+    run(
+        questions,
+        Endpoint(endpoint, model, os.environ.get(MODEL_KEY), timeout, parallel),
+        Endpoint(judge_url, judge_model, os.environ.get(JUDGE_KEY), timeout, parallel),
+        out,
+        parallel,
+        limit,
+        max_unrated,
+    )

@@ -14,7 +14,7 @@ from hermes3.files import UserError, write_text
 from hermes3.model_folder import check_model
 from hermes3.results.comparable import not_measured, why_not
 from hermes3.results.groups import Group, resolve, value_of
-from hermes3.results.lm_eval import Evaluation, read_evaluation, scale_of
+from hermes3.results.lm_eval import Evaluation, read_evaluation
 from hermes3.results.published import load as load_published
 from hermes3.results.suite import load
 from hermes3.train.checkpoints import epochs_of, whole_model
@@ -76,12 +76,15 @@ def select(run: Path, suite_name: str, results: dict[int, Path], without: Iterab
         _refuse_unlike(group, list(evaluations.values()))
     scores = {group.name: {epoch: value_of(one, group) for epoch, one in evaluations.items()} for group in groups}
     chosen = choose(scores)
+    chosen["scales"] = {group.name: evaluations[first].group_scores(group)[0].scale for group in groups}
     if left_out:
         chosen["notes"].append(f"Chosen without {', '.join(sorted(left_out))}.")
     if (limit := settings[first]["limit"]) is not None:
         chosen["notes"].append(f"Only {limit} questions per task: a first look, no ground to choose on.")
     if left := sorted(set(epochs_of(run)) - set(results)):
         chosen["notes"].append(f"Epoch {', '.join(map(str, left))} of {run} was not among them.")
+    if others:
+        chosen["notes"].append(best_of_several(groups, evaluations, chosen))
     record = {"run": str(run), "suite": suite.name, "scores": scores, **chosen}
     record |= {"results": {epoch: str(folder) for epoch, folder in results.items()}}
     record |= {"model": str(models[chosen["epoch"]])}
@@ -89,6 +92,40 @@ def select(run: Path, suite_name: str, results: dict[int, Path], without: Iterab
     link(run / "best", models[chosen["epoch"]])
     link(run / "best_results", results[chosen["epoch"]])
     return record
+
+
+def best_of_several(groups: list[Group], evaluations: dict[int, Evaluation], chosen: dict[str, Any]) -> str:
+    """By how much the chosen epoch's scores flatter it, as the same questions chose it and score it, in a sentence.
+
+    The rule chooses on every other question, and the epoch that it takes is scored on the rest; then the other way
+    round. What the mean of both lies below the score on all questions is luck.
+    """
+    halves = [
+        {group.name: {epoch: _half(one, group, half) for epoch, one in evaluations.items()} for group in groups}
+        for half in (0, 1)
+    ]
+    said = "The chosen epoch's scores are the best of several on the questions that chose it"
+    if any(None in of_group.values() for half in halves for of_group in half.values()):
+        return f"{said}, and so a little too high."
+    taken = [choose(half)["epoch"] for half in halves]
+    luck = []
+    for group in groups:
+        apart = sum(halves[1 - half][group.name][epoch] for half, epoch in enumerate(taken)) / 2
+        both = sum(halves[half][group.name][chosen["epoch"]] for half in (0, 1)) / 2
+        luck.append(f"{group.name} {chosen['scales'][group.name] * (apart - both):+.2f}")
+    return f"{said}; chosen on one half and scored on the other they would be otherwise by {', '.join(luck)}."
+
+
+def _half(evaluation: Evaluation, group: Group, half: int) -> float | None:
+    """The group's score on its even (0) or odd (1) questions; None without samples."""
+    values, weights = [], []
+    for score in evaluation.group_scores(group):
+        kept = [value for doc, value in (score.outcomes or {}).items() if doc % 2 == half]
+        values.append(sum(kept) / len(kept) if kept else None)
+        weights.append(len(kept) if group.by_question else 1)
+    if None in values:
+        return None
+    return sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
 
 
 def select_published(name: str) -> dict[str, Any]:
@@ -102,11 +139,11 @@ def select_published(name: str) -> dict[str, Any]:
 
 
 def table(chosen: dict[str, Any]) -> str:
-    """The scores, the normalised mean and the choice as text; fractions as percentages, or by `scales`."""
-    totals, scales = chosen["totals"], chosen.get("scales", {})
+    """The scores, the normalised mean and the choice as text, each group on its scale."""
+    totals, scales = chosen["totals"], chosen["scales"]
     rows = [("", *(f"epoch {epoch}" for epoch in totals))]
     for group, of_group in chosen["scores"].items():
-        rows.append((group, *(f"{scales.get(group, scale_of(group)) * of_group[epoch]:.2f}" for epoch in totals)))
+        rows.append((group, *(f"{scales[group] * of_group[epoch]:.2f}" for epoch in totals)))
     rows.append(("normalised mean", *("-" if total is None else f"{total:.2f}" for total in totals.values())))
     width = max(len(row[0]) for row in rows)
     lines = ["  ".join([row[0].ljust(width), *(cell.rjust(7) for cell in row[1:])]) for row in rows]
@@ -154,11 +191,11 @@ def _setting(folder: Path, epoch: int, model: Path) -> dict[str, Any]:
 def _refuse_unlike(group: Group, evaluations: list[Evaluation]) -> None:
     """`UserError` where an epoch lacks a score, asked other questions, or was rated by another judge."""
     for one in evaluations:
-        for task, shots in not_measured(one, group).items():
-            has = "not measured" if shots is None else f"measured with {shots} shots, not {group.shots}"
+        for task, words in not_measured(one, group).items():
+            wanted = f", not {group.shots}" if words.endswith("shots") else ""
             raise UserError(
-                f"{one.folder}: {group.name} needs {task}, which was {has}; evaluate it there, or leave the group out "
-                f"with --without {group.name}"
+                f"{one.folder}: {group.name} needs {task}, which was {words}{wanted}; evaluate it there, or leave the "
+                f"group out with --without {group.name}"
             )
         if reason := why_not(evaluations[0], one, group):
             raise UserError(

@@ -13,9 +13,10 @@ from hermes3.files import UserError
 from hermes3.report.stages import as_dict, mark, mean_row
 from hermes3.results.comparable import why_not_change, why_not_published
 from hermes3.results.groups import Group, score_of
-from hermes3.results.lm_eval import Evaluation, Score
+from hermes3.results.lm_eval import Evaluation
 from hermes3.results.published import Table, load
-from hermes3.stats import Z, difference, effective_n, two_proportions, wilson, z_test
+from hermes3.results.score import Score
+from hermes3.stats import Z, difference, two_proportions, wilson, z_test
 
 SIZES = ("8b", "70b", "405b")
 OTHERWISE = "under another protocol"
@@ -24,7 +25,11 @@ NOTES = {"405b": "The paper measured both of its 405B models in FP8."}
 
 
 def compare_with_paper(
-    stages: list[Evaluation], groups: list[Group], size: str | None, recipes: dict[str, Path | None]
+    stages: list[Evaluation],
+    groups: list[Group],
+    size: str | None,
+    recipes: dict[str, Path | None],
+    margin: float = 0.02,
 ) -> dict[str, Any]:
     """A stage against Table 5's Hermes 3 and Llama 3.1 Instruct of `size`, or {"reason"} why there is none to compare.
 
@@ -37,7 +42,7 @@ def compare_with_paper(
         raise UserError(f"--size {size}: the paper has {', '.join(SIZES)}")
     before_dpo = [stage for stage in stages if size != "8b" and stage.name.lower() == "sft"]
     compared = [*before_dpo, stages[-1]][0], groups, load("table5"), [f"hermes3_{size}", f"llama31_{size}"]
-    return {"size": size, "note": NOTES.get(size, "")} | compare_with_table(*compared)
+    return {"size": size, "note": NOTES.get(size, "")} | compare_with_table(*compared, margin)
 
 
 def size_of(recipes: dict[str, Path | None]) -> str | None:
@@ -62,11 +67,15 @@ def compare_with_table(
         group = by_name.get(name)
         score = score_of(stage, group) if group else None
         reason = why_not_published(stage, group, score, row)
+        if score is not None and score.scale != row.scale:
+            reason = f"measured in {'percent' if score.scale == 100 else 'points'}, published in another unit"
         against = {
             column: _against(score, table.values(column)[name] / row.scale, reason, margin) for column in columns
         }
         note = "; ".join(filter(None, (row.note, doubts.get(name))))
         facts = {"name": name, "setting": row.setting, "scale": row.scale, "note": note}
+        if group and group.protocol and (measured := [key for key in stage.keys(group) if key[0] in stage.tasks]):
+            facts["protocol"] = {"ours": str(stage.protocol(measured[0][0])), "paper": str(group.protocol)}
         rows.append(facts | {"score": as_dict(score), "against": against})
     for column in columns:
         mark([row["against"][column] for row in rows], "difference")
@@ -106,8 +115,7 @@ def _test(score: Score, value: float) -> tuple[tuple[float, float, float], tuple
     spread of ours.
     """
     ours = (score.value, score.low, score.high)
-    if score.interval == "wilson" or (score.interval == "mover" and score.value <= 1):
-        n = float(score.n) if score.interval == "wilson" else effective_n(*ours)
+    if n := score.effective_n:
         return ours, (value, *wilson(value * n, n)), two_proportions(score.value, n, value, n)
     half = (score.high - score.low) / 2
     return ours, (value, value - half, value + half), z_test(score.value - value, half / Z * 2**0.5)

@@ -16,7 +16,7 @@ from hermes3.report.against_paper import compare_with_paper, what_dpo_changed
 from hermes3.report.runs import gpu_hours_beside_plan, read_run, read_selection, recipe_of
 from hermes3.report.stages import ALIGNMENT, rows_of, score_table, seed_table
 from hermes3.results import suite
-from hermes3.results.groups import PAPER_SUITE, groups_of
+from hermes3.results.groups import PAPER_SUITE, groups_of, pool
 from hermes3.results.lm_eval import Evaluation, read_evaluation
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -49,10 +49,13 @@ def write_report(
         name: [read_evaluation(f"{name}, seed {n}" if n > 1 else name, folder) for n, folder in enumerate(folders, 1)]
         for name, folders in scores.items()
     }
-    stages = [of_stage[0] for of_stage in seeds.values()]
-    groups = groups_of(stages, _all_suites() if suites is None else suites)
-    table = score_table(stages, groups)
-    paper = compare_with_paper(stages, groups, size, recipes)
+    stages = [pool(name, of_stage) if len(of_stage) > 1 else of_stage[0] for name, of_stage in seeds.items()]
+    suites = _all_suites() if suites is None else suites
+    groups = groups_of(stages, suites)
+    trained = {name for one in suites for name, group in one.groups.items() if not group.selects}
+    table = score_table(stages, groups, trained)
+    margin = next((one.margin for one in suites if one.name == PAPER_SUITE), 2.0)
+    paper = compare_with_paper(stages, groups, size, recipes, margin / 100)
     report: dict[str, Any] = {
         "title": "Hermes 3 recipes: " + " → ".join(scores),
         "paper": paper,
@@ -108,7 +111,7 @@ def _all_suites() -> list[suite.Suite]:
 def _facts(one: Evaluation) -> dict[str, Any]:
     files = [str(path.relative_to(one.folder)) for path in one.results_files]
     # by task, as one results file may have a limit and another none
-    part = sorted(task for task, of in one.tasks.items() if of["samples"] < of["questions"])
+    part = sorted(task for task, of in one.tasks.items() if (of["samples"] or 0) < (of["questions"] or 0))
     facts = {"stage": one.name, "folder": str(one.folder), "files": files, "tasks": one.tasks, "part": part}
     return facts | one.harness | {"skipped": one.skipped}
 

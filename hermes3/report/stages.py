@@ -1,13 +1,16 @@
 """The scores table: every score of every stage, stages compared pairwise, their means, and the seeds of a stage."""
 
+from collections.abc import Collection
 from itertools import pairwise
 from statistics import mean, stdev
 from typing import Any
 
+from hermes3.page.text import join
 from hermes3.report import names
 from hermes3.results.comparable import why_not, why_not_in_mean
 from hermes3.results.groups import Group, compare, score_of
-from hermes3.results.lm_eval import Evaluation, Score, ScoreKey, scale_of
+from hermes3.results.lm_eval import Evaluation
+from hermes3.results.score import Score, ScoreKey
 from hermes3.stats import Z, holm, mean_interval
 
 ALPHA = 0.05
@@ -15,12 +18,13 @@ ALIGNMENT = "alignment"  # the suite whose rows are a section of their own
 Row = dict[str, Any]
 
 
-def score_table(stages: list[Evaluation], groups: list[Group]) -> dict[str, Any]:
+def score_table(stages: list[Evaluation], groups: list[Group], apart: Collection[str] = ()) -> dict[str, Any]:
     """Rows of the scores that stand for something, `details` of all others, and the mean of the rows per stage.
 
     `rows` are the suites' groups and one metric of every task that is in none. A pair of stages is compared only where
     both saw the same prompts of the same documents; otherwise it says why not, and the row is left out of the means.
-    Holm's correction covers all tests of `rows`, and again all of `details`.
+    Holm's correction covers all tests of `rows`, and again all of `details`. `apart`: groups that the last training
+    step optimises, and so in no mean.
     """
     shown = rows_of(stages, groups)
     single = [group for group in shown if len(group.members) == 1]
@@ -31,7 +35,7 @@ def score_table(stages: list[Evaluation], groups: list[Group]) -> dict[str, Any]
     details = [_row(stages, Group(named.get(key[0], _label(key[0])), (key,))) for key in rest]
     for table in (rows, details):
         mark([pair for row in table for pair in row["comparisons"]], "gain")
-    means = _means(stages, list(zip(shown, rows, strict=True)))
+    means = _means(stages, list(zip(shown, rows, strict=True)), apart)
     return {"stages": [stage.name for stage in stages], "rows": rows, "details": details, "means": means}
 
 
@@ -70,7 +74,7 @@ def seed_table(name: str, seeds: list[Evaluation], groups: list[Group]) -> dict[
             continue
         reasons = {one.name: why_not(seeds[0], one, group) for one in seeds[1:]}
         values = [score_of(one, group).value for one in seeds if not reasons.get(one.name)]
-        row = {"name": group.name, "scale": scale_of(group.members[0][0]), "values": values, "mean": mean(values)}
+        row = {"name": group.name, "scale": first.scale, "values": values, "mean": mean(values)}
         row["deviation"] = stdev(values) if len(values) > 1 else None
         row["sampling"] = None if first.low is None else (first.high - first.low) / 2 / Z
         row["left_out"] = [f"{seed}: {reason}" for seed, reason in reasons.items() if reason]
@@ -85,16 +89,20 @@ def _keys(stages: list[Evaluation]) -> list[ScoreKey]:
 def _row(stages: list[Evaluation], group: Group) -> Row:
     task, metric, filter_key = group.members[0]
     facts = [stage.tasks[key[0]] for stage in stages for key in stage.keys(group) if key[0] in stage.tasks]
-    part = any(fact["samples"] < fact["questions"] for fact in facts)
+    part = any((fact["samples"] or 0) < (fact["questions"] or 0) for fact in facts)
     shots = {fact["n_shot"] for fact in facts}
-    words = names("metrics").get(metric, metric) + ("" if filter_key == "none" else f" ({filter_key})")
-    if len(group.members) > 1:
-        words += f", {len(group.members)} tasks" + ("" if group.by_question else " weighing the same")
-    row = {"task_label": group.name, "tasks": [key[0] for key in group.members], "suite": group.suite}
-    row |= {"task": task if len(group.members) == 1 else group.name, "metric": metric, "filter": filter_key}
+    tasks, metrics = ({key[place]: None for key in group.members} for place in (0, 1))
+    words = join([names("metrics").get(one, one) for one in metrics])
+    words += "" if filter_key == "none" else f" ({filter_key})"
+    if len(tasks) > 1:
+        words += f", {len(tasks)} tasks" + ("" if group.by_question else " weighing the same")
+    row = {"task_label": group.name, "tasks": list(tasks), "suite": group.suite}
+    row |= {"task": task if len(tasks) == 1 else group.name, "metric": metric, "filter": filter_key}
     row |= {"metric_label": words + ("; only a part of the questions" if part else ""), "part": part}
-    row |= {"shots": shots.pop() if len(shots) == 1 else None, "scale": scale_of(task)}
-    scores = {stage.name: as_dict(score_of(stage, group)) for stage in stages}
+    row |= {"shots": shots.pop() if len(shots) == 1 else None}
+    of_stages = {stage.name: score_of(stage, group) for stage in stages}
+    row["scale"] = max((score.scale for score in of_stages.values() if score), default=100)
+    scores = {name: as_dict(score) for name, score in of_stages.items()}
     return row | {"scores": scores, "comparisons": [compare(*pair, group) for pair in pairwise(stages)]}
 
 
@@ -112,14 +120,14 @@ def as_dict(score: Score | None) -> Row | None:
     return bounds | {"n": score.n, "right": right, "higher_is_better": score.higher_is_better}
 
 
-def _means(stages: list[Evaluation], rows: list[tuple[Group, Row]]) -> dict[str, Any]:
+def _means(stages: list[Evaluation], rows: list[tuple[Group, Row]], apart: Collection[str]) -> dict[str, Any]:
     """Unweighted mean of the rows per stage, over those that every stage ran alike; every task counts once."""
     taken: list[Row] = []
     left_out = []
     for group, row in rows:
         if row["suite"] == ALIGNMENT:
             continue
-        reason = why_not_in_mean(stages, group, row)
+        reason = "DPO trains on such pairs" if group.name in apart else why_not_in_mean(stages, group, row)
         if reason is None and any({*row["tasks"]} & {*other["tasks"]} for other in taken):
             reason = "its tasks are in another row"
         if reason is None:

@@ -10,10 +10,17 @@ if TYPE_CHECKING:
     from hermes3.results.lm_eval import Evaluation, Score, ScoreKey
     from hermes3.results.published import PublishedRow
 
-# facts of a task, and of the harness, that must be equal
-TASK_FACTS = {"version": "task versions", "n_shot": "numbers of shots", "backend": "backends", "dtype": "dtypes"}
-HARNESS_FACTS = {"chat_template_sha": "chat templates", "system_instruction_sha": "system instructions"}
-IN_ONE_FOLDER = {"model": "models", "lm_eval_version": "versions of lm-eval", **HARNESS_FACTS}
+# facts of a task, or of all that the harness did, that must be equal
+FACTS = {
+    "version": "task versions",
+    "n_shot": "numbers of shots",
+    "backend": "backends",
+    "dtype": "dtypes",
+    "lm_eval_version": "versions of lm-eval",
+    "chat_template": "chat templates",
+    "system_instruction_sha": "system instructions",
+}
+SHARED = FACTS | {"chat_template_sha": "chat templates"}  # by the files of one folder
 
 
 def refuse_mixture(folder: Path, facts: dict[Path, dict[str, str | None]]) -> None:
@@ -23,7 +30,7 @@ def refuse_mixture(folder: Path, facts: dict[Path, dict[str, str | None]]) -> No
         for key, value in facts[path].items():
             if value != facts[first][key]:
                 raise UserError(
-                    f"{folder}: results of two {IN_ONE_FOLDER[key]} in one folder: {value} in "
+                    f"{folder}: results of two {SHARED.get(key, 'models')} in one folder: {value} in "
                     f"{path.relative_to(folder)}, {facts[first][key]} in {first.relative_to(folder)}; move one of them "
                     "to a folder of its own"
                 )
@@ -39,47 +46,47 @@ def why_not(before: "Evaluation", after: "Evaluation", group: "Group") -> str | 
 
 def _why_not(before: "Evaluation", after: "Evaluation", old_key: "ScoreKey", new_key: "ScoreKey") -> str | None:
     for one, key in ((before, old_key), (after, new_key)):
-        if one.score(key) is None:
+        if key not in one.scores:
             return f"not measured on {one.name}"
     old, new = before.docs[old_key[0]], after.docs[new_key[0]]
+    if without := next((one.name for one, docs in ((before, old), (after, new)) if not docs), None):
+        return f"no samples of {without}, and so no paired test"
     if len(old) != len(new):
         return f"{len(old)} samples on {before.name}, {len(new)} on {after.name}"
     if count := sum(hashes[0] != new.get(doc, ("", ""))[0] for doc, hashes in old.items()):
         return f"{count} of {len(old)} documents differ"
-    for fact, words in TASK_FACTS.items():
-        ours, theirs = before.tasks[old_key[0]].get(fact), after.tasks[new_key[0]].get(fact)
-        if ours != theirs:
-            return f"{words} {ours} and {theirs}"
-    if before.harness["lm_eval_version"] != after.harness["lm_eval_version"]:
-        return f"lm-eval {before.harness['lm_eval_version']} and {after.harness['lm_eval_version']}"
-    for fact, words in HARNESS_FACTS.items():
-        ours, theirs = (one.harness[fact] and one.harness[fact][:8] for one in (before, after))
-        if before.harness[fact] != after.harness[fact]:
-            return f"{words} {ours or 'none'} and {theirs or 'none'}"
+    ours, theirs = before.harness | before.tasks[old_key[0]], after.harness | after.tasks[new_key[0]]
+    for fact, words in FACTS.items():
+        if ours.get(fact) != theirs.get(fact):
+            hashed = fact in ("chat_template", "system_instruction_sha")
+            values = ("none" if facts.get(fact) is None else str(facts[fact]) for facts in (ours, theirs))
+            values = (value[:8] if hashed else value for value in values)
+            return f"{words.removeprefix('versions of ')} {' and '.join(values)}"
     # what no fact above explains: another draw of the examples, or an edited task
     count = sum(hashes[1] != new[doc][1] for doc, hashes in old.items())
     return f"{count} of {len(old)} prompts differ" if count else None
 
 
-def not_measured(evaluation: "Evaluation", group: "Group") -> dict[str, int | None]:
-    """The group's tasks that `evaluation` lacks -> the number of shots that it has them with, or None."""
-    lacking = [key[0] for key in evaluation.keys(group) if evaluation.score(key) is None]
-    plain = {task: task.rpartition(" (")[0] or task for task in lacking}
-    other = {task: evaluation.tasks.get(name) if name != task else None for task, name in plain.items()}
-    return {plain[task]: facts and facts["n_shot"] for task, facts in other.items()}
+def not_measured(evaluation: "Evaluation", group: "Group") -> dict[str, str]:
+    """The group's tasks that `evaluation` lacks -> what there is of them, in words."""
+    lacking = {}
+    for (task, metric, _), key in zip(group.members, evaluation.keys(group), strict=True):
+        if key not in evaluation.scores:
+            shots = [facts["n_shot"] for name, facts in evaluation.tasks.items() if name.partition(" (")[0] == task]
+            lacking[task] = f"measured with {shots[0]} shots" if shots else "not measured"
+            if key[0] in evaluation.tasks:
+                lacking[task] = f"measured without the metric {metric}"
+    return lacking
 
 
 def why_not_published(
     evaluation: "Evaluation", group: "Group | None", score: "Score | None", row: "PublishedRow"
 ) -> str | None:
     """Why the evaluation's score cannot be compared with a published one."""
-    if group is None:
-        return "not measured"
-    lacking = not_measured(evaluation, group)
-    for shots in lacking.values():
-        if shots is not None:
-            return f"measured with {shots} shots, published with {row.shots}"
-    if len(lacking) == len(group.members):
+    lacking = not_measured(evaluation, group) if group else {}
+    if words := next((words for words in lacking.values() if words != "not measured"), None):
+        return f"{words}, published with {row.shots}" if words.endswith("shots") else words
+    if group is None or len(lacking) == len({task for task, _, _ in group.members}):
         return "not measured"
     if lacking:
         return f"{len(lacking)} of {len(group.members)} tasks not measured: {', '.join(list(lacking)[:3])}"
@@ -91,13 +98,21 @@ def why_not_published(
     shots = sorted({fact["n_shot"] for fact in facts})
     if row.shots is not None and shots != [row.shots]:
         return f"measured with {' and '.join(map(str, shots))} shots, published with {row.shots}"
+    if other := under_another_protocol(evaluation, group):
+        return other
     asked, questions = sum(fact["samples"] for fact in facts), sum(fact["questions"] for fact in facts)
     if asked != questions:
         return f"only {asked} of {questions} questions (--limit)"
     if score is None or score.low is None:
         return "no interval: the harness gave no standard error and no samples that average to the score"
-    if score.low == score.high:
-        return "no interval: every sample scored the same"
+    return "no interval: every sample scored the same" if score.low == score.high else None
+
+
+def under_another_protocol(evaluation: "Evaluation", group: "Group") -> str | None:
+    """How the group's tasks were asked, and how its suite has it, where these differ in more than the shots."""
+    for key in evaluation.keys(group):
+        if group.protocol and (asked := evaluation.protocol(key[0])) != group.protocol:
+            return f"under another protocol: {asked}; the paper's: {group.protocol}"
     return None
 
 

@@ -6,13 +6,11 @@ from typing import Any
 from hermes3 import stats
 from hermes3.files import UserError
 from hermes3.results.comparable import why_not
-from hermes3.results.lm_eval import Evaluation, Score, ScoreKey, leaves
-from hermes3.results.suite import GroupSpec, Suite
+from hermes3.results.lm_eval import Evaluation, leaves
+from hermes3.results.score import Score, ScoreKey, between, measure
+from hermes3.results.suite import GroupSpec, Protocol, Suite
 
 PAPER_SUITE = "paper"  # its groups are the rows of Table 5
-# GPQA's main set holds diamond's 198 questions, and extended holds main's 448: of 1,192 asked, 546 are distinct. Kish's
-# effect of the weights 3, 2 and 1, as if a question that is asked again got the same answer.
-DESIGN_EFFECTS = {"leaderboard_gpqa": (198 * 3**2 + 250 * 2**2 + 98) / 1192}
 FEWEST = 10  # samples of a task whose scores are not 0 or 1: fewer say too little about the spread
 
 
@@ -20,16 +18,19 @@ FEWEST = 10  # samples of a task whose scores are not 0 or 1: fewer say too litt
 class Group:
     """A named score over `members`, weighted by questions or by tasks. A group of one member is that score.
 
-    A member's metric may join several by `+`, as IFEval's two: their mean counts. `suite`: where the group is from;
-    `shots`: what it is measured with, None for any.
+    A task of which two metrics count is two members, as IFEval. `suite`: where the group is from; `protocol`: how its
+    tasks are to be asked, None for any way.
     """
 
     name: str
     members: tuple[ScoreKey, ...]
     by_question: bool = True
     suite: str = ""
-    shots: int | None = None
-    design_effect: float = 1.0  # by how much the variance exceeds that of as many distinct questions
+    protocol: Protocol | None = None
+
+    @property
+    def shots(self) -> int | None:
+        return self.protocol.shots if self.protocol else None
 
 
 def resolve(evaluations: list[Evaluation], suite: str, name: str, spec: GroupSpec) -> Group:
@@ -37,16 +38,20 @@ def resolve(evaluations: list[Evaluation], suite: str, name: str, spec: GroupSpe
     subtasks: dict[str, list[str]] = {}
     for one in evaluations:
         subtasks |= one.subtasks
-    members = [_key(evaluations, leaf, spec.metrics(task)) for task in spec.tasks for leaf in leaves(subtasks, task)]
-    effect = max(DESIGN_EFFECTS.get(task, 1.0) for task in spec.tasks)
-    return Group(name, tuple(members), spec.aggregation == "weighted", suite, spec.num_fewshot, effect)
+    members = [
+        _key(evaluations, leaf, metric)
+        for task in spec.tasks
+        for leaf in leaves(subtasks, task)
+        for metric in spec.metrics(task)
+    ]
+    return Group(name, tuple(members), spec.aggregation == "weighted", suite, spec.protocol)
 
 
 def groups_of(evaluations: list[Evaluation], suites: list[Suite]) -> list[Group]:
     """The groups of `suites` that any evaluation measured, in their order.
 
-    Suites overlap: of two groups the first stays where the second is a part of it. One that was measured in part stays
-    only if it is a row of the paper's.
+    Suites overlap: of two groups the first stays where the second is a part of it. One that was measured in part, or by
+    another metric, stays only if it is a row of the paper's.
     """
     whole: list[Group] = []
     parts: list[Group] = []
@@ -55,9 +60,9 @@ def groups_of(evaluations: list[Evaluation], suites: list[Suite]) -> list[Group]
             group = resolve(evaluations, suite.name, name, spec)
             measured = max(sum(score is not None for score in one.group_scores(group)) for one in evaluations)
             if measured == len(group.members):
-                if not any(group.shots == o.shots and set(group.members) <= set(o.members) for o in whole):
+                if not any(all({*e.keys(group)} <= {*e.keys(o)} for e in evaluations) for o in whole):
                     whole.append(group)
-            elif measured and suite.name == PAPER_SUITE:
+            elif suite.name == PAPER_SUITE and any(key[0] in e.tasks for e in evaluations for key in e.keys(group)):
                 parts.append(group)
     named: dict[str, Group] = {}
     for group in [*whole, *parts]:
@@ -66,57 +71,84 @@ def groups_of(evaluations: list[Evaluation], suites: list[Suite]) -> list[Group]
     return list(named.values())
 
 
-def _key(evaluations: list[Evaluation], task: str, metrics: list[str]) -> ScoreKey:
-    """The key under which results have the metrics of `task`. `UserError` where several filters fit."""
-    names = [metric.partition(",")[0] for metric in metrics]
-    filters = {metric.partition(",")[2] for metric in metrics} - {""}
-    if not filters:
-        filters = {key[2] for one in evaluations for key in one.scores if key[:2] == (task, names[0])} or {"none"}
+def _key(evaluations: list[Evaluation], task: str, metric: str) -> ScoreKey:
+    """The key under which results have `metric`, as METRIC or METRIC,FILTER. `UserError` where several filters fit."""
+    metric, _, named = metric.partition(",")
+    filters = {named} if named else {key[2] for one in evaluations for key in one.scores if key[:2] == (task, metric)}
     if len(filters) > 1:
-        raise UserError(f"{task}: {names[0]} has filters {', '.join(sorted(filters))}; name one, as METRIC,FILTER")
-    return task, "+".join(names), filters.pop()
+        raise UserError(f"{task}: {metric} has filters {', '.join(sorted(filters))}; name one, as METRIC,FILTER")
+    return task, metric, filters.pop() if filters else "none"
 
 
 def value_of(evaluation: Evaluation, group: Group) -> float:
     """The group's score without its interval; every member must have been measured."""
-    scores = evaluation.group_scores(group)
-    weights = _weights(group, scores)
-    return sum(w * score.value for w, score in zip(weights, scores, strict=True)) / sum(weights)
+    return _weighted([score.value for score in evaluation.group_scores(group)], group, evaluation)
+
+
+def _weighted(values: list[float], group: Group, evaluation: Evaluation) -> float:
+    weights = _weights(group, evaluation.group_scores(group))
+    return sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
 
 
 def score_of(evaluation: Evaluation, group: Group) -> Score | None:
     """The group's score with its 95 % interval; None where a member was not measured or has no interval.
 
-    Pooled questions have Wilson's interval. A mean of tasks joins the intervals of its members (MOVER).
+    Without samples it joins the intervals of its members (MOVER), as if they were independent.
     """
-    scores = evaluation.group_scores(group)
+    scores, keys = evaluation.group_scores(group), evaluation.keys(group)
     if len(scores) == 1:
         return scores[0]
-    if any(score is None or score.low is None for score in scores):
+    if any(score is None or score.low is None or score.scale != scores[0].scale for score in scores):
         return None
-    n, better = sum(score.n for score in scores), scores[0].higher_is_better
-    if _pooled(group, scores):
-        right, effect = sum(sum(score.outcomes.values()) for score in scores), group.design_effect
-        low, high = stats.wilson(right / effect, n / effect)
-        return Score(right / n, n, low, high, "mover" if effect > 1 else "wilson", better, None, binary=True)
+    weights, better, scale = _weights(group, scores), scores[0].higher_is_better, scores[0].scale
+    n = sum({key[0]: score.n for key, score in zip(keys, scores, strict=True)}.values())
+    if all(score.outcomes for score in scores):
+        rounds = {len(score.seeds) for score in scores} == {len(scores[0].seeds)}
+        seeds = zip(*(score.seeds for score in scores), strict=True) if rounds else ()
+        seeds = [_weighted(list(of_seed), group, evaluation) for of_seed in seeds]
+        names = [evaluation.names_of(key) for key in keys]
+        outcomes = [score.outcomes for score in scores]
+        return measure(outcomes, names, weights, _pooled(group), better, scale, seeds, n)
     bounds = [(score.value, score.low, score.high) for score in scores]
-    mean, low, high = stats.mean_interval(bounds, _weights(group, scores))
-    return Score(mean, n, low, high, "mover", better, None)
+    mean, low, high = stats.mean_interval(bounds, weights)
+    worth = stats.effective_n(mean, low, high) if scale == 100 and low < high else None
+    return Score(mean, n, low, high, "mover", better, None, scale=scale, effective_n=worth)
 
 
-def _pooled(group: Group, scores: list[Score]) -> bool:
-    return (group.by_question or len(group.members) == 1) and all(score.binary for score in scores)
+def _pooled(group: Group) -> bool:
+    """Whether the questions of all tasks are one share: each task with one metric, weighted by its questions."""
+    tasks = [key[0] for key in group.members]
+    return len(tasks) == 1 or (group.by_question and len(set(tasks)) == len(tasks))
 
 
 def _weights(group: Group, scores: list[Score]) -> list[float]:
     return [float(score.n) if group.by_question else 1.0 for score in scores]
 
 
+def pool(name: str, seeds: list[Evaluation]) -> Evaluation:
+    """The seeds of a stage as one evaluation: each question's mean over the seeds, and the spread from seed to seed.
+
+    A seed that cannot be compared with the first is left out, score by score.
+    """
+    first = seeds[0]
+    scores = dict(first.scores)
+    for key, score in first.scores.items():
+        group = Group(key[0], (key,))
+        alike = [one for one in seeds[1:] if why_not(first, one, group) is None and one.scores[key].outcomes]
+        if alike and score.outcomes:
+            several = [score, *(one.scores[key] for one in alike)]
+            outcomes = {doc: sum(o.outcomes[doc] for o in several) / len(several) for doc in score.outcomes}
+            values = [one.value for one in several]
+            names = [first.names_of(key)]
+            scores[key] = measure([outcomes], names, [1], True, score.higher_is_better, score.scale, values)
+    return replace(first, name=name, scores=scores)
+
+
 def compare(before: Evaluation, after: Evaluation, group: Group) -> dict[str, Any]:
     """The paired comparison of two stages: `change` with its interval and `p`, or the `reason` why there is none.
 
-    McNemar's test where the questions pool to 0 and 1, the paired bootstrap over one task's other scores, the
-    stratified z test over a mean of tasks. `mark` is "no clear difference" until Holm's correction changes it.
+    McNemar's test where the questions pool to 0 and 1 and each stands alone, else the paired t test over what stands or
+    falls together. `mark` is "no clear difference" until Holm's correction changes it.
     """
     pair: dict[str, Any] = {"before": before.name, "after": after.name}
     if reason := why_not(before, after, group):
@@ -126,19 +158,21 @@ def compare(before: Evaluation, after: Evaluation, group: Group) -> dict[str, An
     pair |= {"change": change, "gain": change if new[0].higher_is_better else -change}
     if any(score.outcomes is None for score in (*old, *new)):
         return pair | {"mark": "not tested", "reason": "the score is no mean of its samples"}
-    pairs = zip(old, new, strict=True)
+    if new[0].higher_is_better is None:
+        return pair | {"mark": "not tested", "reason": "neither lm-eval nor metrics.yml says which way is better"}
+    pairs = list(zip(old, new, strict=True))
     changes = [[b.outcomes[doc] - outcome for doc, outcome in a.outcomes.items()] for a, b in pairs]
-    if _pooled(group, [*old, *new]) and group.design_effect == 1:
+    names = [list(before.names_of(key).values()) for key in before.keys(group)]
+    binary = all(score.binary for score in (*old, *new)) and _pooled(group)
+    if binary and len({name for of_task in names for name in of_task}) == sum(map(len, changes)):
         flat = [one for values in changes for one in values]
         gained, lost = flat.count(1), flat.count(-1)
         low, high = stats.paired_shares(gained, lost, len(flat))
         test = {"test": "mcnemar", "gained": gained, "lost": lost, "p": stats.mcnemar(gained, lost)}
-    elif (fewest := min(len(values) for values in changes)) < FEWEST:
+        return pair | test | {"mark": "no clear difference", "low": low, "high": high}
+    if (fewest := min(len(values) for values in changes)) < FEWEST:
         return pair | {"mark": "not tested", "reason": f"only {fewest} samples; no test below {FEWEST}"}
-    elif len(changes) == 1:
-        low, high, p = stats.paired_bootstrap(changes[0])
-        test = {"test": "bootstrap", "p": p}
-    else:
-        _, low, high, p = stats.paired_tasks(changes, _weights(group, old), group.design_effect)
-        test = {"test": "stratified", "p": p}
-    return pair | test | {"mark": "no clear difference", "low": low, "high": high}
+    seeds = [seeds for one in (before, after) if (of := score_of(one, group)) and len(seeds := of.seeds) > 1]
+    estimate = stats.estimate(changes, names, _weights(group, old), _pooled(group), [between(one) for one in seeds])
+    low, high = estimate.interval() if estimate.stderr else (None, None)
+    return pair | {"test": "paired t", "p": estimate.p_value(), "mark": "no clear difference", "low": low, "high": high}

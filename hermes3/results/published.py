@@ -1,10 +1,14 @@
 """`eval/published/*.yml`: the paper's tables as data, with their settings and what is wrong in them."""
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from collections import namedtuple
+
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from hermes3.files import ROOT, UserError, read_model
 
 PUBLISHED = ROOT / "eval/published"
+# a printed number (`column` of `row`) that other printed numbers contradict, what they give instead, and why
+Misprint = namedtuple("Misprint", "row column printed instead why")
 
 
 class PublishedRow(BaseModel):
@@ -25,38 +29,24 @@ class PublishedRow(BaseModel):
     unlike: str | None = None
 
 
-class Misprint(BaseModel):
-    """A printed number (`column` of `row`) that other printed numbers contradict, and what they give instead."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    row: str
-    column: str
-    printed: float
-    instead: float
-    why: str
-
-
 class Table(BaseModel):
     """A table. `columns`: key -> words; `total`, `kept`: the last row of Table 2, and the epoch that the paper kept."""
 
     model_config = ConfigDict(extra="forbid")
 
     title: str
-    columns: dict[str, str] = Field(min_length=1)
-    rows: dict[str, PublishedRow] = Field(min_length=1)
-    total: list[float] | None = None
+    columns: dict[str, str]
+    rows: dict[str, PublishedRow]
+    total: list[float] = []
     kept: str | None = None
     misprints: list[Misprint] = []
 
     @model_validator(mode="after")
-    def whole(self) -> "Table":
-        rows = {name: row.values for name, row in self.rows.items()} | ({"total": self.total} if self.total else {})
-        for row in self.rows.values():
-            rows |= row.tasks
-        for name, values in rows.items():
-            if len(values) != len(self.columns):
-                raise UserError(f"rows.{name} has {len(values)} values for {len(self.columns)} columns")
+    def a_value_per_column(self) -> "Table":
+        for name, row in self.rows.items():
+            for values in (row.values, *row.tasks.values()):
+                if len(values) != len(self.columns):
+                    raise UserError(f"rows.{name} has {len(values)} values for {len(self.columns)} columns")
         return self
 
     def values(self, column: str) -> dict[str, float]:

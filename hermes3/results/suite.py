@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -12,18 +12,47 @@ from hermes3.files import ROOT, UserError, read_model
 SUITES = ROOT / "eval/suites"
 
 
+class Protocol(NamedTuple):
+    """How questions are put: examples before each, through the model's chat template or as plain text, examples as
+    turns of their own or all in one."""
+
+    shots: int
+    chat_template: bool
+    fewshot_as_turns: bool
+
+    def __str__(self) -> str:
+        if not self.chat_template:
+            return f"{self.shots}-shot, without the chat template"
+        turns = "" if not self.shots else ", examples as turns" if self.fewshot_as_turns else ", examples in one turn"
+        return f"{self.shots}-shot, with the chat template{turns}"
+
+    @classmethod
+    def of(cls, shots: int, chat_template: bool, fewshot_as_turns: bool) -> "Protocol":
+        """The protocol, where turns mean nothing without a template and are no question without examples."""
+        return cls(shots, chat_template, chat_template and (fewshot_as_turns or not shots))
+
+    @property
+    def folder(self) -> str:
+        """Where results go, below the folder of a suite's results."""
+        form = "" if self.fewshot_as_turns else "_one_turn" if self.chat_template else "_plain"
+        return f"{self.shots}_shot{form}"
+
+
 class GroupSpec(BaseModel):
     """One score of a table: the mean over its tasks, as a suite declares it.
 
     `tasks`: lm-eval's name of a task or group -> metric, as `acc_norm`, or `exact_match,strict-match` where a task has
     several filters; of several metrics the mean counts. `aggregation`: `mean` counts every task alike, `weighted` every
-    question. `by`: what runs it. `selects`: whether it counts when an epoch is chosen.
+    question. `chat_template`: whether prompts go through the model's own, `fewshot_as_turns`: then each example is a
+    turn. `by`: what runs it. `selects`: whether it counts when an epoch is chosen.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     tasks: dict[str, str | list[str]] = Field(min_length=1)
     num_fewshot: int = Field(ge=0)
+    chat_template: bool = True
+    fewshot_as_turns: bool = True
     aggregation: Literal["mean", "weighted"] = "mean"
     by: Literal["lm_eval", "mt_bench"] = "lm_eval"
     selects: bool = True
@@ -32,12 +61,17 @@ class GroupSpec(BaseModel):
         named = self.tasks[task]
         return [named] if isinstance(named, str) else named
 
+    @property
+    def protocol(self) -> Protocol:
+        return Protocol.of(self.num_fewshot, self.chat_template, self.fewshot_as_turns)
+
 
 class Suite(BaseModel):
     """A suite. `max_length`: tokens of prompt and answer; `limit`: questions per task, for a first look.
 
-    `include_path`: a folder of tasks beside lm-eval's own; `needs`: modules that its tasks import and lm-eval does not
-    bring.
+    `seed`: of sampling, and of tasks that shuffle choices; `fewshot_seed`: of the draw of examples, lm-eval's own by
+    default. `margin`: points within which a difference from a published score counts as none. `include_path`: a folder of tasks beside lm-eval's own; `needs`: modules that its tasks import and lm-eval
+    does not bring.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -49,27 +83,29 @@ class Suite(BaseModel):
     device: str
     dtype: str
     seed: int
+    fewshot_seed: int = 1234
+    margin: float = Field(default=2, gt=0)
     limit: int | None = Field(default=None, ge=1)
     include_path: Path = Path("eval/tasks")
     needs: list[str] = []
 
     @model_validator(mode="after")
-    def one_number_of_shots_per_task(self) -> "Suite":
-        shots: dict[str, int] = {}
+    def one_protocol_per_task(self) -> "Suite":
+        protocols: dict[str, Protocol] = {}
         for name, group in self.groups.items():
             for task in group.tasks:
-                if shots.setdefault(task, group.num_fewshot) != group.num_fewshot:
-                    raise UserError(f"groups.{name}: {task} has {shots[task]} shots too; make it two suites")
+                if (first := protocols.setdefault(task, group.protocol)) != group.protocol:
+                    raise UserError(f"groups.{name}: {task} is asked {first} too; make it two suites")
         return self
 
-    def by_shots(self) -> dict[int, list[str]]:
-        """num_fewshot -> the tasks that lm_eval runs with it, in the suite's order."""
-        shots: dict[int, list[str]] = {}
+    def by_protocol(self) -> dict[Protocol, list[str]]:
+        """Protocol -> the tasks that one call of lm_eval asks by it, in the suite's order; fewest examples first."""
+        tasks: dict[Protocol, list[str]] = {}
         for group in self.groups.values():
             if group.by == "lm_eval":
-                tasks = shots.setdefault(group.num_fewshot, [])
-                tasks += [task for task in group.tasks if task not in tasks]
-        return dict(sorted(shots.items()))
+                of_protocol = tasks.setdefault(group.protocol, [])
+                of_protocol += [task for task in group.tasks if task not in of_protocol]
+        return dict(sorted(tasks.items()))
 
 
 def file_of(named: str | Path) -> Path:

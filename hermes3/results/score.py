@@ -1,0 +1,95 @@
+"""A score: what its metric counts, and the mean of its outcomes with a 95 % interval."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from statistics import variance
+
+from hermes3 import stats
+from hermes3.files import read_yaml
+
+ScoreKey = tuple[str, str, str]  # task, metric, filter
+Outcomes = dict[int, float]  # doc_id -> a number
+METRICS = Path(__file__).with_name("metrics.yml")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one task, or of a group of tasks. `value`, `low` and `high` (95 % interval) are shares, or points.
+
+    `scale`: what they are multiplied by when shown, 100 for a share, 1 for points. `effective_n`: the number of
+    independent questions that a share is worth, None for points.
+    """
+
+    value: float
+    n: int
+    low: float | None
+    high: float | None
+    interval: str  # "wilson", "t", "mover" and "normal" where there are no outcomes, or "none" without a standard error
+    higher_is_better: bool | None  # None: neither lm-eval nor metrics.yml says
+    outcomes: Outcomes | None  # their mean is `value`; None where samples do not say
+    binary: bool = False  # outcomes are 0 or 1
+    scale: int = 100
+    clusters: int | None = None  # how many passages the questions share, None where each stands alone
+    effective_n: float | None = None
+    seeds: tuple[float, ...] = ()  # the value of each seed, where several are pooled
+
+
+@cache
+def _metrics() -> dict[str, list[str]]:
+    return read_yaml(METRICS)
+
+
+def _listed(kind: str, task: str, metric: str) -> bool:
+    return any(fnmatchcase(f"{task}/{metric}" if "/" in one else metric, one) for one in _metrics()[kind])
+
+
+def unit_of(task: str, metric: str) -> str | None:
+    """ "points", "percent" or "share"; None for a metric that metrics.yml does not know."""
+    return next((kind for kind in ("points", "percent", "share") if _listed(kind, task, metric)), None)
+
+
+def better_of(task: str, metric: str, said: bool | None) -> bool | None:
+    """Whether higher is better: what lm-eval said, or else metrics.yml; None where neither knows."""
+    if said is None and _listed("lower_is_better", task, metric):
+        return False
+    return True if said is None and unit_of(task, metric) else said
+
+
+def measure(
+    outcomes: Sequence[Outcomes],
+    names: Sequence[dict[int, Hashable]],
+    weights: Sequence[float],
+    pooled: bool,
+    better: bool | None,
+    scale: int = 100,
+    seeds: Sequence[float] = (),
+    n: int | None = None,
+) -> Score:
+    """The weighted mean of tasks as a score over `n` questions. `names`: of each task doc_id -> what it shares.
+
+    Outcomes of 0 and 1 have Wilson's interval for the number of independent questions that they are worth (Korn and
+    Graubard, Survey Methodology 24, 1998), all others Student's. `pooled`: one share over the tasks' questions.
+    """
+    values = [list(of_task.values()) for of_task in outcomes]
+    clusters = [[of_task[doc] for doc in docs] for of_task, docs in zip(names, outcomes, strict=True)]
+    estimate = stats.estimate(values, clusters, weights, pooled, [between(seeds)] if len(seeds) > 1 else [])
+    binary = all(one in (0, 1) for of_task in values for one in of_task) and scale == 100
+    n = n or sum(map(len, values))
+    worth = estimate.share_worth(n) if scale == 100 else None
+    if binary or (worth and estimate.stderr == 0 and estimate.value in (0, 1)):
+        interval, (low, high) = "wilson", stats.wilson(estimate.value * worth, worth)
+    else:
+        interval, (low, high) = "t", estimate.interval()
+    shared = estimate.clusters if estimate.clusters < n else None
+    first = outcomes[0] if len(outcomes) == 1 else None
+    return Score(
+        estimate.value, n, low, high, interval, better, first, binary and pooled, scale, shared, worth, tuple(seeds)
+    )
+
+
+def between(seeds: Sequence[float]) -> tuple[float, float]:
+    """The variance of a mean over seeds from seed to seed, and its degrees of freedom."""
+    return variance(seeds) / len(seeds), len(seeds) - 1.0
