@@ -21,6 +21,7 @@ from hermes3.results.lm_eval import read_evaluation
 from hermes3.results.suite import load
 from hermes3.stats import mean_of, wilson
 
+PAGES = ["answers.html", "index.html", "report.json", "summary.txt"]
 CASES = yaml.safe_load(Path(__file__).with_name("report_cases.yml").read_text(encoding="utf-8"))
 # stage -> task -> metric -> right answers of 100 documents; every stage is right on the first documents.
 RIGHT = {"base": (27, 2, 0, 50), "SFT": (60, 95, 81, 54), "SFT+DPO": (61, 94, 81, 70)}
@@ -95,13 +96,13 @@ def test_odd_first_dpo_loss_is_said(tmp_path: Path) -> None:
 
 def test_page_is_one_file_and_escapes(written: tuple[dict, Path]) -> None:
     report, folder = written
-    assert sorted(path.name for path in (folder / "out").iterdir()) == ["index.html", "report.json", "summary.txt"]
-    for name in ("index.html", "report.json"):
+    assert sorted(path.name for path in (folder / "out").iterdir()) == PAGES
+    for name in PAGES[:3]:
         assert (folder / "out" / name).read_bytes() == (folder / "again" / name).read_bytes()
     page = (folder / "out" / "index.html").read_text()
     assert len(page.encode()) < 300_000
     without_namespaces = re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
-    assert not re.search(r"https?://|//\w+\.\w|@import|<script|<link|<img|url\((?!#)", without_namespaces)
+    assert not re.search(r"https?://|//\w+\.\w|@import|<script src|<link|<img|url\((?!#)", without_namespaces)
     assert "&amp;&amp; echo &lt;done&gt;" in page
     assert page.count("<svg") == 3
     assert "prefers-color-scheme: dark" in page and "@media print" in page
@@ -116,6 +117,10 @@ def test_page_is_one_file_and_escapes(written: tuple[dict, Path]) -> None:
             assert f"{100 * score['value']:.1f}\u00a0%<small>{bounds}</small>" in page
     tables = re.findall(r"<table.*?</table>", page, flags=re.DOTALL)
     assert len(tables) == 14
+    # reached without a mouse, each with a name
+    for scrolls in re.findall(r'<div class="scroll"[^>]*>|<pre[^>]*>', page):
+        assert 'tabindex="0"' in scrolls and ("aria-label=" in scrolls or scrolls.startswith("<pre"))
+    assert not re.search(r"<(?:table|figure)[^>]*>\s*<caption", page)
     for table in tables:  # every row has as many cells as the head
         widths = {len(re.findall(r"<t[hd][ >]", row)) for row in re.findall(r"<tr>.*?</tr>", table, flags=re.DOTALL)}
         assert len(widths) == 1, table
@@ -301,5 +306,7 @@ def test_alignment_has_a_section_of_its_own(tmp_path: Path) -> None:
     assert "<h2>Neutral alignment</h2>" in (tmp_path / "out" / "index.html").read_text()
     # of one stage alone
     row = {"task_label": "a", "scores": {"base": None, "SFT": {"n": 100}}, "comparisons": [{"mark": "not comparable"}]}
+    smoke = words.alignment([row | {"scores": {"SFT": {"n": 2}}}], ["base", "SFT"])
+    assert smoke == ["Neutral alignment: a smoke run of 2 questions per task, which says nothing of the model."]
     sentence = "Neutral alignment was measured on SFT alone, with at most 100 samples per task."
     assert words.alignment([row], ["base", "SFT"]) == [sentence]

@@ -11,6 +11,7 @@ from typing import Any
 
 from hermes3.files import UserError
 from hermes3.report.stages import as_dict, mark, mean_row
+from hermes3.report.words import OTHERWISE
 from hermes3.results.comparable import why_not_change, why_not_published
 from hermes3.results.groups import Group, score_of
 from hermes3.results.lm_eval import Evaluation
@@ -19,7 +20,6 @@ from hermes3.results.score import Score
 from hermes3.stats import Z, difference, two_proportions, wilson, z_test
 
 SIZES = ("8b", "70b", "405b")
-OTHERWISE = "under another protocol"
 Z_90, Z_80 = NormalDist().inv_cdf(0.95), NormalDist().inv_cdf(0.8)
 NOTES = {"405b": "The paper measured both of its 405B models in FP8."}
 

@@ -11,7 +11,7 @@ from hermes3.mix.manifest import read as manifest_of
 from hermes3.page import text
 from hermes3.page.charts import mix_chart
 from hermes3.page.shell import render
-from hermes3.report import charts, words
+from hermes3.report import answers, charts, words
 from hermes3.report.against_paper import compare_with_paper, what_dpo_changed
 from hermes3.report.runs import gpu_hours_beside_plan, read_run, read_selection, recipe_of
 from hermes3.report.stages import ALIGNMENT, rows_of, score_table, seed_table
@@ -33,7 +33,7 @@ def write_report(
     size: str | None = None,
     suites: list[suite.Suite] | None = None,
 ) -> dict[str, Any]:
-    """Write `out`/index.html, report.json and summary.txt, all from one dict, which is returned.
+    """Write `out`/index.html, report.json and summary.txt, all from one dict, which is returned, and answers.html.
 
     `mixes` are folders with a manifest.json, `runs` maps a name to a training output folder, `scores` maps a stage to
     lm-eval output folders, one per seed, in the order of the chain; `commands` are those that were run. `size` is that
@@ -75,7 +75,15 @@ def write_report(
         "dpo": what_dpo_changed(table, paper.get("size")),
     }
     report["verdict"] = words.verdict(report)
-    page = render(TEMPLATE, report, _charts(report), text.FILTERS)
+    smoke = max(
+        (score["n"] for row in report["scores"]["alignment"] for score in row["scores"].values() if score), default=0
+    )
+    steps = answers.changed(stages, table["rows"])
+    report["answers"] = [{key: step[key] for key in ("row", "step", "changed", "gained", "lost")} for step in steps]
+    facts = report | {"smoke": smoke if smoke < words.SMOKE else 0}
+    page = render(TEMPLATE, facts, _charts(report), text.FILTERS)
+    if steps:
+        write_text(out / "answers.html", answers.page(report["title"], steps))
     write_text(out / "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     write_text(out / "summary.txt", words.summary(report) + f"The report: {out}/index.html\n")
     write_text(out / "index.html", page)

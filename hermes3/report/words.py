@@ -10,6 +10,8 @@ from hermes3.report import names
 from hermes3.report.stages import ALIGNMENT
 
 LN2 = log(2)
+OTHERWISE = "under another protocol"  # a mark: compared, and no part of the verdict
+SMOKE = 10  # questions per task: fewer show that alignment tasks run, and no more
 FLOOR = 0.5  # of the paper's rows: fewer give no answer
 # NeMo-RL's recipe test holds ln 2 to 1e-4; log-probabilities in bf16 lose a digit of that.
 FIRST_LOSS_TOLERANCE = 1e-3
@@ -37,26 +39,27 @@ def reproduced(paper: dict[str, Any]) -> str:
     """The answer, from the table against the paper's first column; how many rows were compared comes before it.
 
     Too few rows (`FLOOR`) give no answer. Else: not in full where a row is lower after Holm's correction, or the mean
-    over all rows is; yes where the mean difference is equivalent within the suite's margin; and open in between.
+    over all rows is, and not shown to lie within the suite's margin; yes where the mean difference is; else open.
     """
     if "rows" not in paper:
         return f"Not compared with the paper: {paper['reason']}."
     column, words = next(iter(paper["columns"].items()))
     rows = [(row, row["against"][column]) for row in paper["rows"]]
     compared = [(row, pair) for row, pair in rows if "p" in pair]
-    gaps = [(pair["mark"], f"{row['name']} ({signed(pair['difference'], row['scale'])})") for row, pair in compared]
+    far = [(row, pair) for row, pair in compared if not pair["equal"]]
+    gaps = [(pair["mark"], f"{row['name']} ({signed(pair['difference'], row['scale'])})") for row, pair in far]
     worse, better = ([gap for mark, gap in gaps if mark == wanted] for wanted in ("worse", "better"))
     mean, margin, stage = paper["mean"], f"±{100 * paper['margin']:g} points", paper["stage"]
-    answer = f"{len(compared)} of the {len(rows)} rows of the paper's table were compared: "
+    answer = f"Compared on {len(compared)} of {len(rows)} rows of the paper's table: "
     if len(compared) < FLOOR * len(rows):
         answer += f"too few to say whether {stage} reproduced {words}."
         answer += f" On them, it is lower on {join(worse)}." if worse else ""
     elif worse:
         answer += f"it did not reproduce in full. {stage} is lower than {words} on {join(worse)}."
-    elif mean is not None and mean["high"] < 0:
+    elif mean is not None and mean["high"] < 0 and not mean["equal"]:
         answer += f"it did not reproduce in full. {stage} is lower than {words} over all rows together."
     elif mean is not None and mean["equal"]:
-        answer += f"it reproduced. The mean of {stage} lies within {margin} of {words}, and no row is clearly lower."
+        answer += f"it reproduced. The mean of {stage} lies within {margin} of {words}, and no row is clearly below."
     else:
         answer += f"it stays open whether {stage} reproduced {words}. No row is clearly lower, but the mean difference"
         answer += f" may lie beyond {margin}."
@@ -64,12 +67,11 @@ def reproduced(paper: dict[str, Any]) -> str:
     if mean is not None:
         equal = sum(pair["equal"] for row, pair in compared if row["scale"] == 100)
         seen = median(100 * pair["detectable"] for row, pair in compared if row["scale"] == 100)
+        answer += f" The mean difference is {signed(mean['value'])} points ({interval(mean)}). Each by itself, {equal}"
         answer += (
-            f" The mean difference is {signed(mean['value'])} points ({interval(mean)}). By itself, {equal} of the"
+            f" of these rows are shown to lie within {margin}; the questions of a row can show a gap of {seen:.1f}"
         )
-        answer += (
-            f" rows is shown to lie within {margin}; a row's questions can show a gap of {seen:.1f} points (median)."
-        )
+        answer += " points (median)."
     return f"{answer} {not_comparable(rows)}".strip()
 
 
@@ -77,8 +79,9 @@ def not_comparable(rows: list[tuple[Row, Row]]) -> str:
     """`Not comparable: GPQA and MuSR (not measured).`, rows by their reason."""
     reasons: dict[str, list[str]] = {}
     for row, pair in rows:
-        if pair["mark"] == "not comparable":
-            reasons.setdefault(pair["reason"], []).append(row.get("name") or row["task_label"])
+        if pair["mark"] in ("not comparable", OTHERWISE):
+            reason = pair["reason"] if pair["mark"] != OTHERWISE else f"{OTHERWISE}: {pair['reason']}"
+            reasons.setdefault(reason, []).append(row.get("name") or row["task_label"])
     listed = "; ".join(f"{join(names)} ({reason})" for reason, names in reasons.items())
     return f"Not comparable: {listed}." if listed else ""
 
@@ -116,10 +119,12 @@ def _is(pair: Row, mark: str, up: bool | None = None) -> bool:
 def alignment(rows: list[Row], stages: list[str]) -> list[str]:
     """What changed in neutral alignment from a stage that was measured to the next that was, or which one was."""
     measured = [stage for stage in stages if any(row["scores"].get(stage) for row in rows)]
+    samples = max((score["n"] for row in rows for score in row["scores"].values() if score), default=0)
+    if measured and samples < SMOKE:
+        return [f"Neutral alignment: a smoke run of {samples} questions per task, which says nothing of the model."]
     steps = [step(rows, place, *pair) for place, pair in enumerate(pairwise(stages)) if {*pair} <= {*measured}]
     if steps or not measured:
         return [f"Neutral alignment: {sentence[0].lower()}{sentence[1:]}" for sentence in steps if sentence]
-    samples = max(score["n"] for row in rows for score in row["scores"].values() if score)
     return [f"Neutral alignment was measured on {join(measured)} alone, with at most {samples} samples per task."]
 
 
