@@ -12,14 +12,14 @@ from lm_eval_files import evaluation, first, write_scores
 
 from bench.lm_eval_results import paper_suite, write
 from hermes3.report import words
-from hermes3.report.against_paper import compare_with_paper, compare_with_table, equivalence, size_of, what_dpo_changed
+from hermes3.report.against_paper import compare_with_paper, compare_with_table, size_of, what_dpo_changed
 from hermes3.report.build import write_report
 from hermes3.report.stages import score_table
 from hermes3.results.groups import Group, groups_of, score_of
 from hermes3.results.lm_eval import Evaluation, read_evaluation
 from hermes3.results.published import Table
 from hermes3.results.suite import GroupSpec
-from hermes3.stats import wilson
+from hermes3.stats import equivalence, wilson
 
 CASES = yaml.safe_load(Path(__file__).with_name("report_cases.yml").read_text(encoding="utf-8"))
 COLUMNS = {"ours": "the paper's model", "llama": "Llama"}

@@ -6,7 +6,6 @@ models mostly find the same questions hard, which makes the true interval narrow
 """
 
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 from hermes3.files import UserError
@@ -17,10 +16,9 @@ from hermes3.results.groups import Group, score_of
 from hermes3.results.lm_eval import Evaluation
 from hermes3.results.published import Table, load
 from hermes3.results.score import Score
-from hermes3.stats import Z, difference, two_proportions, wilson, z_test
+from hermes3.stats import Z, difference, equivalence, two_proportions, wilson, z_test
 
 SIZES = ("8b", "70b", "405b")
-Z_90, Z_80 = NormalDist().inv_cdf(0.95), NormalDist().inv_cdf(0.8)
 NOTES = {"405b": "The paper measured both of its 405B models in FP8."}
 
 
@@ -84,16 +82,6 @@ def compare_with_table(
     mean = mean and mean | equivalence(*(mean[key] for key in ("value", "low", "high")), margin)
     words = {column: table.columns[column] for column in columns}
     return {"stage": stage.name, "columns": words, "rows": rows, "mean": mean, "margin": margin}
-
-
-def equivalence(gap: float, low: float, high: float, margin: float) -> dict[str, Any]:
-    """`equal`: whether a difference with its 95 % interval lies within ± `margin`; `detectable`: what would be seen.
-
-    Two one-sided tests at 5 % (Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15, 1987), which is a 90 % interval
-    inside the margin. A difference of `detectable` is found by the two-sided test with a probability of 80 %.
-    """
-    stderr = (high - low) / 2 / Z
-    return {"equal": abs(gap) + Z_90 * stderr < margin, "detectable": (Z + Z_80) * stderr}
 
 
 def _against(score: Score | None, published: float, reason: str | None, margin: float) -> dict[str, Any]:

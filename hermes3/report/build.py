@@ -66,24 +66,18 @@ def write_report(
         "runs": run_data,
         "mixes": mix_data,
         "repository": repository(),
-        "recipes": [
-            {"run": name, "path": at and str(at), "sha256": at and sha256(ROOT / at)} for name, at in recipes.items()
-        ],
+        "recipes": [_recipe(*one) for one in recipes.items()],
         "evaluations": [_facts(one) for of_stage in seeds.values() for one in of_stage],
         "versions": _versions(mix_data, stages),
         "commands": commands,
         "dpo": what_dpo_changed(table, paper.get("size")),
     }
     report["verdict"] = words.verdict(report)
-    smoke = max(
-        (score["n"] for row in report["scores"]["alignment"] for score in row["scores"].values() if score), default=0
-    )
     steps = answers.changed(stages, table["rows"])
     report["answers"] = [{key: step[key] for key in ("row", "step", "changed", "gained", "lost")} for step in steps]
-    facts = report | {"smoke": smoke if smoke < words.SMOKE else 0}
+    facts = report | {"smoke": words.smoke(report["scores"]["alignment"])}
     page = render(TEMPLATE, facts, _charts(report), text.FILTERS)
-    if steps:
-        write_text(out / "answers.html", answers.page(report["title"], steps))
+    write_text(out / "answers.html", answers.page(report["title"], steps))
     write_text(out / "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     write_text(out / "summary.txt", words.summary(report) + f"The report: {out}/index.html\n")
     write_text(out / "index.html", page)
@@ -114,6 +108,10 @@ def _all_suites() -> list[suite.Suite]:
     if not names:
         raise UserError(f"{suite.SUITES}: no suites there, which name the scores; install hermes3 from its checkout")
     return [suite.load(name) for name in sorted(names, key=lambda n: (n != PAPER_SUITE, n != "epoch_selection"))]
+
+
+def _recipe(run: str, path: Path | None) -> dict[str, Any]:
+    return {"run": run, "path": path and str(path), "sha256": path and sha256(ROOT / path)}
 
 
 def _facts(one: Evaluation) -> dict[str, Any]:

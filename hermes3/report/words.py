@@ -119,13 +119,19 @@ def _is(pair: Row, mark: str, up: bool | None = None) -> bool:
 def alignment(rows: list[Row], stages: list[str]) -> list[str]:
     """What changed in neutral alignment from a stage that was measured to the next that was, or which one was."""
     measured = [stage for stage in stages if any(row["scores"].get(stage) for row in rows)]
-    samples = max((score["n"] for row in rows for score in row["scores"].values() if score), default=0)
-    if measured and samples < SMOKE:
+    if samples := smoke(rows):
         return [f"Neutral alignment: a smoke run of {samples} questions per task, which says nothing of the model."]
     steps = [step(rows, place, *pair) for place, pair in enumerate(pairwise(stages)) if {*pair} <= {*measured}]
     if steps or not measured:
         return [f"Neutral alignment: {sentence[0].lower()}{sentence[1:]}" for sentence in steps if sentence]
+    samples = max(score["n"] for row in rows for score in row["scores"].values() if score)
     return [f"Neutral alignment was measured on {join(measured)} alone, with at most {samples} samples per task."]
+
+
+def smoke(rows: list[Row]) -> int:
+    """The most questions that a row was asked, if they are so few that they show no more than that the tasks run."""
+    most = max((score["n"] for row in rows for score in row["scores"].values() if score), default=0)
+    return most if most < SMOKE else 0
 
 
 def first_loss(run: dict[str, Any]) -> str:
