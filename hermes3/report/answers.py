@@ -35,7 +35,7 @@ def changed(stages: list[Evaluation], rows: list[Row]) -> list[dict[str, Any]]:
             step |= {"gained": sum(move > 0 for move, *_ in moves), "lost": sum(move < 0 for move, *_ in moves)}
             step["questions"] = [
                 {"id": f"{task}/{doc}", "change": round(move, 4), "prompt": before[task, doc][0]}
-                | {"answers": [before[task, doc][1], after[task, doc][1]]}
+                | {"answers": [before[task, doc][1], after[task, doc][1]], "target": before[task, doc][2]}
                 for move, task, doc in moves[:MOST]
                 if (task, doc) in before and (task, doc) in after
             ]
@@ -55,8 +55,8 @@ def _moves(before: Evaluation, after: Evaluation, row: Row) -> list[Move]:
     return sorted(moves, key=lambda move: (-abs(move[0]), move[1:]))
 
 
-def _texts(stage: Evaluation, filter_key: str, moves: list[Move]) -> dict[tuple[str, int], tuple[str, Any]]:
-    """(task, doc_id) -> prompt and answer: text, or of multiple choice the options with their log-likelihoods."""
+def _texts(stage: Evaluation, filter_key: str, moves: list[Move]) -> dict[tuple[str, int], tuple[str, Any, str]]:
+    """(task, doc_id) -> prompt, answer (text, or of multiple choice the options with log-likelihoods), what is right."""
     texts = {}
     for task in {task for _, task, _ in moves}:
         docs, name = {doc for _, of, doc in moves if of == task}, task.partition(" (")[0]
@@ -74,16 +74,19 @@ def _texts(stage: Evaluation, filter_key: str, moves: list[Move]) -> dict[tuple[
     return texts
 
 
-def _text(record: dict[str, Any]) -> tuple[str, str | list[list[Any]]]:
+def _text(record: dict[str, Any]) -> tuple[str, str | list[list[Any]], str]:
     requests, responses = list((record.get("arguments") or {}).values()), record.get("resps") or [[""]]
     prompt, answer = str(requests[0]["arg_0"]) if requests else "", responses[0][0]
     if (more := len(prompt) - PROMPT) > 0:
         prompt = f"[{more:,} characters left out] … {prompt[-PROMPT:]}"
     if not isinstance(answer, str):
         pairs = zip(requests, responses, strict=False)
-        return prompt, [[str(request.get("arg_1", "")), round(float(of[0][0]), 2)] for request, of in pairs]
-    more = len(answer) - ANSWER
-    return prompt, f"{answer[:ANSWER]} … [{more:,} characters left out]" if more > 0 else answer
+        options = [[str(request.get("arg_1", "")), round(float(of[0][0]), 2)] for request, of in pairs]
+        right = str(record.get("target", ""))
+        return prompt, options, options[int(right)][0] if right.isdigit() and int(right) < len(options) else right
+    if (more := len(answer) - ANSWER) > 0:
+        answer = f"{answer[:ANSWER]} … [{more:,} characters left out]"
+    return prompt, answer, str(record.get("target", ""))[:ANSWER]
 
 
 def page(title: str, steps: list[dict[str, Any]]) -> str:
