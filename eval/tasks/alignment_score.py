@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from hermes3.chat.tool_calls import CALL, parse_tool_calls
+from hermes3.chat.prompts import CALL, parse_tool_calls
 from hermes3.mix.refusals import is_refusal
 
 sys.path.append(str(Path(__file__).parent))  # lm-eval loads this file by its path

@@ -56,7 +56,7 @@ def _moves(before: Evaluation, after: Evaluation, row: Row) -> list[Move]:
 
 
 def _texts(stage: Evaluation, filter_key: str, moves: list[Move]) -> dict[tuple[str, int], tuple[str, Any, str]]:
-    """(task, doc_id) -> prompt, answer (text, or of multiple choice the options with log-likelihoods), what is right."""
+    """(task, doc_id) -> prompt, answer (text, or each option with its log-likelihood), and what is right."""
     texts = {}
     for task in {task for _, task, _ in moves}:
         docs, name = {doc for _, of, doc in moves if of == task}, task.partition(" (")[0]
