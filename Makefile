@@ -45,7 +45,7 @@ $(S)/05-mix-dpo: data_mixes/tiny_dpo.yml $(S)/03-base $(chat) $(wildcard hermes3
 
 suite = eval/suites/tiny.yml eval/tasks/chat_task.py $(wildcard eval/tasks/tiny_*.yaml)
 $(S)/06-eval-base: $(S)/03-base $(suite)
-	@$(stage) 'evaluate the base model' hermes3 eval $(T)/base --out $(T)/eval/base
+	@$(stage) 'evaluate the base model' hermes3 eval $(T)/base --suite tiny --out $(T)/eval/base
 
 $(S)/07-sft: recipes/tiny_sft.yml $(S)/04-mix-sft hermes3/train/plugin.py
 	@rm -rf $(T)/sft
@@ -53,7 +53,7 @@ $(S)/07-sft: recipes/tiny_sft.yml $(S)/04-mix-sft hermes3/train/plugin.py
 
 epochs = 1 2 3 4
 $(epochs:%=$(S)/08-eval-epoch-%): $(S)/08-eval-epoch-%: $(S)/07-sft $(suite)
-	@$(stage) 'evaluate epoch $* of SFT' hermes3 eval $(T)/sft --epoch $* --out $(T)/eval/epoch_$*
+	@$(stage) 'evaluate epoch $* of SFT' hermes3 eval $(T)/sft --epoch $* --suite tiny --out $(T)/eval/epoch_$*
 
 $(S)/09-select: $(epochs:%=$(S)/08-eval-epoch-%)
 	@$(stage) "choose an epoch by the paper's rule" \
@@ -67,7 +67,7 @@ $(S)/11-merge: $(S)/10-dpo
 	@$(stage) 'merge the adapter' axolotl merge-lora recipes/tiny_dpo.yml
 
 $(S)/12-eval-dpo: $(S)/11-merge $(suite)
-	@$(stage) 'evaluate SFT+DPO' hermes3 eval $(T)/dpo/merged --out $(T)/eval/dpo
+	@$(stage) 'evaluate SFT+DPO' hermes3 eval $(T)/dpo/merged --suite tiny --out $(T)/eval/dpo
 
 # two questions a task show that these run; docs/alignment.md says what they measure
 $(S)/13-eval-alignment: $(S)/12-eval-dpo eval/suites/alignment.yml $(wildcard eval/tasks/alignment*) $(wildcard eval/tasks/alignment/*.yml)

@@ -62,8 +62,13 @@ class Estimate(NamedTuple):
 
         if self.stderr == 0 or not 0 < self.value < 1 or n < 2:
             return self.worth
-        plain = self.value * (1 - self.value) / self.stderr**2 * n / (n - 1)
+        plain = share_worth(self.value, self.stderr) * n / (n - 1)
         return plain * float(stdtrit(n - 1, 0.975) / stdtrit(max(min(self.freedom, n - 1), 1), 0.975)) ** 2
+
+
+def share_worth(value: float, stderr: float) -> float | None:
+    """The number of independent questions of which the share `value` has this standard error, if it has one."""
+    return value * (1 - value) / stderr**2 if stderr and 0 < value < 1 else None
 
 
 def estimate(
@@ -115,11 +120,6 @@ def ratio_of(parts: Sequence[Sequence[float]]) -> list[float]:
     return [ratio + (k - ratio * n) / mean_size for k, n in zip(right, size, strict=True)]
 
 
-def normal(value: float, stderr: float) -> tuple[float, float]:
-    """`value` ± 1.96 `stderr`, where only the harness's standard error is known: (low, high)."""
-    return value - Z * stderr, value + Z * stderr
-
-
 def mean_interval(
     scores: Sequence[tuple[float, float, float]], weights: Sequence[float] | None = None
 ) -> tuple[float, float, float]:
@@ -145,17 +145,6 @@ def difference(new: tuple[float, float, float], old: tuple[float, float, float])
     low = gap - sqrt((new[0] - new[1]) ** 2 + (old[2] - old[0]) ** 2)
     high = gap + sqrt((new[2] - new[0]) ** 2 + (old[0] - old[1]) ** 2)
     return low, high
-
-
-def effective_n(value: float, low: float, high: float) -> float:
-    """The number of independent questions on which a share `value` has a standard error of (high - low) / 2 / 1.96.
-
-    Kish's effective sample size (Survey Sampling, 1965): a mean of tasks of unlike sizes is worth fewer questions than
-    it has. At a share of 0 or 1 the standard error is no guide; a quarter of a question keeps it off them.
-    """
-    stderr = (high - low) / 2 / Z
-    safe = min(max(value, 0.01), 0.99)
-    return max(safe * (1 - safe) / stderr**2 - Z * Z, 1.0)  # the width is Wilson's, which holds Z^2 samples more
 
 
 def two_proportions(p: float, n: float, q: float, m: float) -> float:

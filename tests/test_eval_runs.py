@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -10,15 +11,17 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import pytest
 import yaml
 from conftest import ROOT
+from lm_eval.tasks import TaskManager, get_task_dict
 from typer.testing import CliRunner
 
 from hermes3.cli import app
-from hermes3.evaluate.run import STALE, answers, results_files, run
+from hermes3.evaluate.run import STALE, answers, fetch, results_files, run
 from hermes3.results.lm_eval import read_evaluation
-from hermes3.results.suite import Protocol, Suite
+from hermes3.results.suite import GroupSpec, Protocol, Suite
 
 TASK = """\
 task: {name}
@@ -43,6 +46,11 @@ filter_list:
   - {name: last, filter: [{function: regex, regex_pattern: '([0-9]+)', group_select: -1}, {function: take_first}]}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]"""
 CHOICES = [{"question": f"{n} + 1?", "choices": ["1", "2", "3"], "gold": n % 3} for n in range(9)]
+SHUFFLED = """import random
+
+def docs(rows):
+    return rows.map(lambda row: {"gold": random.randrange(3)})
+"""
 SUMS = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(9)]
 EVERY = ["sat", "lsat", "bbh", "gsm"]  # in the order in which they are run
 
@@ -236,34 +244,32 @@ def test_our_own_tasks_run_again_when_they_have_changed(again, local):
 # questions fetched ahead
 
 
-def fetch(suite: Path, cache: Path) -> subprocess.CompletedProcess:
-    """`hermes3 eval --fetch` on a machine that has no network."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    argv = [sys.executable, "-m", "hermes3.cli", "eval", "--suite", str(suite), "--fetch"]
-    return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True)
+def test_questions_are_fetched_ahead_and_what_is_missing_is_named(local, tmp_path, monkeypatch, capsys):
+    """A task whose file is not there and one of the Hub fail; those behind them are fetched all the same.
 
-
-def test_questions_are_fetched_ahead_and_what_is_missing_is_named(local, tmp_path):
-    """A task whose file is not there and one of the Hub fail; those behind them are fetched all the same."""
+    What a task shuffles is not kept: the next load has the order of its own seed.
+    """
     folder, suite = local
     shutil.copytree(folder / "tasks", tmp_path / "tasks")
     write_task(tmp_path, "gone", tmp_path / "gone.jsonl", "generate_until", GENERATE)
-    tasks = {"gone": "exact_match", "arc_easy": "acc", "bbh": "acc_norm", "lsat": "acc"}
-    settings = suite.model_dump(mode="json") | {"include_path": str(tmp_path / "tasks")}
-    settings["groups"] = {"All": {"tasks": tasks, "num_fewshot": 0}}
-    (tmp_path / "it.yml").write_text(yaml.safe_dump(settings, sort_keys=False))
-    failed = fetch(tmp_path / "it.yml", tmp_path / "cache")
-    assert failed.returncode == 1 and "Traceback" not in failed.stderr
-    said = failed.stdout.splitlines()
-    assert said[0].startswith("1 of 4: gone: failed: FileNotFoundError: ")
-    assert said[1].startswith("2 of 4: arc_easy: failed: ")
-    assert said[2:] == ["3 of 4: bbh: here", "4 of 4: lsat: here"]
-    last = failed.stderr.splitlines()[-1]
-    assert "2 of 4 tasks failed, each for the reason above: gone, arc_easy; run this again" in last
-    assert list((tmp_path / "cache/json").iterdir())
-    del tasks["gone"], tasks["arc_easy"]
-    (tmp_path / "it.yml").write_text(yaml.safe_dump(settings, sort_keys=False))
-    assert fetch(tmp_path / "it.yml", tmp_path / "cache").returncode == 0
+    write_task(tmp_path, "mixed", folder / "choices.jsonl", more=CHOICE + "\nprocess_docs: !function shuffled.docs")
+    (tmp_path / "tasks/shuffled.py").write_text(SHUFFLED)
+    tasks = {"gone": "exact_match", "arc_easy": "acc", "mixed": "acc", "lsat": "acc"}
+    fetched = suite.model_copy(update={"include_path": tmp_path / "tasks", "seed": 7})
+    fetched.groups = {"All": GroupSpec(tasks=tasks, num_fewshot=0)}
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "IN_MEMORY_MAX_SIZE", 0)
+    with pytest.raises(ValueError, match="2 of 4 tasks failed, each for the reason above: gone, arc_easy; run"):
+        fetch(fetched)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("1 of 4: gone: failed: FileNotFoundError: ")
+    assert lines[1].startswith("2 of 4: arc_easy: failed: ")
+    assert lines[2:] == ["3 of 4: mixed: here", "4 of 4: lsat: here"]
+    assert list((tmp_path / "cache/json").iterdir()) and not list(tmp_path.rglob("cache-*.arrow"))
+    order = random.Random(42)
+    random.seed(42)
+    docs = get_task_dict(["mixed"], TaskManager(include_path=str(tmp_path / "tasks")))["mixed"].eval_docs
+    assert [doc["gold"] for doc in docs] == [order.randrange(3) for _ in CHOICES]
 
 
 def test_a_model_is_needed_but_to_fetch(capsys):

@@ -2,13 +2,13 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
 
+from hermes3.evaluate import run
 from hermes3.evaluate.run import command, model_args
 from hermes3.evaluate.setting import prompt_start
 from hermes3.results.suite import Protocol, load
@@ -157,12 +157,9 @@ def test_two_bos_are_refused_where_lm_eval_would_give_them(name, count, base, do
             prompt_start(folder)
 
 
-def test_a_failed_run_is_an_error(base, tmp_path):
-    suite = (ROOT / "eval/suites/tiny.yml").read_text().replace("tiny_choice", "no_such_task")
-    (tmp_path / "suite.yml").write_text(suite)
-    ran = subprocess.run(
-        [sys.executable, "-m", "hermes3.cli", "eval", base, "--out", tmp_path / "o", "--suite", tmp_path / "suite.yml"],
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 1 and "lm_eval ended with 1" in ran.stderr
+def test_a_failed_run_is_an_error_and_a_long_one_says_how_far_it_is(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(run, "TICK", 0.05)
+    with pytest.raises(ValueError, match="lm_eval ended with 3 on model"):
+        run._lm_eval(["sh", "-c", "sleep 0.2; exit 3"], "model", tmp_path)
+    assert "0 min: 0 answers, 0 per minute" in capfd.readouterr().out
+    assert run._lm_eval(["true"], "model", tmp_path) == 0

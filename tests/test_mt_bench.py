@@ -56,6 +56,7 @@ class Handler(BaseHTTPRequestHandler):
         text = body["messages"][-1]["content"]
         text = server.rate(text) if "judge" in body["model"] else f"You said: {text}"
         answer = {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]}
+        answer["usage"] = {"prompt_tokens": 10, "completion_tokens": 3}
         payload = json.dumps(wrong or answer).encode()
         self.send_response(wrong["status"] if wrong else 200)
         self.send_header("Content-Length", str(len(payload)))
@@ -90,8 +91,8 @@ def ask(server, timeout=5.0):
     return Endpoint(server.url, "model", None, timeout).chat(messages, temperature=0, max_tokens=9, seed=1)
 
 
-def results_of(out):
-    (path,) = out.rglob("results_*.json")
+def results_of(out, number=0):
+    path = sorted(out.rglob("results_*.json"))[number]
     return json.loads(path.read_text())
 
 
@@ -117,7 +118,7 @@ def test_scores_are_the_means_of_the_ratings(questions, tmp_path, capsys):
     assert f"MT-Bench {score.value:.2f} ({score.low:.2f} to {score.high:.2f})" in capsys.readouterr().out
 
 
-def test_the_second_turn_holds_the_first_answer_and_the_judge_sees_what_it_needs(questions, tmp_path):
+def test_the_second_turn_holds_the_first_answer_and_the_judge_sees_what_it_needs(questions, tmp_path, capsys):
     with StandIn(before=lambda request: time.sleep(0.02)) as server:
         bench(server, questions, tmp_path / "out", parallel=2)
     assert {request["path"] for request in server.requests} == {"/v1/chat/completions"} and server.most == 2
@@ -133,6 +134,18 @@ def test_the_second_turn_holds_the_first_answer_and_the_judge_sees_what_it_needs
     assert ["Reference for message 2 ===\n8" in prompt for prompt in sorted(of_math, key=len)] == [False, True]
     assert all("Reference for message 1 ===\n4" in prompt for prompt in of_math)
     assert not any("Reference" in prompt or "n/a" in prompt for prompt in seen if "Write a line." in prompt)
+    output = capsys.readouterr().out
+    assert "judged without a reference, which --references could give: question 3" in output
+    assert "this run's ratings: 80 in prompts, 24 in replies" in output
+    row = {"question_id": 3, "choices": [{"index": 0, "turns": ["It is 6.", "It is 3."]}]}
+    (tmp_path / "gpt-4.jsonl").write_text(json.dumps(row) + "\n")
+    with StandIn() as server:
+        paid = {"references": tmp_path / "gpt-4.jsonl", "judge_price": (1e6, 1e6)}
+        bench(server, questions, tmp_path / "out", **paid)
+    assert "cost of this run's ratings: $26.00" in capsys.readouterr().out
+    seen = [request["messages"][-1]["content"] for request in server.requests]
+    assert len(seen) == 2 and all("Reference for message 1 ===\nIt is 6." in prompt for prompt in seen)
+    assert results_of(tmp_path / "out", 1)["mt_bench"]["without_reference"] == []
 
 
 @pytest.mark.parametrize(
@@ -145,15 +158,21 @@ def test_the_second_turn_holds_the_first_answer_and_the_judge_sees_what_it_needs
         ("Rating: [7]", None),
         ("Rating: [[0]]", None),
         ("Rating: [[11]]", None),
-        ("Rating: [[7.5]]", None),
-        ("Rating: [[7/10]]", None),
+        ("Rating: [[7.5]]", 7.5),
+        ("Rating: [[7,5]]", 7.5),
+        ("Rating: [[7/10]]", 7),
+        ("Rating: [[10.5]]", None),
         ("Rating: [[seven]]", None),
-        ("Rating: [[7]]\nI might be wrong.", None),
+        ("Rating: [[7]]\nI might be wrong.", 7),
+        ("[[7]], and so\nRating: [[7.0]]", 7),
+        ("<think>It could be a [[3]].</think>\nRating: [[8]]", 8),
+        ("A [[3]]?</think>\nRating: [[8]]", 8),
+        ("<think>It is a [[3]]", None),
         ("It asks for [[10]], and gets\nRating: [[2]]", None),
         ("", None),
     ],
 )
-def test_a_rating_is_read_strictly(reply, rating):
+def test_a_rating_is_one_number_from_1_to_10_on_any_line(reply, rating):
     assert read_rating(reply) == rating
 
 
@@ -161,7 +180,7 @@ def test_a_judge_that_gives_no_rating_is_asked_again_and_its_question_never_aver
     questions, tmp_path, capsys
 ):
     def stubborn(prompt):
-        if prompt == mt_bench.AGAIN:
+        if prompt == mt_bench.SETUP.again:
             stubborn.again += 1
             return "Rating: [[6]]" if stubborn.again == 1 else "No."
         return "No." if "ice light" in prompt else "A line, I would say." if "a line." in prompt else "Rating: [[6]]"
@@ -175,7 +194,9 @@ def test_a_judge_that_gives_no_rating_is_asked_again_and_its_question_never_aver
         assert not list(out.rglob("results_*.json"))
         before = len(server.requests)
         bench(server, questions, out, max_unrated=1)
-        assert len(server.requests) - before == 2 * mt_bench.JUDGE_TRIES  # that question's two turns, and nothing else
+        assert (
+            len(server.requests) - before == 2 * mt_bench.SETUP.judge_tries
+        )  # that question's two turns, and nothing else
         assert results_of(out)["mt_bench"]["unrated"] == [4]
         assert results_of(out)["n-samples"]["mt_bench"] == {"original": 3, "effective": 2}
         assert read_evaluation("ours", out).scores["mt_bench", "score", "none"].value == 6
@@ -186,7 +207,7 @@ def test_a_judge_that_gives_no_rating_is_asked_again_and_its_question_never_aver
         assert record["ratings"] == [6, None] and [len(replies) for replies in record["replies"]] == [2, 3]
 
 
-def test_a_server_that_dies_leaves_what_was_answered_and_the_rest_is_asked_later(questions, tmp_path):
+def test_a_server_that_dies_leaves_what_was_answered_and_the_rest_is_asked_later(questions, tmp_path, capsys):
     out, dead = tmp_path / "out", threading.Event()
 
     def die(request):
@@ -204,9 +225,12 @@ def test_a_server_that_dies_leaves_what_was_answered_and_the_rest_is_asked_later
         assert [len(again.asked(name)) for name in ("model", "judge")] == [4, 8]
         bench(again, questions, out)
         assert len(again.requests) == 12 and len(list(out.rglob("results_*.json"))) == 1
-    with StandIn() as elsewhere:  # nothing tells that it is the same model
+    with StandIn() as elsewhere:  # only its name tells that it is the same model, which is said
         bench(elsewhere, questions, out)
-        assert len(elsewhere.asked("model")) == 8 and not elsewhere.asked("judge")
+        assert not elsewhere.requests
+    assert (
+        f"answers from {again.url} are kept: the model is taken to be the same by its name" in capsys.readouterr().out
+    )
 
 
 def test_answers_of_a_known_model_are_resumed_at_any_address(base, questions, tmp_path):

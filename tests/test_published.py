@@ -6,6 +6,7 @@ from conftest import ROOT
 
 from hermes3.evaluate.select import choose
 from hermes3.results import published
+from hermes3.results.groups import Group
 from hermes3.results.suite import load
 
 NAMES = sorted(path.stem for path in (ROOT / "eval/published").glob("*.yml"))
@@ -66,6 +67,20 @@ def test_rows_and_shots_are_those_of_the_suites():
     for name, row in table.rows.items():
         if row.tasks:
             assert set(row.tasks) == set(suite.groups[name].tasks)
+
+
+def test_which_scores_are_multiples_of_one_question_and_which_the_mean_of_subtasks():
+    """A score that is a share of n questions lies within its rounding of k / n; an unweighted mean need not."""
+    table = published.load("table5")
+    for name, n in (("GPQA", 1192), ("MATH Lvl 5", 1324), ("MuSR", 756)):
+        row = table.rows[name]
+        scores = zip(table.columns, row.values, strict=True)
+        fits = {column for column, value in scores if abs(round(value * n / 100) * 100 / n - value) <= 0.00501}
+        small = {"hermes3_8b", "llama31_8b"}
+        assert small <= fits and set(row.unweighted) == set(table.columns) - small
+        assert len(fits & set(row.unweighted)) <= 1  # by chance
+        pooled = Group(name, (("a", "acc", "none"),))
+        assert [row.as_printed(pooled, f"hermes3_{size}").by_question for size in ("8b", "70b")] == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,13 @@ def test_what_is_no_fair_contest_is_refused(spoil, message, run):
         select(run / "run", run / "two.yml", results(run))
 
 
+def test_of_a_score_that_should_be_low_the_lowest_epoch_is_best(run):
+    for folder in results(run).values():
+        edit(folder, lambda content: content["higher_is_better"].update(tiny_choice={"acc": False}))
+    chosen = select(run / "run", run / "two.yml", results(run), ["Tools"])
+    assert chosen["epoch"] == 1 and chosen["scores"]["Choice"][1] > 0
+
+
 def test_a_group_can_be_left_out_and_that_is_said(run):
     """MT-Bench, where there is no judge."""
     chosen = select(run / "run", run / "two.yml", results(run), ["Tools"])

@@ -120,6 +120,10 @@ def mt_bench(
     out: Annotated[Path, typer.Option(help="folder for answers, ratings and results")],
     parallel: Annotated[int, typer.Option(min=1, help="requests at once")] = 8,
     timeout: Annotated[float, typer.Option(min=1, help="seconds for one reply")] = 600,
+    references: Annotated[Path | None, typer.Option(help="MT-Bench's reference_answer/MODEL.jsonl")] = None,
+    judge_price: Annotated[
+        tuple[float, float], typer.Option(help="dollars per million tokens of prompts and of replies: 2.5 10")
+    ] = (0, 0),
     limit: Annotated[int | None, typer.Option(min=2, help="only the first questions, for a first look")] = None,
     max_unrated: Annotated[int, typer.Option(min=0, help="questions that may be left without a rating")] = 0,
 ) -> None:
@@ -138,4 +142,6 @@ def mt_bench(
         parallel,
         limit,
         max_unrated,
+        references,
+        judge_price,
     )

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from math import sqrt
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -24,31 +25,18 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from hermes3.evaluate.setting import digest, fingerprint
-from hermes3.files import UserError, sha256, validated, write_text
+from hermes3.files import UserError, read_yaml, sha256, validated, write_text
 from hermes3.stats import mean_of
 
 TASK = "mt_bench"
 METRICS = ("score", "turn_1", "turn_2")
-# The original's sampling temperatures; every other category is answered greedily.
-TEMPERATURE = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
-REFERENCED = ("math", "reasoning", "coding")  # the original's categories that are judged by a reference
-ANSWER_TOKENS, JUDGE_TOKENS = 1024, 2048  # at most; an answer's as in the original
-JUDGE_TRIES = 3  # for one rating
-SEED = 42
+SETUP = SimpleNamespace(**read_yaml(Path(__file__).with_suffix(".yml")))
 TRIES = 5  # of a request
 WAIT = 1.0  # seconds: 0, 2, 4 and 8 times as long between the tries, or what the server asks for
 BUSY = (408, 429, 500, 502, 503, 504)
 
-VERSION = 1  # of the wording below: another wording gives other ratings
-SYSTEM = "You grade the answers of an AI assistant. You are fair, strict, and do not care how long an answer is."
-REQUEST = """\
-Grade the assistant's answer to the user's {which}. Is it helpful, to the point, correct, thorough and well written, and
-does it do all that was asked? {reference}First explain your judgement in a few sentences. Then write one last line,
-with a whole number from 1 (useless) to 10 (could not be better) in double square brackets, like this:
-Rating: [[5]]"""
-WITH_REFERENCE = "Compare it with the reference, which is right, and name every mistake. "
-AGAIN = "I could not read a rating. Reply with one line alone: Rating: [[N]], where N is a whole number from 1 to 10."
-RATING = re.compile(r"\[\[(.*?)\]\]", re.DOTALL)
+RATING = re.compile(r"\[\[\s*(\d+(?:[.,]\d+)?)\s*(?:/\s*10)?\s*\]\]")
+THINKING = re.compile(r"<(think|thinking|reasoning|scratchpad)>.*?(</\1>|$)", re.DOTALL | re.IGNORECASE)
 
 Text = Annotated[str, Field(min_length=1)]
 Record = dict[str, Any]
@@ -67,28 +55,43 @@ class Question(BaseModel):
 
     @property
     def temperature(self) -> float:
-        return TEMPERATURE.get(self.category, 0.0)
+        return SETUP.temperature.get(self.category, 0.0)
 
     @property
     def references(self) -> list[str | None]:
         """What the judge is shown."""
-        return self.reference if self.category in REFERENCED else []
+        return self.reference if self.category in SETUP.referenced else []
 
 
-def load_questions(path: Path) -> list[Question]:
-    """`UserError` names file, line and key."""
+class Reference(BaseModel):
+    """A line of MT-Bench's `reference_answer/MODEL.jsonl`: answers of a strong model, taken for right."""
+
+    question_id: int
+    choices: list[dict[str, Any]] = Field(min_length=1)
+
+
+def load_questions(path: Path, references: Path | None = None) -> list[Question]:
+    """The questions, with the references of a second file. `UserError` names file, line and key."""
+    questions = _read_lines(path, Question, "--questions")
+    for number, line in (_read_lines(references, Reference, "--references") if references else {}).items():
+        if number in questions:
+            questions[number].reference = line.choices[0].get("turns", [])
+    return list(questions.values())
+
+
+def _read_lines(path: Path, model: type[BaseModel], option: str) -> dict[int, Any]:
     if not path.is_file():
-        raise UserError(f"--questions {path}: no such file; see docs/alignment.md for where to get it")
-    questions: dict[int, Question] = {}
+        raise UserError(f"{option} {path}: no such file; see docs/alignment.md for where to get it")
+    lines: dict[int, Any] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            question = validated(json.loads(line), Question, f"{path}:{number}")
+            row = validated(json.loads(line), model, f"{path}:{number}")
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{number}: not JSON: {error}") from None
-        if question.question_id in questions:
-            raise UserError(f"{path}:{number}: question_id {question.question_id} stands there twice; keep one")
-        questions[question.question_id] = question
-    return list(questions.values())
+        if row.question_id in lines:
+            raise UserError(f"{path}:{number}: question_id {row.question_id} stands there twice; keep one")
+        lines[row.question_id] = row
+    return lines
 
 
 class Endpoint:
@@ -104,6 +107,7 @@ class Endpoint:
         if parts.username or parts.password or parts.query:
             raise UserError(f"{parts.hostname}: no secrets in an address, which results name; see --help for the key")
         self.url, self.model, self.timeout = url.rstrip("/"), model, timeout
+        self.tokens = [0, 0]  # of prompts and of replies, as the server counts them
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.session = requests.Session()
         self.session.auth = lambda request: request  # requests would else send a key that it finds in .netrc
@@ -128,7 +132,10 @@ class Endpoint:
         if not answer.ok:
             raise UserError(f"{self.url}: {answer.status_code} {answer.reason}: {answer.text[:300]}")
         try:
-            choice = answer.json()["choices"][0]
+            reply = answer.json()
+            choice, usage = reply["choices"][0], reply.get("usage") or {}
+            for place, count in enumerate(("prompt_tokens", "completion_tokens")):
+                self.tokens[place] += usage.get(count) or 0
             return choice["message"]["content"] or "", choice.get("finish_reason") == "length"
         except (requests.JSONDecodeError, KeyError, IndexError, TypeError):
             raise UserError(f"{self.url}: not the form of a chat completion: {answer.text[:300]}") from None
@@ -142,23 +149,34 @@ def run(
     parallel: int = 8,
     limit: int | None = None,
     max_unrated: int = 0,
+    references: Path | None = None,
+    judge_price: tuple[float, float] = (0, 0),
 ) -> None:
     """Answer, rate, write the results and print them. `limit`: only the first questions; `parallel`: requests at once.
+
+    `judge_price`: dollars per million tokens of prompts and of replies.
 
     `UserError` for bad input, an endpoint that does not answer, and more than `max_unrated` questions that the judge
     gave no rating for.
     """
-    whole = load_questions(questions_file)
+    whole = load_questions(questions_file, references)
     questions = {one.question_id: one for one in whole[:limit]}
-    # a folder's files tell the model, wherever it is served; of any other only the address and the name are known
+    lacking = [n for n, one in questions.items() if one.category in SETUP.referenced and not any(one.reference)]
+    if lacking:
+        print(f"judged without a reference, which --references could give: question {', '.join(map(str, lacking))}")
+    # a folder's files tell the model, wherever it is served; any other is told by its name alone
     folder = Path(model.model)
-    known = {"weights": fingerprint(folder)} if (folder / "config.json").is_file() else {"url": model.url}
-    setting = {"model": model.model, **known}
-    keys = {n: digest(one.turns, one.temperature, ANSWER_TOKENS, SEED, setting) for n, one in questions.items()}
+    setting = {"model": model.model} | ({"weights": fingerprint(folder)} if (folder / "config.json").is_file() else {})
+    keys = {
+        n: digest(one.turns, one.temperature, SETUP.answer_tokens, SETUP.seed, setting) for n, one in questions.items()
+    }
     answers = _collect(out / "answers", keys, lambda n: _answer(questions[n], model), parallel)
+    if moved := sorted({record["url"] for record in answers.values()} - {model.url} if len(setting) == 1 else ()):
+        print(f"answers from {', '.join(moved)} are kept: the model is taken to be the same by its name, {model.model}")
     texts = {n: record["answers"] for n, record in answers.items()}
     # by the judge's name, not its address: another node may serve it tomorrow
-    keys = {n: digest(one.turns, one.references, texts[n], VERSION, judge.model) for n, one in questions.items()}
+    asked = (SETUP.version, judge.model)
+    keys = {n: digest(one.turns, one.references, texts[n], *asked) for n, one in questions.items()}
     folder = out / "ratings" / judge.model.replace("/", "__")
     ratings = _collect(folder, keys, lambda n: _rate(questions[n], texts[n], judge), parallel)
     unrated = [n for n, record in ratings.items() if None in record["ratings"]]
@@ -173,6 +191,8 @@ def run(
     judged = {"key": digest([answers[n]["key"] for n in questions], [ratings[n] for n in questions])}
     judged |= {"judge": {"model": judge.model, "url": judge.url}, "unrated": unrated}
     judged |= {"answered_by": setting | {"endpoint": model.url}}
+    judged |= {"without_reference": lacking, "tokens": {"answers": model.tokens, "ratings": judge.tokens}}
+    judged["dollars"] = sum(price * count / 1e6 for price, count in zip(judge_price, judge.tokens, strict=True))
     judged |= {"cut_answers": sum(sum(record["cut"]) for record in answers.values())}
     print(_write(out, model.model, judged, samples, len(whole), limit))
 
@@ -180,10 +200,11 @@ def run(
 def _answer(question: Question, model: Endpoint) -> Record:
     """Both turns; the second is asked after the first with its answer."""
     messages: list[dict[str, str]] = []
-    record: Record = {"answers": [], "cut": []}
+    record: Record = {"url": model.url, "answers": [], "cut": []}
     for turn in question.turns:
         messages.append({"role": "user", "content": turn})
-        text, cut = model.chat(messages, question.temperature, ANSWER_TOKENS, SEED + question.question_id)
+        seed = SETUP.seed + question.question_id
+        text, cut = model.chat(messages, question.temperature, SETUP.answer_tokens, seed)
         messages.append({"role": "assistant", "content": text})
         record["answers"].append(text)
         record["cut"].append(cut)
@@ -191,15 +212,15 @@ def _answer(question: Question, model: Endpoint) -> Record:
 
 
 def _rate(question: Question, answers: list[str], judge: Endpoint) -> Record:
-    """A rating per turn, or None where the judge gave none in `JUDGE_TRIES` tries; `replies` holds all that it said."""
+    """A rating per turn, or None where the judge gave none in `judge_tries`; `replies` holds all that it said."""
     record: Record = {"ratings": [None, None], "replies": [[], []]}
     for turn in range(2):
         messages, replies = judge_prompt(question, answers, turn), record["replies"][turn]
-        while record["ratings"][turn] is None and len(replies) < JUDGE_TRIES:
-            replies.append(judge.chat(messages, 0.0, JUDGE_TOKENS, SEED)[0])
+        while record["ratings"][turn] is None and len(replies) < SETUP.judge_tries:
+            replies.append(judge.chat(messages, 0.0, SETUP.judge_tokens, SETUP.seed)[0])
             record["ratings"][turn] = read_rating(replies[-1])
             messages = [*messages, {"role": "assistant", "content": replies[-1] or "..."}]
-            messages.append({"role": "user", "content": AGAIN})
+            messages.append({"role": "user", "content": SETUP.again})
     return record
 
 
@@ -211,19 +232,18 @@ def judge_prompt(question: Question, answers: list[str], turn: int) -> list[dict
         parts += [f"=== Assistant, answer {i + 1} ===\n{answers[i]}"]
     references = question.references[: turn + 1]
     parts += [f"=== Reference for message {i + 1} ===\n{text}" for i, text in enumerate(references) if text]
-    reference = WITH_REFERENCE if any(references) else ""
-    request = REQUEST.format(which="second message" if turn else "message", reference=reference)
+    reference = SETUP.with_reference if any(references) else ""
+    request = SETUP.request.format(which="second message" if turn else "message", reference=reference)
     parts.append(f"=== Your task ===\n{request}")
-    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "\n\n".join(parts)}]
+    return [{"role": "system", "content": SETUP.system}, {"role": "user", "content": "\n\n".join(parts)}]
 
 
-def read_rating(reply: str) -> int | None:
-    """The rating, where the last line holds it, the reply holds no other, and it is a whole number from 1 to 10."""
-    ratings = RATING.findall(reply)
-    lines = reply.strip().splitlines()
-    if len(ratings) != 1 or not RATING.search(lines[-1]) or not re.fullmatch(r"10|[1-9]", ratings[0].strip()):
-        return None
-    return int(ratings[0])
+def read_rating(reply: str) -> float | None:
+    """The rating from 1 to 10, on whatever line; None where there is none, or two differ. Thinking is no reply."""
+    text = THINKING.sub("", reply).rpartition("</think>")[2]
+    numbers = {float(number.replace(",", ".")) for number in RATING.findall(text)}
+    rating = numbers.pop() if len(numbers) == 1 else 0
+    return rating if 1 <= rating <= 10 else None
 
 
 def _collect(folder: Path, keys: dict[int, str], make: Callable[[int], Record], parallel: int) -> dict[int, Record]:
@@ -281,7 +301,7 @@ def _write(out: Path, model: str, judged: Record, samples: list[Record], of_file
     judge, template = judged["judge"]["model"], Path(model) / "chat_template.jinja"
     results = {
         "results": {TASK: scores},
-        "versions": {TASK: f"{VERSION}, judged by {judge}"},  # of two judges, scores are not compared
+        "versions": {TASK: f"{SETUP.version}, judged by {judge}"},  # of two judges, scores are not compared
         "n-shot": {TASK: 0},
         "higher_is_better": {TASK: dict.fromkeys(METRICS, True)},
         "n-samples": {TASK: {"original": of_file, "effective": len(samples)}},
@@ -305,6 +325,10 @@ def _write(out: Path, model: str, judged: Record, samples: list[Record], of_file
         f"turn 1 {scores['turn_1,none']:.2f}, turn 2 {scores['turn_2,none']:.2f}",
         ", ".join(f"{name} {mean:.2f}" for name, mean in judged["categories"].items()),
     ]
+    for what, (asked, replied) in judged["tokens"].items():
+        lines += [f"tokens of this run's {what}: {asked:,} in prompts, {replied:,} in replies"] if asked else []
+    if judged["dollars"]:
+        lines.append(f"cost of this run's ratings: ${judged['dollars']:.2f}")
     if judged["unrated"]:
         lines.append(f"left out, as the judge gave no rating: question {', '.join(map(str, judged['unrated']))}")
     if judged["cut_answers"]:

@@ -20,7 +20,7 @@ from typing import Any
 from hermes3.evaluate.setting import digest, own_tasks, setting_of
 from hermes3.files import UserError, write_text
 from hermes3.model_folder import check_model
-from hermes3.results.lm_eval import ResultsFile, protocol_of
+from hermes3.results.lm_eval import ResultsFile, leaves, protocol_of
 from hermes3.results.suite import Protocol, Suite, require
 
 # Requests that vLLM gets at once. lm-eval would hand over all 500,000, and its cache learns of them when all are done;
@@ -61,6 +61,11 @@ def command(
     ]
 
 
+def shown(argv: list[str]) -> str:
+    """The command as a user may copy it, with the variable that it runs under."""
+    return f"{IN_MEMORY}={IN_MEMORY_BYTES} {shlex.join(argv)}"
+
+
 def run(model: Path, out: Path, suite: Suite, backend: str = "hf", more: str = "", dry_run: bool = False) -> None:
     """Print the commands and run those whose results are not there.
 
@@ -69,7 +74,7 @@ def run(model: Path, out: Path, suite: Suite, backend: str = "hf", more: str = "
     """
     if dry_run:
         for protocol, tasks in suite.by_protocol().items():
-            print(shlex.join(command(model, out, suite, protocol, tasks, backend, more)))
+            print(shown(command(model, out, suite, protocol, tasks, backend, more)))
         return
     check_model(model)
     require(suite.name, [*suite.needs, *(["vllm"] if backend == "vllm" else [])])
@@ -91,10 +96,10 @@ def run(model: Path, out: Path, suite: Suite, backend: str = "hf", more: str = "
     cache = out / "cache" / digest(setting)
     commands = [command(model, out, suite, *of_protocol, backend, more, str(cache)) for of_protocol in todo.items()]
     record = {"suite": suite.name, "setting": setting, "seconds": before.get("seconds", [])}
-    record["commands"] = before.get("commands", []) + [shlex.join(argv) for argv in commands]
+    record["commands"] = before.get("commands", []) + [shown(argv) for argv in commands]
     for number, (argv, (protocol, tasks)) in enumerate(zip(commands, todo.items(), strict=True), 1):
         write_text(out / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-        print(f"{number} of {len(commands)}: {len(tasks)} tasks, {protocol}\n{shlex.join(argv)}", flush=True)
+        print(f"{number} of {len(commands)}: {len(tasks)} tasks, {protocol}\n{shown(argv)}", flush=True)
         record["seconds"].append(_lm_eval(argv, model, cache.parent))
         _check(out, model, {task: protocol for task in tasks})
     write_text(out / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
@@ -155,7 +160,7 @@ def whole_tasks(out: Path, tasks: dict[str, Protocol]) -> set[str]:
         except UserError as error:
             set_aside(path, str(error))
             continue
-        present = [task for task in tasks if file.counts.keys() & set(file.leaves(task))]
+        present = [task for task in tasks if file.counts.keys() & set(leaves(file.subtasks, task))]
         faults |= {task: _fault(file, task, tasks[task]) for task in present}
     for task, wrong in faults.items():
         if wrong:
@@ -165,7 +170,7 @@ def whole_tasks(out: Path, tasks: dict[str, Protocol]) -> set[str]:
 
 def _fault(file: ResultsFile, task: str, protocol: Protocol) -> str | None:
     """Why the results in `file` are not those of `task`, in words; None if they are."""
-    for leaf in file.leaves(task):
+    for leaf in leaves(file.subtasks, task):
         if leaf not in file.counts:
             return f"{leaf} is not in it"
         if (asked := protocol_of(file.facts(leaf))) != protocol:

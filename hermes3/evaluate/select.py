@@ -75,8 +75,10 @@ def select(run: Path, suite_name: str, results: dict[int, Path], without: Iterab
     for group in groups:
         _refuse_unlike(group, list(evaluations.values()))
     scores = {group.name: {epoch: value_of(one, group) for epoch, one in evaluations.items()} for group in groups}
-    chosen = choose(scores)
-    chosen["scales"] = {group.name: evaluations[first].group_scores(group)[0].scale for group in groups}
+    firsts = {group.name: evaluations[first].group_scores(group)[0] for group in groups}
+    signs = {name: -1 if score.higher_is_better is False else 1 for name, score in firsts.items()}
+    chosen = choose({name: {epoch: signs[name] * one for epoch, one in of.items()} for name, of in scores.items()})
+    chosen["scales"] = {name: score.scale for name, score in firsts.items()}
     if left_out:
         chosen["notes"].append(f"Chosen without {', '.join(sorted(left_out))}.")
     if (limit := settings[first]["limit"]) is not None:
@@ -117,10 +119,13 @@ def best_of_several(groups: list[Group], evaluations: dict[int, Evaluation], cho
 
 
 def _half(evaluation: Evaluation, group: Group, half: int) -> float | None:
-    """The group's score on its even (0) or odd (1) questions; None without samples."""
+    """The group's score, higher is better, on its even (0) or odd (1) questions or passages; None without samples."""
     values, weights = [], []
-    for score in evaluation.group_scores(group):
-        kept = [value for doc, value in (score.outcomes or {}).items() if doc % 2 == half]
+    for key, score in zip(evaluation.keys(group), evaluation.group_scores(group), strict=True):
+        names = evaluation.names_of(key)
+        places = {name: place for place, name in enumerate(dict.fromkeys(names.values()))}
+        sign = -1 if score.higher_is_better is False else 1
+        kept = [sign * value for doc, value in (score.outcomes or {}).items() if places[names[doc]] % 2 == half]
         values.append(sum(kept) / len(kept) if kept else None)
         weights.append(len(kept) if group.by_question else 1)
     if None in values:

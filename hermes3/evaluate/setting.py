@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def setting_of(model: Path, backend: str, model_args: str, seed: int, limit: int
         "model_args": model_args,
         "seed": seed,
         "limit": limit,
-        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES if find_spec(name)},
     }
 
 
@@ -86,10 +87,3 @@ def own_tasks(folder: Path) -> tuple[set[str], str]:
         for name in re.findall(r"^(?:task|group): *(\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     }
     return names, digest([(str(path), sha256(path)) for path in files])
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -62,7 +62,7 @@ def compare_with_table(
     doubts = {one.row: f"{one.printed:.2f} is printed: {one.why}" for one in doubted}
     rows = []
     for name, row in table.rows.items():
-        group = by_name.get(name)
+        group = row.as_printed(by_name[name], columns[0]) if name in by_name else None
         score = score_of(stage, group) if group else None
         reason = why_not_published(stage, group, score, row)
         if score is not None and score.scale != row.scale:

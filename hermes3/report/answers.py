@@ -47,7 +47,8 @@ def _moves(before: Evaluation, after: Evaluation, row: Row) -> list[Move]:
     """The documents of a row whose outcome changed, the largest change first; up is better."""
     moves = []
     for task in row["tasks"]:
-        old, new = (stage.scores.get((task, row["metric"], row["filter"])) for stage in (before, after))
+        key = (task, row["metric"].partition("+")[0], row["filter"])  # of IFEval's two, whole prompts
+        old, new = (stage.scores.get(key) for stage in (before, after))
         if old and new and old.outcomes and new.outcomes:
             sign = -1 if new.higher_is_better is False else 1
             both = ((sign * (new.outcomes[doc] - was), doc) for doc, was in old.outcomes.items() if doc in new.outcomes)

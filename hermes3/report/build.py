@@ -49,7 +49,7 @@ def write_report(
         name: [read_evaluation(f"{name}, seed {n}" if n > 1 else name, folder) for n, folder in enumerate(folders, 1)]
         for name, folders in scores.items()
     }
-    stages = [pool(name, of_stage) if len(of_stage) > 1 else of_stage[0] for name, of_stage in seeds.items()]
+    stages = [pool(name, of_stage) for name, of_stage in seeds.items()]
     suites = _all_suites() if suites is None else suites
     groups = groups_of(stages, suites)
     trained = {name for one in suites for name, group in one.groups.items() if not group.selects}

@@ -5,12 +5,10 @@ from itertools import pairwise
 from statistics import mean, stdev
 from typing import Any
 
-from hermes3.page.text import join
 from hermes3.report import names
 from hermes3.results.comparable import why_not, why_not_in_mean
 from hermes3.results.groups import Group, compare, score_of
-from hermes3.results.lm_eval import Evaluation
-from hermes3.results.score import Score, ScoreKey
+from hermes3.results.lm_eval import Evaluation, Score, ScoreKey
 from hermes3.stats import Z, holm, mean_interval
 
 ALPHA = 0.05
@@ -87,22 +85,21 @@ def _keys(stages: list[Evaluation]) -> list[ScoreKey]:
 
 
 def _row(stages: list[Evaluation], group: Group) -> Row:
-    task, metric, filter_key = group.members[0]
+    filter_key, tasks = group.members[0][2], list(dict.fromkeys(key[0] for key in group.members))
+    metric = "+".join(dict.fromkeys(key[1] for key in group.members))
     facts = [stage.tasks[key[0]] for stage in stages for key in stage.keys(group) if key[0] in stage.tasks]
     part = any((fact["samples"] or 0) < (fact["questions"] or 0) for fact in facts)
     shots = {fact["n_shot"] for fact in facts}
-    tasks, metrics = ({key[place]: None for key in group.members} for place in (0, 1))
-    words = join([names("metrics").get(one, one) for one in metrics])
-    words += "" if filter_key == "none" else f" ({filter_key})"
+    words = names("metrics").get(metric, metric) + ("" if filter_key == "none" else f" ({filter_key})")
     if len(tasks) > 1:
         words += f", {len(tasks)} tasks" + ("" if group.by_question else " weighing the same")
-    row = {"task_label": group.name, "tasks": list(tasks), "suite": group.suite}
-    row |= {"task": task if len(tasks) == 1 else group.name, "metric": metric, "filter": filter_key}
+    row = {"task_label": group.name, "tasks": tasks, "suite": group.suite}
+    row |= {"task": tasks[0] if len(tasks) == 1 else group.name, "metric": metric, "filter": filter_key}
     row |= {"metric_label": words + ("; only a part of the questions" if part else ""), "part": part}
-    row |= {"shots": shots.pop() if len(shots) == 1 else None}
-    of_stages = {stage.name: score_of(stage, group) for stage in stages}
-    row["scale"] = max((score.scale for score in of_stages.values() if score), default=100)
-    scores = {name: as_dict(score) for name, score in of_stages.items()}
+    scores = {stage.name: score_of(stage, group) for stage in stages}
+    scale = max((score.scale for score in scores.values() if score), default=100)
+    row |= {"shots": shots.pop() if len(shots) == 1 else None, "scale": scale}
+    scores = {name: as_dict(score) for name, score in scores.items()}
     return row | {"scores": scores, "comparisons": [compare(*pair, group) for pair in pairwise(stages)]}
 
 

@@ -111,7 +111,7 @@ def score_of(evaluation: Evaluation, group: Group) -> Score | None:
         return measure(outcomes, names, weights, _pooled(group), better, scale, seeds, n)
     bounds = [(score.value, score.low, score.high) for score in scores]
     mean, low, high = stats.mean_interval(bounds, weights)
-    worth = stats.effective_n(mean, low, high) if scale == 100 and low < high else None
+    worth = stats.share_worth(mean, (high - low) / 2 / stats.Z) if scale == 100 else None
     return Score(mean, n, low, high, "mover", better, None, scale=scale, effective_n=worth)
 
 

@@ -18,7 +18,7 @@ from hermes3.files import UserError
 from hermes3.results.comparable import refuse_mixture
 from hermes3.results.score import Score, ScoreKey, better_of, measure, unit_of
 from hermes3.results.suite import Protocol
-from hermes3.stats import normal, ratio_of
+from hermes3.stats import Z, ratio_of, share_worth
 
 if TYPE_CHECKING:
     from hermes3.results.groups import Group
@@ -147,7 +147,8 @@ class ResultsFile:
 
         `chat_template`: its hash, None without one; `has_samples`: whether samples stand beside the results.
         """
-        facts = {"version": self.content["versions"].get(task), "n_shot": self.content.get("n-shot", {}).get(task)}
+        shots = self.content.get("n-shot", {}).get(task, self.content.get("config", {}).get("num_fewshot"))
+        facts = {"version": self.content["versions"].get(task), "n_shot": shots}
         counts = self.counts.get(task, {})
         facts |= {"samples": counts.get("effective"), "questions": counts.get("original")}
         arguments = dict(part.partition("=")[::2] for part in (self.harness["model_args"] or "").split(","))
@@ -182,12 +183,13 @@ class ResultsFile:
         """(metric, filter) -> score. What is no number goes to `skipped`, in words."""
         metrics = self.content["results"][task]
         directions = self.content.get("higher_is_better", {}).get(task) or {}
+        filters = any("," in key for key in metrics)  # before 0.4 metrics named none
         scores = {}
         for key, value in metrics.items():
-            metric, _, filter_key = key.partition(",")
-            filter_key = filter_key or "none"
-            if metric.endswith("_stderr") or key in ("alias", "name", "samples", "sample_len"):
+            metric, comma, filter_key = key.partition(",")
+            if metric.endswith("_stderr") or key == "alias" or (filters and not comma):
                 continue
+            filter_key = filter_key or "none"
             if isinstance(value, bool) or not isinstance(value, int | float):
                 skipped.append(f"{task} {key}: {value} is no number")
                 continue
@@ -220,23 +222,22 @@ class ResultsFile:
                     "not of one run; evaluate again"
                 )
             return None
-        part = 0.01 if unit == "percent" else 1
-        scaled = {doc: int(one) if flags else part * float(one) for doc, one in outcomes.items()}
-        names = {doc: logged.shared().get(doc, doc) for doc in outcomes}
-        return measure([scaled], [names], [1], True, better, 1 if unit == "points" else 100) if n > 1 or flags else None
+        if n == 1 and not flags:
+            return None
+        part, shared = 0.01 if unit == "percent" else 1, logged.shared()
+        scaled = {doc: int(one) if flags and part == 1 else part * float(one) for doc, one in outcomes.items()}
+        names = {doc: shared.get(doc, doc) for doc in outcomes}
+        return measure([scaled], [names], [1], True, better, 1 if unit == "points" else 100)
 
     def _from_stderr(self, task: str, metric: str, value: float, stderr: Any, better: bool | None) -> Score:
         """The score with lm-eval's own standard error, which tells the number of questions where nothing else does."""
-        unit = unit_of(task, metric) or "points"
-        if unit == "percent":
-            value, stderr = value / 100, stderr / 100 if isinstance(stderr, int | float) else stderr
-        share = unit in ("share", "percent") and 0 <= value <= 1
-        known = isinstance(stderr, int | float) and stderr == stderr
-        n = self.counts.get(task, {}).get("effective")
-        if n is None:
-            n = round(value * (1 - value) / stderr**2) + 1 if share and known and stderr else 0
-        bounds = normal(value, stderr) if known else (None, None)
-        worth = value * (1 - value) / stderr**2 if share and known and stderr and 0 < value < 1 else None
+        part = 0.01 if (unit := unit_of(task, metric)) == "percent" else 1
+        share = unit in ("share", "percent") and 0 <= part * value <= 1
+        value, known = part * value, isinstance(stderr, int | float) and stderr == stderr
+        stderr = part * stderr if known else 0.0
+        worth = share_worth(value, stderr) if share else None
+        n = self.counts.get(task, {}).get("effective") or (round(worth) + 1 if worth else 0)
+        bounds = (value - Z * stderr, value + Z * stderr) if known else (None, None)
         interval, scale = "normal" if known else "none", 100 if share else 1
         return Score(value, n, *bounds, interval, better, None, scale=scale, effective_n=worth)
 

@@ -1,10 +1,15 @@
 """`eval/published/*.yml`: the paper's tables as data, with their settings and what is wrong in them."""
 
 from collections import namedtuple
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from hermes3.files import ROOT, UserError, read_model
+
+if TYPE_CHECKING:
+    from hermes3.results.groups import Group
 
 PUBLISHED = ROOT / "eval/published"
 # a printed number (`column` of `row`) that other printed numbers contradict, what they give instead, and why
@@ -15,7 +20,7 @@ class PublishedRow(BaseModel):
     """One row. `values`: a score per column; `scale`: what they are out of, 100 for percent, 1 for MT-Bench's points.
 
     `shots`: None where the paper does not say; `tasks`: printed rows of which `values` is the mean; `unlike`: why no
-    measurement of ours can be compared with it.
+    measurement of ours can be compared with it; `unweighted`: columns whose score is the plain mean of the subtasks.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -27,6 +32,11 @@ class PublishedRow(BaseModel):
     tasks: dict[str, list[float]] = {}
     note: str = ""
     unlike: str | None = None
+    unweighted: list[str] = []
+
+    def as_printed(self, group: "Group", column: str) -> "Group":
+        """Our group, weighted as the paper's score of this column is."""
+        return replace(group, by_question=False) if column in self.unweighted else group
 
 
 class Table(BaseModel):
