@@ -141,7 +141,7 @@ def test_what_counts_in_the_mean() -> None:
     stage.tasks["b"]["questions"] = 1000
     table = score_table([stage], [])
     assert ["only a part" in row["metric_label"] for row in table["rows"]] == [False, True]
-    assert "Asked of only a part of the questions: b." in words.means(table["means"])
+    assert "Asked of only a part of the questions: b." in words.say("means", table["means"])
 
 
 @pytest.mark.parametrize("case", CASES["verdicts"], ids=lambda case: case["says"][:30])

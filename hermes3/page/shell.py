@@ -11,23 +11,25 @@ SCROLL = '<div class="scroll" tabindex="0" role="group" aria-label="{}">'  # rea
 FIGURE = re.compile(r"<p>figure:(\w+)\n(.*?)</p>", re.DOTALL)
 
 
+def environment(template: Path, filters: dict[str, Callable]) -> Any:
+    """Jinja's environment for a template, which may extend those of this folder; HTML is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader([template.parent, HERE])
+    blocks = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    escape = template.name.endswith(".html.jinja")
+    one = Environment(loader=loader, autoescape=escape, undefined=StrictUndefined, **blocks)
+    one.filters |= filters
+    return one
+
+
 def render(template: Path, facts: dict[str, Any], charts: dict[str, str], filters: dict[str, Callable]) -> str:
     """`template` filled with `facts`, with `charts` (SVG by name), and with the page's `style` and `script`."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader([template.parent, HERE]),
-        autoescape=template.name.endswith(".html.jinja"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= filters
     drawn = {name: Markup(svg) for name, svg in charts.items()}
     files = {name: Markup((HERE / file).read_text(encoding="utf-8")) for name, file in FILES.items()}
-    return environment.get_template(template.name).render(facts | {"charts": drawn} | files)
+    return environment(template, filters).get_template(template.name).render(facts | {"charts": drawn} | files)
 
 
 def as_page(markdown: str, title: str, charts: dict[str, str]) -> str:

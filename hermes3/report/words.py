@@ -1,21 +1,30 @@
-"""What the numbers say, in sentences: did it reproduce, what made the difference."""
+"""What the numbers say, in sentences: did it reproduce, what made the difference. words.jinja has the longer ones."""
 
+import re
 from itertools import pairwise
 from math import log
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from hermes3.page.text import interval, join, percent, signed
+from hermes3.page.shell import environment
+from hermes3.page.text import FILTERS, interval, join, percent, signed
 from hermes3.report import names
 from hermes3.report.stages import ALIGNMENT
 
-LN2 = log(2)
+SENTENCES = Path(__file__).with_name("words.jinja")
+# NeMo-RL's recipe test holds ln 2 to 1e-4; log-probabilities in bf16 lose a digit of that.
+LN2, FIRST_LOSS_TOLERANCE = log(2), 1e-3
 OTHERWISE = "under another protocol"  # a mark: compared, and no part of the verdict
 SMOKE = 10  # questions per task: fewer show that alignment tasks run, and no more
 FLOOR = 0.5  # of the paper's rows: fewer give no answer
-# NeMo-RL's recipe test holds ln 2 to 1e-4; log-probabilities in bf16 lose a digit of that.
-FIRST_LOSS_TOLERANCE = 1e-3
 Row = dict[str, Any]
+
+
+def say(macro: str, *facts: Any, **more: Any) -> str:
+    """A sentence of words.jinja. Its line breaks become blanks."""
+    template = environment(SENTENCES, FILTERS | {"listed": join}).get_template(SENTENCES.name)
+    return re.sub(r"[ \n]+", " ", getattr(template.module, macro)(*facts, **more)).strip()
 
 
 def verdict(report: dict[str, Any]) -> list[str]:
@@ -23,7 +32,7 @@ def verdict(report: dict[str, Any]) -> list[str]:
     scores, paper = report["scores"], report["paper"]
     answer = reproduced(paper)
     main = [row for row in scores["rows"] if row["suite"] != ALIGNMENT]
-    sentences = [means(scores["means"])]
+    sentences = [say("means", scores["means"])]
     sentences += [step(main, place, *pair) for place, pair in enumerate(pairwise(scores["stages"]))]
     sentences += alignment(scores["alignment"], scores["stages"])
     for run in report["runs"]:
@@ -46,33 +55,14 @@ def reproduced(paper: dict[str, Any]) -> str:
     column, words = next(iter(paper["columns"].items()))
     rows = [(row, row["against"][column]) for row in paper["rows"]]
     compared = [(row, pair) for row, pair in rows if "p" in pair]
-    far = [(row, pair) for row, pair in compared if not pair["equal"]]
-    gaps = [(pair["mark"], f"{row['name']} ({signed(pair['difference'], row['scale'])})") for row, pair in far]
-    worse, better = ([gap for mark, gap in gaps if mark == wanted] for wanted in ("worse", "better"))
-    mean, margin, stage = paper["mean"], f"±{100 * paper['margin']:g} points", paper["stage"]
-    answer = f"Compared on {len(compared)} of {len(rows)} rows of the paper's table: "
-    if len(compared) < FLOOR * len(rows):
-        answer += f"too few to say whether {stage} reproduced {words}."
-        answer += f" On them, it is lower on {join(worse)}." if worse else ""
-    elif worse:
-        answer += f"it did not reproduce in full. {stage} is lower than {words} on {join(worse)}."
-    elif mean is not None and mean["high"] < 0 and not mean["equal"]:
-        answer += f"it did not reproduce in full. {stage} is lower than {words} over all rows together."
-    elif mean is not None and mean["equal"]:
-        answer += f"it reproduced. The mean of {stage} lies within {margin} of {words}, and no row is clearly below."
-    else:
-        answer += f"it stays open whether {stage} reproduced {words}. No row is clearly lower, but the mean difference"
-        answer += f" may lie beyond {margin}."
-    answer += f" It is higher on {join(better)}." if better else ""
-    if mean is not None:
-        equal = sum(pair["equal"] for row, pair in compared if row["scale"] == 100)
-        seen = median(100 * pair["detectable"] for row, pair in compared if row["scale"] == 100)
-        answer += f" The mean difference is {signed(mean['value'])} points ({interval(mean)}). Each by itself, {equal}"
-        answer += (
-            f" of these rows are shown to lie within {margin}; the questions of a row can show a gap of {seen:.1f}"
-        )
-        answer += " points (median)."
-    return f"{answer} {not_comparable(rows)}".strip()
+    facts: dict[str, Any] = {"n": len(compared), "few": len(compared) < FLOOR * len(rows)}
+    for mark in ("worse", "better"):
+        apart = [(row, pair) for row, pair in compared if pair["mark"] == mark and not pair["equal"]]
+        facts[mark] = [f"{row['name']} ({signed(pair['difference'], row['scale'])})" for row, pair in apart]
+    shares = [pair for row, pair in compared if row["scale"] == 100]
+    facts |= {"equal": sum(pair["equal"] for pair in shares)}
+    facts |= {"seen": median(100 * pair["detectable"] for pair in shares) if shares else None}
+    return f"{say('reproduced', paper, words, **facts)} {not_comparable(rows)}".strip()
 
 
 def not_comparable(rows: list[tuple[Row, Row]]) -> str:
@@ -86,41 +76,26 @@ def not_comparable(rows: list[tuple[Row, Row]]) -> str:
     return f"Not comparable: {listed}." if listed else ""
 
 
-def means(table: dict[str, Any]) -> str:
-    """The mean of each stage, and what was left out of it."""
-    left_out = "; ".join(f"{task['task']}: {task['reason']}" for task in table["left_out"])
-    aside = f" Left out of the mean: {left_out}." if left_out else ""
-    aside += f" Asked of only a part of the questions: {join(table['part'])}." if table["part"] else ""
-    if not table["stages"]:
-        return f"No mean is given: no task was measured alike at every stage.{aside}"
-    tasks = len(table["tasks"])
-    values = ", ".join(f"{name} {percent(m['value'])} ({interval(m)})" for name, m in table["stages"].items())
-    return f"Mean over {tasks} {'score' if tasks == 1 else 'scores'}: {values}.{aside}"
-
-
 def step(rows: list[Row], place: int, before: str, after: str) -> str:
     """What changed from the stage at `place` to the next, by the paired tests on the same documents."""
     pairs = [(row, row["comparisons"][place]) for row in rows]
     clauses = []
     for words, one in names("changes").items():
-        changes = [(row["task_label"], signed(p["change"], row["scale"])) for row, p in pairs if _is(p, **one)]
-        listed = [name if "left" in words else f"{name} ({change})" for name, change in changes]
+        alike = [(row, pair) for row, pair in pairs if pair["mark"] == one["mark"]]
+        alike = [(row, pair) for row, pair in alike if "up" not in one or (pair["change"] > 0) == one["up"]]
+        listed = [f"{row['task_label']} ({signed(pair['change'], row['scale'])})" for row, pair in alike]
+        listed = [row["task_label"] for row, _ in alike] if "left" in words else listed
         clauses += [words.format(join(listed))] if listed else []
     sentence = f"Against {before}, {after} {'; it '.join(clauses)}." if clauses else ""
     apart = not_comparable(pairs)
     return f"{sentence} {apart.replace('Not comparable', f'Not comparable between {before} and {after}')}".strip()
 
 
-def _is(pair: Row, mark: str, up: bool | None = None) -> bool:
-    """Whether the pair has this mark, and its score went up, or down; better and worse do not say which."""
-    return pair["mark"] == mark and (up is None or (pair["change"] > 0) == up)
-
-
 def alignment(rows: list[Row], stages: list[str]) -> list[str]:
     """What changed in neutral alignment from a stage that was measured to the next that was, or which one was."""
-    measured = [stage for stage in stages if any(row["scores"].get(stage) for row in rows)]
     if samples := smoke(rows):
         return [f"Neutral alignment: a smoke run of {samples} questions per task, which says nothing of the model."]
+    measured = [stage for stage in stages if any(row["scores"].get(stage) for row in rows)]
     steps = [step(rows, place, *pair) for place, pair in enumerate(pairwise(stages)) if {*pair} <= {*measured}]
     if steps or not measured:
         return [f"Neutral alignment: {sentence[0].lower()}{sentence[1:]}" for sentence in steps if sentence]
@@ -136,14 +111,7 @@ def smoke(rows: list[Row]) -> int:
 
 def first_loss(run: dict[str, Any]) -> str:
     """Whether preference training began with its own reference: then the loss is ln 2."""
-    loss, at = run["first_loss"], run["first_step"]
-    fact = f"{run['name']}'s first loss, at step {at}, is {loss:.4f}; ln 2 is {LN2:.4f}"
-    if abs(loss - LN2) <= FIRST_LOSS_TOLERANCE:
-        return f"{fact}: the policy starts as its own reference, as it must."
-    if at > 1:
-        return f"{fact}; the entry averages {at} steps, so the start itself was not logged."
-    fact += f": {abs(loss - LN2):.4f} apart. Dropout and NEFTune noise move the policy a little before the first update"
-    return f"{fact}; a wide gap means that the reference is another model."
+    return say("first_loss", run, LN2, FIRST_LOSS_TOLERANCE)
 
 
 def summary(report: dict[str, Any]) -> str:
