@@ -310,3 +310,33 @@ def test_alignment_has_a_section_of_its_own(tmp_path: Path) -> None:
     assert smoke == ["Neutral alignment: a smoke run of 2 questions per task, which says nothing of the model."]
     sentence = "Neutral alignment was measured on SFT alone, with at most 100 samples per task."
     assert words.alignment([row], ["base", "SFT"]) == [sentence]
+
+
+def test_answers_that_changed_can_be_read(tmp_path: Path) -> None:
+    """Ten questions per task, answered in text or by options, and the end of a script in a prompt."""
+    folders = {"base": write_scores(tmp_path / "base", {"a": {"acc": 5}, "b": {"refused": 0}}, n=10)}
+    lower = {"a": {"acc": True}, "b": {"refused": False}}
+    folders["SFT"] = write_scores(
+        tmp_path / "SFT", {"a": {"acc": 7}, "b": {"refused": 1}}, n=10, higher_is_better=lower
+    )
+    for stage, folder in folders.items():
+        for path in folder.rglob("samples_*.jsonl"):
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            for row in rows:
+                requests = {f"gen_args_{k}": {"arg_0": "x" * 2000 + " why?</script>", "arg_1": f"{k}!"} for k in (0, 1)}
+                row |= {"arguments": requests, "target": 1, "resps": [[["-2.125", "False"]], [["-1.5", "True"]]]}
+                row |= {"resps": [[f"{stage} says {row['doc_id']}"]]} if "samples_b" in path.name else {}
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = write_report(tmp_path / "out", [], {}, folders, [])
+    counts = [(one["row"], one["step"], one["gained"], one["lost"]) for one in report["answers"]]
+    assert counts == [("a", "base → SFT", 2, 0), ("b", "base → SFT", 0, 1)]  # to refuse more is to lose
+    page = (tmp_path / "out" / "answers.html").read_text()
+    data = page.partition('id="data">')[2].partition("</script>")[0]
+    a, b = json.loads(data)
+    assert [one["id"] for one in a["questions"]] == ["a/5", "a/6"]
+    assert a["questions"][0]["answers"] == [[["0!", -2.12], ["1!", -1.5]]] * 2 and a["questions"][0]["target"] == "1!"
+    assert b["questions"][0]["answers"] == ["base says 0", "SFT says 0"]
+    assert a["questions"][0]["prompt"].startswith("[514 characters left out] …")
+    assert a["questions"][0]["prompt"].endswith("why?</script>")
+    assert 'href="index.html"' in page
+    assert 'href="answers.html"' in (tmp_path / "out" / "index.html").read_text()
