@@ -66,7 +66,9 @@ def write_report(
         "runs": run_data,
         "mixes": mix_data,
         "repository": repository(),
-        "recipes": [_recipe(*one) for one in recipes.items()],
+        "recipes": [
+            {"run": run, "path": at and str(at), "sha256": at and sha256(ROOT / at)} for run, at in recipes.items()
+        ],
         "evaluations": [_facts(one) for of_stage in seeds.values() for one in of_stage],
         "versions": _versions(mix_data, stages),
         "commands": commands,
@@ -108,10 +110,6 @@ def _all_suites() -> list[suite.Suite]:
     if not names:
         raise UserError(f"{suite.SUITES}: no suites there, which name the scores; install hermes3 from its checkout")
     return [suite.load(name) for name in sorted(names, key=lambda n: (n != PAPER_SUITE, n != "epoch_selection"))]
-
-
-def _recipe(run: str, path: Path | None) -> dict[str, Any]:
-    return {"run": run, "path": path and str(path), "sha256": path and sha256(ROOT / path)}
 
 
 def _facts(one: Evaluation) -> dict[str, Any]:

@@ -113,7 +113,9 @@ def _metadata(facts: dict[str, Any]) -> str:
         if not {row["task"], *row.get("tasks", [])} & {*facts["evaluation"]["part"]}
     ]
     stated = {"base_model": facts["base"], "license": facts["licence"], "language": facts["languages"] or None}
-    return ModelCardData(model_name=facts["model_name"], eval_results=results, **stated, **names("metadata")).to_yaml()
+    return ModelCardData(
+        model_name=facts["model_name"], eval_results=results or None, **stated, **names("metadata")
+    ).to_yaml()
 
 
 def _prompt(model: Path) -> Callable[..., str]:
