@@ -7,9 +7,10 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from math import sqrt
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Z = NormalDist().inv_cdf(0.975)  # 1.959964
+Z_90, Z_80 = NormalDist().inv_cdf(0.95), NormalDist().inv_cdf(0.8)
 
 
 def wilson(k: float, n: float) -> tuple[float, float]:
@@ -186,6 +187,16 @@ def paired_shares(gained: int, lost: int, n: int) -> tuple[float, float]:
     gap = (gained_ - lost_) / size
     half = Z * sqrt((gained_ + lost_) / size - gap * gap) / sqrt(size)
     return max(gap - half, -1.0), min(gap + half, 1.0)
+
+
+def equivalence(gap: float, low: float, high: float, margin: float) -> dict[str, Any]:
+    """`equal`: whether a difference with its 95 % interval lies within ± `margin`; `detectable`: what would be seen.
+
+    Two one-sided tests at 5 % (Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15, 1987), which is a 90 % interval
+    inside the margin. A difference of `detectable` is found by the two-sided test with a probability of 80 %.
+    """
+    stderr = (high - low) / 2 / Z
+    return {"equal": abs(gap) + Z_90 * stderr < margin, "detectable": (Z + Z_80) * stderr}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

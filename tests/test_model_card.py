@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
 from hermes3.cli import main
+from hermes3.files import UserError
 from hermes3.report.model_card import QUESTION, push, write_card
 
 CASES = yaml.safe_load(Path(__file__).with_name("report_cases.yml").read_text(encoding="utf-8"))
@@ -49,8 +50,28 @@ def test_the_card_holds_scores_with_intervals_its_making_and_the_templates_promp
         assert part in written.text, part
 
 
-def test_a_demo_has_no_base_on_the_hub(model, report):
-    assert card(model, report, "recipes/tiny_sft.yml").data.base_model is None
+def test_a_demo_states_no_base_no_licence_and_no_language_that_nothing_names(model, report):
+    written = card(model, report, "recipes/tiny_sft.yml")
+    assert (written.data.base_model, written.data.license, written.data.language) == (None, None, None)
+    assert "No licence is stated here" in written.text and "No language is stated" in written.text
+
+
+def test_language_and_licences_are_those_of_the_mix(model, report, tmp_path):
+    facts = json.loads(report.read_text())
+    sources = [{"licence": "cc-by-nc-4.0", "rows_kept": 3}, {"licence": "mit", "rows_kept": 0}]
+    facts["mixes"][0] |= {"folder": str(tmp_path), "sources": sources}
+    report.write_text(json.dumps(facts))
+    (tmp_path / "README.md").write_text("---\nlanguage:\n- de\n- und\n---\n# A mix\n")
+    written = card(model, report)
+    assert written.data.language == ["de"] and "Licences of the mixes' sources: cc-by-nc-4.0." in written.text
+
+
+@pytest.mark.parametrize("name", CASES["card_names"])
+def test_a_name_that_is_none_of_the_hubs_is_refused_before_anything_is_written(model, report, name):
+    before = sorted(model.iterdir())
+    with pytest.raises(UserError, match="--name"):
+        write_card(model, report, "SFT", Path("recipes/8b_sft.yml"), name)
+    assert sorted(model.iterdir()) == before
 
 
 def test_bad_input_is_refused(model, report, tmp_path):

@@ -21,6 +21,7 @@ from hermes3.results.lm_eval import read_evaluation
 from hermes3.results.suite import load
 from hermes3.stats import mean_of, wilson
 
+PAGES = ["answers.html", "index.html", "report.json", "summary.txt"]
 CASES = yaml.safe_load(Path(__file__).with_name("report_cases.yml").read_text(encoding="utf-8"))
 # stage -> task -> metric -> right answers of 100 documents; every stage is right on the first documents.
 RIGHT = {"base": (27, 2, 0, 50), "SFT": (60, 95, 81, 54), "SFT+DPO": (61, 94, 81, 70)}
@@ -95,13 +96,13 @@ def test_odd_first_dpo_loss_is_said(tmp_path: Path) -> None:
 
 def test_page_is_one_file_and_escapes(written: tuple[dict, Path]) -> None:
     report, folder = written
-    assert sorted(path.name for path in (folder / "out").iterdir()) == ["index.html", "report.json", "summary.txt"]
-    for name in ("index.html", "report.json"):
+    assert sorted(path.name for path in (folder / "out").iterdir()) == PAGES
+    for name in PAGES[:3]:
         assert (folder / "out" / name).read_bytes() == (folder / "again" / name).read_bytes()
     page = (folder / "out" / "index.html").read_text()
     assert len(page.encode()) < 300_000
     without_namespaces = re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
-    assert not re.search(r"https?://|//\w+\.\w|@import|<script|<link|<img|url\((?!#)", without_namespaces)
+    assert not re.search(r"https?://|//\w+\.\w|@import|<script src|<link|<img|url\((?!#)", without_namespaces)
     assert "&amp;&amp; echo &lt;done&gt;" in page
     assert page.count("<svg") == 3
     assert "prefers-color-scheme: dark" in page and "@media print" in page
@@ -116,6 +117,10 @@ def test_page_is_one_file_and_escapes(written: tuple[dict, Path]) -> None:
             assert f"{100 * score['value']:.1f}\u00a0%<small>{bounds}</small>" in page
     tables = re.findall(r"<table.*?</table>", page, flags=re.DOTALL)
     assert len(tables) == 14
+    # reached without a mouse, each with a name
+    for scrolls in re.findall(r'<div class="scroll"[^>]*>|<pre[^>]*>', page):
+        assert 'tabindex="0"' in scrolls and ("aria-label=" in scrolls or scrolls.startswith("<pre"))
+    assert not re.search(r"<(?:table|figure)[^>]*>\s*<caption", page)
     for table in tables:  # every row has as many cells as the head
         widths = {len(re.findall(r"<t[hd][ >]", row)) for row in re.findall(r"<tr>.*?</tr>", table, flags=re.DOTALL)}
         assert len(widths) == 1, table
@@ -151,6 +156,7 @@ def test_scores_that_are_not_shares_of_samples(inputs: dict, tmp_path: Path) -> 
     assert row["scores"]["SFT"]["low"] == pytest.approx(0.6 - 1.959964 * 0.01)
     assert [pair["mark"] for pair in row["comparisons"]] == ["not tested", "not tested"]
     assert stage.skipped == []
+    assert row_of({"scores": table}, "tiny_choice", "perplexity")["scale"] == 1
 
 
 def test_highest_checkpoint_is_taken(tmp_path: Path) -> None:
@@ -300,5 +306,37 @@ def test_alignment_has_a_section_of_its_own(tmp_path: Path) -> None:
     assert "<h2>Neutral alignment</h2>" in (tmp_path / "out" / "index.html").read_text()
     # of one stage alone
     row = {"task_label": "a", "scores": {"base": None, "SFT": {"n": 100}}, "comparisons": [{"mark": "not comparable"}]}
+    smoke = words.alignment([row | {"scores": {"SFT": {"n": 2}}}], ["base", "SFT"])
+    assert smoke == ["Neutral alignment: a smoke run of 2 questions per task, which says nothing of the model."]
     sentence = "Neutral alignment was measured on SFT alone, with at most 100 samples per task."
     assert words.alignment([row], ["base", "SFT"]) == [sentence]
+
+
+def test_answers_that_changed_can_be_read(tmp_path: Path) -> None:
+    """Ten questions per task, answered in text or by options, and the end of a script in a prompt."""
+    folders = {"base": write_scores(tmp_path / "base", {"a": {"acc": 5}, "b": {"refused": 0}}, n=10)}
+    lower = {"a": {"acc": True}, "b": {"refused": False}}
+    folders["SFT"] = write_scores(
+        tmp_path / "SFT", {"a": {"acc": 7}, "b": {"refused": 1}}, n=10, higher_is_better=lower
+    )
+    for stage, folder in folders.items():
+        for path in folder.rglob("samples_*.jsonl"):
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            for row in rows:
+                requests = {f"gen_args_{k}": {"arg_0": "x" * 2000 + " why?</script>", "arg_1": f"{k}!"} for k in (0, 1)}
+                row |= {"arguments": requests, "target": 1, "resps": [[["-2.125", "False"]], [["-1.5", "True"]]]}
+                row |= {"resps": [[f"{stage} says {row['doc_id']}"]]} if "samples_b" in path.name else {}
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = write_report(tmp_path / "out", [], {}, folders, [])
+    counts = [(one["row"], one["step"], one["gained"], one["lost"]) for one in report["answers"]]
+    assert counts == [("a", "base → SFT", 2, 0), ("b", "base → SFT", 0, 1)]  # to refuse more is to lose
+    page = (tmp_path / "out" / "answers.html").read_text()
+    data = page.partition('id="data">')[2].partition("</script>")[0]
+    a, b = json.loads(data)
+    assert [one["id"] for one in a["questions"]] == ["a/5", "a/6"]
+    assert a["questions"][0]["answers"] == [[["0!", -2.12], ["1!", -1.5]]] * 2 and a["questions"][0]["target"] == "1!"
+    assert b["questions"][0]["answers"] == ["base says 0", "SFT says 0"]
+    assert a["questions"][0]["prompt"].startswith("[514 characters left out] …")
+    assert a["questions"][0]["prompt"].endswith("why?</script>")
+    assert 'href="index.html"' in page
+    assert 'href="answers.html"' in (tmp_path / "out" / "index.html").read_text()

@@ -16,7 +16,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parent))  # lm-eval loads this file by its path
 from alignment_text import no_constant, spoken, unique_keys  # noqa: E402
 
-BULLET = re.compile(r"^([ \t]*)(?:\*\*)?([-•‣–]|\*(?= ))(?:\*\*)?[ \t]*(?=[^\s*–-])", re.MULTILINE)
+BULLET = re.compile(r"^([ \t]*)(?:\*\*)?([-•‣–](?!-)|\*(?= ))(?:\*\*(?= ))?[ \t]*(?=\S)", re.MULTILINE)
 NUMBERED = re.compile(r"^[ \t]*(?:\*\*|__)?(\d+)[.)](?:\*\*|__)?[ \t]*(?=\S)", re.MULTILINE)
 SENTENCE_END = re.compile(r"[.!?…。！？]+[\"”’')\]*_]*(?=\s|$)")
 ABBREVIATION = re.compile(r"\b(?:Dr|Mr|Mrs|Ms|Prof|St|vs|etc|approx|No|e\.g|i\.e|a\.m|p\.m|U\.S|U\.K|[A-Z])\.(?=\s+\S)")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hermes3.page.shell import render
 from hermes3.page.text import percent
 
 # CSS variables, each with a sentinel. The series are tuned from Okabe and Ito's colour-blind-safe set.
@@ -17,32 +18,14 @@ COLOURS = [f"#{3 * f'{place:02d}'}" for place, _ in enumerate(VARIABLES, start=1
 INK, MUTED, RULE, PAPER, BETTER, WORSE, *SERIES = COLOURS
 WIDTH = 9.2  # inches of 72 units; the page shows them at about 1.3 px a unit, so 9-point text is 12 px
 
-STYLE = Path(__file__).with_name("charts.mplstyle")
+STYLE, BARS = (Path(__file__).with_name(name) for name in ("charts.mplstyle", "bars.html.jinja"))
 
 
 def mix_chart(mix: dict[str, Any]) -> str:
     """Share of tokens per category as bars, the paper's share as a tick across each: SVG text."""
     rows = mix["categories"]
-
-    def draw(figure: Any) -> None:
-        axes = figure.add_subplot()
-        axes.barh(range(len(rows)), [100 * row["share"] for row in rows], height=0.55, color=SERIES[0])
-        for index, row in enumerate(rows):
-            paper = row["paper_share"]
-            text = percent(row["share"]) + ("" if paper is None else f"  (paper {percent(paper)})")
-            for colour, width in ((PAPER, 3.8), (INK, 1.8)) if paper is not None else ():
-                # The halo keeps the tick visible where it lies on the bar.
-                axes.plot([100 * paper] * 2, [index - 0.42, index + 0.42], color=colour, linewidth=width)
-            end = 100 * max(row["share"], paper or 0)
-            axes.annotate(text, (end, index), xytext=(6, 0), textcoords="offset points", va="center", color=MUTED)
-        axes.set_yticks(range(len(rows)), [row["label"] for row in rows], color=INK)
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set_xlim(0, 125 * max(max(row["share"], row["paper_share"] or 0) for row in rows))
-        axes.set_xticks([])
-        axes.grid(visible=False)
-        axes.spines["bottom"].set_visible(False)
-
-    return svg(draw, f"mix {mix['name']}", height=0.2 + 0.3 * len(rows))
+    longest = max(max(row["share"], row["paper_share"] or 0) for row in rows)
+    return render(BARS, {"rows": rows, "longest": longest}, {}, {"percent": percent})
 
 
 def svg(draw: Callable[[Any], None], name: str, height: float) -> str:

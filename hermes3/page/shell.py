@@ -6,26 +6,30 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+FILES = {"style": "page.css", "script": "page.js"}
+SCROLL = '<div class="scroll" tabindex="0" role="group" aria-label="{}">'  # reached without a mouse
 FIGURE = re.compile(r"<p>figure:(\w+)\n(.*?)</p>", re.DOTALL)
 
 
-def render(template: Path, facts: dict[str, Any], charts: dict[str, str], filters: dict[str, Callable]) -> str:
-    """`template` filled with `facts`, with `charts` (SVG by name), and with the style sheet as `style`."""
+def environment(template: Path, filters: dict[str, Callable]) -> Any:
+    """Jinja's environment for a template, which may extend those of this folder; HTML is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader([template.parent, HERE])
+    blocks = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    escape = template.name.endswith(".html.jinja")
+    one = Environment(loader=loader, autoescape=escape, undefined=StrictUndefined, **blocks)
+    one.filters |= filters
+    return one
+
+
+def render(template: Path, facts: dict[str, Any], charts: dict[str, str], filters: dict[str, Callable]) -> str:
+    """`template` filled with `facts`, with `charts` (SVG by name), and with the page's `style` and `script`."""
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader([template.parent, HERE]),
-        autoescape=template.name.endswith(".html.jinja"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= filters
     drawn = {name: Markup(svg) for name, svg in charts.items()}
-    style = Markup((HERE / "page.css").read_text(encoding="utf-8"))
-    return environment.get_template(template.name).render(facts | {"charts": drawn, "style": style})
+    files = {name: Markup((HERE / file).read_text(encoding="utf-8")) for name, file in FILES.items()}
+    return environment(template, filters).get_template(template.name).render(facts | {"charts": drawn} | files)
 
 
 def as_page(markdown: str, title: str, charts: dict[str, str]) -> str:
@@ -37,14 +41,15 @@ def as_page(markdown: str, title: str, charts: dict[str, str]) -> str:
     from markupsafe import Markup
 
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
-    body = body.replace('style="text-align:right"', 'class="n"').replace("<table>", '<div class="scroll">\n<table>')
+    body = body.replace('style="text-align:right"', 'class="n"')
+    body = body.replace("<table>", f"{SCROLL.format('table')}\n<table>")
 
     def figure(match: re.Match[str]) -> str:
         name, caption = match.groups()
-        drawn = f'<div class="scroll" role="img" aria-label="{caption}">{charts[name]}</div>'
+        drawn = f'{SCROLL.format(caption)}<div role="img" aria-label="{caption}">{charts[name]}</div></div>'
         return f"<figure>\n{drawn}\n<figcaption>{caption}</figcaption>\n</figure>"
 
-    body = FIGURE.sub(figure, body.replace("</table>", "</table>\n</div>"))
+    body = FIGURE.sub(figure, body.replace("</table>", "</table>\n</div>").replace("<pre>", '<pre tabindex="0">'))
     return render(HERE / "shell.html.jinja", {"title": title, "body": Markup(body)}, {}, {})
 
 

@@ -6,25 +6,28 @@ models mostly find the same questions hard, which makes the true interval narrow
 """
 
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 from hermes3.files import UserError
 from hermes3.report.stages import as_dict, mark, mean_row
+from hermes3.report.words import OTHERWISE
 from hermes3.results.comparable import why_not_change, why_not_published
 from hermes3.results.groups import Group, score_of
-from hermes3.results.lm_eval import Evaluation, Score
+from hermes3.results.lm_eval import Evaluation
 from hermes3.results.published import Table, load
-from hermes3.stats import Z, difference, two_proportions, wilson, z_test
+from hermes3.results.score import Score
+from hermes3.stats import Z, difference, equivalence, two_proportions, wilson, z_test
 
 SIZES = ("8b", "70b", "405b")
-OTHERWISE = "under another protocol"
-Z_90, Z_80 = NormalDist().inv_cdf(0.95), NormalDist().inv_cdf(0.8)
 NOTES = {"405b": "The paper measured both of its 405B models in FP8."}
 
 
 def compare_with_paper(
-    stages: list[Evaluation], groups: list[Group], size: str | None, recipes: dict[str, Path | None]
+    stages: list[Evaluation],
+    groups: list[Group],
+    size: str | None,
+    recipes: dict[str, Path | None],
+    margin: float = 0.02,
 ) -> dict[str, Any]:
     """A stage against Table 5's Hermes 3 and Llama 3.1 Instruct of `size`, or {"reason"} why there is none to compare.
 
@@ -37,7 +40,7 @@ def compare_with_paper(
         raise UserError(f"--size {size}: the paper has {', '.join(SIZES)}")
     before_dpo = [stage for stage in stages if size != "8b" and stage.name.lower() == "sft"]
     compared = [*before_dpo, stages[-1]][0], groups, load("table5"), [f"hermes3_{size}", f"llama31_{size}"]
-    return {"size": size, "note": NOTES.get(size, "")} | compare_with_table(*compared)
+    return {"size": size, "note": NOTES.get(size, "")} | compare_with_table(*compared, margin)
 
 
 def size_of(recipes: dict[str, Path | None]) -> str | None:
@@ -62,11 +65,15 @@ def compare_with_table(
         group = row.as_printed(by_name[name], columns[0]) if name in by_name else None
         score = score_of(stage, group) if group else None
         reason = why_not_published(stage, group, score, row)
+        if score is not None and score.scale != row.scale:
+            reason = f"measured in {'percent' if score.scale == 100 else 'points'}, published in another unit"
         against = {
             column: _against(score, table.values(column)[name] / row.scale, reason, margin) for column in columns
         }
         note = "; ".join(filter(None, (row.note, doubts.get(name))))
         facts = {"name": name, "setting": row.setting, "scale": row.scale, "note": note}
+        if group and group.protocol and (measured := [key for key in stage.keys(group) if key[0] in stage.tasks]):
+            facts["protocol"] = {"ours": str(stage.protocol(measured[0][0])), "paper": str(group.protocol)}
         rows.append(facts | {"score": as_dict(score), "against": against})
     for column in columns:
         mark([row["against"][column] for row in rows], "difference")
@@ -75,16 +82,6 @@ def compare_with_table(
     mean = mean and mean | equivalence(*(mean[key] for key in ("value", "low", "high")), margin)
     words = {column: table.columns[column] for column in columns}
     return {"stage": stage.name, "columns": words, "rows": rows, "mean": mean, "margin": margin}
-
-
-def equivalence(gap: float, low: float, high: float, margin: float) -> dict[str, Any]:
-    """`equal`: whether a difference with its 95 % interval lies within ± `margin`; `detectable`: what would be seen.
-
-    Two one-sided tests at 5 % (Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15, 1987), which is a 90 % interval
-    inside the margin. A difference of `detectable` is found by the two-sided test with a probability of 80 %.
-    """
-    stderr = (high - low) / 2 / Z
-    return {"equal": abs(gap) + Z_90 * stderr < margin, "detectable": (Z + Z_80) * stderr}
 
 
 def _against(score: Score | None, published: float, reason: str | None, margin: float) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from hermes3.mix.manifest import read as manifest_of
 from hermes3.page import text
 from hermes3.page.charts import mix_chart
 from hermes3.page.shell import render
-from hermes3.report import charts, words
+from hermes3.report import answers, charts, words
 from hermes3.report.against_paper import compare_with_paper, what_dpo_changed
 from hermes3.report.runs import gpu_hours_beside_plan, read_run, read_selection, recipe_of
 from hermes3.report.stages import ALIGNMENT, rows_of, score_table, seed_table
@@ -33,7 +33,7 @@ def write_report(
     size: str | None = None,
     suites: list[suite.Suite] | None = None,
 ) -> dict[str, Any]:
-    """Write `out`/index.html, report.json and summary.txt, all from one dict, which is returned.
+    """Write `out`/index.html, report.json and summary.txt, all from one dict, which is returned, and answers.html.
 
     `mixes` are folders with a manifest.json, `runs` maps a name to a training output folder, `scores` maps a stage to
     lm-eval output folders, one per seed, in the order of the chain; `commands` are those that were run. `size` is that
@@ -50,9 +50,12 @@ def write_report(
         for name, folders in scores.items()
     }
     stages = [pool(name, of_stage) for name, of_stage in seeds.items()]
-    groups = groups_of(stages, _all_suites() if suites is None else suites)
-    table = score_table(stages, groups)
-    paper = compare_with_paper(stages, groups, size, recipes)
+    suites = _all_suites() if suites is None else suites
+    groups = groups_of(stages, suites)
+    trained = {name for one in suites for name, group in one.groups.items() if not group.selects}
+    table = score_table(stages, groups, trained)
+    margin = next((one.margin for one in suites if one.name == PAPER_SUITE), 2.0)
+    paper = compare_with_paper(stages, groups, size, recipes, margin / 100)
     report: dict[str, Any] = {
         "title": "Hermes 3 recipes: " + " → ".join(scores),
         "paper": paper,
@@ -64,7 +67,7 @@ def write_report(
         "mixes": mix_data,
         "repository": repository(),
         "recipes": [
-            {"run": name, "path": at and str(at), "sha256": at and sha256(ROOT / at)} for name, at in recipes.items()
+            {"run": run, "path": at and str(at), "sha256": at and sha256(ROOT / at)} for run, at in recipes.items()
         ],
         "evaluations": [_facts(one) for of_stage in seeds.values() for one in of_stage],
         "versions": _versions(mix_data, stages),
@@ -72,7 +75,11 @@ def write_report(
         "dpo": what_dpo_changed(table, paper.get("size")),
     }
     report["verdict"] = words.verdict(report)
-    page = render(TEMPLATE, report, _charts(report), text.FILTERS)
+    steps = answers.changed(stages, table["rows"])
+    report["answers"] = [{key: step[key] for key in ("row", "step", "changed", "gained", "lost")} for step in steps]
+    facts = report | {"smoke": words.smoke(report["scores"]["alignment"])}
+    page = render(TEMPLATE, facts, _charts(report), text.FILTERS)
+    write_text(out / "answers.html", answers.page(report["title"], steps))
     write_text(out / "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     write_text(out / "summary.txt", words.summary(report) + f"The report: {out}/index.html\n")
     write_text(out / "index.html", page)
@@ -108,7 +115,7 @@ def _all_suites() -> list[suite.Suite]:
 def _facts(one: Evaluation) -> dict[str, Any]:
     files = [str(path.relative_to(one.folder)) for path in one.results_files]
     # by task, as one results file may have a limit and another none
-    part = sorted(task for task, of in one.tasks.items() if of["samples"] < of["questions"])
+    part = sorted(task for task, of in one.tasks.items() if (of["samples"] or 0) < (of["questions"] or 0))
     facts = {"stage": one.name, "folder": str(one.folder), "files": files, "tasks": one.tasks, "part": part}
     return facts | one.harness | {"skipped": one.skipped}
 

@@ -1,15 +1,18 @@
 """The report's charts: scores, the difference from the paper, and the curves of training."""
 
-from collections.abc import Callable
-from math import log
+from math import ceil, log
+from pathlib import Path
 from typing import Any
 
-from hermes3.page.charts import BETTER, INK, MUTED, SERIES, WORSE, svg
+from hermes3.page.charts import INK, MUTED, SERIES, svg
+from hermes3.page.shell import render
+from hermes3.page.text import signed
 from hermes3.report import names
 
-MARKERS = ("o", "s", "D", "^")
-LOOKS = {"same": (MUTED, "o"), "better": (BETTER, "^"), "worse": (WORSE, "v"), "not comparable": (MUTED, "x")}
-LOOKS["under another protocol"] = (MUTED, "d")
+INTERVALS = Path(__file__).with_name("intervals.html.jinja")
+SHAPES = ("circle", "square", "diamond", "up")
+LOOKS = {"same": ("muted", "circle"), "better": ("better", "up"), "worse": ("worse", "down")}
+LOOKS |= {"not comparable": ("muted", "cross"), "under another protocol": ("muted", "diamond")}
 PANELS = {"sft": ("loss", "loss", "learning_rate"), "preference": ("loss", "accuracy", "margin")}
 MOST_POINTS = 1000  # of a curve: a panel is some 400 px wide
 
@@ -17,59 +20,31 @@ MOST_POINTS = 1000  # of a curve: a panel is some 400 px wide
 def scores_chart(rows: list[dict[str, Any]], stages: list[str]) -> str:
     """Every score in percent on one row, a mark and a 95 % interval per stage: SVG text."""
     rows = [row for row in rows if row["scale"] == 100]
-    series = {}
+    series = []
     for place, stage in enumerate(stages):
         offset = 0.22 * (place - (len(stages) - 1) / 2)
         scores = [(index + offset, row["scores"][stage]) for index, row in enumerate(rows) if row["scores"][stage]]
         marks = [(at, one["value"], one["low"], one["high"]) for at, one in scores]
-        series[stage] = SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)], marks
-
-    def frame(axes: Any) -> None:
-        axes.set_xlim(0, 100)
-        axes.set_xticks(range(0, 101, 20), [f"{tick}\u00a0%" for tick in range(0, 101, 20)])
-
-    height = 0.7 + (0.24 + 0.06 * len(stages)) * len(rows)
-    return _intervals("scores", [row["task_label"] for row in rows], series, frame, height)
+        series.append((stage, f"series-{1 + place % len(SERIES)}", SHAPES[place % len(SHAPES)], marks))
+    ticks = {tick: f"{tick}\u00a0%" for tick in range(0, 101, 20)}
+    facts = {"labels": [row["task_label"] for row in rows], "series": series, "ticks": ticks, "low": 0, "high": 100}
+    return render(INTERVALS, facts | {"stacked": True, "note": ""}, {}, {})
 
 
 def paper_chart(paper: dict[str, Any]) -> str:
     """Our score minus the paper's, a row each with its 95 % interval where it can be compared: SVG text."""
     column, words = next(iter(paper["columns"].items()))
     rows = [row for row in paper["rows"] if row["scale"] == 100 and "difference" in row["against"][column]]
-    series = {mark: (*look, []) for mark, look in LOOKS.items()}
+    series = {mark: (mark, *look, []) for mark, look in LOOKS.items()}
     for at, pair in enumerate(row["against"][column] for row in rows):
-        series[pair["mark"]][2].append((at, pair["difference"], pair.get("low"), pair.get("high")))
-
-    def frame(axes: Any) -> None:
-        axes.axvline(0, color=INK, linewidth=1)
-        widest = max(map(abs, axes.get_xlim()))
-        axes.set_xlim(-widest, widest)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
-        axes.set_xlabel(f"points above or below {words}", labelpad=4)
-
-    return _intervals("paper", [row["name"] for row in rows], series, frame, 0.9 + 0.25 * len(rows))
-
-
-def _intervals(name: str, labels: list[str], series: dict[str, tuple], frame: Callable, height: float) -> str:
-    """`series`: label -> colour, marker, [(row, value, low, high)] in fractions; a line where there are bounds."""
-
-    def draw(figure: Any) -> None:
-        axes = figure.add_subplot()
-        for label, (colour, marker, marks) in series.items():
-            for at, _, low, high in marks:
-                if low is not None:
-                    axes.plot([100 * low, 100 * high], [at, at], color=colour, clip_on=False)
-            if marks:
-                values, heights = [100 * value for _, value, _, _ in marks], [at for at, *_ in marks]
-                axes.plot(values, heights, marker, color=colour, markersize=5, label=label, clip_on=False)
-        frame(axes)
-        axes.set_ylim(len(labels) - 0.5, -0.5)
-        axes.set_yticks(range(len(labels)), labels, color=INK)
-        axes.grid(axis="y", visible=False)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, handletextpad=0)
-
-    return svg(draw, name, height)
+        series[pair["mark"]][3].append((at, pair["difference"], pair.get("low"), pair.get("high")))
+    ends = [100 * abs(end) for *_, marks in series.values() for mark in marks for end in mark[1:] if end is not None]
+    step = next(step for step in (0.5, 1, 2, 5, 10, 20, 50) if step * 5 >= max(ends))
+    reach = ceil(max(ends) / step)
+    ticks = {step * place: signed(step * place / 100) if place else "0" for place in range(-reach, reach + 1)}
+    facts = {"labels": [row["name"] for row in rows], "series": list(series.values()), "ticks": ticks}
+    facts |= {"low": -reach * step, "high": reach * step, "stacked": False, "note": f"points above or below {words}"}
+    return render(INTERVALS, facts, {}, {})
 
 
 def training_chart(runs: list[dict[str, Any]]) -> str:

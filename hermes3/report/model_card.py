@@ -4,6 +4,8 @@ Scores come from a `report.json` of `hermes3 report`, so card and report never d
 """
 
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -48,10 +50,10 @@ def write_card(model: Path, report: Path, stage: str, recipe: Path, name: str) -
     facts["settings"] = {key: settings[key] for key in names("settings") if key in settings}
     facts["scores"] = [{"shots": shots.get(row["task"])} | row | row["scores"][stage] for row in rows]
     facts |= _origin(facts, recipe, str(settings.get("base_model")))
-    facts |= {"forms": _forms(model), "card_data": _card_data(facts).to_yaml()}
-    card = str(
-        ModelCard(render(TEMPLATE, facts, {}, {"quote": quote}))
-    )  # parses the metadata: a card that the Hub cannot read fails
+    json_mode = {"role": "system", "content": prompts.json_system(WEATHER["parameters"])}
+    facts |= {"question": QUESTION, "weather": WEATHER, "json_mode": json_mode, "card_data": _metadata(facts)}
+    text = render(TEMPLATE, facts, {}, {"quote": quote, "prompt": _prompt(model)})
+    card = str(ModelCard(text))  # parses the metadata: a card that the Hub cannot read fails
     write_text(model / "README.md", card)
     return card
 
@@ -77,7 +79,7 @@ def _origin(facts: dict[str, Any], recipe: Path, base_model: str) -> dict[str, A
     llama = re.search(r"llama-?(\d(?:\.\d)?)", base or "", re.IGNORECASE)
     cards = [Path(mix["folder"]) / "README.md" for mix in facts["mixes"] if "folder" in mix]
     languages = [DatasetCard.load(card).data.language or [] for card in cards if card.is_file()]
-    known = sorted({code for of in languages for code in of if len(code) == 2})
+    known = sorted({code for of in languages for code in ([of] if isinstance(of, str) else of) if len(code) == 2})
     licences = {source["licence"] for mix in facts["mixes"] for source in mix.get("sources", []) if source["rows_kept"]}
     return {"base": base, "licence": llama and f"llama{llama[1]}", "languages": known, "licences": sorted(licences)}
 
@@ -92,8 +94,8 @@ def push(model: Path, name: str) -> str:
     return str(api.upload_folder(repo_id=name, folder_path=model, ignore_patterns=ignored))
 
 
-def _card_data(facts: dict[str, Any]):
-    """The metadata that the Hub reads: an evaluation result for every score over all questions of its tasks."""
+def _metadata(facts: dict[str, Any]) -> str:
+    """YAML that the Hub reads: an evaluation result for every score over all questions of its tasks."""
     from huggingface_hub import EvalResult, ModelCardData
 
     results = [
@@ -110,19 +112,14 @@ def _card_data(facts: dict[str, Any]):
         if not {row["task"], *row.get("tasks", [])} & {*facts["evaluation"]["part"]}
     ]
     stated = {"base_model": facts["base"], "license": facts["licence"], "language": facts["languages"] or None}
-    return ModelCardData(model_name=facts["model_name"], eval_results=results, **stated, **names("metadata"))
+    return ModelCardData(
+        model_name=facts["model_name"], eval_results=results or None, **stated, **names("metadata")
+    ).to_yaml()
 
 
-def _forms(model: Path) -> dict[str, str]:
-    """Prompts in the forms that the model was trained on, as its own template and tokenizer write them."""
+def _prompt(model: Path) -> Callable[..., str]:
+    """A function from messages, and tools, to the prompt as the model's own template and tokenizer write it."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    options = {"tokenize": False, "add_generation_prompt": True}
-    asked_for_json = [{"role": "system", "content": prompts.json_system(WEATHER["parameters"])}, QUESTION]
-    tools = [{"type": "function", "function": WEATHER}]
-    return {
-        "A question": tokenizer.apply_chat_template([QUESTION], **options),
-        "Tool use": tokenizer.apply_chat_template([QUESTION], tools=tools, **options),
-        "JSON mode": tokenizer.apply_chat_template(asked_for_json, **options),
-    }
+    return partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)

@@ -123,10 +123,12 @@ def read_selection(name: str, folder: Path) -> dict[str, Any] | None:
         return None
     try:
         record = read_json(path)
-        groups, totals = record["scores"].items(), record["totals"]
+        groups, totals, scales = record["scores"].items(), record["totals"], record.get("scales", {})
         table = {"run": name, "suite": record["suite"], "chosen": record["epoch"], "notes": record["notes"]}
         table |= {"epochs": [int(epoch) for epoch in totals], "totals": list(totals.values())}
-        rows = [{"name": key, "values": list(of.values()), "scale": scale_of(key)} for key, of in groups]
+        rows = [
+            {"name": key, "values": list(of.values()), "scale": scales.get(key) or scale_of(key)} for key, of in groups
+        ]
         return table | {"rows": rows}
     except (ValueError, KeyError, AttributeError):
         raise UserError(f"{path}: no whole record of `hermes3 select`; run it again") from None

@@ -1,5 +1,6 @@
 """The scores table: every score of every stage, stages compared pairwise, their means, and the seeds of a stage."""
 
+from collections.abc import Collection
 from itertools import pairwise
 from statistics import mean, stdev
 from typing import Any
@@ -15,12 +16,13 @@ ALIGNMENT = "alignment"  # the suite whose rows are a section of their own
 Row = dict[str, Any]
 
 
-def score_table(stages: list[Evaluation], groups: list[Group]) -> dict[str, Any]:
+def score_table(stages: list[Evaluation], groups: list[Group], apart: Collection[str] = ()) -> dict[str, Any]:
     """Rows of the scores that stand for something, `details` of all others, and the mean of the rows per stage.
 
     `rows` are the suites' groups and one metric of every task that is in none. A pair of stages is compared only where
     both saw the same prompts of the same documents; otherwise it says why not, and the row is left out of the means.
-    Holm's correction covers all tests of `rows`, and again all of `details`.
+    Holm's correction covers all tests of `rows`, and again all of `details`. `apart`: groups that the last training
+    step optimises, and so in no mean.
     """
     shown = rows_of(stages, groups)
     single = [group for group in shown if len(group.members) == 1]
@@ -31,7 +33,7 @@ def score_table(stages: list[Evaluation], groups: list[Group]) -> dict[str, Any]
     details = [_row(stages, Group(named.get(key[0], _label(key[0])), (key,))) for key in rest]
     for table in (rows, details):
         mark([pair for row in table for pair in row["comparisons"]], "gain")
-    means = _means(stages, list(zip(shown, rows, strict=True)))
+    means = _means(stages, list(zip(shown, rows, strict=True)), apart)
     return {"stages": [stage.name for stage in stages], "rows": rows, "details": details, "means": means}
 
 
@@ -86,7 +88,7 @@ def _row(stages: list[Evaluation], group: Group) -> Row:
     filter_key, tasks = group.members[0][2], list(dict.fromkeys(key[0] for key in group.members))
     metric = "+".join(dict.fromkeys(key[1] for key in group.members))
     facts = [stage.tasks[key[0]] for stage in stages for key in stage.keys(group) if key[0] in stage.tasks]
-    part = any(fact["samples"] < fact["questions"] for fact in facts)
+    part = any((fact["samples"] or 0) < (fact["questions"] or 0) for fact in facts)
     shots = {fact["n_shot"] for fact in facts}
     words = names("metrics").get(metric, metric) + ("" if filter_key == "none" else f" ({filter_key})")
     if len(tasks) > 1:
@@ -115,14 +117,14 @@ def as_dict(score: Score | None) -> Row | None:
     return bounds | {"n": score.n, "right": right, "higher_is_better": score.higher_is_better}
 
 
-def _means(stages: list[Evaluation], rows: list[tuple[Group, Row]]) -> dict[str, Any]:
+def _means(stages: list[Evaluation], rows: list[tuple[Group, Row]], apart: Collection[str]) -> dict[str, Any]:
     """Unweighted mean of the rows per stage, over those that every stage ran alike; every task counts once."""
     taken: list[Row] = []
     left_out = []
     for group, row in rows:
         if row["suite"] == ALIGNMENT:
             continue
-        reason = why_not_in_mean(stages, group, row)
+        reason = "DPO trains on such pairs" if group.name in apart else why_not_in_mean(stages, group, row)
         if reason is None and any({*row["tasks"]} & {*other["tasks"]} for other in taken):
             reason = "its tasks are in another row"
         if reason is None:

@@ -1,19 +1,30 @@
-"""What the numbers say, in sentences: did it reproduce, what made the difference."""
+"""What the numbers say, in sentences: did it reproduce, what made the difference. words.jinja has the longer ones."""
 
+import re
 from itertools import pairwise
 from math import log
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from hermes3.page.text import interval, join, percent, signed
+from hermes3.page.shell import environment
+from hermes3.page.text import FILTERS, interval, join, percent, signed
 from hermes3.report import names
 from hermes3.report.stages import ALIGNMENT
 
-LN2 = log(2)
-FLOOR = 0.5  # of the paper's rows: fewer give no answer
+SENTENCES = Path(__file__).with_name("words.jinja")
 # NeMo-RL's recipe test holds ln 2 to 1e-4; log-probabilities in bf16 lose a digit of that.
-FIRST_LOSS_TOLERANCE = 1e-3
+LN2, FIRST_LOSS_TOLERANCE = log(2), 1e-3
+OTHERWISE = "under another protocol"  # a mark: compared, and no part of the verdict
+SMOKE = 10  # questions per task: fewer show that alignment tasks run, and no more
+FLOOR = 0.5  # of the paper's rows: fewer give no answer
 Row = dict[str, Any]
+
+
+def say(macro: str, *facts: Any, **more: Any) -> str:
+    """A sentence of words.jinja. Its line breaks become blanks."""
+    template = environment(SENTENCES, FILTERS | {"listed": join}).get_template(SENTENCES.name)
+    return re.sub(r"[ \n]+", " ", getattr(template.module, macro)(*facts, **more)).strip()
 
 
 def verdict(report: dict[str, Any]) -> list[str]:
@@ -21,7 +32,7 @@ def verdict(report: dict[str, Any]) -> list[str]:
     scores, paper = report["scores"], report["paper"]
     answer = reproduced(paper)
     main = [row for row in scores["rows"] if row["suite"] != ALIGNMENT]
-    sentences = [means(scores["means"])]
+    sentences = [say("means", scores["means"])]
     sentences += [step(main, place, *pair) for place, pair in enumerate(pairwise(scores["stages"]))]
     sentences += alignment(scores["alignment"], scores["stages"])
     for run in report["runs"]:
@@ -37,62 +48,32 @@ def reproduced(paper: dict[str, Any]) -> str:
     """The answer, from the table against the paper's first column; how many rows were compared comes before it.
 
     Too few rows (`FLOOR`) give no answer. Else: not in full where a row is lower after Holm's correction, or the mean
-    over all rows is; yes where the mean difference is equivalent within the suite's margin; and open in between.
+    over all rows is, and not shown to lie within the suite's margin; yes where the mean difference is; else open.
     """
     if "rows" not in paper:
         return f"Not compared with the paper: {paper['reason']}."
     column, words = next(iter(paper["columns"].items()))
     rows = [(row, row["against"][column]) for row in paper["rows"]]
     compared = [(row, pair) for row, pair in rows if "p" in pair]
-    gaps = [(pair["mark"], f"{row['name']} ({signed(pair['difference'], row['scale'])})") for row, pair in compared]
-    worse, better = ([gap for mark, gap in gaps if mark == wanted] for wanted in ("worse", "better"))
-    mean, margin, stage = paper["mean"], f"±{100 * paper['margin']:g} points", paper["stage"]
-    answer = f"{len(compared)} of the {len(rows)} rows of the paper's table were compared: "
-    if len(compared) < FLOOR * len(rows):
-        answer += f"too few to say whether {stage} reproduced {words}."
-        answer += f" On them, it is lower on {join(worse)}." if worse else ""
-    elif worse:
-        answer += f"it did not reproduce in full. {stage} is lower than {words} on {join(worse)}."
-    elif mean is not None and mean["high"] < 0:
-        answer += f"it did not reproduce in full. {stage} is lower than {words} over all rows together."
-    elif mean is not None and mean["equal"]:
-        answer += f"it reproduced. The mean of {stage} lies within {margin} of {words}, and no row is clearly lower."
-    else:
-        answer += f"it stays open whether {stage} reproduced {words}. No row is clearly lower, but the mean difference"
-        answer += f" may lie beyond {margin}."
-    answer += f" It is higher on {join(better)}." if better else ""
-    if mean is not None:
-        equal = sum(pair["equal"] for row, pair in compared if row["scale"] == 100)
-        seen = median(100 * pair["detectable"] for row, pair in compared if row["scale"] == 100)
-        answer += (
-            f" The mean difference is {signed(mean['value'])} points ({interval(mean)}). By itself, {equal} of the"
-        )
-        answer += (
-            f" rows is shown to lie within {margin}; a row's questions can show a gap of {seen:.1f} points (median)."
-        )
-    return f"{answer} {not_comparable(rows)}".strip()
+    facts: dict[str, Any] = {"n": len(compared), "few": len(compared) < FLOOR * len(rows)}
+    for mark in ("worse", "better"):
+        apart = [(row, pair) for row, pair in compared if pair["mark"] == mark and not pair["equal"]]
+        facts[mark] = [f"{row['name']} ({signed(pair['difference'], row['scale'])})" for row, pair in apart]
+    shares = [pair for row, pair in compared if row["scale"] == 100]
+    facts |= {"equal": sum(pair["equal"] for pair in shares)}
+    facts |= {"seen": median(100 * pair["detectable"] for pair in shares) if shares else None}
+    return f"{say('reproduced', paper, words, **facts)} {not_comparable(rows)}".strip()
 
 
 def not_comparable(rows: list[tuple[Row, Row]]) -> str:
     """`Not comparable: GPQA and MuSR (not measured).`, rows by their reason."""
     reasons: dict[str, list[str]] = {}
     for row, pair in rows:
-        if pair["mark"] == "not comparable":
-            reasons.setdefault(pair["reason"], []).append(row.get("name") or row["task_label"])
+        if pair["mark"] in ("not comparable", OTHERWISE):
+            reason = pair["reason"] if pair["mark"] != OTHERWISE else f"{OTHERWISE}: {pair['reason']}"
+            reasons.setdefault(reason, []).append(row.get("name") or row["task_label"])
     listed = "; ".join(f"{join(names)} ({reason})" for reason, names in reasons.items())
     return f"Not comparable: {listed}." if listed else ""
-
-
-def means(table: dict[str, Any]) -> str:
-    """The mean of each stage, and what was left out of it."""
-    left_out = "; ".join(f"{task['task']}: {task['reason']}" for task in table["left_out"])
-    aside = f" Left out of the mean: {left_out}." if left_out else ""
-    aside += f" Asked of only a part of the questions: {join(table['part'])}." if table["part"] else ""
-    if not table["stages"]:
-        return f"No mean is given: no task was measured alike at every stage.{aside}"
-    tasks = len(table["tasks"])
-    values = ", ".join(f"{name} {percent(m['value'])} ({interval(m)})" for name, m in table["stages"].items())
-    return f"Mean over {tasks} {'score' if tasks == 1 else 'scores'}: {values}.{aside}"
 
 
 def step(rows: list[Row], place: int, before: str, after: str) -> str:
@@ -100,21 +81,20 @@ def step(rows: list[Row], place: int, before: str, after: str) -> str:
     pairs = [(row, row["comparisons"][place]) for row in rows]
     clauses = []
     for words, one in names("changes").items():
-        changes = [(row["task_label"], signed(p["change"], row["scale"])) for row, p in pairs if _is(p, **one)]
-        listed = [name if "left" in words else f"{name} ({change})" for name, change in changes]
+        alike = [(row, pair) for row, pair in pairs if pair["mark"] == one["mark"]]
+        alike = [(row, pair) for row, pair in alike if "up" not in one or (pair["change"] > 0) == one["up"]]
+        listed = [f"{row['task_label']} ({signed(pair['change'], row['scale'])})" for row, pair in alike]
+        listed = [row["task_label"] for row, _ in alike] if "left" in words else listed
         clauses += [words.format(join(listed))] if listed else []
     sentence = f"Against {before}, {after} {'; it '.join(clauses)}." if clauses else ""
     apart = not_comparable(pairs)
     return f"{sentence} {apart.replace('Not comparable', f'Not comparable between {before} and {after}')}".strip()
 
 
-def _is(pair: Row, mark: str, up: bool | None = None) -> bool:
-    """Whether the pair has this mark, and its score went up, or down; better and worse do not say which."""
-    return pair["mark"] == mark and (up is None or (pair["change"] > 0) == up)
-
-
 def alignment(rows: list[Row], stages: list[str]) -> list[str]:
     """What changed in neutral alignment from a stage that was measured to the next that was, or which one was."""
+    if samples := smoke(rows):
+        return [f"Neutral alignment: a smoke run of {samples} questions per task, which says nothing of the model."]
     measured = [stage for stage in stages if any(row["scores"].get(stage) for row in rows)]
     steps = [step(rows, place, *pair) for place, pair in enumerate(pairwise(stages)) if {*pair} <= {*measured}]
     if steps or not measured:
@@ -123,16 +103,15 @@ def alignment(rows: list[Row], stages: list[str]) -> list[str]:
     return [f"Neutral alignment was measured on {join(measured)} alone, with at most {samples} samples per task."]
 
 
+def smoke(rows: list[Row]) -> int:
+    """The most questions that a row was asked, if they are so few that they show no more than that the tasks run."""
+    most = max((score["n"] for row in rows for score in row["scores"].values() if score), default=0)
+    return most if most < SMOKE else 0
+
+
 def first_loss(run: dict[str, Any]) -> str:
     """Whether preference training began with its own reference: then the loss is ln 2."""
-    loss, at = run["first_loss"], run["first_step"]
-    fact = f"{run['name']}'s first loss, at step {at}, is {loss:.4f}; ln 2 is {LN2:.4f}"
-    if abs(loss - LN2) <= FIRST_LOSS_TOLERANCE:
-        return f"{fact}: the policy starts as its own reference, as it must."
-    if at > 1:
-        return f"{fact}; the entry averages {at} steps, so the start itself was not logged."
-    fact += f": {abs(loss - LN2):.4f} apart. Dropout and NEFTune noise move the policy a little before the first update"
-    return f"{fact}; a wide gap means that the reference is another model."
+    return say("first_loss", run, LN2, FIRST_LOSS_TOLERANCE)
 
 
 def summary(report: dict[str, Any]) -> str:

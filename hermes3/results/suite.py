@@ -70,8 +70,8 @@ class Suite(BaseModel):
     """A suite. `max_length`: tokens of prompt and answer; `limit`: questions per task, for a first look.
 
     `seed`: of sampling, and of tasks that shuffle choices; `fewshot_seed`: of the draw of examples, lm-eval's own by
-    default. `include_path`: a folder of tasks beside lm-eval's own; `needs`: modules that its tasks import and lm-eval
-    does not bring.
+    default. `margin`: points within which a difference from a published score counts as none. `include_path`: a folder
+    of tasks beside lm-eval's own; `needs`: modules that its tasks import and lm-eval does not bring.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -84,6 +84,7 @@ class Suite(BaseModel):
     dtype: str
     seed: int
     fewshot_seed: int = 1234
+    margin: float = Field(default=2, gt=0)
     limit: int | None = Field(default=None, ge=1)
     include_path: Path = Path("eval/tasks")
     needs: list[str] = []
