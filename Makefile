@@ -25,6 +25,7 @@ chat = hermes3/messages.py $(wildcard hermes3/chat/*)
 
 demo: $(S)/14-report
 	@cat $(T)/report/summary.txt
+	@echo "Talk to the model: .venv/bin/hermes3 chat $(T)/dpo/merged"
 
 $(S)/01-data: $(wildcard data_mixes/samples/*) hermes3/chat/prompts.py | .venv/.installed
 	@$(stage) 'write the sample conversations' python data_mixes/samples/generate.py $(T)/data

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 T = TypeVar("T")
+ROOT = Path(__file__).parents[1]  # of the checkout: recipes, suites and tables lie below it
 
 
 class UserError(ValueError):
@@ -50,7 +51,7 @@ def parse_yaml(text: str, path: Path) -> dict[str, Any]:
     try:
         mapping = yaml.load(text, _loader())  # noqa: S506, a safe loader
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {error}") from None
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     if not isinstance(mapping, dict):
@@ -58,20 +59,38 @@ def parse_yaml(text: str, path: Path) -> dict[str, Any]:
     return mapping
 
 
-def read_yaml(path: Path, known: Path | None = None) -> dict[str, Any]:
-    """The mapping in a YAML file. `UserError` if the file is missing, is no mapping, or has a key twice.
+def read_text(path: Path, known: Path | None = None) -> str:
+    """The text of a file. `UserError` if it is missing or not UTF-8.
 
     `known`: a folder; when `path` is missing, the error names the files of its kind that are there.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         there = sorted(file.stem for file in known.glob(f"*{path.suffix}")) if known else []
         remedy = f"there are {', '.join(there)}" if there else "check the path"
         raise UserError(f"{path}: no such file; {remedy}") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: not text in UTF-8") from None
-    return parse_yaml(text, path)
+        raise UserError(f"{path}: not text in UTF-8; give a text file") from None
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """The object in a JSON file. `UserError` if the file is missing, is no JSON object, or lacks one of `keys`."""
+    try:
+        content = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error}); write or copy it again") from None
+    if missing := [key for key in keys if not isinstance(content, dict) or key not in content]:
+        raise UserError(f"{path}: no key {missing[0]}; this is another kind of file, or of another version")
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a JSON object; this is another kind of file")
+    return content
+
+
+def read_yaml(path: Path, known: Path | None = None) -> dict[str, Any]:
+    """The mapping in a YAML file. `UserError` if the file is missing, is no mapping, or has a key twice; `known` as in
+    `read_text`."""
+    return parse_yaml(read_text(path, known), path)
 
 
 def read_model(path: Path, model: type[T], known: Path | None = None) -> T:

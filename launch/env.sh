@@ -11,6 +11,7 @@ fi
 #   container=(--container-image="$PWD/hermes3.sqsh" --container-mounts="$PWD:$PWD" --container-workdir="$PWD")
 container=()
 
+unset SLURM_EXPORT_ENV # SBATCH_EXPORT=NONE, as sites' modules set it, would keep all of this from srun's tasks
 export AXOLOTL_DO_NOT_TRACK=1 # Axolotl calls home without it
 export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-true}
 export PYTHONUNBUFFERED=${PYTHONUNBUFFERED:-1} # a rank that is killed has its last lines in its log

@@ -28,9 +28,8 @@ run_on() {
   wait $! || code=$?
   if [[ -n $near ]]; then
     if ((restarts < ${tries:-10})); then
-      echo "hermes3: the time limit is near: job $SLURM_JOB_ID is queued again, and goes on where it is"
-      scontrol requeue "$SLURM_JOB_ID" || finish 1
-      sleep 600 # until Slurm ends this script
+      echo "hermes3: the time limit is near: what is done is kept"
+      python -m hermes3.slurm.queue || finish 1
       exit 1
     fi
     echo "hermes3: the time limit has come $((restarts + 1)) times: give more, hermes3 launch ... -- --time=HH:MM:SS"
@@ -38,3 +37,5 @@ run_on() {
   fi
   finish "$code"
 }
+
+python -m hermes3.slurm.record begin || finish 1

@@ -1,5 +1,6 @@
 """An Axolotl plugin for trainings that are to meet a fault at a known step: they hold there until they are let go."""
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from transformers import TrainerCallback
 class Held(BasePlugin):
     """With HOLD=10,20 every rank waits before steps 10 and 20 (counted from 0) until `free-STEP` is in HOLD_IN.
 
-    Rank R writes `held-STEP-R` there when it has come so far.
+    Rank R writes `held-STEP-R` there when it has come so far. The rank that `free-STEP` names then reads a broken disk.
     """
 
     def add_callbacks_post_trainer(self, cfg, trainer) -> list[TrainerCallback]:
@@ -27,5 +28,8 @@ class Hold(TrainerCallback):
         if state.global_step not in self.steps:
             return
         (self.folder / f"held-{state.global_step}-{self.rank}").touch()
-        while not (self.folder / f"free-{state.global_step}").exists():
+        free = self.folder / f"free-{state.global_step}"
+        while not free.exists():
             time.sleep(0.1)
+        if free.read_text() == str(self.rank):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))

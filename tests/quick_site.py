@@ -25,6 +25,9 @@ from pathlib import Path
 rank, job, stop = os.environ["RANK"], os.environ["SLURM_JOB_ID"], Path(os.environ["HERMES3_STOP_FILE"])
 attempt = int(os.environ.get("SLURM_RESTART_COUNT", 0)) + 1
 def step(epoch): print({"loss": "1.0", "epoch": str(epoch)})
+def save(step):
+    Path(f"out/checkpoint-{step}").mkdir(exist_ok=True)
+    Path(f"out/checkpoint-{step}/complete.json").write_text('{"step": %s, "epoch": 1.0}' % step)
 """
 
 
@@ -57,6 +60,7 @@ class QuickSite:
     def submit(self, train: str, *options: str, recipe: Path | None = None, **env: str) -> int:
         """Submit a recipe (two CPU nodes) that trains by the Python text `train`; the job's id."""
         (self.folder / "axolotl/cli/train.py").write_text(TRAIN + train)
+        self.train = train
         path = f"{self.folder}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
         env |= {"PATH": path, "PYTHONPATH": str(self.folder)}
         recipe = recipe or self.recipe()

@@ -1,4 +1,4 @@
-"""`stand_in_chain.py FILE [--test] [--submit]`, in a site: take a chain of shell commands through the pipeline's code.
+"""`stand_in_chain.py FILE [--submit]`, in a site: take a chain of shell commands through the pipeline's code.
 
 FILE: {"name": str, "stages": {stage: {"run": command, "needs": [...], "reads": [...], "options": [...]}}}. Prints
 {"states": {stage: [what, why]}, "submitted": {stage: job}}; a ValueError is a line on stderr, and exit code 1.
@@ -30,7 +30,7 @@ def main() -> None:
     again = "hermes3 launch --pipeline it"
     states = pipeline.states(again, name, stages, queue.jobs(), [])
     submission = pipeline.Submission(again, name, stages, states)
-    submitted = submission.submit("--test" in sys.argv) if "--submit" in sys.argv else {}
+    submitted = submission.submit(check=False) if "--submit" in sys.argv else {}
     print(json.dumps({"states": {one: [it.what, it.why] for one, it in states.items()}, "submitted": submitted}))
 
 

@@ -156,7 +156,7 @@ def test_tool_text_that_is_no_json_stands_as_a_string(content, written, tokenize
 
 
 def test_show_from_the_command_line(base, samples, tmp_path):
-    call = ["chat", "show", str(samples / "train/rag.jsonl"), "--row", "2", "--tokenizer", str(base)]
+    call = ["render", str(samples / "train/rag.jsonl"), "--row", "2", "--tokenizer", str(base)]
     shown = CliRunner().invoke(app, call)
     assert shown.exit_code == 0 and shown.stdout.startswith("<|begin_of_text|><|im_start|>system\n")
     assert CliRunner().invoke(app, [*call, "--html", str(tmp_path / "x.html")]).exit_code == 0

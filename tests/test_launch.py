@@ -1,6 +1,7 @@
 """`hermes3 launch RECIPE`: what is written, refused and submitted; and Slurm's own verdict on every script."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hermes3.plan.plan import plan
 from hermes3.recipe.check import check
 from hermes3.recipe.hardware import hardware_of
 from hermes3.recipe.read import read
-from hermes3.slurm import chain, submit
+from hermes3.slurm import chain, cli, submit
 from hermes3.slurm.submit import resize
 
 RECIPES = sorted(path.relative_to(ROOT) for path in (ROOT / "recipes").rglob("*.yml"))
@@ -93,10 +94,10 @@ def test_a_launch_asks_for_the_declared_hardware_once(slurm, ready):
 
 
 def test_submit_sh_is_what_is_submitted(slurm, ready):
-    launch(slurm, ready, "recipes/8b_sft.yml", "--no-check", "--dry-run", "--", "--hold", "-J", "by hand")
+    launch(slurm, ready, "recipes/8b_sft.yml", "--no-check", "--dry-run", "--", "--hold", "--comment", "by hand")
     assert not slurm.jobs()
     slurm.run("bash", "logs/launch/8b_sft/submit.sh", cwd=ready)
-    assert slurm.run("squeue", "--noheader", "--format=%j %D %b").stdout == "by hand 6 gres:gpu:8\n"
+    assert slurm.run("squeue", "--noheader", "--format=%j %D %b").stdout == "8b_sft 6 gres:gpu:8\n"
 
 
 def test_a_dry_run_needs_no_slurm_and_says_what_is_missing(site):
@@ -162,32 +163,37 @@ def test_a_number_of_nodes_that_cannot_keep_the_batch_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("given", "message"),
     [
-        ([], "give a recipe, or --pipeline NAME"),
-        (["--", "--account=me"], "give a recipe, or --pipeline NAME"),
-        (["recipes/8b_sft.yml", "recipes/8b_dpo.yml"], "options of sbatch go last"),
-        (["recipes/8b_sft.yml", "--", "--nodes=3"], "--nodes=3: not for sbatch; give hermes3 launch --nodes N"),
-        (["recipes/8b_sft.yml", "--", "-N3"], "-N3: not for sbatch"),
-        (["--pipeline", "8b", "--", "--dependency=afterok:1"], "not for sbatch; the pipeline sets it"),
-        (["--pipeline", "8b", "--", "--export=NONE"], "--export=NONE: not for sbatch; the pipeline sets it"),
-        (["--pipeline", "8b", "--nodes", "2"], "a pipeline takes each recipe's own"),
-        (["recipes/8b_sft.yml", "--done", "sft"], "--done: only with --pipeline"),
-        (["recipes/9b_sft.yml"], "recipes/9b_sft.yml: no such file"),
+        ({}, "give a recipe, or --pipeline NAME"),
+        ({"words": ["--account=me"]}, "give a recipe, or --pipeline NAME"),
+        ({"words": ["recipes/8b_sft.yml", "recipes/8b_dpo.yml"]}, "options of sbatch go last"),
+        ({"words": ["recipes/8b_sft.yml", "--nodes=3"]}, "--nodes=3: not for sbatch; give hermes3 launch --nodes N"),
+        ({"words": ["recipes/8b_sft.yml", "-N3"]}, "-N3: not for sbatch"),
+        ({"words": ["recipes/8b_sft.yml", "-J", "mine"]}, "-J: not for sbatch; jobs are known by name"),
+        ({"words": ["--dependency=afterok:1"], "pipeline": "8b"}, "not for sbatch; the pipeline sets it"),
+        ({"words": ["--export=NONE"], "pipeline": "8b"}, "--export=NONE: not for sbatch; the pipeline sets it"),
+        ({"nodes": 2, "pipeline": "8b"}, "a pipeline takes each recipe's own"),
+        ({"words": ["recipes/8b_sft.yml"], "done": ["sft"]}, "--done: only with --pipeline"),
+        ({"words": ["recipes/9b_sft.yml"]}, "recipes/9b_sft.yml: no such file"),
     ],
 )
-def test_what_cannot_be_launched_is_said(arguments, message, site):
-    done = launch_alone(site, *arguments)
-    assert done.returncode == 1 and message in done.stderr
+def test_what_cannot_be_launched_is_said(given, message, site, monkeypatch):
+    monkeypatch.chdir(site)
+    monkeypatch.setenv("PATH", "/nowhere")
+    options = {"words": [], "pipeline": None, "nodes": None, "done": [], "check": True, "dry_run": False}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        cli.launch(**options | {"as_json": False} | given)
     assert not list((site / "logs").glob("launch/*"))
 
 
 @pytest.mark.parametrize("option", ["--export=NONE", "--nodes=3", "-N3", "--dependency=singleton"])
-def test_a_pipeline_file_cannot_set_what_the_pipeline_sets(option, site):
+def test_a_pipeline_file_cannot_set_what_the_pipeline_sets(option, site, monkeypatch):
+    monkeypatch.chdir(site)
     given = yaml.safe_load((ROOT / "launch/pipelines/8b.yml").read_text())
-    (site / "mine.yml").write_text(yaml.safe_dump({**given, "sbatch": {"eval": ["--partition=gpu", option]}}))
-    done = launch_alone(site, "--pipeline", "mine.yml", "--dry-run", "--no-check")
-    assert done.returncode == 1 and f"mine.yml: sbatch: eval: {option}: not for sbatch" in done.stderr
+    Path("mine.yml").write_text(yaml.safe_dump({**given, "sbatch": {"eval": ["--partition=gpu", option]}}))
+    with pytest.raises(ValueError, match=f"mine.yml: sbatch: eval: {option}: not for sbatch"):
+        cli.launch([], "mine.yml", None, [], False, True, False)
 
 
 def test_it_is_launched_from_the_root(tmp_path):

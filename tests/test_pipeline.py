@@ -1,6 +1,8 @@
 """`hermes3 launch --pipeline` on a real Slurm: the chain runs to the report, a failure stops it, a rerun ends it."""
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -10,8 +12,9 @@ import yaml
 from conftest import ROOT
 from slurm_site import launch
 
+from hermes3.files import UserError
 from hermes3.mix import spec as specs
-from hermes3.slurm import chain, pipeline, record
+from hermes3.slurm import chain, pipeline, queue, record, start
 from hermes3.slurm.chain import Stage
 
 AGAIN = "hermes3 launch --pipeline it"
@@ -93,40 +96,6 @@ def test_what_is_in_the_queue_is_not_submitted_twice(slurm, site, stand_in):
     assert all(slurm.job(jid)["JobState"] == "COMPLETED" for jid in [*jobs.values(), *again["submitted"].values()])
 
 
-def test_a_running_stage_whose_need_must_run_first_is_not_left_behind(slurm, site, stand_in):
-    (site / "settings").write_text("1")
-    stages = {"data": {"run": "true", "reads": ["settings"]}, "slow": {"run": "sleep 60", "needs": ["data"]}}
-    job = stand_in(stages)["submitted"]["slow"]
-    slurm.wait_job(job, ("RUNNING",))
-    (site / "settings").write_text("2")
-    refused = stand_in(stages, check=False)
-    assert refused.returncode == 1 and f"scancel {job}" in refused.stderr and "settings has changed" in refused.stderr
-
-
-def test_a_refused_submission_leaves_no_half_chain(slurm, site, stand_in):
-    stages = {
-        "first": {"run": "sleep 60"},
-        "second": {"run": "true", "needs": ["first"]},
-        "third": {"run": "true", "needs": ["second"], "options": ["--partition=none"]},
-    }
-    refused = stand_in(stages, check=False)
-    assert refused.returncode == 1
-    assert "stage third was refused; the 2 before it are cancelled" in refused.stderr
-    assert "invalid partition specified: none" in refused.stderr  # sbatch's own words
-    finish(slurm, 30)
-    del stages["third"]["options"]
-    assert list(stand_in(stages)["submitted"]) == list(stages)
-
-
-def test_a_stage_that_the_cluster_cannot_run_is_refused_before_anything_is_submitted(slurm, stand_in):
-    """Though sbatch itself takes it."""
-    big = {"run": "true", "needs": ["first"], "options": ["--nodes=99", "--ntasks=99"]}
-    stages = {"first": {"run": "true"}, "big": big}
-    refused = stand_in(stages, "--test", check=False)
-    assert refused.returncode == 1 and "stage big: this cluster cannot run it now" in refused.stderr
-    assert not slurm.jobs()
-
-
 def stand_in_program(path: Path, body: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/bash\n{body}\n")
@@ -176,18 +145,21 @@ def test_vllm_runs_in_its_own_environment_or_not_at_all(slurm, site):
 # the rules, without Slurm
 
 
+RECIPE = "{hardware: {gpu: cpu, nodes: 1, gpus_per_node: 1}, seed: 1}"
+
+
 def a_stage(tmp_path: Path, name: str, needs: list[str] | None = None, **more) -> Stage:
     reads, leaves = tmp_path / f"{name}.yml", tmp_path / f"{name}.out"
-    reads.write_text("1")
-    return Stage(name, "launch/step.sbatch", ["true"], needs or [], [reads], leaves, **more)
+    reads.write_text(RECIPE)
+    return Stage(name, "launch/step.sbatch", [str(reads)], needs or [], [reads], leaves, **more)
 
 
 def complete(one: Stage) -> None:
+    """As its job 7 leaves it."""
     stamp = pipeline.stamp_of("it", one)
     one.leaves.mkdir()
-    made = [str(path) for path in one.made]
-    log = f"logs/{one.name}-7.log"
-    record.write(stamp, record.Record(one.name, 7, log, one.command, record.hashes(one.reads), [], AGAIN, made))
+    record.write(stamp, record.Record(one.name, one.command, [*map(str, one.reads + one.made)], [], AGAIN, 7, "a.log"))
+    record.begin(stamp)
     record.done(stamp)
 
 
@@ -195,6 +167,7 @@ def complete(one: Stage) -> None:
 def trained(tmp_path, monkeypatch):
     """A mix and a training on it, both complete; `what` says their states."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     manifest = tmp_path / "manifest.json"
     manifest.write_text("1")
     mix = a_stage(tmp_path, "mix")
@@ -211,16 +184,20 @@ def trained(tmp_path, monkeypatch):
     return mix, sft, what
 
 
+def edit(one: Stage) -> None:
+    one.reads[0].write_text(RECIPE.replace("seed: 1", "seed: 2"))
+
+
 def test_a_training_is_not_taken_up_from_the_checkpoints_of_another(trained):
     mix, sft, what = trained
-    sft.reads[0].write_text("2")
+    edit(sft)
     assert what()["sft"] == "to run"  # no checkpoint is in the way
     (sft.run / "checkpoint-10").mkdir()
     with pytest.raises(ValueError, match=r"sft: .*sft.yml has changed since job 7.*mv .*sft.out .*--done sft"):
         what()
     assert what("sft")["sft"] == "complete"
-    sft.reads[0].write_text("1")
-    mix.reads[0].write_text("2")
+    sft.reads[0].write_text(RECIPE)
+    edit(mix)
     with pytest.raises(ValueError, match="mix, which it needs, runs again"):
         what()
     with pytest.raises(ValueError, match="--done sfd: no such stage; there are mix, sft"):
@@ -228,25 +205,114 @@ def test_a_training_is_not_taken_up_from_the_checkpoints_of_another(trained):
 
 
 def test_an_unfinished_training_goes_on_unless_what_it_is_made_of_has_changed(trained):
+    """Its own record says so: a remark in the recipe is no change."""
     mix, sft, what = trained
+    start.hold(sft.reads[0], start.read(sft.reads[0]), sft.run)
     (sft.run / "checkpoint-10").mkdir()
     pipeline.stamp_of("it", sft).unlink()
+    sft.reads[0].write_text(f"# a remark\n{RECIPE}")
     assert what()["sft"] == "to run"
-    mix.reads[0].write_text("2")
+    edit(mix)
     with pytest.raises(ValueError, match=r"sft: mix, which it needs, runs again.*mv .*sft.out .*go on.*--done mix"):
         what()
     assert what("mix")["sft"] == "to run"
-    sft.reads[0].write_text("2")
-    with pytest.raises(ValueError, match=r"mv .*sft.out .*: hermes3 launch true, and when that .*--done sft"):
+    edit(sft)
+    with pytest.raises(ValueError, match=r"sft.yml has changed: seed was 1, is 2.*mv .*sft.out .*put that back"):
         what("mix")
 
 
 def test_what_a_stage_was_made_of_or_left_and_is_another_or_gone(trained):
     mix, sft, what = trained
     sft.made[0].write_text("2")
-    assert pipeline.states(AGAIN, "it", [mix, sft], {}, [])["sft"].why == f"{sft.made[0]} has changed since job 7"
+    assert pipeline.states(AGAIN, "it", [mix, sft], {}, [])["sft"].why == f"{sft.made[0]} has changed since job 7 began"
     mix.leaves.rmdir()
     assert pipeline.states(AGAIN, "it", [mix], {}, [])["mix"].why.endswith("mix.out is gone")
+
+
+def test_a_running_stage_whose_need_must_run_first_is_not_left_behind(trained):
+    mix, sft, _ = trained
+    edit(mix)
+    pipeline.stamp_of("it", sft).unlink()
+    jobs = {"sft": queue.Job(9, "sft", "RUNNING", "None")}
+    with pytest.raises(ValueError, match="sft is in the queue as job 9, and mix.*mix.yml has changed.*scancel 9"):
+        pipeline.states(AGAIN, "it", [mix, sft], jobs, [])
+
+
+def test_a_refused_submission_leaves_no_half_chain(trained, monkeypatch):
+    """Nor one that sbatch takes and the cluster cannot run: it is asked before anything is submitted."""
+    mix, sft, _ = trained
+    for one in (mix, sft):
+        edit(one)
+    lines, cancelled = [], []
+
+    def submit(line: list[str]) -> int:
+        if "--dependency=afterok:41" in line:
+            raise UserError("sbatch: error: invalid partition specified: none")
+        lines.append(line)
+        return 41
+
+    def test(line: list[str]) -> None:
+        if sft.reads[0].name in line[-1]:
+            raise UserError("Requested node configuration is not available")
+
+    for name, stand_in in {"submit": submit, "test": test, "cancel": cancelled.extend}.items():
+        monkeypatch.setattr(queue, name, stand_in)
+    states = pipeline.states(AGAIN, "it", [mix, sft], {}, [])
+    submission = pipeline.Submission(AGAIN, "it", [mix, sft], states)
+    with pytest.raises(ValueError, match="stage sft: this cluster cannot run it now; nothing is submitted"):
+        submission.submit()
+    assert lines == []
+    with pytest.raises(ValueError, match="stage sft was refused; the 1 before it are cancelled(.|\n)*partition.*none"):
+        submission.submit(check=False)
+    assert len(lines) == 1 and cancelled == [41]
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_stage_is_made_of_what_its_job_has_read(trained, back, monkeypatch):
+    """The file is edited while the job waits, and put back once it runs; or edited while it runs."""
+    mix, _, what = trained
+    stamp = pipeline.stamp_of("it", mix)
+    if back:
+        edit(mix)
+    record.begin(stamp)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    mix.reads[0].write_text(RECIPE) if back else edit(mix)
+    record.begin(stamp)  # queued again, it goes on where it was
+    record.done(stamp)
+    assert what()["mix"] == "to run"
+
+
+def test_a_launch_that_is_killed_has_noted_the_job_before(trained, monkeypatch):
+    mix, _, what = trained
+    edit(mix)
+    stamp = pipeline.stamp_of("it", mix)
+
+    def killed(line):
+        assert record.read(stamp).job is None and not stamp.exists()
+        record.begin(stamp)
+        record.done(stamp)  # the job runs all the same
+        raise SystemExit
+
+    monkeypatch.setattr(queue, "submit", killed)
+    states = pipeline.states(AGAIN, "it", [mix], {}, [])
+    with pytest.raises(SystemExit):
+        pipeline.Submission(AGAIN, "it", [mix], states).submit(check=False)
+    assert what()["mix"] == "complete"
+    mix.reads[0].write_text(RECIPE)
+    assert what()["mix"] == "to run"
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.ENOSYS, "not locked"), (errno.EWOULDBLOCK, "wait for it")])
+def test_a_file_system_without_flock_is_said_and_no_hindrance(tmp_path, monkeypatch, capsys, number, words):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(pipeline.fcntl, "flock", flock)
+    try:
+        with pipeline.alone(tmp_path):
+            assert words in capsys.readouterr().err
+    except ValueError as error:
+        assert words in str(error)
 
 
 def test_a_mix_is_complete_when_it_was_built_from_its_spec_as_it_stands(tmp_path, monkeypatch):
@@ -368,7 +434,8 @@ def test_the_chain_runs_to_the_report(slurm, site, base, samples):
     assert set(ended.values()) == {"COMPLETED"}, f"{ended}\n{failed and failed[0].read_text()[-3000:]}"
 
     assert "8 packs of 1,024 tokens" in (site / f"logs/mix_small_sft-{said['submitted']['mix_sft']}.log").read_text()
-    assert list(record.made(site / "logs/pipeline/small/sft.done")) == ["mixes/small_sft/manifest.json"]
+    made_of = json.loads((site / "logs/pipeline/small/sft.done").read_text())["of"]
+    assert {"recipes/tiny_sft.yml", "mixes/small_sft/manifest.json"} <= made_of.keys() and all(made_of.values())
     chosen = json.loads((site / "outputs/tiny/sft/select.json").read_text())
     assert (site / "outputs/tiny/sft/best").resolve() == (site / chosen["model"]).resolve()
     report = json.loads((site / "outputs/tiny/report/report.json").read_text())

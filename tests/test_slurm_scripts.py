@@ -3,6 +3,7 @@
 import os
 import pwd
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from quick_site import QuickSite
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(ROOT.glob("launch/*.sbatch"))
+SCONTROL = shutil.which("scontrol")
 BATCH = re.compile(r"^#SBATCH .*", re.MULTILINE)
 
 
@@ -81,30 +83,24 @@ def test_kernels_are_not_loaded_from_a_folder_of_another_user(tmp_path):
 
 
 def test_an_allocation_of_another_size_submits_itself_anew(slurm, site):
+    """With what Slurm knows of it; what it does not know, the log says is lost."""
     train = "print('GPUs', os.environ['CUDA_VISIBLE_DEVICES'], 'CPUs', os.environ['SLURM_CPUS_PER_TASK'])"
-    first = site.submit(train, "--time=33", "--nodes=1", recipe=site.recipe(2, "h100-80gb", 8))
-    assert site.end(first) == ("COMPLETED", 0)
-    assert site.end(first + 1) == ("COMPLETED", 0), site.log(first)
-    job = slurm.job(first + 1)
-    assert (job["NumNodes"], job["TimeLimit"]) == ("2", "00:33:00")
-    ranks = [(site.folder / f"logs/{first + 1}/attempt_1/rank_{rank}.log").read_text() for rank in range(2)]
-    assert ranks == ["GPUs 0,1,2,3,4,5,6,7 CPUs 16\n"] * 2
-    assert not (site.folder / f"logs/{first}").exists()
-
-
-def test_what_slurm_knows_of_an_allocation_goes_with_it(slurm, site):
-    """And what it does not know, the log says is lost."""
     user = pwd.getpwuid(os.getuid()).pw_name
     slurm.run("scontrol", "create", "reservation=ours", "starttime=now", "duration=60", "nodes=ALL", f"users={user}")
     try:
-        first = site.submit("", "--nodes=1", "--exclude=n2,n4", "--reservation=ours", "--nice=7")
+        options = ("--time=33", "--nodes=1", "--exclude=n2", "--reservation=ours", "--nice=7")
+        first = site.submit(train, *options, recipe=site.recipe(2, "h100-80gb", 8))
         assert site.end(first) == ("COMPLETED", 0)
         assert site.end(first + 1) == ("COMPLETED", 0), site.log(first)
         job = slurm.job(first + 1)
     finally:
         slurm.run("scontrol", "delete", "reservation=ours")
-    assert (job["Reservation"], job["ExcNodeList"]) == ("ours", "n[2,4]")
+    kept = ("NumNodes", "TimeLimit", "Reservation", "ExcNodeList")
+    assert [job[name] for name in kept] == ["2", "00:33:00", "ours", "n2"]
     assert "any other option is lost" in site.log(first)
+    ranks = [(site.folder / f"logs/{first + 1}/attempt_1/rank_{rank}.log").read_text() for rank in range(2)]
+    assert ranks == ["GPUs 0,1,2,3,4,5,6,7 CPUs 16\n"] * 2
+    assert not (site.folder / f"logs/{first}").exists()
 
 
 def test_a_stage_of_another_size_fails(slurm, site):
@@ -112,39 +108,16 @@ def test_a_stage_of_another_size_fails(slurm, site):
     stamp = site.folder / "stage.done"
     jid = site.submit("", "--nodes=1", HERMES3_STAMP=str(stamp))
     assert site.end(jid) == ("FAILED", 0) and not stamp.exists()
-    assert "is for 2 nodes of 1 (cpu), this stage has 1 nodes" in site.log(jid)
+    assert "is for 2 nodes of 1 (cpu), this job has 1 nodes" in site.log(jid)
     assert "stage stage failed with exit code 1" in site.log(jid).splitlines()[-1]
     assert slurm.run("scontrol", "show", "job", jid + 1, check=False).returncode
-
-
-def test_what_sbatch_says_of_an_allocation_of_another_size_is_in_the_log(slurm, site):
-    refuses = "echo 'sbatch: error: no jobs from jobs' >&2; exit 1"
-    site.script("bin/sbatch", f'#!/bin/bash\n[[ -n ${{HERMES3_RESIZED:-}} ]] || exec /usr/bin/sbatch "$@"\n{refuses}\n')
-    jid = site.submit("", "--nodes=1")
-    assert site.end(jid) == ("FAILED", 0)
-    assert "\nsbatch: error: no jobs from jobs\n" in site.log(jid) and "--nodes=2" in site.log(jid)
-
-
-def test_gpus_that_slurm_does_not_count_are_not_asked_for(slurm, site):
-    """The preflight counts them."""
-    site.script("bin/sinfo", "#!/bin/bash\necho '(null)'\n")
-    (site.folder / "launch/env.sh").unlink()
-    site.script("launch/env.sh", f"unset SLURM_GPUS_ON_NODE\n. {ROOT}/launch/env.sh\n")
-    recipe = site.recipe(2, "h100-80gb", 8)
-    assert site.end(site.submit("", recipe=recipe)) == ("COMPLETED", 0)
-    first = site.submit("", "--nodes=1", recipe=recipe)
-    assert site.end(first) == ("COMPLETED", 0)
-    assert site.end(first + 1) == ("COMPLETED", 0), site.log(first)
-    assert "TresPerNode" not in slurm.job(first + 1) and "gpus-per-node" not in site.log(first)
 
 
 def test_two_jobs_do_not_train_into_one_folder(slurm, site):
     """Whatever they are called; one that has ended is no hindrance."""
     jid = site.submit("step(0.5)\nprint('up')\nwhile not os.path.exists('go'): time.sleep(0.1)")
     site.wait_log(jid, "up")
-    recipe = site.recipe()
-    train = (site.folder / "axolotl/cli/train.py").read_text()
-    other = site.submit(train, "--nodes=2", "--job-name=train", recipe=recipe)
+    other = site.submit(site.train, "--nodes=2", "--job-name=train")
     assert site.end(other) == ("FAILED", 0)
     assert f"job {jid} trains into it already" in site.log(other).splitlines()[-1]
     (site.folder / "go").touch()
@@ -160,13 +133,17 @@ def test_an_array_is_refused(slurm, site):
 
 
 def test_each_node_has_its_rank_and_all_meet_on_the_first_host(slurm, site):
+    """Submitted from a task of an array, whose variables Slurm hands on, and with nothing handed on to tasks."""
     stamp = site.folder / "stage.done"
-    jid = site.submit("", HERMES3_STAMP=str(stamp))
+    (site.folder / "launch/env.sh").rename(site.folder / "launch/ours.sh")
+    path = f"PATH={site.folder}/bin:{Path(sys.executable).parent}:$PATH PYTHONPATH={site.folder}"
+    site.script("launch/env.sh", f". launch/ours.sh\nexport {path} HERMES3_STAMP={stamp}\n")
+    jid = site.submit("", SBATCH_EXPORT="NONE", SLURM_ARRAY_TASK_ID="3", SLURM_ARRAY_JOB_ID="1")
     assert site.end(jid) == ("COMPLETED", 0), site.log(jid)
     assert stamp.exists()
     launched = sorted((site.folder / "torchrun.txt").read_text().splitlines())
-    found = [re.search(r"(n\d): --nnodes (\d) .*--node-rank (\d) --master-addr (\w+) ", line) for line in launched]
-    assert [one.groups() for one in found] == [("n1", "2", "0", "n1"), ("n2", "2", "1", "n1")]
+    lines = [re.search(r"(n\d): --nnodes (\d) .*--node-rank (\d) --master-addr (\w+) ", line) for line in launched]
+    assert [one.groups() for one in lines] == [("n1", "2", "0", "n1"), ("n2", "2", "1", "n1")]
 
 
 # The notice of the end
@@ -177,17 +154,21 @@ step(0.5)
 print("up", attempt)
 if attempt == 1:
     while not stop.exists(): time.sleep(0.1)
+    save(8)
     sys.exit(75)
 """
 
 
 def test_on_notice_ranks_stop_and_the_job_goes_on(slurm, site):
+    """Though slurmctld is away for a while: it is asked again."""
+    away = "echo 'Unable to contact slurm controller (connect failure)' >&2; touch back; exit 1"
+    site.script("bin/scontrol", f'#!/bin/bash\n[[ $1 != requeue || -e back ]] || {{ {away}; }}\nexec {SCONTROL} "$@"\n')
     jid = site.submit(UNTIL_STOPPED)
     site.wait_log(jid, "up 1")
     slurm.run("scancel", "--batch", "--signal=USR1", jid)
-    assert site.end(jid) == ("COMPLETED", 1)
+    assert site.end(jid) == ("COMPLETED", 1), site.log(jid)
     log = site.log(jid)  # of both attempts: a requeue does not cut it off
-    assert "attempt 1 on" in log and "ended on notice" in log and "up 2" in log
+    assert "attempt 1 on" in log and "ended on notice" in log and "asked again" in log and "up 2" in log
     assert not list(site.folder.glob(f"logs/{jid}/attempt_*/crash.json"))
 
 
@@ -205,24 +186,82 @@ def test_a_command_that_its_time_limit_will_end_says_so_in_time(slurm, site):
 
 
 def test_ranks_that_do_not_stop_are_ended_in_time_for_another_attempt(slurm, site):
-    """Slurm never queues a job again that its time limit has ended. Ten seconds before that, says squeue here."""
-    site.script("bin/squeue", "#!/bin/bash\ndate -d '10 seconds' +%FT%T\n")
+    """Slurm never queues a job again that its time limit has ended. Four seconds before that, says squeue here."""
+    site.script("bin/squeue", "#!/bin/bash\ndate -d '4 seconds' +%FT%T\n")
     jid = site.submit("step(0.5)\nprint('up', attempt)\nif attempt == 1: time.sleep(3600)")
     site.wait_log(jid, "up 1")
     slurm.run("scancel", "--batch", "--signal=USR1", jid)
     assert site.end(jid) == ("COMPLETED", 1)
+    assert "no checkpoint was written" in site.log(jid)
+
+
+# What a run is made of
+
+
+def test_a_run_that_is_something_else_now_is_not_taken_up(slurm, site):
+    """The recipe is edited for the next experiment while its job runs, which is then queued again."""
+    recipe = site.recipe()
+    recipe.write_text(recipe.read_text() + "seed: 42\n")
+    jid = site.submit("print('up', attempt)\nif attempt == 1: time.sleep(3600)", recipe=recipe)
+    site.wait_log(jid, "up 1")
+    recipe.write_text(recipe.read_text().replace("42", "43"))
+    slurm.run("scontrol", "requeue", jid)
+    assert site.end(jid) == ("FAILED", 1)
+    assert "recipe.yml has changed: seed was 42, is 43" in site.log(jid) and "up 2" not in site.log(jid)
+    assert "to train anew: mv out out.old" in site.log(jid).splitlines()[-1]
+
+
+def test_what_is_prepared_already_is_not_written_anew(slurm, site):
+    """A second recipe on the same mix, whose preparation comes to the same folder and to one more."""
+    prepare = (
+        "import os, sys\nto = next(a.split('=')[1] for a in sys.argv if a.startswith('--dataset-prepared-path='))\n"
+    )
+    prepare += "for name in ['ours', *os.environ.get('MORE', '').split()]:\n    os.makedirs(f'{to}/{name}')\n"
+    prepare += "    open(f'{to}/{name}/data.arrow', 'w').write(name)\n"
+    (site.folder / "axolotl/cli/preprocess.py").write_text(prepare)
+    assert site.end(site.submit("")) == ("COMPLETED", 0)
+    data = site.folder / "prepared/ours/data.arrow"
+    before = data.stat()
+    recipe = site.recipe()
+    recipe.write_text(recipe.read_text() + "learning_rate: 0.001\n")
+    jid = site.submit("", "--nodes=2", recipe=recipe, MORE="more")
+    assert site.end(jid) == ("COMPLETED", 0), site.log(jid)
+    assert (data.stat().st_ino, data.stat().st_mtime) == (before.st_ino, before.st_mtime)
+    names = sorted(path.name for path in (site.folder / "prepared").iterdir())
+    assert len(names) == 4 and names[:2] == ["more", "ours"] and names[2].startswith("recipe-")
 
 
 # Crashes
 
 
 def test_a_crash_is_tried_again_but_not_the_same_at_the_same_place_and_the_mix_is_prepared_once(slurm, site):
-    jid = site.submit("if rank == '1': time.sleep(3600)\nstep(0.5)\nraise RuntimeError(f'size mismatch at {id(job)}')")
+    """The logs of an older job of the same number are set aside: its five crashes and bad node are not this one's."""
+    train = "if rank == '1': time.sleep(3600)\nstep(0.5)\nraise RuntimeError(f'size mismatch at {id(job)}')"
+    jid = site.submit(train, "--nodes=2", "--hold")
+    for number in range(1, 6):
+        older = site.folder / f"logs/{jid}/attempt_{number}"
+        older.mkdir(parents=True)
+        (older / "crash.json").write_text('{"kind": "RuntimeError", "message": "", "epoch": "0.9"}')
+    slurm.run("scontrol", "release", jid)
     assert site.end(jid) == ("FAILED", 1)
-    assert "the same crash as before" in site.log(jid)
+    assert "crash 1 of at most 5" in site.log(jid) and "the same crash as before" in site.log(jid)
     assert site.log(jid).splitlines()[-1].startswith("RuntimeError: size mismatch at ")
     prepared = [path.read_text() for path in site.folder.glob(f"logs/{jid}/attempt_*/preprocess.log")]
     assert prepared == ["on n1\n"]
+    assert len(list(site.folder.glob(f"logs/{jid}.*/attempt_5"))) == 1
+
+
+def test_training_goes_on_from_its_checkpoint_without_the_node_that_broke(slurm, site):
+    train = "print(attempt, 'from', [path.name for path in Path('out').glob('checkpoint-*')])\nstep(attempt / 10)\n"
+    train += (
+        "if attempt == 1 and rank == '1':\n    save(8)\n    raise ImportError('version `GLIBC_2.38\\' not found')\n"
+    )
+    jid = site.submit(train + "if attempt == 1: time.sleep(3600)")
+    assert site.end(jid) == ("COMPLETED", 1), site.log(jid)
+    log, job = site.log(jid), slurm.job(jid)
+    assert "rank_1.log on n2, epoch 0.1" in log and "n2 alone has met it, and is left out" in log
+    assert "2 from ['checkpoint-8']\n" in log
+    assert job["ExcNodeList"] == "n2" and "n2" not in slurm.run("scontrol", "show", "hostnames", job["NodeList"]).stdout
 
 
 def test_a_user_s_error_ends_all_ranks_and_fails_once_with_its_message_last(slurm, site):
@@ -266,37 +305,19 @@ def test_a_node_lost_while_ranks_are_launched(slurm, site):
     assert "n2" not in slurm.run("scontrol", "show", "hostnames", slurm.job(jid)["NodeList"]).stdout.split()
 
 
-def test_a_job_that_its_preflight_has_queued_again_trains_without_the_bad_node(slurm, site):
-    again = "scontrol requeue $SLURM_JOB_ID; scontrol update JobId=$SLURM_JOB_ID ExcNodeList=n2; exit 3"
-    first = '[[ -z ${SLURM_RESTART_COUNT:-} ]] || exit 0; trap "" TERM'
-    site.script("launch/preflight.sh", f"#!/bin/bash\n{first}; {again}\n")
-    jid = site.submit("step(0.5)")
-    assert site.end(jid) == ("COMPLETED", 1), site.log(jid)
-    assert "n2" not in slurm.run("scontrol", "show", "hostnames", slurm.job(jid)["NodeList"]).stdout.split()
-    assert not list(site.folder.glob(f"logs/{jid}/attempt_*/crash.json"))
-
-
 def test_a_requeue_that_slurm_does_not_carry_out_is_no_success(slurm, site):
-    """Nor waited for any longer than ten minutes, for which the stand-in of sleep does not wait."""
-    site.script("bin/scontrol", '#!/bin/bash\n[[ $1 == requeue ]] || exec /usr/bin/scontrol "$@"\n')
-    site.script("bin/sleep", "#!/bin/bash\n")
+    site.script("bin/scontrol", f'#!/bin/bash\n[[ $1 == requeue ]] || exec {SCONTROL} "$@"\n')
     stamp = site.folder / "stage.done"
     jid = site.submit("step(0.5)\nraise RuntimeError('NCCL error')", HERMES3_STAMP=str(stamp))
     assert site.end(jid) == ("FAILED", 0)
     assert "queued again" in site.log(jid) and "is trained" not in site.log(jid) and not stamp.exists()
-    (site.folder / "axolotl/cli/preprocess.py").write_text("raise RuntimeError('killed')\n")
+    (site.folder / "axolotl/cli/preprocess.py").unlink()
     for prepared in (site.folder / "prepared").iterdir():
         prepared.unlink()
-    assert site.end(site.submit("")) == ("FAILED", 0)
+    jid = site.submit("")
+    assert site.end(jid) == ("FAILED", 0)
+    assert "preprocess.log" in site.log(jid) and "No module named axolotl.cli.preprocess" in site.log(jid)
     assert not list((site.folder / "prepared").iterdir())
-
-
-def test_ranks_that_slurm_ends_are_no_fault_of_the_run(slurm, site):
-    """As it does before it preempts a job."""
-    jid = site.submit("step(0.5)\nprint('up', attempt)\nif attempt == 1: time.sleep(3600)")
-    site.wait_log(jid, "up 1")
-    slurm.run("scancel", "--signal=TERM", jid)
-    assert site.end(jid) == ("COMPLETED", 1), site.log(jid)
 
 
 def test_a_preempted_job_has_not_crashed(slurm, site):

@@ -129,7 +129,10 @@ def test_each_rank_has_a_log_and_the_mix_is_prepared_before(two_job, site):
 
 
 def test_a_job_survives_all_that_ends_it_and_trains_the_same_model(slurm, site, recipe, submit, two):
-    """One job, a fault in each of four attempts. Each loses the steps since its last checkpoint, the notice none."""
+    """One job, a fault in each of four attempts: a killed rank, a lost node, a node that reads wrong, the time limit.
+
+    Each loses the steps since its last checkpoint, the notice none; training goes on without the node that is broken.
+    """
     path = prepared(recipe("survivor"))
     jid = submit(path, "--nodes=2", "--signal=B:USR1@110", hold="10,20,27,29")
 
@@ -137,8 +140,9 @@ def test_a_job_survives_all_that_ends_it_and_trains_the_same_model(slurm, site, 
         files = [path.parent / f"held-{step}-{rank}" for rank in range(2)]
         slurm.until(lambda: all(map(Path.exists, files)), PATIENCE, f"job {jid}: both ranks held at step {step}")
 
-    def free(step: int) -> None:
-        (path.parent / f"free-{step}").touch()
+    def free(step: int, broken: str = "") -> None:
+        (path.parent / f"free-{step}.new").write_text(broken)
+        (path.parent / f"free-{step}.new").rename(path.parent / f"free-{step}")
 
     held(10)
     kill(path, rank=1)
@@ -149,8 +153,8 @@ def test_a_job_survives_all_that_ends_it_and_trains_the_same_model(slurm, site, 
     free(20)
 
     held(27)
-    slurm.run("scontrol", "requeue", jid)
-    free(27)
+    bad = last_node(slurm, jid)
+    free(27, broken="1")
 
     held(29)
     end_of_time(slurm, jid)
@@ -159,18 +163,23 @@ def test_a_job_survives_all_that_ends_it_and_trains_the_same_model(slurm, site, 
     slurm.until(lambda: "ended on notice" in log_of(site, jid), PATIENCE, "the end of attempt 4")
     slurm.run("scontrol", "update", f"jobid={jid}", "timelimit=60")
 
-    assert trained(slurm, site, jid)["Restarts"] == "4"
+    job = trained(slurm, site, jid)
+    assert job["Restarts"] == "4" and job["ExcNodeList"] == bad and bad not in hosts(slurm, job["NodeList"])
     run = ranks.result(path, [0, 0])
     attempts = [range(1, 11), range(9, 21), range(17, 28), range(25, 31), range(31, 37)]
     assert [line["step"] for line in run.lines() if "step" in line] == [step for steps in attempts for step in steps]
     crashes = sorted(path.parent.name for path in site.glob(f"logs/{jid}/attempt_*/crash.json"))
-    assert crashes == ["attempt_1"]  # what Slurm and the notice ended counts for nothing
+    assert crashes == ["attempt_1", "attempt_3"]  # what Slurm and the notice ended counts for nothing
     ours, undisturbed = run.weights(), two.weights()
     assert ours.keys() == undisturbed.keys() and all(torch.equal(ours[name], undisturbed[name]) for name in ours)
 
 
+def hosts(slurm, nodes: str) -> list[str]:
+    return slurm.run("scontrol", "show", "hostnames", nodes).stdout.split()
+
+
 def last_node(slurm, jid: int) -> str:
-    return slurm.run("scontrol", "show", "hostnames", slurm.job(jid)["NodeList"]).stdout.split()[-1]
+    return hosts(slurm, slurm.job(jid)["NodeList"])[-1]
 
 
 def test_a_wrong_recipe_fails_once_with_its_error_last(slurm, site, recipe, submit, two):

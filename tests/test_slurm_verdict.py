@@ -1,36 +1,25 @@
-"""What a crash is told by its logs, which Python itself has written here."""
+"""What a crash is told by its logs, those of tests/last_words.yml and some which Python itself has written here."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hermes3.slurm.verdict import MAX_CRASHES, verdict
 
 STEP = "print({'loss': '1.0', 'epoch': '0.25'})\n"
 KILLED = "import os\n" + STEP + "os.kill(os.getpid(), 9)"
-# As torch's, without loading it
-OUT_OF_MEMORY = (
-    "class OutOfMemoryError(RuntimeError): __module__ = 'torch'\n"
-    "raise OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')"
-)
-VALIDATION = "from pydantic import BaseModel\nclass M(BaseModel): lora_r: int\nM(lora_r='many')"
-# torch.distributed writes the rank before each line of a traceback
-OF_RANK = (
-    "import sys, traceback\n"
-    "sys.excepthook = lambda *e: print('\\n'.join('[rank1]: ' + line for line in "
-    "''.join(traceback.format_exception(*e)).splitlines()), '\\n[rank1]:[W1124] a warning of NCCL', sep='')\n"
-    "raise ValueError('no such column')"
-)
-AT_EXIT = (
-    "import atexit\natexit.register(print, 'nanobind: leaked 4 instances!\\n - leaked')\nraise ValueError('no rows')"
-)
-CAUGHT = (
-    "import traceback\ntry: raise ValueError('no network')\nexcept ValueError: traceback.print_exc()\n"
-    "import sys; sys.stderr.flush()\n" + KILLED
-)
+WORDS = yaml.safe_load(Path(__file__).with_name("last_words.yml").read_text(encoding="utf-8"))
+SHORT = {
+    "step": "{'loss': '1.0', 'epoch': '0.25'}",
+    "peer": "!RuntimeError: NCCL error: remote process exited",
+    "while": "\nDuring handling of the above exception, another exception occurred:\n",
+}
+TRACEBACK = 'Traceback (most recent call last):\n  File "train.py", line 1, in <module>\n'
 
 
 def attempt(job: Path, number: int, *ranks: str) -> Path:
@@ -43,60 +32,79 @@ def attempt(job: Path, number: int, *ranks: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("program", "last"),
-    [
-        ("raise ValueError('lora_r: too large')", "ValueError: lora_r: too large"),
-        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
-        ("open('no/such/file')", "FileNotFoundError: [Errno 2] No such file or directory: 'no/such/file'"),
-        ("try: 1 / 0\nexcept ZeroDivisionError: raise KeyError('hardware')", "KeyError: 'hardware'"),
-        (OUT_OF_MEMORY, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"),
-        (OF_RANK, "ValueError: no such column"),
-        (AT_EXIT, "ValueError: no rows"),
-    ],
-)
-def test_a_user_s_error_stops_the_job_and_is_the_last_line(tmp_path, program, last):
-    # the other rank has an error too: its partner is gone
-    again, why = verdict(attempt(tmp_path, 1, "raise RuntimeError('Connection closed by peer')", program))
-    assert not again and why.splitlines()[-1] == last
+def spoken(job: Path, number: int, *ranks: str) -> Path:
+    """The folder of an attempt with these logs, written as in last_words.yml."""
+    folder = attempt(job, number)
+    for rank, text in enumerate(ranks):
+        text = "\n".join(SHORT.get(line, line) for line in text.splitlines())
+        (folder / f"rank_{rank}.log").write_text(re.sub("^!", TRACEBACK, text, flags=re.MULTILINE) + "\n")
+        (folder / f"rank_{rank}.node").write_text(f"n{rank + 1}\n")
+    return folder
 
 
-def test_a_message_of_many_lines_is_shown_whole(tmp_path):
-    again, why = verdict(attempt(tmp_path, 1, VALIDATION))
-    assert not again
-    assert "ValidationError: 1 validation error for M\nlora_r\n  Input should be a valid integer" in why
+@pytest.mark.parametrize("words", WORDS, ids=lambda words: words["fault"])
+def test_whose_fault_the_last_words_tell(tmp_path, words):
+    folder = spoken(tmp_path, 1, *words["ranks"])
+    if "node_log" in words:
+        (folder / "node_n2.log").write_text(words["node_log"])
+    again, why = verdict(folder)
+    bad = tmp_path / "bad_nodes"
+    assert (again, bad.read_text().split("\t")[0] if bad.exists() else None) == (words["again"], words.get("node"))
+    assert words["shown"] in why.partition("\n")[2], why
+    assert "node" not in words or f" on {words['node']}," in why and f"{words['node']} alone has met it" in why
 
 
-def test_a_preparation_that_fails_is_a_user_s_error(tmp_path):
-    folder = attempt(tmp_path, 1)
-    (folder / "preprocess.log").write_text("Traceback (most recent call last):\n  File\nValueError: no rows\n")
-    assert verdict(folder) == (False, f"{folder.name}, preprocess.log, before the first step: "
-                                      "an error that another attempt would meet too\nValueError: no rows")  # fmt: skip
+LONG = [  # program, what must be among the last words
+    (
+        "raise RuntimeError('Error(s) in loading:' + 90 * '\\n\\tsize mismatch')",
+        "Error(s) in loading:\n\tsize mismatch",
+    ),
+    (
+        "from pydantic import create_model\n"
+        "create_model('M', **{f'k{n}': (int, ...) for n in range(40)})(**{f'k{n}': 'x' for n in range(40)})",
+        "ValidationError: 40 validation errors for M\nk0\n",
+    ),
+    ("import os, sys; os.execv(sys.executable, ['python', '-m', 'no_such.module'])", "No module named 'no_such'"),
+    ("raise SystemExit('recipes/8b_sft.yml: hardware is missing')", "recipes/8b_sft.yml: hardware is missing"),
+]
+
+
+@pytest.mark.parametrize(("program", "last"), LONG)
+@pytest.mark.parametrize("log", ["rank_0.log", "preprocess.log"])
+def test_an_error_of_many_lines_or_without_a_traceback_ends_the_job(tmp_path, program, last, log):
+    first, second = attempt(tmp_path, 1, program), attempt(tmp_path, 2)
+    (first / "rank_0.log").rename(first / log)
+    (second / log).write_bytes((first / log).read_bytes())
+    verdict(first)
+    again, why = verdict(second)
+    assert not again and last in why and f", {log}, before the first step: " in why
 
 
 def test_a_machine_s_error_is_tried_again_but_not_the_same_twice(tmp_path):
-    nccl = STEP + "import time; raise RuntimeError(f'NCCL error of process {time.time()}')"
-    assert verdict(attempt(tmp_path, 1, nccl))[0]
-    assert verdict(attempt(tmp_path, 2, STEP.replace("0.25", "0.5") + nccl.removeprefix(STEP)))[0]  # it came further
-    again, why = verdict(attempt(tmp_path, 3, nccl))
+    nccl = "step\n!RuntimeError: NCCL error of process "
+    assert verdict(spoken(tmp_path, 1, nccl + "17"))[0]
+    further = spoken(tmp_path, 2, nccl + "18")
+    (further / "rank_0.log").write_text((further / "rank_0.log").read_text().replace("0.25", "0.5"))
+    assert verdict(further)[0]
+    again, why = verdict(spoken(tmp_path, 3, nccl + "19"))
     assert not again and "the same crash as before" in why
-
-
-def test_a_rank_that_was_killed(tmp_path):
-    again, why = verdict(attempt(tmp_path, 1, KILLED, "raise SystemExit(1)"))
-    assert again and "a rank was killed from outside" in why and "epoch 0.25" in why
 
 
 def test_ranks_killed_twice_at_one_place_are_not_one_fault(tmp_path):
     """As Slurm kills them before it preempts, or a node that is short of memory."""
-    assert verdict(attempt(tmp_path, 1, KILLED))[0]
-    assert verdict(attempt(tmp_path, 2, KILLED))[0]
+    for number in (1, 2):
+        again, why = verdict(attempt(tmp_path, number, KILLED, "raise SystemExit(1)"))
+        assert again and "a rank was killed from outside" in why and "epoch 0.25" in why
 
 
-def test_an_error_that_training_went_on_after_is_not_its_end(tmp_path):
-    assert verdict(attempt(tmp_path, 1, CAUGHT))[0]
-    before_training = CAUGHT.replace(KILLED, "for line in range(99): print('loading')\nraise SystemExit(1)")
-    assert verdict(attempt(tmp_path, 2, KILLED.replace("0.25", "0.5"), before_training))[0]
+def test_what_preparation_left_is_no_crash_of_the_ranks(tmp_path):
+    folder = spoken(tmp_path, 1, "step")
+    (folder / "preprocess.log").write_text(f"{TRACEBACK}ValueError: no rows\n")
+    assert verdict(folder)[0]
+
+
+def test_many_lines_below_an_error_are_no_end(tmp_path):
+    assert verdict(spoken(tmp_path, 1, "!ValueError: no network" + "\nloading" * 99))[0]
 
 
 def test_crashes_are_capped(tmp_path, monkeypatch):
@@ -108,22 +116,45 @@ def test_crashes_are_capped(tmp_path, monkeypatch):
     assert verdict(attempt(tmp_path, MAX_CRASHES + 1))[0]
 
 
-def test_an_attempt_that_ends_on_notice_is_no_crash_if_it_took_a_step(tmp_path):
-    folder = attempt(tmp_path, 1, STEP + "raise SystemExit(75)")
-    assert verdict(folder, notified=True)[0] and not (folder / "crash.json").exists()
-    folder = attempt(tmp_path, 2, "raise SystemExit(75)")
+def test_not_one_node_after_the_other_is_left_out(tmp_path):
+    (tmp_path / "bad_nodes").write_text("n7\tx\nn8\tx\n")
+    again, why = verdict(spoken(tmp_path, 1, "!ImportError: GLIBC", "peer", "peer"))
+    assert not again and "more than the 2" in why
+
+
+# the notice of the end
+
+
+def saved(run: Path, step: int) -> None:
+    (run / f"checkpoint-{step}").mkdir(parents=True)
+    (run / f"checkpoint-{step}/complete.json").write_text(json.dumps({"step": step, "epoch": 1.0}))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words", "progress", "shown"),
+    [
+        ([], [8], "step", True, "ended on notice"),
+        ([8], [8, 9], "step\n!RuntimeError: as it ends", True, "ended on notice"),  # what was saved is saved
+        ([8], [8], "step", False, "no checkpoint was written"),
+        ([], [], "", False, "more notice"),
+        ([8], [8], "step\n!OSError: [Errno 28] No space left on device", False, "No space left on device"),
+    ],
+)
+def test_what_ends_on_notice_has_saved_or_is_a_crash(tmp_path, before, after, words, progress, shown):
+    folder, run = spoken(tmp_path / "job", 1, words), tmp_path / "run"
+    (folder / "start.json").write_text(json.dumps({"output_dir": str(run), "step": max(before, default=0)}))
+    for step in after:
+        saved(run, step)
     again, why = verdict(folder, notified=True)
-    assert again and "give more time" in why
-    assert json.loads((folder / "crash.json").read_text())["kind"] == "NoStep"
+    assert again and shown in why
+    assert (folder / "notice.json").exists() == progress == (not (folder / "crash.json").exists())
 
 
-def test_notices_without_progress_end_the_job(tmp_path, monkeypatch):
-    """A checkpoint that takes longer than the notice is never there: each attempt begins where the first did."""
-    monkeypatch.setenv("HERMES3_MAX_CRASHES", "2")
-    ended = STEP + "raise SystemExit(75)"
-    assert verdict(attempt(tmp_path, 1, ended), notified=True)[0]
-    assert verdict(attempt(tmp_path, 2, ended.replace("0.25", "0.5")), notified=True)[0]
-    again, why = verdict(attempt(tmp_path, 3, ended.replace("0.25", "0.50")), notified=True)
-    assert again and "more notice" in why
-    assert not verdict(attempt(tmp_path, 4, ended), notified=True)[0]
-    assert verdict(attempt(tmp_path, 5, ended.replace("0.25", "10.5")), notified=True)[0]  # 10.5 is beyond 0.5
+def test_notices_without_a_checkpoint_end_the_job(tmp_path):
+    """Each attempt comes a step further than the one before, from the same checkpoint."""
+    told = []
+    for number in range(1, MAX_CRASHES + 1):
+        folder = spoken(tmp_path, number, f"{{'loss': '1.0', 'epoch': '0.{number}'}}")
+        (folder / "start.json").write_text(json.dumps({"output_dir": str(tmp_path / "run"), "step": 0}))
+        told.append(verdict(folder, notified=True)[0])
+    assert told == [True] * (MAX_CRASHES - 1) + [False]

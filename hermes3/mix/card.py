@@ -28,8 +28,7 @@ from hermes3.mix.manifest import Manifest, batches, composition
 from hermes3.mix.refusals import is_refusal
 from hermes3.mix.spec import CATEGORIES, Spec
 from hermes3.page import charts, mix_charts, text
-from hermes3.page.markdown import as_page, table_row
-from hermes3.page.shell import render
+from hermes3.page.shell import as_page, render, table_row
 from hermes3.stats import wilson
 
 STAGES = ("read", "adapt", "filter", "tokenise", "decontaminate", "dedup", "budget")

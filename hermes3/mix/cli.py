@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Build data mixes and look into them.")
+app = typer.Typer(no_args_is_help=True, help="Build data mixes and check them.")
 
 Spec = Annotated[Path, typer.Argument(help="mix spec, data_mixes/*.yml")]
 Mix = Annotated[Path, typer.Argument(help="folder of a built mix")]
@@ -20,7 +20,10 @@ def build(
     workers: Annotated[int | None, typer.Option(min=1, help="processes; all cores by default")] = None,
     cache: Annotated[Path | None, typer.Option(help="folder of finished work; .cache beside OUT by default")] = None,
 ) -> None:
-    """Turn declared sources into a mix that Axolotl trains on, with a record of what is in it and what is not."""
+    """Build the mix of SPEC: what Axolotl trains on. A manifest records what is in it and what is not.
+
+    Example: hermes3 mix build data_mixes/tiny_sft.yml --out mixes/tiny_sft
+    """
     from rich.console import Console
     from rich.markdown import Markdown
 
@@ -31,7 +34,10 @@ def build(
 
 @app.command("lock")
 def lock(spec: Spec, data_root: DataRoot = Path()) -> None:
-    """Resolve every source's commit and file hashes, and write them beside SPEC; needs the network for Hub sources."""
+    """Pin every source of SPEC: its commit and file hashes. Sources on the Hub need the network.
+
+    Example: hermes3 mix lock data_mixes/tiny_sft.yml
+    """
     from hermes3.mix import lock
 
     pinned = lock.make(spec, data_root)
@@ -46,7 +52,10 @@ def verify(
     mix: Mix,
     every_row: Annotated[bool, typer.Option("--all", help="render every row anew, not a sample of 2,000")] = False,
 ) -> None:
-    """Check a mix against its manifest: hashes, sums, budgets, and that rows render to what trains."""
+    """Check a built mix against its manifest. Hashes, sums, budgets, and that rows render to what trains.
+
+    Example: hermes3 mix verify mixes/tiny_sft
+    """
     from hermes3.mix.verify import verify
 
     wrong = verify(mix, every_row)

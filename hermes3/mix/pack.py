@@ -1,7 +1,7 @@
 """How a mix packs under a recipe: Axolotl's own packer over the rows' lengths, in the order that training draws.
 
 Only lengths are read, so that 390 M tokens take seconds. The counts are those of the trainer on the hardware that the
-recipe declares. It shuffles and packs anew each epoch (`hermes3.train.data_order`), and ends an epoch at
+recipe declares. It shuffles and packs anew each epoch (`hermes3.train.fixes`), and ends an epoch at
 the number of packs that it drew before the first; no step takes packs beyond that, or too few for every rank.
 """
 

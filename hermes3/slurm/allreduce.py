@@ -8,6 +8,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import statistics
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,76 +23,68 @@ FLOOR = 10.0
 SIZE = {"cuda": 2**30, "cpu": 2**20}  # bytes: large enough for the links to be the limit
 REPEATS = {"cuda": 20, "cpu": 3}
 STEPS = itertools.count(1)  # of this process
-
-
-def floor(gpu: str) -> float:
-    """GB/s; on CPUs none."""
-    return float(os.environ.get("HERMES3_MIN_BUS_GBPS") or (0 if gpu == "cpu" else FLOOR))
+Measured = tuple[float, str]  # GB/s of bus bandwidth, what to print
 
 
 def over(srun: Srun, nodes: list[str], gpu: str, per_node: int, out: Path) -> tuple[dict[str, str], str]:
     """({bad node: what it did}, what to print) of an all-reduce over all ranks of the job."""
     if len(nodes) * per_node == 1:
         return {}, "all-reduce: one rank has nobody to reduce with"
-    least = floor(gpu)
-    for log in ("allreduce.log", "allreduce-again.log"):  # what no node stands out in may have passed, as a taken port
-        speed, text = measure(srun, nodes, gpu, per_node, out / log)
+    least = float(os.environ.get("HERMES3_MIN_BUS_GBPS") or (0 if gpu == "cpu" else FLOOR))
+    device = "cpu" if gpu == "cpu" else "cuda"
+
+    def measured(group: list[str], name: str = "") -> Measured:
+        return measure(srun, group, device, per_node, out / f"allreduce-{name or '-'.join(group)}.log")
+
+    for name in ("all", "again"):  # what no node stands out in may have passed, as a taken port
+        speed, text = measured(nodes, name)
         if speed >= least:
             return {}, f"all-reduce: {text}"
-        if bad := suspects(srun, nodes, gpu, per_node, least, out):
-            break
+        with ThreadPoolExecutor(len(nodes)) as pool:
+            if bad := suspects(lambda groups: [*pool.map(measured, groups)], nodes, per_node, least):
+                break
     bad = bad or {node: "slow or failing, and no single node stands out" for node in nodes}
     return bad, f"all-reduce: {text}; {least:g} GB/s are asked for (HERMES3_MIN_BUS_GBPS)"
 
 
-def suspects(srun: Srun, nodes: list[str], gpu: str, per_node: int, least: float, out: Path) -> dict[str, str]:
+def suspects(together, nodes: list[str], per_node: int, least: float) -> dict[str, str]:
     """The nodes that are slow alone, or with both of their neighbours in a ring of pairs.
 
-    A good node has a good neighbour, unless both are bad. None where no node stands out, as of two that are well alone.
+    `together`: groups of nodes that share none -> what each measures, all at once. A good node has a good neighbour,
+    unless both are bad. None where no node stands out, as of two that are well alone.
     """
-
-    def together(groups: list[list[str]]) -> list[tuple[float, str]]:
-        def one(group: list[str]) -> tuple[float, str]:
-            return measure(srun, group, gpu, per_node, out / f"allreduce-{'-'.join(group)}.log")
-
-        with ThreadPoolExecutor(len(groups)) as pool:
-            return list(pool.map(one, groups))
-
     if per_node > 1:
         alone = zip(nodes, together([[node] for node in nodes]), strict=True)
         if bad := {node: f"alone: {text}" for node, (speed, text) in alone if speed < least}:
             return bad
     if len(nodes) < 3:
         return {}
-    with_neighbour: dict[str, list[tuple[float, str]]] = {node: [] for node in nodes}
-    ring = list(zip(nodes, [*nodes[1:], nodes[0]], strict=True))
-    rounds = [ring[0:-1:2], ring[1:-1:2], ring[-1:]] if len(nodes) % 2 else [ring[0::2], ring[1::2]]
-    for pairs in rounds:  # the pairs of a round share no node
+    of_pairs: dict[str, list[Measured]] = {node: [] for node in nodes}
+    ring = [[node, nodes[(i + 1) % len(nodes)]] for i, node in enumerate(nodes)]
+    even = len(nodes) // 2 * 2
+    for pairs in (ring[0:even:2], ring[1:even:2], ring[even:]):  # the pairs of a round share no node
         speeds = together([sorted(pair, key=nodes.index) for pair in pairs])
         for (left, right), (speed, text) in zip(pairs, speeds, strict=True):
-            with_neighbour[left].append((speed, f"with {right}: {text}"))
-            with_neighbour[right].append((speed, f"with {left}: {text}"))
-    best = {node: max(speeds) for node, speeds in with_neighbour.items()}
+            of_pairs[left].append((speed, f"with {right}: {text}"))
+            of_pairs[right].append((speed, f"with {left}: {text}"))
+    best = {node: max(speeds) for node, speeds in of_pairs.items()}
     return {node: text for node, (speed, text) in best.items() if speed < least}
 
 
-def measure(srun: Srun, nodes: list[str], gpu: str, per_node: int, log: Path) -> tuple[float, str]:
-    """(GB/s of bus bandwidth, what to print). -1: the ranks did not come together, or computed something wrong.
+def measure(srun: Srun, nodes: list[str], device: str, per_node: int, log: Path) -> Measured:
+    """-1 GB/s: the ranks did not come together, or computed something wrong.
 
     `nodes` in the job's order, in which Slurm numbers the tasks: the first holds rank 0, where the ranks meet.
     """
-    ranks = len(nodes) * per_node
     # A port of this step's own: steps of one job may meet on one node, and jobs may share a node
     port = 20_000 + (int(os.environ.get("SLURM_JOB_ID", os.getpid())) * 37 + next(STEPS)) % 10_000
-    arguments = ["-m", "hermes3.slurm.allreduce", str(per_node), "cpu" if gpu == "cpu" else "cuda"]
-    env = {"MASTER_ADDR": nodes[0], "MASTER_PORT": str(port)}
-    code, stdout, stderr = srun.python(nodes, arguments, env=env)
+    line = ["-m", "hermes3.slurm.allreduce", str(per_node), device]
+    code, stdout, stderr = srun.python(nodes, line, MASTER_ADDR=nodes[0], MASTER_PORT=str(port))
     log.write_text(stdout + stderr, encoding="utf-8")
-    lines = [line for line in stdout.splitlines() if line.startswith('{"ranks"')]
+    lines, ranks = [line for line in stdout.splitlines() if line.startswith('["busbw"')], len(nodes) * per_node
     if code == 0 and lines:
-        result = json.loads(lines[-1])
-        took = f"{result['bytes'] / 2**20:,.0f} MiB in {1000 * result['seconds']:,.1f} ms, {result['backend']}"
-        return result["busbw"], f"{ranks} ranks, {result['busbw']:,.3g} GB/s bus bandwidth ({took})"
+        _, speed, text = json.loads(lines[-1])
+        return speed, f"{ranks} ranks, {speed:,.3g} GB/s bus bandwidth ({text})"
     return -1.0, f"{ranks} ranks {'not done in time' if code is None else f'failed with {code}'}, see {log}"
 
 
@@ -123,12 +116,12 @@ def one_rank(local: int, per_node: int, device: str) -> None:
         if device == "cuda":
             torch.cuda.synchronize()
         spent.append(time.perf_counter() - start)
-    seconds = sorted(spent)[len(spent) // 2]
+    seconds = statistics.median(spent)
     if rank == 0:
-        busbw = SIZE[device] / seconds * 2 * (world - 1) / world / 1e9
+        speed = SIZE[device] / seconds * 2 * (world - 1) / world / 1e9
         version = ".".join(map(str, torch.cuda.nccl.version())) if device == "cuda" else torch.__version__
-        result = {"ranks": world, "bytes": SIZE[device], "seconds": seconds, "busbw": busbw}
-        print(json.dumps(result | {"backend": f"{backend} {version}"}), flush=True)
+        text = f"{SIZE[device] / 2**20:,.0f} MiB in {1000 * seconds:,.1f} ms, {backend} {version}"
+        print(json.dumps(["busbw", speed, text]), flush=True)
     dist.destroy_process_group()
 
 

@@ -25,7 +25,10 @@ def launch(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="write the files to read, submit nothing")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
-    """Submit to Slurm: one training run, or the chain from mixes to report as jobs that wait for each other."""
+    """Submit a training run or a whole pipeline to Slurm. It checks the recipes first.
+
+    Example: hermes3 launch recipes/8b_sft.yml --dry-run
+    """
     words = words or []
     if pipeline:
         if nodes:
@@ -67,9 +70,9 @@ def _pipeline(given: str, options: list[str], done: list[str], check: bool, dry_
 
     submit.in_repository()
     name, declared = chain.load(given)
-    submit.reject(options, pipeline.OWN)
+    submit.reject(options, submit.OF_PIPELINE)
     for script, site in declared.sbatch.items():
-        submit.reject(site, pipeline.OWN, f"{given}: sbatch: {script}: ")
+        submit.reject(site, submit.OF_PIPELINE, f"{given}: sbatch: {script}: ")
     with pipeline.alone(pipeline.FOLDER / name):
         plan = pipeline.prepare(given, name, declared, options, done, check, dry_run)
         submitted = {} if dry_run else plan.submit(check)

@@ -5,6 +5,7 @@ it answers goes by stdout, as a node that lacks the shared file system must be a
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,8 @@ PACKAGES = (
 class Expected:
     """What the head node asks. Paths are absolute; `base_model` and `mix` None where there is no folder to look at.
 
-    `tokens`: file -> its content, written by the head node. `hash_files`: files of the mix that this node reads whole.
+    `tokens`: file -> its content, written by the head node, in each folder that this node must write. `hash_files`:
+    files of the mix that this node reads whole.
     """
 
     gpu: str
@@ -55,7 +57,6 @@ class Check:
 
     ok: bool | None
     said: str
-    remedy: str = ""
     same: str | None = None
 
 
@@ -71,7 +72,7 @@ def versions(asked: Expected) -> Check:
         parts["commit"] = code
     parts["recipe"] = sha256(Path(asked.recipe).read_bytes()).hexdigest()[:12]
     text = ", ".join(f"{name} {version}" for name, version in sorted(parts.items()))
-    return Check(True, text, "install the same environment and driver on it, or leave it out", same=text)
+    return Check(True, text, same=text)
 
 
 def disk(asked: Expected) -> Check:
@@ -80,22 +81,18 @@ def disk(asked: Expected) -> Check:
     there = next(folder for folder in (out, *out.parents) if folder.exists())
     held = sum(path.stat().st_size for path in out.rglob("*") if path.is_file() and not path.is_symlink())
     free, needed = shutil.disk_usage(there).free, max(0.0, asked.storage - held)
-    said = f"{free / 1e9:,.1f} GB free at {there}, {needed / 1e9:,.1f} GB needed"
-    return Check(free >= needed, said, "free some, or set output_dir elsewhere (`hermes3 plan` says what takes it)")
+    return Check(free >= needed, f"{free / 1e9:,.1f} GB free at {there}, {needed / 1e9:,.1f} GB needed")
 
 
 def shared(asked: Expected) -> Check:
-    """The head node's files are seen with their content, and the output folder can be written."""
+    """The head node's files are seen with their content, and their folders, of logs and output, can be written."""
     for path, content in asked.tokens.items():
-        try:
-            seen = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
-            return Check(False, f"{error}", f"mount the shared file system of {Path(path).parent} on this node")
-        if seen != content:
-            return Check(False, f"{path}: another content than the head node wrote", "mount the same file system there")
-    with tempfile.TemporaryFile(dir=asked.output_dir) as file:
-        file.write(b"written")
-    return Check(True, f"{len(asked.tokens)} files of the head node seen, {asked.output_dir} written")
+        if Path(path).read_text(encoding="utf-8") != content:
+            return Check(False, f"{path}: another content than the head node wrote")
+    for folder in {asked.output_dir, *(str(Path(path).parent) for path in asked.tokens)}:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"written")
+    return Check(True, f"{len(asked.tokens)} files of the head node seen, their folders written")
 
 
 def model(asked: Expected) -> Check:
@@ -108,7 +105,7 @@ def model(asked: Expected) -> Check:
     files = sorted((path.name, path.stat().st_size) for path in folder.iterdir() if path.is_file())
     small = [(folder / name).read_bytes() for name, _ in files if name.endswith((".json", ".jinja"))]
     seen = sha256(repr((files, small)).encode()).hexdigest()[:12]
-    return Check(True, f"{len(files)} files, {seen}", "copy the model again, and mount one file system", same=seen)
+    return Check(True, f"{len(files)} files, {seen}", same=seen)
 
 
 def mix(asked: Expected) -> Check:
@@ -120,9 +117,9 @@ def mix(asked: Expected) -> Check:
     text = (folder / "manifest.json").read_bytes()
     name = prepared_folder(json.loads(text))
     if (folder / "prepared").resolve() != folder.resolve() / name:
-        return Check(False, f"{folder}/prepared does not lead to {name}", REMEDY["mix"])
+        return Check(False, f"{folder}/prepared does not lead to {name}")
     seen = sha256(text).hexdigest()[:12]
-    return Check(True, f"manifest {seen}", "copy the mix again, and mount one file system", same=seen)
+    return Check(True, f"manifest {seen}", same=seen)
 
 
 def mix_files(asked: Expected) -> dict[str, Check]:
@@ -136,21 +133,20 @@ def mix_files(asked: Expected) -> dict[str, Check]:
     for name in asked.hash_files:
         ok = of_file(folder / name) == listed.get(name)
         said = "as in the manifest" if ok else f"{folder / name}: not the hash that the manifest has"
-        checks[f"mix {name}"] = Check(ok, said, "copy or build the mix again; `hermes3 mix verify` looks at all of it")
+        checks[f"mix {name}"] = Check(ok, said)
     return checks
 
 
 def shm(asked: Expected) -> Check:
     size = shutil.disk_usage("/dev/shm").free
-    remedy = "in a container give more, e.g. --shm-size=16g, or mount the host's /dev/shm"
-    return Check(size >= SHM, f"{size / 1e9:,.1f} GB free in /dev/shm, {SHM / 1e9:g} needed", remedy)
+    return Check(size >= SHM, f"{size / 1e9:,.1f} GB free in /dev/shm, {SHM / 1e9:g} needed")
 
 
 def memory(asked: Expected) -> Check:
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(lines["MemAvailable"].split()[0]) * 1024
     said = f"{free / 1e9:,.0f} GB of memory available, {asked.host_memory / 1e9:,.0f} needed"
-    return Check(free >= asked.host_memory, said, "a larger node, or more of them (`hermes3 plan`); look for leftovers")
+    return Check(free >= asked.host_memory, said)
 
 
 # GPUs: nvidia-smi says, and NVIDIA's DCGM too where it is installed
@@ -172,10 +168,7 @@ SLOWED = ("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sw_t
 
 def gpus(asked: Expected) -> Check:
     count = len(list(ask_nvidia_smi().iter("gpu")))
-    if count == asked.gpus_per_node:
-        return Check(True, f"{count} GPUs")
-    remedy = "one has fallen off the bus, so drain the node; or the job asked for fewer than the recipe declares"
-    return Check(False, f"{count} GPUs, the recipe declares {asked.gpus_per_node}", remedy)
+    return Check(count == asked.gpus_per_node, f"{count} GPUs, the recipe declares {asked.gpus_per_node}")
 
 
 def health(asked: Expected) -> Check:
@@ -183,7 +176,7 @@ def health(asked: Expected) -> Check:
     dcgm = dcgm_faults()
     faults = [f"GPU {n}: {fault}" for n, gpu in enumerate(ask_nvidia_smi().iter("gpu")) for fault in gpu_faults(gpu)]
     if faults := [*faults, *(dcgm or [])]:
-        return Check(False, "; ".join(faults), "drain the node and reset its GPUs; ask the site")
+        return Check(False, "; ".join(faults))
     return Check(True, "nvidia-smi and dcgmi find nothing" if dcgm is not None else "nvidia-smi finds nothing")
 
 
@@ -195,9 +188,7 @@ def idle(asked: Expected) -> Check:
             kind, name = process.findtext("type", ""), process.findtext("process_name", "?")
             if "C" in kind and "nvidia-cuda-mps-server" not in name:
                 running.append(f"GPU {index}: {name} (pid {process.findtext('pid', '?')})")
-    if running:
-        return Check(False, "; ".join(running), "another job's leftovers: ask the site to end them")
-    return Check(True, "nothing runs on the GPUs")
+    return Check(not running, "; ".join(running) or "nothing runs on the GPUs")
 
 
 def ask_nvidia_smi() -> ET.Element:
@@ -232,22 +223,9 @@ def dcgm_faults() -> list[str] | None:
     """Tests of `dcgmi diag -r 1` that failed; None where DCGM is not installed or its service does not answer."""
     if not shutil.which("dcgmi"):
         return None
-    ran = subprocess.run(["dcgmi", "diag", "-r", "1", "-j"], capture_output=True, text=True, timeout=DCGM_SECONDS)
-    try:
-        page = json.loads(ran.stdout[ran.stdout.index("{") :])
-    except ValueError:
-        return None
-    return [f"dcgmi diag: {name} failed" for name in dict.fromkeys(_failed(page, "a test"))]
-
-
-def _failed(page: Any, name: str) -> Iterator[str]:
-    """Names of tests whose status is Fail; releases of DCGM nest them differently."""
-    if isinstance(page, dict):
-        name = str(page.get("name") or page.get("category") or name)
-        if str(page.get("status", "")).lower() == "fail":
-            yield name
-    for part in page.values() if isinstance(page, dict) else page if isinstance(page, list) else []:
-        yield from _failed(part, name)
+    ran = subprocess.run(["dcgmi", "diag", "-r", "1"], capture_output=True, text=True, timeout=DCGM_SECONDS)
+    results = re.findall(r"^\|\s*(\S[^|]*?)\s*\|\s*(Pass|Fail|Skip|Warn)", ran.stdout, re.MULTILINE)
+    return [f"dcgmi diag: {name} failed" for name, result in results if result == "Fail"] if results else None
 
 
 # the answer
@@ -256,15 +234,17 @@ CHECKS: dict[str, Callable[[Expected], Check]] = {
     check.__name__: check for check in (gpus, health, idle, versions, disk, shared, model, mix, shm, memory)
 }
 OF_GPUS = ("gpus", "health", "idle")
-# of a check that ends with an error; the model's own errors name theirs
-REMEDY = dict.fromkeys(OF_GPUS, "drain the node; ask the site for its driver") | {
-    "versions": "mount the repository and its environment on this node",
-    "disk": "mount the file system of output_dir on this node",
-    "shared": "mount the file system of output_dir on this node, writable",
-    "model": "build or copy the model, and mount its file system on this node",
-    "mix": "build the mix with `hermes3 mix build`, and mount its file system on this node",
-    "shm": "mount /dev/shm",
-    "memory": "mount /proc",
+REMEDY = {
+    "gpus": "one has fallen off the bus, so drain the node; or the job asked for fewer than the recipe declares",
+    "health": "drain the node and reset its GPUs; ask the site for its driver",
+    "idle": "another job's leftovers: ask the site to end them",
+    "versions": "mount the repository on this node, with the same environment and driver, or leave it out",
+    "disk": "free some, or set output_dir elsewhere (`hermes3 plan` says what takes it); is it mounted on this node?",
+    "shared": "mount the file systems of output_dir and logs/ on this node, writable",
+    "model": "build or copy the model again, and mount one file system on all nodes",
+    "mix": "copy or build the mix again (`hermes3 mix verify` looks at all of it), and mount one file system",
+    "shm": "in a container give more, e.g. --shm-size=16g, or mount the host's /dev/shm",
+    "memory": "a larger node, or more of them (`hermes3 plan`); look for leftovers",
 }
 
 
@@ -279,12 +259,12 @@ def answer(asked: Expected) -> dict[str, Any]:
         try:
             checks[name] = check(asked)
         except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
-            checks[name] = Check(False, f"{error}", REMEDY[name])
+            checks[name] = Check(False, f"{error}")
     try:
         checks |= mix_files(asked)
     except (OSError, ValueError, KeyError) as error:
-        checks["mix"] = Check(False, f"{error}", REMEDY["mix"])
-    answers = {name: asdict(check) for name, check in checks.items()}
+        checks["mix"] = Check(False, f"{error}")
+    answers = {name: asdict(check) | {"remedy": REMEDY[name.split()[0]]} for name, check in checks.items()}
     return {"node": node_name(), "clock": time.time(), "seconds": round(time.time() - start, 2), "checks": answers}
 
 

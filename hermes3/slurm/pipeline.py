@@ -6,22 +6,22 @@ each stage's record and stamp (`hermes3.slurm.record`).
 
 import fcntl
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hermes3.files import UserError, write_text
 from hermes3.mix import lock as locks
 from hermes3.mix import spec as specs
-from hermes3.slurm import chain, queue, record, submit
+from hermes3.recipe.read import read
+from hermes3.slurm import chain, queue, record, start, submit
 from hermes3.slurm.chain import Pipeline, Stage
 
 FOLDER = Path("logs/pipeline")
 COMPLETE, ACTIVE, RUN = "complete", "in the queue", "to run"
-# Options of sbatch that the pipeline sets itself; --export tells a job its stamp
-OWN = dict.fromkeys(("--dependency", "-d", "--nodes", "-N", "--export"), "the pipeline sets it")
 
 
 @dataclass(frozen=True)
@@ -71,26 +71,25 @@ def _state(
     again: str, name: str, one: Stage, jobs: dict[str, queue.Job], before: dict[str, State], done: bool
 ) -> State:
     stamp, job = stamp_of(name, one), jobs.get(job_name(name, one))
-    last = record.read(stamp)
     if done:
         if not one.leaves.exists():
             raise UserError(f"--done {one.name}: {one.leaves} is not there")
         return State(COMPLETE, "as --done says")
     if job and not stamp.exists():
         return State(ACTIVE, f"job {job.id} {job.state}" + (f" ({job.reason})" if job.reason != "None" else ""), job.id)
-    why = _unbuilt(one) if one.spec else _unfinished(one, stamp, last)
-    stale = _changed(one, stamp, last) if last and not one.spec else ""
+    last = record.read(stamp)
+    why, changed = (_unbuilt(one), "") if one.spec else (_unfinished(one, stamp, last), _changed(one, stamp))
     rerun = [need for need in one.needs if before[need].what != COMPLETE]
-    if not (why or stale or rerun):
+    if not (why or changed or rerun):
         by_job = last and last.job and stamp.exists()
         return State(COMPLETE, f"job {last.job}" if by_job else f"{one.leaves} is there")
-    if one.run and (stale or rerun) and any(one.run.glob("checkpoint-*")):
+    if one.run and (changed or rerun) and any(one.run.glob("checkpoint-*")):
         raise UserError(
-            f"{one.name}: {stale or f'{rerun[0]}, which it needs, runs again'}, and {one.run} holds the checkpoints of "
-            f"another run, from which this one would go on. To train anew: mv {one.run} {one.run}.old. "
-            + _kept(again, one, stamp.exists(), "" if stale else rerun[0])
+            f"{one.name}: {changed or f'{rerun[0]}, which it needs, runs again'}, and {one.run} holds the checkpoints "
+            f"of another run, from which this one would go on. To train anew: mv {one.run} {one.run}.old. "
+            + _kept(again, one, stamp.exists(), "" if changed else rerun[0])
         )
-    return State(RUN, why or stale or f"{', '.join(rerun)}: not complete")
+    return State(RUN, why or changed or f"{', '.join(rerun)}: not complete")
 
 
 def _kept(again: str, one: Stage, finished: bool, need: str) -> str:
@@ -99,7 +98,7 @@ def _kept(again: str, one: Stage, finished: bool, need: str) -> str:
         return f"To keep them as they are: {again} --done {one.name}"
     if need:
         return f"To go on from them, with what {need} has left: {again} --done {need}"
-    return f"To go on from them: hermes3 launch {one.arguments[0]}, and when that is trained: {again} --done {one.name}"
+    return "To go on from them: put that back, and launch again"
 
 
 def _unfinished(one: Stage, stamp: Path, last: record.Record | None) -> str:
@@ -108,19 +107,19 @@ def _unfinished(one: Stage, stamp: Path, last: record.Record | None) -> str:
         return "" if one.leaves.exists() else f"{one.leaves} is gone"
     if last is None:
         return "never run"
+    if not last.job:
+        return "submitted by a launch that was ended, and not complete"
     if Path(last.log).is_file():
         return f"job {last.job} ended unfinished: see {last.log}"
     return f"job {last.job} was cancelled before it began"
 
 
-def _changed(one: Stage, stamp: Path, last: record.Record) -> str:
-    """What has changed since a stage was submitted; "" for nothing."""
-    now = record.hashes(one.reads)
-    files = sorted(file for file in now.keys() | last.reads.keys() if now.get(file) != last.reads.get(file))
-    files += [file for file, was in record.made(stamp).items() if record.hashes([Path(file)]).get(file) != was]
-    if files:
-        return f"{files[0]} has changed since job {last.job}"
-    return "" if last.command == one.command else f"its command is another than job {last.job}'s"
+def _changed(one: Stage, stamp: Path) -> str:
+    """What is another now than when the stage's job read it; "" for nothing. Of an unfinished training its record."""
+    if stamp.exists():
+        return record.changed(stamp, [*map(str, one.reads + one.made)], one.command)
+    path = Path(one.arguments[0])
+    return "; ".join(start.changed(path, read(path), one.run)) if one.run and path.exists() else ""
 
 
 def _unbuilt(one: Stage) -> str:
@@ -185,17 +184,22 @@ class Submission:
                 wrong = f"stage {one.name}: this cluster cannot run it now; nothing is submitted\n  {error}"
                 raise UserError(wrong) from None
         for one in self.stages:
+            stamp = stamp_of(self.name, one)
             if one.name in self.done:
-                record.write(stamp_of(self.name, one), self._record(one, None))
-                record.done(stamp_of(self.name, one))
+                record.write(stamp, self._record(one))
+                stamp.with_suffix(".begun").unlink(missing_ok=True)
+                record.begin(stamp)
+                record.done(stamp)
         ids = {name: state.job for name, state in self.states.items() if state.job}
         submitted: dict[str, int] = {}
         try:
             for one, line, needs in self.lines():
-                stamp_of(self.name, one).unlink(missing_ok=True)  # before: the job may end before it is noted
+                stamp, noted = stamp_of(self.name, one), self._record(one)
+                stamp.unlink(missing_ok=True)
+                record.write(stamp, noted)  # before there is a job: this process may be killed at any time
                 job = queue.submit(waiting(line, [ids[need] for need in needs]))
                 ids[one.name] = submitted[one.name] = job
-                record.write(stamp_of(self.name, one), self._record(one, job))
+                record.write(stamp, replace(noted, job=job, log=f"logs/{job_name(self.name, one)}-{job}.log"))
         except BaseException as error:  # an interrupt of the keyboard, too
             if submitted:
                 queue.cancel(list(submitted.values()))
@@ -235,21 +239,13 @@ class Submission:
             rows.append(row | {"job": submitted.get(one.name, state.job)})
         return rows
 
-    def _record(self, one: Stage, job: int | None) -> record.Record:
+    def _record(self, one: Stage) -> record.Record:
         after = {one.name}  # it, and the stages that need it, directly or not
         for other in self.stages:
             if after & set(other.needs):
                 after.add(other.name)
-        return record.Record(
-            stage=one.name,
-            job=job,
-            log=f"logs/{job_name(self.name, one)}-{job}.log",
-            command=one.command,
-            reads=record.hashes(one.reads),
-            needed_by=[other.name for other in self.stages if other.name in after - {one.name}],
-            again=self.again,
-            made=[str(path) for path in one.made],
-        )
+        needed_by = [other.name for other in self.stages if other.name in after - {one.name}]
+        return record.Record(one.name, one.command, [*map(str, one.reads + one.made)], needed_by, self.again)
 
 
 def prepare(
@@ -308,4 +304,6 @@ def alone(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{folder}: another `hermes3 launch --pipeline` is at work; wait for it") from None
+        except OSError as error:  # Lustre without -o flock, NFS without lockd
+            print(f"{folder}: not locked ({error}): launch this pipeline once at a time", file=sys.stderr)
         yield

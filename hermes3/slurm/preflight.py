@@ -8,23 +8,20 @@ a job this machine is checked.
 """
 
 import json
-import math
 import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from hermes3.files import UserError, write_text
 from hermes3.slurm import allreduce
 from hermes3.slurm.node_check import Expected
 from hermes3.slurm.queue import Srun, limit
-from hermes3.slurm.verdict import blame, compare
+from hermes3.slurm.verdict import Answers, blame, clocks, compare, exclude
 
 GO, STOP, REQUEUE, ENDED = 0, 1, 3, 4
-SKEW = 5.0  # seconds that a node's clock may be off: the logs of ranks are read side by side
 
 
 def expected(path: Path, out: Path) -> tuple[Expected, list[str]]:
@@ -53,7 +50,7 @@ def expected(path: Path, out: Path) -> tuple[Expected, list[str]]:
             write_text(token, content := os.urandom(16).hex())
             tokens[str(token)] = content
         except OSError as error:
-            lacks.append(f"{path}: output_dir: {error}")
+            lacks.append(f"{folder}: {error}")
     asked = Expected(
         gpu=hardware.gpu,
         gpus_per_node=hardware.gpus_per_node,
@@ -80,29 +77,23 @@ def shares(mix: Path, nodes: int) -> list[list[str]]:
     except (OSError, ValueError):
         return [[] for _ in range(nodes)]  # each node says so itself
     names = sorted(name for name in manifest["output"].get("files", {}) if name.startswith("train/"))
-    of_node: list[list[str]] = [[] for _ in range(nodes)]
-    for i, name in enumerate(names):
-        for node in {i % nodes, (i + 1) % nodes}:
-            of_node[node].append(name)
-    return of_node
+    return [[name for i, name in enumerate(names) if node in {i % nodes, (i + 1) % nodes}] for node in range(nodes)]
 
 
-def ask(srun: Srun, nodes: list[str], asked: Expected, out: Path) -> dict[str, dict[str, Any]]:
+def ask(srun: Srun, nodes: list[str], asked: Expected, out: Path) -> Answers:
     """node -> its answer, kept as NODE.json too. A node that gives none has one check, `answer`, that is bad.
 
     One step per node, so that one which cannot start, or hangs, keeps no other from answering.
     """
-    files = shares(Path(asked.mix or ""), len(nodes))
+    files, offsets = shares(Path(asked.mix or ""), len(nodes)), {}
 
-    def of_one(i: int) -> dict[str, Any]:
+    def of_one(i: int) -> dict:
         node, question = nodes[i], json.dumps(asdict(asked) | {"hash_files": files[i]})
         before = time.time()
         code, stdout, stderr = srun.python([node], ["-m", "hermes3.slurm.node_check"], question)
         try:
             answer = json.loads(stdout.strip().splitlines()[-1])
-            skew = max(before - answer["clock"], answer["clock"] - time.time(), 0)
-            said, remedy = f"its clock is off by {skew:.0f} s", "set its clock (chrony or ntpd)"
-            answer["checks"]["clock"] = {"ok": skew <= SKEW, "said": said, "remedy": remedy}
+            offsets[node] = max(answer["clock"] - time.time(), 0) + min(answer["clock"] - before, 0)
             in_time = {"ok": True, "said": f"in {answer['seconds']} s", "remedy": ""}
             answer["checks"] = {"answer": in_time} | answer["checks"]
         except (ValueError, IndexError):
@@ -115,26 +106,25 @@ def ask(srun: Srun, nodes: list[str], asked: Expected, out: Path) -> dict[str, d
         return answer
 
     with ThreadPoolExecutor(len(nodes)) as pool:
-        return dict(zip(nodes, pool.map(of_one, range(len(nodes))), strict=True))
+        answers = dict(zip(nodes, pool.map(of_one, range(len(nodes))), strict=True))
+    for node, check in clocks(offsets).items():
+        answers[node]["checks"]["clock"] = check
+    return answers
 
 
-def table(answers: dict[str, dict[str, Any]]) -> str:
+def table(answers: Answers) -> str:
     """A line per node, a column per check: ok, BAD, or - for what was not looked at."""
-    names = list(dict.fromkeys(name.split()[0] for got in answers.values() for name in got["checks"]))
+    names = list(dict.fromkeys(name.split()[0] for answer in answers.values() for name in answer["checks"]))
     wide = max(4, *map(len, answers))
-    lines = [" ".join([f"{'node':{wide}}", *names])]
-    for node, got in answers.items():
+    lines, skipped = [" ".join([f"{'node':{wide}}", *names])], {}
+    for node, answer in answers.items():
         cells = []
         for name in names:
-            ok = [check["ok"] for full, check in got["checks"].items() if full.split()[0] == name]
-            cell = "BAD" if False in ok else "ok" if True in ok else "-"
-            cells.append(f"{cell:{len(name)}}")
+            ok = [check["ok"] for full, check in answer["checks"].items() if full.split()[0] == name]
+            cells.append(f"{'BAD' if False in ok else 'ok' if True in ok else '-':{len(name)}}")
         lines.append(" ".join([f"{node:{wide}}", *cells]).rstrip())
-    skipped: dict[str, list[str]] = {}
-    for name, check in [pair for got in answers.values() for pair in got["checks"].items()]:
-        if check["ok"] is None and name not in skipped.setdefault(check["said"], []):
-            skipped[check["said"]].append(name)
-    return "\n".join([*lines, *(f"not looked at: {', '.join(names)}, as {why}" for why, names in skipped.items())])
+        skipped |= {name: check["said"] for name, check in answer["checks"].items() if check["ok"] is None}
+    return "\n".join([*lines, *(f"{name}: not looked at, as {why}" for name, why in skipped.items())])
 
 
 def run(path: Path, logs: Path, options: list[str]) -> int:
@@ -151,16 +141,15 @@ def run(path: Path, logs: Path, options: list[str]) -> int:
             Path(token).unlink(missing_ok=True)
     compare(answers)
     bad, shared = blame(answers)
+    summary = "all-reduce: not tried"
     if not (bad or shared or lacks):
         slow, summary = allreduce.over(srun, nodes, asked.gpu, asked.gpus_per_node, out)
         bad = {node: [f"all-reduce: {fault}"] for node, fault in slow.items()}
         for node in nodes:
             check = {"ok": node not in bad, "said": slow.get(node, summary), "remedy": ""}
             answers[node]["checks"]["all-reduce"] = check
-    else:
-        summary = "all-reduce: not tried"
-    for node, got in answers.items():
-        write_text(out / f"{node}.json", json.dumps(got, indent=1) + "\n")
+    for node, answer in answers.items():
+        write_text(out / f"{node}.json", json.dumps(answer, indent=1) + "\n")
     print(f"preflight of {len(nodes)} nodes, {time.time() - start:.0f} s: {path}\n{table(answers)}\n{summary}")
     for node, lines in bad.items():
         print("\n".join(f"{node}: {line}" for line in lines))
@@ -171,27 +160,11 @@ def run(path: Path, logs: Path, options: list[str]) -> int:
         raise UserError("preflight: the same on every node, so no node's fault:\n  " + "\n  ".join(shared))
     if lacks and not bad:
         raise UserError(f"preflight: {'; '.join(lacks)}")
-    return exclude(bad, nodes, logs.absolute().parent / "bad_nodes") if bad else GO
-
-
-def exclude(bad: dict[str, list[str]], nodes: list[str], file: Path) -> int:
-    """Add the bad nodes to `file`, one line per node. `UserError` for more than a quarter of the job, and over two."""
-    before = file.read_text(encoding="utf-8") if file.exists() else ""
-    write_text(file, before + "".join(f"{node}\t{'; '.join(lines)}\n" for node, lines in bad.items()))
-    if again := [node for node in bad if f"\n{node}\t" in f"\n{before}"]:
-        raise UserError(
-            f"preflight: {', '.join(again)} bad again: Slurm gave this job nodes that it was to leave out; submit it "
-            f"anew with --exclude={','.join(again)}"
-        )
-    total = len({line.split("\t")[0] for line in file.read_text(encoding="utf-8").splitlines()})
-    most = int(os.environ.get("HERMES3_MAX_BAD_NODES", max(2, math.ceil(len(nodes) / 4))))
-    if total > most:
-        raise UserError(
-            f"preflight: {total} bad nodes in {file}, more than the {most} that this job may exclude: look at them "
-            "first; then set HERMES3_MAX_BAD_NODES, or submit with --exclude"
-        )
+    if not bad:
+        return GO
     if "SLURM_JOB_ID" not in os.environ:
         raise UserError("preflight: this machine is not fit for the recipe, see above")
+    exclude(bad, len(nodes), logs.absolute().parent / "bad_nodes")
     return REQUEUE
 
 

@@ -1,13 +1,15 @@
 """The one place that talks to Slurm: its queue, this job, and steps on this job's nodes.
 
-A job of ours is known by its name and its working folder.
+A job of ours is known by its name and its working folder. `python -m hermes3.slurm.queue` queues this job again.
 """
 
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +17,39 @@ from hermes3.files import UserError
 
 SECONDS = 180  # for a step of the preflight: python from a cold shared file system, DCGM's tests
 GRACE = 15  # seconds that srun has to end its step once it is told to
+PATIENCE = 300  # seconds: slurmctld restarts, or fails over, within two minutes
+ON_LOGIN_NODE = 60  # seconds: a user waits
+# The controller did not answer, as opposed to a refusal. A request of these has not reached it
+NOT_SENT = re.compile(r"[Uu]nable to contact|[Cc]onnection refused|connect failure|connection failure")
+AWAY = re.compile(
+    rf"{NOT_SENT.pattern}|communication failure|timed out|Unexpected message|Zero Bytes|temporarily|backup controller"
+)
+# A user's settings that would change what is asked or answered, or how jobs are known, logged and queued again
+DROPPED = re.compile(
+    r"(SQUEUE|SCONTROL|SINFO|SCANCEL)_|SLURM_TIME_FORMAT$|"
+    r"SBATCH_(ARRAY_INX|OUTPUT|ERROR|INPUT|OPEN_MODE|EXPORT|EXPORT_FILE|NO_REQUEUE|JOB_NAME|CHDIR|WAIT|SIGNAL)$"
+)
 
 
 def slurm(*argv: str, strict: bool = True) -> str:
-    """What a command of Slurm prints. `UserError` with its own words if it fails; "" then where not `strict`."""
+    """What a command of Slurm prints. `UserError` with its own words if it fails; "" then where not `strict`.
+
+    A controller that is away is asked again, for `PATIENCE` seconds or what is left of this job.
+    """
     if not shutil.which(argv[0]):
         raise UserError(
             f"{argv[0]}: no such command here; run this on a login node of the cluster (--dry-run runs anywhere)"
         )
-    done = subprocess.run(argv, text=True, capture_output=True)
+    env = {name: value for name, value in os.environ.items() if not DROPPED.match(name)}
+    away, end = (NOT_SENT if argv[0] == "sbatch" else AWAY), time.time() + ON_LOGIN_NODE
+    if "SLURM_JOB_ID" in env:
+        end = min(time.time() + PATIENCE, float(env.get("SLURM_JOB_END_TIME") or "inf") - GRACE)
+    while True:
+        done = subprocess.run(argv, text=True, capture_output=True, env=env)
+        if not done.returncode or not away.search(done.stderr) or time.time() > end:
+            break
+        print(f"{argv[0]}: {done.stderr.strip()}; asked again in 5 s", file=sys.stderr, flush=True)
+        time.sleep(5)
     if done.returncode and strict:
         reason = done.stderr.strip() or f"exit code {done.returncode}"
         raise UserError(f"{reason}\n  the command was: {' '.join(argv)}")
@@ -63,7 +89,7 @@ def state(job: str) -> str:
 def shown(job: str) -> dict[str, str]:
     """What `scontrol show job` says: JobState, NodeList, TimeLimit and so on; {} where it says nothing."""
     pairs = re.findall(r"(\w+)=(\S*)", slurm("scontrol", "-o", "show", "job", job, strict=False))
-    return dict(reversed(pairs))  # of a name that a comment repeats, the first
+    return {name: value for name, value in reversed(pairs) if value != "(null)"}  # of a name twice, the first
 
 
 def preempted(job: str) -> bool:
@@ -73,9 +99,17 @@ def preempted(job: str) -> bool:
     return taken[:1].isdigit() and taken > started  # an earlier one was of an attempt before
 
 
+def hosts(nodes: str) -> list[str]:
+    """Names of the nodes of an expression such as `n[1-3]`, in its order."""
+    return slurm("scontrol", "show", "hostnames", nodes).split() if nodes else []
+
+
 def submit(line: list[str]) -> int:
     """Run an sbatch line that has --parsable; the job's id. `UserError` with what sbatch says."""
-    return int(slurm(*line).split(";")[0])
+    printed = slurm(*line)
+    if not (ids := re.findall(r"^(\d+)(?:;.*)?$", printed, re.MULTILINE)):  # a site may print a greeting before it
+        raise UserError(f"sbatch printed no job's id, see squeue --me: {printed.strip()}")
+    return int(ids[-1])
 
 
 def test(line: list[str]) -> None:
@@ -86,12 +120,44 @@ def test(line: list[str]) -> None:
     try:
         slurm(*line[:1], "--test-only", *line[1:])
     except UserError as error:
-        raise UserError(f"{error}\n  nodes that are down count as none; --no-check submits all the same") from None
+        remedy = "nodes that are down count as none; --no-check submits all the same"
+        if "gres" in str(error):
+            remedy = "does the partition count no GPUs (sinfo --format=%G)? then add: -- --gpus-per-node=0"
+        raise UserError(f"{error}\n  {remedy}") from None
 
 
 def cancel(ids: list[int]) -> None:
     """Take jobs out of the queue."""
     slurm("scancel", *map(str, ids))
+
+
+# this job
+
+
+def bad_nodes(file: Path) -> list[str]:
+    """The nodes that this job is to leave out: `NODE<tab>why`, a line each. None without the file."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return list(dict.fromkeys(line.split("\t")[0] for line in lines))
+
+
+def requeue() -> str:
+    """Queue this job again, without the nodes in logs/JOB/bad_nodes. What to print; `UserError` if it cannot be.
+
+    Only a pending job can be given nodes to exclude, and only a running one can call for itself. A requeued job is
+    pending while its script still runs: for KillWait seconds (30 by default) after the TERM that a requeue sends, which
+    is ignored here, and must be by the script. The job cannot start before that has ended, and so has the new list.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    job = os.environ["SLURM_JOB_ID"]
+    fields, bad = shown(job), bad_nodes(Path("logs") / job / "bad_nodes")
+    if named := sorted(set(bad) & set(hosts(fields.get("ReqNodeList", "")) if bad else [])):
+        raise UserError(f"{', '.join(named)}: bad, and asked for by name (--nodelist); submit it anew without it there")
+    slurm("scontrol", "requeue", job)
+    if not bad:
+        return f"job {job} is queued again"
+    excluded = ",".join([*filter(None, [fields.get("ExcNodeList")]), *bad])
+    slurm("scontrol", "update", f"JobId={job}", f"ExcNodeList={excluded}")
+    return f"job {job} is queued again without {excluded}; pending for long: the partition has no other nodes"
 
 
 # steps of this job
@@ -106,6 +172,9 @@ def limit() -> float:
     return float(os.environ.get("HERMES3_PREFLIGHT_SECONDS", SECONDS))
 
 
+Ran = tuple[int | None, str, str]  # exit code, stdout, stderr
+
+
 @dataclass
 class Srun:
     """Runs commands on nodes of this job, each for a limited time; without a job, on this machine.
@@ -117,25 +186,19 @@ class Srun:
 
     def nodes(self) -> list[str]:
         """The job's nodes in Slurm's order, the first being the one that the batch script runs on."""
-        if "SLURM_JOB_ID" not in os.environ:
-            return [node_name()]
-        return slurm("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
+        return hosts(os.environ["SLURM_JOB_NODELIST"]) if "SLURM_JOB_ID" in os.environ else [node_name()]
 
     def running(self) -> bool:
         """False once somebody has cancelled or requeued the job: its steps end before this process. A guess is True."""
-        if not (job := os.environ.get("SLURM_JOB_ID")):
-            return True
-        return slurm("squeue", "--noheader", f"--job={job}", "--format=%T", strict=False).strip() in ("RUNNING", "")
+        job = os.environ.get("SLURM_JOB_ID", "")
+        query = ("squeue", "--noheader", f"--job={job}", "--format=%T")
+        return not job or slurm(*query, strict=False).strip() in ("RUNNING", "")
 
-    def python(
-        self, nodes: list[str], arguments: list[str], text: str = "", env: dict[str, str] | None = None
-    ) -> tuple[int | None, str, str]:
+    def python(self, nodes: list[str], arguments: list[str], text: str = "", **env: str) -> Ran:
         """`run` of `python arguments`: in a container it is the container's own."""
-        return self.run(nodes, ["python" if self.options else sys.executable, *arguments], text, env)
+        return self.run(nodes, ["python" if self.options else sys.executable, *arguments], text, **env)
 
-    def run(
-        self, nodes: list[str], command: list[str], text: str = "", env: dict[str, str] | None = None
-    ) -> tuple[int | None, str, str]:
+    def run(self, nodes: list[str], command: list[str], text: str = "", **env: str) -> Ran:
         """(exit code, stdout, stderr) of `command`, once on each of `nodes`. No exit code: out of time.
 
         `text` goes to the first node's stdin.
@@ -149,16 +212,14 @@ class Srun:
                 "--overlap",  # a step that hangs keeps nothing from the next
                 *self.options,
             ]
-        pipe, env = subprocess.PIPE, os.environ | (env or {})
-        process = subprocess.Popen([*prefix, *command], stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=env)
-        try:
-            stdout, stderr = process.communicate(text, timeout=limit())
-            return process.returncode, stdout, stderr
-        except subprocess.TimeoutExpired:
-            process.terminate()  # srun then ends its step on all nodes
-        try:
-            stdout, stderr = process.communicate(timeout=GRACE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            stdout, stderr = process.communicate()
-        return None, stdout, stderr
+        # timeout tells srun to end its step on all nodes; SIGKILL would leave it there
+        argv = ["timeout", f"--kill-after={GRACE}", str(limit()), *prefix, *command]
+        done = subprocess.run(argv, input=text, text=True, capture_output=True, env=os.environ | env)
+        return (None if done.returncode in (124, 137, -9) else done.returncode), done.stdout, done.stderr
+
+
+if __name__ == "__main__":
+    try:
+        print(f"hermes3: {requeue()}")
+    except ValueError as error:
+        sys.exit(f"hermes3: it may not be queued again: {error}")

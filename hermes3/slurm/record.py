@@ -1,16 +1,17 @@
-"""What a stage of a pipeline leaves of itself: NAME.json when it is submitted, NAME.done when it has ended well.
+"""What a stage of a pipeline leaves of itself, beside its stamp NAME.done.
 
-`HERMES3_STAMP` in a job's environment is the path of its NAME.done; without it a job is no stage, and nothing is
-written. The scripts of launch/ end with `python -m hermes3.slurm.record done`, or `failed CODE`. Imports are light: a
-job that has lost its environment's packages can still say that it failed.
+NAME.json is written before its job is submitted; NAME.begun, with the hashes of what it reads, when the job starts; and
+NAME.done when it has ended well. `HERMES3_STAMP` in a job's environment is the path of NAME.done; without it a job is
+no stage, and nothing is written. Imports are light: a job that has lost its environment's packages can still say that
+it failed.
 """
 
 import json
 import os
 import sys
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from hermes3.files import UserError, sha256, write_text
 
@@ -19,19 +20,18 @@ STAMP = "HERMES3_STAMP"
 
 @dataclass(frozen=True)
 class Record:
-    """A submitted stage. `reads`: file -> sha256; `needed_by`: stages that wait for it; `again`: the user's command.
+    """A submitted stage. `reads`: files and folders; `needed_by`: stages that wait for it; `again`: the user's command.
 
-    `made`: files that stages before it make, whose hashes are noted when it is done.
+    `job` and `log` are not known where the launch was killed before it had noted them.
     """
 
     stage: str
-    job: int | None
-    log: str
     command: str
-    reads: dict[str, str]
+    reads: list[str]
     needed_by: list[str]
     again: str
-    made: list[str] = field(default_factory=list)
+    job: int | None = None
+    log: str = ""
 
 
 def write(stamp: Path, record: Record) -> None:
@@ -43,37 +43,52 @@ def read(stamp: Path) -> Record | None:
     """The stage's record; None if it was never submitted."""
     path = stamp.with_suffix(".json")
     try:
-        return Record(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
+        return Record(**_load(path)) if path.exists() else None
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: no record of a stage ({error}); delete it, and the stage runs again") from None
 
 
-def hashes(paths: list[Path]) -> dict[str, str]:
+def _load(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def hashes(paths: list[str]) -> dict[str, str]:
     """File -> sha256, of files and of all files in folders; a path that is not there is left out."""
-    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    files = [file for path in map(Path, paths) for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
     return {str(file): sha256(file) for file in files if file.is_file() and "__pycache__" not in file.parts}
 
 
+def begin(stamp: Path) -> None:
+    """Note what the stage reads, as its job starts for the first time."""
+    begun, record = stamp.with_suffix(".begun"), read(stamp)
+    if record and not (os.environ.get("SLURM_RESTART_COUNT") and begun.exists()):
+        page = {"job": os.environ.get("SLURM_JOB_ID"), "command": record.command, "of": hashes(record.reads)}
+        write_text(begun, json.dumps(page) + "\n")
+
+
 def done(stamp: Path) -> None:
-    """Note a stage as complete, and what it was made of."""
-    record = read(stamp)
-    made = hashes([Path(path) for path in record.made]) if record else {}
-    end = {"job": os.environ.get("SLURM_JOB_ID"), "ended": time.strftime("%Y-%m-%d %H:%M:%S"), "made": made}
-    write_text(stamp, json.dumps(end) + "\n")
+    """Note a stage as complete. What has changed while it ran has no hash in the stamp, and so is another's."""
+    begun, record = stamp.with_suffix(".begun"), read(stamp)
+    page = _load(begun) if begun.exists() else {"job": os.environ.get("SLURM_JOB_ID")}
+    if record and "of" in page:
+        now = hashes(record.reads)
+        page["of"] = {file: was if now.get(file) == was else None for file, was in page["of"].items()}
+    write_text(stamp, json.dumps(page) + "\n")
 
 
-def made(stamp: Path) -> dict[str, str]:
-    """File -> sha256 of what a complete stage was made of; {} for one that is not."""
-    return json.loads(stamp.read_text(encoding="utf-8")).get("made", {}) if stamp.is_file() else {}
+def changed(stamp: Path, reads: list[str], command: str) -> str:
+    """What differs from what a complete stage was made of; "" for nothing."""
+    page, now = _load(stamp), hashes(reads)
+    was = page.get("of", {})
+    if files := sorted(file for file in now.keys() | was.keys() if now.get(file) != was.get(file)):
+        return f"{files[0]} has changed since job {page['job']} began"
+    return "" if page.get("command") == command else f"its command is another than job {page['job']}'s"
 
 
 def failure(stamp: Path, code: str) -> str:
     """What a failed stage says last in its log."""
     record = read(stamp)
-    name = record.stage if record else stamp.stem
-    text = f"hermes3: stage {name} failed with exit code {code}; the reason is above."
+    text = f"hermes3: stage {record.stage if record else stamp.stem} failed with exit code {code}; the reason is above."
     if record and record.needed_by:
         text += f" Slurm cancels what needs it: {', '.join(record.needed_by)}."
     return text + (f" When it is mended: {record.again}" if record else "")
@@ -83,9 +98,11 @@ if __name__ == "__main__":
     match os.environ.get(STAMP), sys.argv[1:]:
         case None | "", _:
             pass  # this job is no stage
+        case stamp, ["begin"]:
+            begin(Path(stamp))
         case stamp, ["done"]:
             done(Path(stamp))
         case stamp, ["failed", code]:
             print(failure(Path(stamp), code), file=sys.stderr)
         case _:
-            sys.exit("usage: python -m hermes3.slurm.record done | failed CODE")
+            sys.exit("usage: python -m hermes3.slurm.record begin | done | failed CODE")

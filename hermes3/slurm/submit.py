@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shlex
 import subprocess
@@ -22,6 +23,13 @@ from hermes3.recipe.read import on_hub, read
 from hermes3.slurm import queue
 
 TRAIN = "launch/train.sbatch"
+# Options of sbatch that would break how jobs are known, logged and queued again; and those that a pipeline sets itself
+BY_NAME = ("--job-name", "-J", "--output", "-o", "--error", "-e", "--chdir", "-D", "--array", "-a", "--clusters", "-M")
+NEVER = (*BY_NAME, "--no-requeue", "--test-only")
+KNOWN_BY = dict.fromkeys(NEVER, "jobs are known by name, folder and log, and queued again")
+OF_PIPELINE = KNOWN_BY | dict.fromkeys(
+    ("--dependency", "-d", "--nodes", "-N", "--export"), "the pipeline sets it, for every job"
+)
 FOLDER = Path("logs/launch")
 
 
@@ -46,7 +54,8 @@ def prepare(path: Path, nodes: int | None, options: list[str], check: bool = Tru
     `hermes3 check`, and to the memory that `hermes3 plan` says. Raises UserError for a recipe that would fail.
     """
     in_repository()
-    reject(options, {"--nodes": "give hermes3 launch --nodes N, which keeps the global batch", "-N": "as --nodes"})
+    by_nodes = "give hermes3 launch --nodes N, which keeps the global batch"
+    reject(options, KNOWN_BY | {"--nodes": by_nodes, "-N": by_nodes})
     name, recipe = path.stem, read(path)
     if nodes not in (None, hardware_of(path, recipe).nodes):
         name = f"{path.stem}-{nodes}nodes"
@@ -87,19 +96,15 @@ def submit(launch: Launch, check: bool = True) -> int:
     """
     if launch.missing:
         raise UserError("\n  ".join(["nothing is submitted:", *launch.missing]))
-    refuse_twice(launch.settings["recipe"], Path(launch.settings["recipe"]).stem)
+    recipe = launch.settings["recipe"]
+    if job := queue.jobs().get(Path(recipe).stem):
+        raise UserError(
+            f"{recipe}: job {job.id} ({job.state}) of this folder trains it already, into the same output_dir; "
+            f"wait for it, or end it with scancel {job.id}"
+        )
     if check:
         queue.test(launch.line)
     return queue.submit(launch.line)
-
-
-def refuse_twice(what: str, job_name: str) -> None:
-    """`UserError` when a job of this name waits or runs: two runs would write into one output_dir."""
-    if job := queue.jobs().get(job_name):
-        raise UserError(
-            f"{what}: job {job.id} ({job.state}) of this folder trains it already, into the same output_dir; "
-            f"wait for it, or end it with scancel {job.id}"
-        )
 
 
 def sbatch(
@@ -120,7 +125,7 @@ def sbatch(
         line.append(f"--nodes={hardware.nodes}")
         if hardware.gpu != CPU:
             line.append(f"--gpus-per-node={hardware.gpus_per_node}")
-    if time:
+    if time and "SBATCH_TIMELIMIT" not in os.environ:
         line.append(f"--time={time}")
     if stamp:
         line.append(f"--export=ALL,HERMES3_STAMP={stamp}")
@@ -167,10 +172,10 @@ def hold(paths: list[Path]) -> None:
     if not (page := re.search(r"^\[$.*", done.stdout, re.MULTILINE | re.DOTALL)):
         raise UserError(done.stderr.strip().removeprefix("hermes3: ") or f"{argv}: exit code {done.returncode}")
     errors = [
-        f"{report['recipe']}: {found['key']}: {found['wrong']}; {found['remedy']}"
+        "{recipe}: {key}: {wrong}; {remedy}".format(recipe=report["recipe"], **finding)
         for report in json.loads(page[0])
-        for found in report["findings"]
-        if found["level"] == ERROR
+        for finding in report["findings"]
+        if finding["level"] == ERROR
     ]
     if errors:
         raise UserError("\n  ".join(["`hermes3 check` refuses (--no-check launches all the same):", *errors]))
@@ -209,8 +214,10 @@ def reject(options: list[str], refused: dict[str, str], where: str = "") -> None
         wrong = f"{where}{options[0]}: options of sbatch go last, after --, as in: hermes3 launch RECIPE -- -A NAME"
         raise UserError(wrong)
     for option in options:
+        given = option.partition("=")[0]
         for name, remedy in refused.items():
-            if re.fullmatch(rf"{name}(=.*)?" if name.startswith("--") else rf"{name}.*", option):
+            short = re.fullmatch(r"-\w", name) and option.startswith(name)
+            if short or (len(given) > 3 and name.startswith(given)):  # sbatch takes --job for --job-name
                 raise UserError(f"{where}{option}: not for sbatch; {remedy}")
 
 

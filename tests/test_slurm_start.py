@@ -1,0 +1,256 @@
+"""May a job train, what its run is made of, and how Slurm is asked: with programs of our own in Slurm's place."""
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hermes3.slurm import queue, start
+from hermes3.slurm.submit import KNOWN_BY, OF_PIPELINE, reject
+
+
+@pytest.fixture
+def slurm_is(tmp_path, monkeypatch):
+    """Put a program in the place of one of Slurm's; nobody waits."""
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setattr(queue.time, "sleep", lambda seconds: None)
+
+    def put(name: str, script: str) -> None:
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{script}\n")
+        path.chmod(0o755)
+
+    return put
+
+
+# what a run is made of
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A recipe with its mix and base, and a run of it that job 7 has begun and that has a checkpoint."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    (tmp_path / "mix/train").mkdir(parents=True)
+    (tmp_path / "mix/manifest.json").write_text('{"output": {"sha256": "1f"}, "built": "monday"}')
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/model.safetensors").write_bytes(bytes(3_000_000))
+    (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 3}}')
+    recipe = {"hardware": {"gpu": "cpu", "nodes": 4, "gpus_per_node": 1}, "gradient_accumulation_steps": 2}
+    recipe |= {"learning_rate": 7.0e-6, "base_model": str(tmp_path / "base"), "output_dir": str(tmp_path / "out")}
+    (tmp_path / "chat.jinja").write_text("{{ messages }}")
+    recipe |= {"chat_template_jinja": str(tmp_path / "chat.jinja")}
+    recipe |= {"datasets": [{"path": str(tmp_path / "mix/train")}], "deepspeed": str(tmp_path / "zero.json")}
+    write(tmp_path, recipe)
+    hold(tmp_path)
+    (tmp_path / "out/checkpoint-8").mkdir()
+    return tmp_path
+
+
+def write(folder: Path, recipe: dict) -> None:
+    (folder / "r.yml").write_text(yaml.safe_dump(recipe))
+
+
+def hold(folder: Path) -> None:
+    start.hold(folder / "r.yml", start.read(folder / "r.yml"), folder / "out")
+
+
+def keys(**changes):
+    return lambda folder: write(folder, start.read(folder / "r.yml") | changes)
+
+
+def content(name: str, text: str):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def weights(place: int):
+    def edit(folder: Path) -> None:
+        with (folder / "base/model.safetensors").open("r+b") as file:
+            file.seek(place)
+            file.write(b"other" * 30_000)
+
+    return edit
+
+
+def best_is(folder: Path) -> None:
+    """As `select` run again: the same name is another folder."""
+    (folder / "base").rename(folder / "checkpoint-9")
+    (folder / "base").symlink_to("checkpoint-9")
+    (folder / "base/trainer_state.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("edit", "line"),
+    [
+        (keys(learning_rate=1.0e-3), "r.yml has changed: learning_rate was 7e-06, is 0.001"),
+        (keys(seed=3), "r.yml has changed: seed was None, is 3"),
+        (keys(gradient_accumulation_steps=4), "r.yml has changed: global_batch was 8, is 16"),
+        (content("zero.json", '{"zero_optimization": {"stage": 2}}'), "r.yml has changed: deepspeed was"),
+        (content("mix/manifest.json", '{"output": {"sha256": "2e"}}'), "mix/manifest.json has changed"),
+        (weights(0), "base has changed"),
+        (weights(1_500_000), "base has changed"),
+        (best_is, "base has changed"),
+        (content("chat.jinja", "another"), "chat.jinja has changed"),
+    ],
+)
+def test_a_run_goes_on_with_what_it_was_begun_or_not_at_all(run, monkeypatch, edit, line):
+    hold(run)
+    edit(run)
+    for job in ("7", "8"):  # queued again, submitted anew
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        with pytest.raises(ValueError, match=r"begun with something else:(.|\n)*mv .*out .*out.old") as error:
+            hold(run)
+        assert line in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        keys(wandb_project="mine", use_wandb=True, logging_steps=1, restart_steps=5, ddp_timeout=60, hub_model_id="me"),
+        keys(hardware={"gpu": "cpu", "nodes": 2, "gpus_per_node": 1}, gradient_accumulation_steps=4),
+        content("mix/manifest.json", '{"output": {"sha256": "1f"}, "built": "tuesday"}'),
+        lambda folder: (folder / "mix/manifest.json").unlink(),  # of this node, which the preflight finds
+        lambda folder: (folder / "r.yml").write_text("# a remark\n" + (folder / "r.yml").read_text()),
+    ],
+)
+def test_what_a_run_may_change_is_not_looked_at(run, edit):
+    edit(run)
+    hold(run)
+
+
+def test_without_a_checkpoint_another_job_begins_anew(run, monkeypatch, capsys):
+    (run / "out/checkpoint-8").rmdir()
+    keys(learning_rate=1.0e-3)(run)
+    with pytest.raises(ValueError, match="learning_rate"):
+        hold(run)
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    hold(run)
+    assert json.loads((run / "out/made_of.json").read_text())["job"] == "8"
+    (run / "out/made_of.json").unlink()
+    (run / "out/checkpoint-8").mkdir()
+    hold(run)
+    assert "has checkpoints and no made_of.json" in capsys.readouterr().err
+
+
+def test_recipes_that_prepare_the_same_have_one_mark(run):
+    keys(dataset_prepared_path="mix/prepared")(run)
+    mark = start.needs(run / "r.yml")
+    keys(wandb_project="mine", output_dir="elsewhere")(run)
+    assert start.needs(run / "r.yml") == mark and mark.startswith("4 1 cpu mix/prepared/recipe-")
+
+
+@pytest.mark.parametrize(("counted", "gpus"), [("gpu:h100:8", ["--gpus-per-node=8"]), ("(null)", [])])
+def test_gpus_are_asked_for_where_slurm_counts_them(slurm_is, run, monkeypatch, capsys, counted, gpus):
+    """Else the preflight counts them. What sbatch says of a job in a job is shown, with the line to type."""
+    keys(hardware={"gpu": "h100-80gb", "nodes": 2, "gpus_per_node": 8}, dataset_prepared_path="p")(run)
+    for name, value in {"NNODES": "1", "JOB_NAME": "r", "JOB_PARTITION": "p"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.delenv("SLURM_GPUS_ON_NODE", raising=False)
+    slurm_is("scontrol", "echo 'JobId=7 Partition=p QOS=(null)'")
+    slurm_is("sinfo", f"echo '{counted}'")
+    slurm_is("sbatch", "echo 'sbatch: error: no jobs from jobs' >&2; exit 1")
+    with pytest.raises(ValueError, match="no jobs from jobs(.|\n)*a site may forbid it to jobs"):
+        start.start(run / "r.yml")
+    line = ["sbatch", "--parsable", "--nodes=2", "--job-name=r", *gpus, "--partition=p", "launch/train.sbatch"]
+    assert " ".join(line) in capsys.readouterr().err
+    del os.environ[start.RESIZED]
+
+
+# one training per output_dir
+
+
+@pytest.mark.parametrize("before", [[], ["5"], ["5", "6"]])
+def test_of_jobs_that_start_together_one_has_the_claim(tmp_path, monkeypatch, before):
+    """Jobs 5 and 6 have ended. Each of the new ones looks at the queue while the others do."""
+    for number, job in enumerate(before):
+        (tmp_path / f".job{f'.{number}' if number else ''}").symlink_to(job)
+    together, outcomes = threading.Barrier(8, timeout=20), {}
+    monkeypatch.setattr(start, "_active", lambda job: job not in ("5", "6") or bool(together.wait() and 0))
+
+    def compete(job: str) -> None:
+        try:
+            outcomes[job] = start.claim(tmp_path, job)
+        except ValueError as error:
+            outcomes[job] = str(error)
+
+    threads = [threading.Thread(target=compete, args=(f"{job}",)) for job in range(10, 18)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = [job for job, refused in outcomes.items() if not refused]
+    assert all(f"job {winner} trains into it already" in refused for refused in outcomes.values() if refused)
+
+
+# how Slurm is asked
+
+
+def test_a_controller_that_is_away_is_asked_again(slurm_is, tmp_path, capsys):
+    counted = f"echo x >>{tmp_path}/asked; (($(wc -l <{tmp_path}/asked) > 3)) && echo RUNNING && exit 0\n"
+    slurm_is("squeue", f"{counted} echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1")
+    assert queue.state("7") == "RUNNING"
+    assert capsys.readouterr().err.count("asked again") == 3
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("scontrol", "Requested operation is presently disabled"),  # a refusal
+        ("sbatch", "Socket timed out on send/recv operation"),  # the job may be there: not submitted twice
+    ],
+)
+def test_a_refusal_is_one_at_once(slurm_is, tmp_path, program, words):
+    slurm_is(program, f"echo x >>{tmp_path}/asked; echo '{words}' >&2; exit 1")
+    with pytest.raises(ValueError, match=words):
+        queue.slurm(program, "requeue", "7")
+    assert (tmp_path / "asked").read_text() == "x\n"
+
+
+def test_what_a_site_or_a_user_has_set_changes_nothing(slurm_is, monkeypatch):
+    """A greeting before the job's id; variables that would hide jobs, or keep them from being queued again."""
+    slurm_is("sbatch", "echo '--> Welcome to machine 3'; echo 'login: ok'; env | grep ^SBATCH >&2; echo '41;lab'")
+    slurm_is("squeue", "env | grep ^SQUEUE; true")
+    for name in ("SQUEUE_STATES", "SQUEUE_PARTITION", "SBATCH_EXPORT", "SBATCH_NO_REQUEUE", "SBATCH_ARRAY_INX"):
+        monkeypatch.setenv(name, "x")
+    assert queue.submit(["sbatch", "--parsable", "a.sbatch"]) == 41
+    assert queue.slurm("squeue") == ""
+    slurm_is("sbatch", "env | grep ^SBATCH; true")
+    monkeypatch.setenv("SBATCH_PARTITION", "gpu")
+    assert queue.slurm("sbatch") == "SBATCH_PARTITION=gpu\n"
+    with pytest.raises(ValueError, match="no job's id"):
+        queue.submit(["sbatch"])
+
+
+def test_a_partition_that_counts_no_gpus_is_named(slurm_is):
+    slurm_is("sbatch", "echo 'sbatch: error: Invalid generic resource (gres) specification' >&2; exit 1")
+    with pytest.raises(ValueError, match="-- --gpus-per-node=0"):
+        queue.test(["sbatch", "--gpus-per-node=8", "a.sbatch"])
+
+
+@pytest.mark.parametrize(
+    "options", [["--job-name=a"], ["-J", "a"], ["-Ja"], ["--chdir=/tmp"], ["-D", "/"], ["--array=0-1"], ["-a1"],
+                ["--output=x"], ["-ox"], ["--job=a"], ["--mem=1G", "--no-requeue"]],
+)  # fmt: skip
+def test_options_that_would_hide_a_job_are_refused(options):
+    for refused in (KNOWN_BY, OF_PIPELINE):
+        with pytest.raises(ValueError, match="not for sbatch; jobs are known by name"):
+            reject(options, refused)
+    reject(["--nodelist=n1", "-A", "me", "--exclude=n2", "--time=1"], OF_PIPELINE)
+
+
+def test_bad_nodes_are_added_to_those_that_were_left_out_already(slurm_is, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(queue.signal, "signal", lambda *_: None)
+    (tmp_path / "logs/7").mkdir(parents=True)
+    (tmp_path / "logs/7/bad_nodes").write_text("n3\tshared: gone\n")
+    fields = "JobId=7 ExcNodeList=n9 ReqNodeList=$(cat wanted 2>/dev/null || echo '(null)')"
+    slurm_is("scontrol", f'echo "$*" >>asked; [[ $* == *hostnames* ]] && printf "n2\\nn3\\n"; echo "{fields}"')
+    assert "without n9,n3" in queue.requeue()
+    assert (tmp_path / "asked").read_text().splitlines()[-2:] == ["requeue 7", "update JobId=7 ExcNodeList=n9,n3"]
+    (tmp_path / "wanted").write_text("n[2-3]")
+    with pytest.raises(ValueError, match=r"n3: bad, and asked for by name \(--nodelist\)"):
+        queue.requeue()
