@@ -7,7 +7,7 @@ import yaml
 from conftest import ROOT
 
 from hermes3.mix.build import build
-from hermes3.mix.decontaminate import FEW, Index, record
+from hermes3.mix.decontaminate import FEW, Index, _task_manager, record
 from hermes3.mix.spec import Decontaminate, load
 
 QUESTION = "A baker has 17 trays with 23 rolls on each tray and sells 5 trays, how many rolls are left at noon?"
@@ -144,18 +144,23 @@ def test_all_that_trains_or_conditions_is_searched(base, tmp_path):
 
 
 def test_the_shipped_specs_search_for_table_5_but_for_two_of_its_rows(in_root):
-    from lm_eval.tasks import TaskManager
-
-    tasks = set(TaskManager().all_tasks)
+    tasks = set(_task_manager().all_tasks)
     for name in ("hermes3_sft", "hermes3_dpo", "hermes3_dataset"):
         spec = load(ROOT / f"data_mixes/{name}.yml")
         assert {one.task for one in spec.decontaminate.against} <= tasks
         assert record(spec, None)["not_searched"] == ["GPQA", "MT-Bench"]
 
 
-def test_an_lm_eval_task_is_read_by_lm_eval(tmp_path, chain):
-    index = Index(Decontaminate(against=[{"task": "tiny_choice", "split": "test"}]), tmp_path)
+def test_an_lm_eval_task_is_read_by_lm_eval(samples, tmp_path, monkeypatch):
+    """On the split that it scores, where none is named."""
+    (tmp_path / "outputs/tiny").mkdir(parents=True)
+    (tmp_path / "outputs/tiny/data").symlink_to(samples)
+    (tmp_path / "eval").symlink_to(ROOT / "eval")
+    monkeypatch.chdir(tmp_path)
+    index = Index(Decontaminate(against=[{"task": "tiny_choice"}]), tmp_path)
     assert index.grams or index.unsearched["tiny_choice"]
+    with pytest.raises(ValueError, match="tiny_choice: no split dev; it has test"):
+        Index(Decontaminate(against=[{"task": "tiny_choice", "split": "dev"}]), tmp_path)
 
 
 def test_an_evaluation_set_that_is_not_there_is_named(tmp_path):

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -182,11 +183,18 @@ def _docs(one: EvalSet, data_root: Path) -> Iterator[Any]:
         raise UserError(f"decontaminate.against {path}: not JSON: {error}") from None
 
 
+@cache  # 3 s: it reads the declarations of 12,000 tasks
+def _task_manager() -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path="eval/tasks")
+
+
 def _task_docs(task: str, split: str | None) -> Iterator[Any]:
     """The documents of a split of an lm-eval task, or of each task of a group, loaded by lm-eval itself."""
-    from lm_eval.tasks import TaskManager, get_task_dict
+    from lm_eval.tasks import get_task_dict
 
-    manager = TaskManager(include_path="eval/tasks")
+    manager = _task_manager()
     if task not in manager.all_tasks:
         raise UserError(f"decontaminate.against {task}: not a task of the installed lm-eval (`lm-eval ls tasks`)")
 
