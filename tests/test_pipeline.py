@@ -213,7 +213,7 @@ def test_an_unfinished_training_goes_on_unless_what_it_is_made_of_has_changed(tr
     sft.reads[0].write_text(f"# a remark\n{RECIPE}")
     assert what()["sft"] == "to run"
     edit(mix)
-    with pytest.raises(ValueError, match=r"sft: mix, which it needs, runs again.*mv .*sft.out .*go on.*--done mix"):
+    with pytest.raises(ValueError, match=r"sft: mix, which it needs, runs again.*mv .*sft.out .*--done mix"):
         what()
     assert what("mix")["sft"] == "to run"
     edit(sft)

@@ -79,7 +79,7 @@ def best_is(folder: Path) -> None:
     """As `select` run again: the same name is another folder."""
     (folder / "base").rename(folder / "checkpoint-9")
     (folder / "base").symlink_to("checkpoint-9")
-    (folder / "base/trainer_state.json").write_text("{}")
+    (folder / "base/generation_config.json").write_text("{}")
 
 
 @pytest.mark.parametrize(
@@ -112,6 +112,7 @@ def test_a_run_goes_on_with_what_it_was_begun_or_not_at_all(run, monkeypatch, ed
         keys(wandb_project="mine", use_wandb=True, logging_steps=1, restart_steps=5, ddp_timeout=60, hub_model_id="me"),
         keys(hardware={"gpu": "cpu", "nodes": 2, "gpus_per_node": 1}, gradient_accumulation_steps=4),
         content("mix/manifest.json", '{"output": {"sha256": "1f"}, "built": "tuesday"}'),
+        content("base/trainer_state.json", "{}"),
         lambda folder: (folder / "mix/manifest.json").unlink(),  # of this node, which the preflight finds
         lambda folder: (folder / "r.yml").write_text("# a remark\n" + (folder / "r.yml").read_text()),
     ],

@@ -84,34 +84,24 @@ def _state(
         by_job = last and last.job and stamp.exists()
         return State(COMPLETE, f"job {last.job}" if by_job else f"{one.leaves} is there")
     if one.run and (changed or rerun) and any(one.run.glob("checkpoint-*")):
+        ways = "to go on from them, put that back and launch again"
+        if stamp.exists() or not changed:  # what is finished stays, or goes on with what the stage before has left
+            ways = f"to keep them as they are: {again} --done {one.name if stamp.exists() else rerun[0]}"
         raise UserError(
             f"{one.name}: {changed or f'{rerun[0]}, which it needs, runs again'}, and {one.run} holds the checkpoints "
-            f"of another run, from which this one would go on. To train anew: mv {one.run} {one.run}.old. "
-            + _kept(again, one, stamp.exists(), "" if changed else rerun[0])
+            f"of another run, from which this one would go on; to train anew: mv {one.run} {one.run}.old; {ways}"
         )
     return State(RUN, why or changed or f"{', '.join(rerun)}: not complete")
-
-
-def _kept(again: str, one: Stage, finished: bool, need: str) -> str:
-    """The way out that keeps a training's checkpoints. `need`: the stage before it that runs again, if that is why."""
-    if finished:
-        return f"To keep them as they are: {again} --done {one.name}"
-    if need:
-        return f"To go on from them, with what {need} has left: {again} --done {need}"
-    return "To go on from them: put that back, and launch again"
 
 
 def _unfinished(one: Stage, stamp: Path, last: record.Record | None) -> str:
     """Why a stage is not complete; "" if it is."""
     if stamp.exists():
         return "" if one.leaves.exists() else f"{one.leaves} is gone"
-    if last is None:
-        return "never run"
-    if not last.job:
-        return "submitted by a launch that was ended, and not complete"
-    if Path(last.log).is_file():
-        return f"job {last.job} ended unfinished: see {last.log}"
-    return f"job {last.job} was cancelled before it began"
+    if not last or not last.job:
+        return "its launch was ended, and it is not complete" if last else "never run"
+    ended = f"ended unfinished: see {last.log}" if Path(last.log).is_file() else "was cancelled before it began"
+    return f"job {last.job} {ended}"
 
 
 def _changed(one: Stage, stamp: Path) -> str:
