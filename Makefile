@@ -25,6 +25,7 @@ chat = hermes3/messages.py $(wildcard hermes3/chat/*)
 
 demo: $(S)/14-report
 	@cat $(T)/report/summary.txt
+	@echo "Talk to the model: .venv/bin/hermes3 chat $(T)/dpo/merged"
 
 $(S)/01-data: $(wildcard data_mixes/samples/*) hermes3/chat/prompts.py | .venv/.installed
 	@$(stage) 'write the sample conversations' python data_mixes/samples/generate.py $(T)/data
@@ -78,11 +79,14 @@ $(S)/14-report: $(S)/06-eval-base $(S)/09-select $(S)/13-eval-alignment $(wildca
 	  --run SFT=$(T)/sft --run DPO=$(T)/dpo --commands $(S) \
 	  --scores base=$(T)/eval/base --scores SFT=$(T)/sft/best_results --scores SFT+DPO=$(T)/eval/dpo
 
+# two processes: most tests keep one core busy, and those with Slurm wait
+pytest = .venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
 test: .venv/.installed
-	.venv/bin/python -m pytest
+	$(pytest)
 
 test-fast: .venv/.installed # no training, no Slurm
-	.venv/bin/python -m pytest -m "not slow"
+	$(pytest) -m "not slow"
 
 lint: .venv/.installed
 	ruff check .

@@ -248,8 +248,6 @@ def full_size(out: Path, hermes: Path, tokens: int) -> Table:
     line("seconds", sum(small.wall.values()), sum(large.wall.values()), ".1f")
     for phase in large.wall:
         line(f"  {phase}", small.wall[phase], large.wall[phase], ".1f")
-        for stage in large.work if phase == "rows" else ():
-            line(f"    {stage} (both workers)", small.work[stage], large.work[stage], ".1f")
     line("peak memory, GB", small_memory.own / 1e9, large_memory.own / 1e9, ".2f")
     line("mapped file pages, reclaimable, GB", *(m.mapped / 1e9 for m in (small_memory, large_memory)), ".2f")
     speeds = [m.manifest["total"]["tokens"] / sum(m.wall.values()) / 1e6 for m in (small, large)]

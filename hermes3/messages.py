@@ -6,10 +6,13 @@ an optional system message, then user, assistant and tool messages; an assistant
 """
 
 import json
-import math
+import re
 from typing import Any
 
+import orjson
+
 Message = dict[str, Any]
+SURROGATE = re.compile("[\ud800-\udfff]")
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -23,31 +26,15 @@ class BadRow(ValueError):
 
 def is_text(value: Any) -> bool:
     """Whether `value` is text that UTF-8 can hold: a JSON escape may leave half a surrogate pair."""
-    if not isinstance(value, str):
-        return False
+    return isinstance(value, str) and (value.isascii() or not SURROGATE.search(value))
+
+
+def is_json(value: Any) -> bool:
+    """Whether every JSON parser reads `value` back: no NaN, no integer beyond 64 bits, at most 254 levels deep."""
     try:
-        value.encode()
-    except UnicodeEncodeError:
+        return json.loads(json.dumps(value, allow_nan=False)) == value and bool(orjson.dumps(value))
+    except (TypeError, ValueError, RecursionError):
         return False
-    return True
-
-
-def is_json(value: Any, levels: int = 100) -> bool:
-    """Whether every JSON parser reads `value` back: no NaN, no integer beyond 64 bits, at most `levels` levels deep."""
-    match value:
-        case str():
-            return is_text(value)
-        case bool() | None:
-            return True
-        case int():
-            return -(2**63) <= value < 2**64
-        case float():
-            return math.isfinite(value)
-        case list():
-            return levels > 0 and all(is_json(item, levels - 1) for item in value)
-        case dict():
-            return levels > 0 and all(is_text(key) and is_json(item, levels - 1) for key, item in value.items())
-    return False
 
 
 def tool_call(name: Any, arguments: Any) -> Message:
@@ -60,7 +47,8 @@ def tool_call(name: Any, arguments: Any) -> Message:
         except (ValueError, RecursionError) as error:
             raise BadRow("tool_call_not_json", f"arguments of {name}: {error}") from None
     if not isinstance(arguments, dict) or not is_json(arguments):
-        raise BadRow("tool_call_not_json", f"arguments of {name} are not a JSON object")
+        altered = "an integer beyond 64 bits, NaN, half a surrogate pair, over 254 levels"
+        raise BadRow("tool_call_not_json", f"arguments of {name} are no object, or hold what parsers alter: {altered}")
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
@@ -85,7 +73,7 @@ def clean(message: Message) -> Message:
     if calls:
         if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
             raise BadRow("tool_call_not_json", "tool_calls are not a list of objects")
-        functions = [call.get("function", call) for call in calls]
+        functions = [call.get("function") or call for call in calls]
         if not all(isinstance(function, dict) for function in functions):
             raise BadRow("tool_call_not_json", "a call's function is not an object")
         out["tool_calls"] = [tool_call(f.get("name"), f.get("arguments")) for f in functions]
@@ -116,26 +104,10 @@ def check(messages: list[Message], tools: list[Message]) -> None:
             "assistant": ("tool",) if open_calls else ("user",),
             "tool": ("assistant", "tool"),
         }[previous]
+        if role == "tool" and previous == "tool" and not open_calls:
+            raise BadRow("response_without_call", f"nothing called {message['name']}")
         if role not in allowed:
             raise BadRow("role_order", f"{role} after {previous}")
-        if role == "tool":
-            _check_response(message, open_calls)
-            open_calls -= 1
-        else:
-            open_calls = len(calls)
-        for call in calls:
-            name = call["function"]["name"]
-            if name not in declared:
-                raise BadRow("undeclared_tool", f"{name} is not among the tools offered")
-        previous = role
-
-
-def _check_response(message: Message, open_calls: int) -> None:
-    if open_calls < 1:
-        raise BadRow("response_without_call", f"nothing called {message['name']}")
-    text = message["content"].strip()
-    if (text[:1], text[-1:]) in (("{", "}"), ("[", "]")):
-        try:
-            json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BadRow("tool_response_not_json", str(error)) from None
+        if unknown := [call["function"]["name"] for call in calls if call["function"]["name"] not in declared]:
+            raise BadRow("undeclared_tool", f"{unknown[0]} is not among the tools offered")
+        previous, open_calls = role, open_calls - 1 if role == "tool" else len(calls)

@@ -6,6 +6,7 @@ from pathlib import Path
 from hermes3.files import UserError
 
 INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 
 
 def check_model(folder: Path) -> None:
@@ -29,21 +30,20 @@ def check_model(folder: Path) -> None:
 
 def _model_tensors(folder: Path) -> set[str]:
     """Names of all tensors of the model. Every file that the index names must exist and hold what the index says."""
-    index = folder / INDEX
-    if not index.is_file():
-        if not (folder / "model.safetensors").is_file():
-            raise UserError(
-                f"{folder}: no model.safetensors, nor {INDEX}; if its ranks saved in parts, run "
-                f"`hermes3 consolidate {folder}/checkpoint-N OUT`; if the run has not ended, take a checkpoint of it"
-            )
-        return tensor_names(folder / "model.safetensors")
-    file_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    missing = sorted(file for file in set(file_of.values()) if not (folder / file).is_file())
-    if missing:
+    if (folder / INDEX).is_file():
+        file_of = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    elif (folder / SINGLE).is_file():
+        return tensor_names(folder / SINGLE)
+    else:
+        raise UserError(
+            f"{folder}: no {SINGLE}, nor {INDEX}; if its ranks saved in parts, run "
+            f"`hermes3 consolidate {folder}/checkpoint-N OUT`; if the run has not ended, take a checkpoint of it"
+        )
+    if missing := sorted(file for file in set(file_of.values()) if not (folder / file).is_file()):
         raise UserError(f"{folder}: {INDEX} names {missing[0]} ({len(missing)} missing); copy the model again")
-    names = {file: tensor_names(folder / file) for file in set(file_of.values())}
+    stored = {file: tensor_names(folder / file) for file in set(file_of.values())}
     for name, file in file_of.items():
-        if name not in names[file]:
+        if name not in stored[file]:
             raise UserError(f"{folder}: {INDEX} says that {file} holds {name}, and it does not; copy the model again")
     return set(file_of)
 

@@ -21,16 +21,30 @@ os.environ["OMP_WAIT_POLICY"] = "passive"  # threads that spin while they wait m
 
 # What trains, evaluates or runs Slurm: left out by `make test-fast`
 SLOW_FIXTURES = {"chain", "slurm", "slurm16", "stopped_sft", "stopped_dpo", "axolotl_process"}
-SLOW_FILES = {"chain", "check", "dashboard", "distributed", "dpo", "eval_runs", "launch", "mix_restart", "pack"}
-SLOW_FILES |= {"packing", "pipeline", "preflight", "saving", "traps"}
+SLOW_FILES = {"alignment_tasks", "bench", "chain", "check", "dashboard", "distributed", "dpo", "eval_runs", "launch"}
+SLOW_FILES |= {"metrics", "mix_restart", "pack", "packing", "pipeline", "plan_gpu_check", "plan_memory", "preflight"}
+SLOW_FILES |= {"saving", "traps"}
 SLOW_FILES |= {f"slurm_{name}" for name in ("docs", "scripts", "train", "verdict")}
 
 
+# What several files share is made once: their tests go to one of `make test`'s two processes, the longest first
+SHARED = ("chain", "slurm", "stopped")  # slurm16, stopped_sft and stopped_dpo go by their first word
+BY_NAME = {"metrics": "stopped", "saving": "stopped", "slurm_docs": "slurm"}  # they ask for a fixture while they run
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Mark what is slow."""
+    """Mark what is slow, and what runs in one process."""
+    places = {}
     for item in items:
-        if item.path.stem.removeprefix("test_") in SLOW_FILES or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+        fixtures, file = set(getattr(item, "fixturenames", ())), item.path.stem.removeprefix("test_")
+        if file in SLOW_FILES or SLOW_FIXTURES & fixtures:
             item.add_marker(pytest.mark.slow)
+        group = BY_NAME.get(file) or next((name for name in SHARED for one in fixtures if one.startswith(name)), file)
+        item.add_marker(pytest.mark.xdist_group(group))
+        places[item] = SHARED.index(group) if group in SHARED else len(SHARED)
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        items.sort(key=places.get)
 
 
 @pytest.fixture(autouse=True)
@@ -97,12 +111,19 @@ def axolotl_process():
     """
     import torch
     from axolotl.integrations.base import PluginManager
+    from datasets import Dataset
+    from no_pools import METHODS
 
     manager = PluginManager.get_instance()
     plugins, manager.plugins = manager.plugins, type(manager.plugins)()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with mock.patch.dict(os.environ), mock.patch("axolotl.cli.config.prepare_debug_log"):
+    gc.freeze()  # the packer collects garbage at every packing: 0.4 s each over all that is imported
+    with (
+        mock.patch.dict(os.environ),
+        mock.patch("axolotl.cli.config.prepare_debug_log"),
+        mock.patch.multiple(Dataset, **METHODS),
+    ):
         yield
     gc.unfreeze()
     torch.set_num_threads(threads)

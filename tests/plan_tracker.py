@@ -5,9 +5,9 @@ kernel runs. Stand-ins: FlashAttention-2 is an autograd function that saves what
 Triton's launches do nothing, and the loss' gradient is taken to be 1. All this is set for the whole process, so it has
 one of its own.
 
-CASES: JSON list of {layers, hidden, intermediate, heads, kv_heads, vocab, tokens, ranks, fp32, checkpointing, liger,
-fused_loss, rank}. Prints a JSON list of {loss, backward, "optimizer step": peak bytes, states: {parameters, optimizer},
-activations: bytes kept from the forward for the backward pass}. With a LoRA's rank: {activations} alone, unsharded.
+CASES: JSON list of {shape: fields of `Shape`, tokens, ranks, fp32, checkpointing, liger, fused_loss, rank}. Prints a
+JSON list of {loss, backward, "optimizer step": peak bytes, states: {parameters, optimizer}, activations: bytes kept
+from the forward for the backward pass}. With a LoRA's rank: {activations} alone, unsharded.
 """
 
 import json
@@ -25,6 +25,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AttentionInterface, LlamaConfig
+
+from bench.gpu_check import llama_config
+from hermes3.plan.shapes import Shape
 
 AS_IMPORTED = {name: getattr(llama, name) for name in ("LlamaRMSNorm", "LlamaMLP", "apply_rotary_pos_emb")}
 FORWARD = llama.LlamaForCausalLM.forward
@@ -56,17 +59,7 @@ def prepare(case: dict) -> LlamaConfig:
     if case["liger"]:
         fused = case["fused_loss"]
         apply_liger_kernel_to_llama(rope=True, rms_norm=True, swiglu=True, fused_linear_cross_entropy=fused)
-    config = LlamaConfig(
-        num_hidden_layers=case["layers"],
-        hidden_size=case["hidden"],
-        intermediate_size=case["intermediate"],
-        num_attention_heads=case["heads"],
-        num_key_value_heads=case["kv_heads"],
-        vocab_size=case["vocab"],
-        max_position_embeddings=131_072,
-        tie_word_embeddings=False,
-        use_cache=False,
-    )
+    config = llama_config(Shape(**case["shape"]), max_position_embeddings=131_072, use_cache=False)
     config._attn_implementation = "as_saved"
     return config
 
@@ -92,9 +85,9 @@ def saved_by_lora(case: dict, config: LlamaConfig) -> int:
         weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = model(input_ids=tokens, position_ids=positions).logits.sum()
-        found = sum(one.untyped_storage().nbytes() for at, one in kept.items() if at not in weights)
+        saved = sum(one.untyped_storage().nbytes() for at, one in kept.items() if at not in weights)
     del loss
-    return found
+    return saved
 
 
 def measure(case: dict) -> dict:
@@ -122,18 +115,18 @@ def measure(case: dict) -> dict:
         with tracker:
             for _ in range(2):
                 tracker.reset_mod_stats()
-                found = {}
+                sizes = {}
                 loss = model(input_ids=tokens, position_ids=positions, labels=tokens).loss
-                found["activations"] = now(tracker)["Activation"]
-                found["loss"] = peak(tracker)
+                sizes["activations"] = now(tracker)["Activation"]
+                sizes["loss"] = peak(tracker)
                 loss.backward()
-                found["backward"] = peak(tracker)
+                sizes["backward"] = peak(tracker)
                 optimizer.step()
                 optimizer.zero_grad()
-                found["optimizer step"] = peak(tracker)
+                sizes["optimizer step"] = peak(tracker)
     left = now(tracker)
     dist.destroy_process_group()
-    return found | {"states": {"parameters": left["Sharded Param"], "optimizer": left["OptState"]}}
+    return sizes | {"states": {"parameters": left["Sharded Param"], "optimizer": left["OptState"]}}
 
 
 def now(tracker: FSDPMemTracker) -> dict[str, int]:

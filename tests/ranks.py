@@ -23,9 +23,7 @@ from transformers import TrainerCallback
 from hermes3.train.cpu_ranks import use_gloo
 
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(
-    ["axolotl.cli.config", "axolotl.common.datasets", "axolotl.core.builders", "axolotl.train", "deepspeed"]
-)
+FORK.set_forkserver_preload(["warm_ranks"])
 TIMEOUT = 400  # seconds; a minute or two of them to compile DeepSpeed's Adam for CPUs, once on a machine
 
 
@@ -46,22 +44,22 @@ class OnCPU(BasePlugin):
         cfg.device_map = {"": "cpu"}
 
 
-def die_saving(trainer) -> None:
-    """KILL_SAVING="STEP RANK METHOD": that rank is killed at that step's save, as the trainer's METHOD would begin."""
-    step, rank, method = os.environ.get("KILL_SAVING", "-1 0 save_model").split()
-    save = getattr(trainer, method)
-
-    def save_or_die(*args, **kwargs):
-        if (trainer.state.global_step, trainer.args.process_index) == (int(step), int(rank)):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return save(*args, **kwargs)
-
-    setattr(trainer, method, save_or_die)
-
-
 class Record(TrainerCallback):
+    """STOP_AT=STEP writes the stop file before the step after it.
+
+    KILL_SAVING="STEP RANK METHOD": that rank is killed at that step's save, as the trainer's METHOD would begin.
+    """
+
     def __init__(self, trainer):
-        die_saving(trainer)
+        step, rank, method = os.environ.get("KILL_SAVING", "-1 0 save_model").split()
+        save = getattr(trainer, method)
+
+        def save_or_die(*args, **kwargs):
+            if (trainer.state.global_step, trainer.args.process_index) == (int(step), int(rank)):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return save(*args, **kwargs)
+
+        setattr(trainer, method, save_or_die)
         self.trainer, self.packs, self.tokens = trainer, [], 0
         self.file = Path(trainer.args.output_dir) / f"record-{trainer.args.process_index}.jsonl"
         trainer.model.register_forward_pre_hook(self.see, with_kwargs=True)
@@ -76,14 +74,12 @@ class Record(TrainerCallback):
             file.write(json.dumps(line) + "\n")
 
     def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == int(os.environ.get("KILL_AT", -1)):
-            os.kill(os.getpid(), signal.SIGKILL)
         if state.global_step == int(os.environ.get("STOP_AT", -1)) and state.is_world_process_zero:
             Path(os.environ["HERMES3_STOP_FILE"]).touch()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" in logs:
-            self.write({"step": state.global_step, "packs": self.packs, "tokens": self.tokens, "loss": logs["loss"]})
+            self.write({"step": state.global_step, "packs": self.packs, "tokens": self.tokens, **logs})
             self.packs, self.tokens = [], 0
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -125,7 +121,7 @@ class Run:
 
 
 def train(recipe: Path, ranks: int = 2, **env) -> Run:
-    """Train `recipe` on so many ranks; `env`: further variables of theirs: KILL_AT, STOP_AT: steps, KILL_SAVING."""
+    """Train `recipe` on so many ranks; `env`: further variables of theirs, such as STOP_AT and KILL_SAVING."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -139,7 +135,6 @@ def train(recipe: Path, ranks: int = 2, **env) -> Run:
         process.start()
     for process in processes:
         process.join(TIMEOUT)
-    for process in processes:
         process.kill()
         process.join()
     return result(recipe, [process.exitcode for process in processes])

@@ -1,30 +1,43 @@
-"""Adapters: every shape that data comes in, to one message form; what is refused, and why."""
+"""Adapters: every shape that data comes in, to one message form; what is refused, what is left unread, and why."""
 
 import json
 import sys
 from typing import get_args
 
 import pytest
+import yaml
 from conftest import ROOT, real_rows
 
-from hermes3.chat.prompts import TOOLS_INTRO, rag_system, tools_system
+from hermes3.chat.prompts import rag_system, tools_system
 from hermes3.chat.render import turns
 from hermes3.messages import BadRow, tool_call
-from hermes3.mix.adapt import ADAPTERS, SHAPE
+from hermes3.mix.adapt import ADAPTERS, ROLE_OF, SHAPE
+from hermes3.mix.columns import Row
 from hermes3.mix.spec import Adapter
 
 REAL = ROOT.parent / "shared/data/train"
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 SYSTEM = {"role": "system", "content": "s"}
 SAID = [USER, ANSWER]
-HUMAN = {"from": "human", "value": "q"}
-MASKED = {**ANSWER, "train": False}
-PARTS = [{"type": "text", "text": text} for text in "qr"]
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string", "description": "its 'name'"}}}
 TOOL = {"type": "function", "function": {"name": "sky", "description": "The sky.", "parameters": PARAMETERS}}
 CALLS = {"role": "assistant", "content": "", "tool_calls": [tool_call("sky", {"city": "Ulm"})]}
 RESPONSE = {"role": "tool", "name": "sky", "content": '{"sky": "grey"}'}
-OF_NO_CALL = {"role": "tool", "tool_call_id": "c9", "content": "x"}
+
+
+def written_out(value, keys=("role", "content")):
+    """`value` of adapters.yml with its turns, {user: q}, as the data has them."""
+    if isinstance(value, list):
+        return [written_out(one, keys) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1 and {key.lower() for key in value} & (set(ROLE_OF) - {"function"} | {"alien"}):
+        return dict(zip(keys, *value.items(), strict=True))
+    sharegpt = {"conversations": ("from", "value"), "conversation": ("from", "value")}
+    return {key: written_out(one, sharegpt.get(key, keys)) for key, one in value.items()}
+
+
+DATA = written_out(yaml.safe_load((ROOT / "tests/adapters.yml").read_text(encoding="utf-8")))
 
 
 def user(content: str) -> dict:
@@ -46,48 +59,103 @@ def test_the_spec_and_the_adapters_name_the_same_shapes():
     assert set(get_args(Adapter)) == set(ADAPTERS)
 
 
+@pytest.mark.parametrize("case", DATA["become"])
+def test_every_shape_becomes_messages(case):
+    assert ADAPTERS[case["adapter"]](case["row"]) == {"messages": case["messages"], "tools": []}
+
+
+@pytest.mark.parametrize("case", DATA["prompts"] + DATA["repeated"])
+def test_a_preference_s_prompt_comes_in_every_form_and_is_compared_with_what_both_sides_repeat(case):
+    chosen, rejected = ANSWER, {**ANSWER, "content": "b"}
+    sides = {"chosen": "a", "rejected": "b"}
+    if shared := case.get("shared"):
+        sides = {"chosen": [*shared, chosen], "rejected": [*shared, rejected]}
+    expected = {"messages": case["messages"], "tools": [], "chosen": chosen, "rejected": rejected}
+    assert ADAPTERS["preference"](case["row"] | sides) == expected
+
+
+@pytest.mark.parametrize("case", DATA["unread"])
+def test_columns_and_fields_that_are_not_read_are_named(case):
+    answer = ANSWER | case.get("turn", {})
+    turns = {"messages": [USER, answer]} if case["adapter"] in ("messages", "sharegpt") else {}
+    row = Row(turns | case.get("row", {}))
+    ADAPTERS[case["adapter"]](row)
+    names = {what: {name for kind, name in row.account() if kind == what} for what in ("unread", "unread, may train")}
+    assert names == {"unread": set(case.get("describes", [])), "unread, may train": set(case.get("stops", []))}
+
+
+def test_a_column_may_be_read_as_another():
+    row = Row({"question": "q", "answer": "a", "passage": "p"}, {"passage": "context"})
+    assert ADAPTERS["question_answer"](row)["messages"][0] == user("q\n\np")
+    assert ("unread, may train", "passage") not in set(row.account())
+    with pytest.raises(BadRow, match="passage is to be read as context"):
+        Row({"passage": "p", "context": "c"}, {"passage": "context"})
+
+
 @pytest.mark.parametrize(
-    ("adapter", "row", "messages"),
-    [
-        ("messages", {"messages": SAID}, SAID),
-        ("messages", {"messages": SAID, "tools": None, "id": 3, "score": {}}, SAID),
-        ("messages", {"messages": [{**SYSTEM, "role": "developer"}, *SAID]}, [SYSTEM, *SAID]),
-        ("messages", {"messages": [USER, {**ANSWER, "weight": 0}]}, [USER, MASKED]),
-        ("messages", {"messages": [{"role": "user", "content": PARTS}, ANSWER]}, [user("q\nr"), ANSWER]),
-        ("sharegpt", sharegpt(("human", "q"), ("gpt", "a")), SAID),
-        ("sharegpt", sharegpt(("system", "s"), ("user", "q"), ("chatgpt", "a")), [SYSTEM, *SAID]),
-        ("sharegpt", sharegpt(("human", "q"), ("bing", "a"), system="s"), [SYSTEM, *SAID]),
-        ("sharegpt", sharegpt(("system", "s"), ("human", "q"), ("gpt", "a"), system="s"), [SYSTEM, *SAID]),
-        ("sharegpt", sharegpt(("human", "q"), ("assistant", "a"), system=""), SAID),
-        ("sharegpt", {"conversation": sharegpt(("human", "q"), ("gpt", "a"))["conversations"]}, SAID),
-        ("sharegpt", {"messages": sharegpt(("human", "q"), ("gpt", "a"))["conversations"]}, SAID),
-        ("sharegpt", {"conversations": [HUMAN, {"from": "gpt", "value": "a", "weight": 0}]}, [USER, MASKED]),
-        ("instruction", {"instruction": "q", "input": "", "response": "a"}, SAID),
-        ("instruction", {"instruction": "q", "input": None, "output": "a", "system": "s"}, [SYSTEM, *SAID]),
-        ("instruction", {"instruction": "q", "input": "i", "output": "a"}, [user("q\n\ni"), ANSWER]),
-        ("question_answer", {"question": "q", "answer": "a"}, SAID),
-        ("question_answer", {"question": "q", "response": "a", "system_prompt": "s"}, [SYSTEM, *SAID]),
-        ("prompt_completion", {"prompt": "q", "completion": " a"}, SAID),
-        ("prompt_completion", {"prompt": [SYSTEM, USER], "completion": [ANSWER]}, [SYSTEM, *SAID]),
-        ("prompt_completion", {"prompt": [*SAID, USER], "completion": "a"}, [USER, MASKED, *SAID]),
-    ],
+    ("marks", "trains"), [(one, i) for i in (0, 1) for one in DATA["marks"][["untrained", "trained"][i]]]
 )
-def test_every_shape_becomes_messages(adapter, row, messages):
-    assert ADAPTERS[adapter](row) == {"messages": messages, "tools": []}
+def test_a_mark_says_whether_a_turn_is_trained(marks, trains):
+    for column in ("messages", "conversations"):
+        got = ADAPTERS["messages"]({column: [USER, ANSWER | marks]})["messages"][1]
+        assert got == (ANSWER if trains else {**ANSWER, "train": False})
 
 
-def test_openai_s_calls_are_read_in_both_forms_and_responses_named_by_id():
-    ids = [{"id": i, "function": {"name": name, "arguments": '{"x": 1}'}} for i, name in (("c1", "f"), ("c2", "g"))]
-    out_of_order = [{"role": "tool", "tool_call_id": i, "content": i} for i in ("c2", "c1")]
-    called = {"role": "assistant", "content": None, "tool_calls": ids}
+@pytest.mark.parametrize("marks", DATA["marks"]["refused"])
+def test_a_mark_that_is_not_understood_is_named(marks):
+    with pytest.raises(BadRow, match=next(iter(marks))) as caught:
+        ADAPTERS["messages"]({"messages": [USER, ANSWER | marks]})
+    assert caught.value.reason == "mark_not_understood"
+
+
+@pytest.mark.parametrize("case", DATA["nulls"])
+def test_nulls_that_a_schema_does_not_allow_are_no_arguments(case):
+    declared = {"type": "object", "properties": case["properties"]}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": declared, "strict": None}}]
+    call = {"type": "function", "function": {"name": "f", "arguments": case["arguments"]}}
+    row = {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [call]}], "tools": tools}
+    got = ADAPTERS["messages"](row)
+    assert got["messages"][1]["tool_calls"] == [tool_call("f", case["remain"])]
+    kept = {"type": "object", "properties": case.get("schema", case["properties"])}
+    assert got["tools"] == [{"type": "function", "function": {"name": "f", "parameters": kept}}]
+    call["function"]["arguments"] = json.dumps(case["arguments"])  # text is the writer's own
+    assert ADAPTERS["messages"](row)["messages"][1]["tool_calls"] == [tool_call("f", case["arguments"])]
+
+
+@pytest.mark.parametrize("ids", [("c1", "c2"), (1, 2), ("1", 2), (1.0, "2")])
+def test_openai_s_calls_are_read_in_both_forms_and_responses_named_by_id(ids):
+    calls = [{"id": i, "function": {"name": n, "arguments": '{"x": 1}'}} for i, n in zip(ids, "fg", strict=True)]
+    as_stated = [int(i) if isinstance(i, float) else i for i in ids]
+    out_of_order = [{"role": "tool", "tool_call_id": i, "content": str(i)} for i in reversed(as_stated)]
+    called = {"role": "assistant", "content": None, "tool_calls": calls}
     tools = [{"type": "function", "function": {"name": name}} for name in "fg"]
     got = ADAPTERS["messages"]({"messages": [USER, called, *out_of_order, ANSWER], "tools": tools})
     assert got["messages"][1]["tool_calls"] == [tool_call("f", {"x": 1}), tool_call("g", {"x": 1})]
-    assert got["messages"][2:4] == [{"role": "tool", "name": n, "content": c} for n, c in (("f", "c1"), ("g", "c2"))]
+    assert [(m["name"], m["content"]) for m in got["messages"][2:4]] == [
+        ("f", str(as_stated[0])),
+        ("g", str(as_stated[1])),
+    ]
+    out_of_order[0]["tool_call_id"] = 7
+    with pytest.raises(BadRow, match="no open call has its tool_call_id, 7"):
+        ADAPTERS["messages"]({"messages": [USER, called, *out_of_order, ANSWER], "tools": tools})
+
+
+def test_openai_s_older_form_of_a_call():
     older = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
     answered = {"role": "function", "name": "f", "content": "1"}
     got = ADAPTERS["messages"]({"messages": [USER, older, answered, ANSWER], "functions": [{"name": "f"}]})
-    assert got["messages"][1]["tool_calls"] == [tool_call("f", {})] and got["tools"] == tools[:1]
+    assert got["messages"][1]["tool_calls"] == [tool_call("f", {})]
+    assert got["tools"] == [{"type": "function", "function": {"name": "f"}}]
+
+
+def test_a_number_is_trained_as_it_stands_or_refused():
+    from hermes3.mix.read import parse
+
+    row = {"messages": [USER, {**CALLS, "tool_calls": [tool_call("sky", {"n": 2**64 - 1})]}], "tools": [TOOL]}
+    assert ADAPTERS["messages"](parse(json.dumps(row).encode()))["messages"][1:] == row["messages"][1:]
+    too_long = json.dumps(row).replace(str(2**64 - 1), "123456789012345678901234")
+    with pytest.raises(BadRow, match="tool_call_not_json: .* an integer beyond 64 bits"):
+        ADAPTERS["messages"](parse(too_long.encode()))
 
 
 @pytest.mark.parametrize("role", ["observation", "tool", "function_response"])
@@ -98,25 +166,15 @@ def test_sharegpt_calls_as_turns_of_their_own(role):
     assert ADAPTERS["sharegpt"](row) == {"messages": [USER, CALLS, RESPONSE, ANSWER], "tools": [TOOL]}
 
 
-# the wordings in which published data holds the standard's prompt, schemas in JSON or in Python's notation
-INTRO = TOOLS_INTRO.removesuffix(" Here are the available tools: <tools> ")
-CALL_FORM = "<tool_call>\n{'arguments': <args-dict>, 'name': <function-name>}\n</tool_call>"
-NEWEST = tools_system([TOOL])
-OLDER = (
-    f"{INTRO.replace('<tools></tools>', '<tools> </tools>')}\n<tools>\n{[TOOL]}\n</tools>\nFor each function call "
-    "return a json object with function name and arguments within <tool_call> </tool_call> tags with the following "
-    f"schema:\n{CALL_FORM}\n"
-)
-README = (
-    f"{TOOLS_INTRO}{json.dumps([TOOL])} </tools> Use the following pydantic model json schema for each tool call you "
-    "will make: {'title': 'FunctionCall', 'properties': {'arguments': {'type': 'object'}}} For each function call "
-    "return a json object with function name and arguments within <tool_call></tool_call> XML tags as follows:\n"
-    f"{CALL_FORM}"
-)
+WORDINGS = {
+    name: text.replace("@json", json.dumps([TOOL])).replace("@python", str([TOOL]))
+    for name, text in yaml.safe_load((ROOT / "tests/tool_prompts.yml").read_text(encoding="utf-8")).items()
+}
+NEWEST, OLDER, COMMON = tools_system([TOOL]), WORDINGS["older"], WORDINGS["common"]
 CALLED = '<tool_call>\n{"name": "sky", "arguments": {"city": "Ulm"}}\n</tool_call>'
 
 
-@pytest.mark.parametrize("prompt", [NEWEST, OLDER, README])
+@pytest.mark.parametrize("prompt", [NEWEST, *WORDINGS.values(), COMMON.replace(". ", ".\n")])
 @pytest.mark.parametrize(
     "call",
     [
@@ -155,6 +213,7 @@ def test_what_a_system_message_says_beyond_the_standard_stays():
     for system, own in [
         (f"{extract}{OLDER}", "You extract facts."),
         (f"{NEWEST}\n\nSpeak like a pirate.", "Speak like a pirate."),
+        (f"{COMMON}\nBe brief.", "Be brief."),
         (f"First.\n<tools>{json.dumps(TOOL)}</tools>\nLast.", "First.\n\nLast."),
     ]:
         got = ADAPTERS["sharegpt"](sharegpt(("system", system), ("human", "q"), ("gpt", CALLED)))
@@ -187,10 +246,11 @@ def test_tags_in_prose_stay_text_where_no_tools_are_declared():
         ([("gpt", f"{CALLED} There.")], "text_after_tool_call"),
         ([("tool", "x")], "response_without_call"),
         ([("gpt", CALLED), ("tool", "x<tool_response>1</tool_response>")], "tool_response_not_json"),
-        ([("gpt", CALLED), ("tool", "<tool_response>{oops}</tool_response>")], "tool_response_not_json"),
     ],
 )
 def test_hermes_text_that_cannot_be_read_is_refused(turns, expected):
+    strange = COMMON.replace("return a JSON object", "give back an object")
+    assert reason("sharegpt", sharegpt(("system", strange), ("human", "q"), ("gpt", "a"))) == "tools_prompt_not_known"
     assert reason("sharegpt", sharegpt(("system", NEWEST), ("human", "q"), *turns)) == expected
     broken = NEWEST.replace('"type"', "type", 1)
     assert reason("sharegpt", sharegpt(("system", broken), ("human", "q"), ("gpt", "a"))) == "tools_not_json"
@@ -231,23 +291,6 @@ def test_rag_documents_are_numbered_from_0_and_citations_with_them():
     assert ADAPTERS["glaive_rag"](RAG | {"answer": "Not said."})["messages"][2]["content"] == "Not said."
 
 
-def test_a_preference_s_prompt_comes_in_every_form():
-    pair = {"chosen": "a", "rejected": "b"}
-    prompts = [
-        ({"messages": [USER]}, [USER]),
-        ({"conversations": [{"from": "human", "value": "q"}]}, [USER]),
-        ({"conversations": [{"from": "human", "value": "q"}], "system": "s"}, [SYSTEM, USER]),
-        ({"prompt": "q"}, [USER]),
-        ({"prompt": [SYSTEM, USER]}, [SYSTEM, USER]),
-        ({"question": "q", "system": "s"}, [SYSTEM, USER]),
-        ({"question": "q", "system": ""}, [USER]),
-        ({"instruction": "q", "input": "i"}, [user("q\n\ni")]),
-    ]
-    expected = {"tools": [], "chosen": ANSWER, "rejected": {**ANSWER, "content": "b"}}
-    for columns, messages in prompts:
-        assert ADAPTERS["preference"](columns | pair) == {"messages": messages, **expected}, columns
-
-
 def test_a_preference_s_answers_come_in_every_form():
     other = {**ANSWER, "content": "b"}
     answers = [
@@ -270,46 +313,21 @@ def test_a_preference_may_be_between_calls():
     assert got["chosen"] == CALLS and got["rejected"]["content"] == "no"
 
 
-@pytest.mark.parametrize(
-    ("adapter", "row", "expected"),
-    [
-        ("messages", {"messages": [{"role": ["user"], "content": "q"}]}, "unknown_role"),
-        ("messages", {"messages": ["q"]}, "wrong_shape"),
-        ("messages", {"messages": [{"role": "user", "content": "\ud83d"}, ANSWER]}, "content_not_text"),
-        ("messages", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]}, "content_not_text"),
-        ("messages", {"messages": [USER, {**ANSWER, "tool_calls": "f"}]}, "tool_call_not_json"),
-        ("messages", {"messages": [USER, {**ANSWER, "tool_calls": [{"function": "f"}]}]}, "tool_call_not_json"),
-        ("messages", {"messages": SAID, "tools": [{"function": {"parameters": {}}}]}, "tools_not_json"),
-        ("messages", {"messages": [USER, CALLS, OF_NO_CALL], "tools": [TOOL]}, "tool_response_unnamed"),
-        ("messages", {"messages": [USER, CALLS, USER, {**RESPONSE}], "tools": [TOOL]}, "response_without_call"),
-        ("sharegpt", sharegpt(("alien", "q")), "unknown_role"),
-        ("sharegpt", sharegpt(("human", None)), "content_not_text"),
-        ("sharegpt", sharegpt(("observation", "x")), "response_without_call"),
-        ("sharegpt", sharegpt(("function_call", "x")), "tool_call_not_json"),
-        ("sharegpt", sharegpt(("function_call", "[" * 10**5)), "tool_call_not_json"),
-        ("sharegpt", sharegpt(tools="x"), "tools_not_json"),
-        ("sharegpt", sharegpt(("system", "t"), *[("human", "q"), ("gpt", "a")], system="s"), "role_order"),
-        ("instruction", {"output": "a"}, "wrong_shape"),
-        ("instruction", {"instruction": "q", "input": 3, "output": "a"}, "wrong_shape"),
-        ("question_answer", ["q"], "wrong_shape"),
-        ("prompt_completion", {"prompt": "q"}, "wrong_shape"),
-        ("glaive_rag", RAG | {"documents": "Some text."}, "wrong_shape"),
-        ("glaive_rag", RAG | {"answer": "<co: 7>x</co>"}, "citation_without_document"),
-        ("glaive_rag", RAG | {"answer": "Cited Documents: 7"}, "citation_without_document"),
-        ("glaive_rag", RAG | {"answer": "<co: 1>x"}, "citation_not_closed"),
-        ("preference", {"messages": [USER], "chosen": "a", "rejected": "a "}, "no_preference"),
-        ("preference", {"messages": [USER], "chosen": "a", "rejected": 3}, "content_not_text"),
-        ("preference", {"chosen": "a", "rejected": "b"}, "wrong_shape"),
-        ("preference", {"prompt": "q", "chosen": [ANSWER, USER], "rejected": "b"}, "wrong_shape"),
-        ("preference", {"chosen": SAID, "rejected": [user("r"), {**ANSWER, "content": "b"}]}, "prompts_differ"),
-    ],
-)
-def test_a_row_of_the_wrong_shape_is_refused(adapter, row, expected):
-    assert reason(adapter, row) == expected
+@pytest.mark.parametrize("case", DATA["refused"])
+def test_a_row_of_the_wrong_shape_is_refused(case):
+    assert reason(case["adapter"], case["row"]) == case["reason"]
+
+
+def test_a_response_answers_a_call_that_is_open():
+    of_no_call = {"role": "tool", "tool_call_id": "c9", "content": "x"}
+    assert reason("messages", {"messages": [USER, CALLS, of_no_call], "tools": [TOOL]}) == "tool_response_unnamed"
+    late = [USER, CALLS, USER, RESPONSE]
+    assert reason("messages", {"messages": late, "tools": [TOOL]}) == "response_without_call"
+    assert reason("sharegpt", sharegpt(("function_call", "[" * 10**5))) == "tool_call_not_json"
 
 
 def test_a_reason_is_either_of_shape_or_of_content_and_names_the_columns():
-    assert {"wrong_shape", "content_not_text", "tool_call_not_json"} <= SHAPE
+    assert {"wrong_shape", "content_not_text", "tool_call_not_json", "mark_not_understood"} <= SHAPE
     assert not SHAPE & {"role_order", "empty_turn", "undeclared_tool", "no_preference", "citation_without_document"}
     with pytest.raises(BadRow, match=r"no question of type str among \['text', 'meta'\]"):
         ADAPTERS["question_answer"]({"text": "x", "meta": {}})
@@ -330,3 +348,40 @@ def test_no_row_of_the_real_files_is_refused():
     assert len(real_rows()) == 1923 + 4535 + 7473 + 300
     pairs = json.loads((REAL / "dpo_pairs.json").read_text(encoding="utf-8"))
     assert len([ADAPTERS["preference"](row) for row in pairs]) == 300
+
+
+def build_of(folder, base, rows: dict[str, list[dict]], **keys):
+    """Build a mix of sources of adapter messages, `rows` by name; `keys` are of each source."""
+    from hermes3.mix.build import build
+
+    for name, each in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in each), encoding="utf-8")
+    own = [{"name": n, "path": f"{n}.jsonl", "adapter": "messages", "licence": "our own", **keys} for n in rows]
+    spec = {"name": "m", "kind": "sft", "tokenizer": str(base), "sequence_len": 512, "seed": 1}
+    spec |= {"categories": {"math": {"sources": own}}}
+    (folder / "m.yml").write_text(yaml.safe_dump(spec), encoding="utf-8")
+    return build(folder / "m.yml", folder / "mix", folder, workers=1, quiet=True).manifest
+
+
+def test_a_build_stops_at_what_its_adapters_do_not_read_and_says_the_ways_out(base, tmp_path):
+    rows = {"s": [{"messages": SAID, "passage": "p", "topic": "t"}, {"messages": [USER, {**ANSWER, "thinking": "r"}]}]}
+    with pytest.raises(ValueError, match=r"source s: adapter messages does not read passage \(1 rows\), thinking"):
+        build_of(tmp_path, base, rows)
+    with pytest.raises(ValueError, match=r"`columns: \{thinking: COLUMN\}`.*`ignore: \[thinking\]`"):
+        build_of(tmp_path, base, rows, columns={"passage": "system"})
+    record = build_of(tmp_path, base, rows, ignore=["passage", "thinking"])
+    [source] = record["sources"]
+    assert source["columns_read"] == {"messages": 2}
+    assert source["columns_unread"] == {"passage": 1, "thinking": 1, "topic": 1}
+    selected = {"s": [{"messages": SAID, "passage": "p"}]}
+    build_of(tmp_path, base, selected, where={"passage": "p"})
+
+
+def test_a_source_without_a_row_is_named_and_bad_rows_are_counted_by_source(base, tmp_path):
+    for rows in ({"dry": []}, {"full": [{"messages": SAID}], "dry": []}):
+        with pytest.raises(ValueError, match=r"source dry: dry\.jsonl holds no row"):
+            build_of(tmp_path, base, rows)
+    rows = {"s": [{"messages": SAID}, {"messages": "x"}]}
+    with pytest.raises(ValueError, match=r"1 of 2 rows are not of shape messages; .*max_bad_rows \(now 0\.01\)"):
+        build_of(tmp_path, base, rows)
+    assert build_of(tmp_path, base, rows, max_bad_rows=0.5)["total"]["rows"] == 1

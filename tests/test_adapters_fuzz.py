@@ -3,9 +3,7 @@
 import copy
 import json
 import math
-import random
 import sys
-from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +15,6 @@ from hermes3.chat.render import Renderer, turns
 from hermes3.messages import BadRow, check, tool_call
 from hermes3.mix.adapt import ADAPTERS
 
-N = 1000  # rows per shape
 DEEP: list = []
 for _ in range(2 * sys.getrecursionlimit()):
     DEEP = [DEEP]
@@ -76,31 +73,6 @@ def places(value, at=()):
             yield from places(item, (*at, key))
 
 
-def broken(row, draw: random.Random):
-    """`row` with one to three of its values dropped, replaced, retyped or repeated, at any depth."""
-    row = copy.deepcopy(row)
-    for _ in range(draw.randint(1, 3)):
-        if not (every := list(places(row))):
-            break
-        *parents, key = draw.choice(every)
-        place = row
-        for parent in parents:
-            place = place[parent]
-        value = place[key]
-        match draw.randrange(4):
-            case 0:
-                del place[key]
-            case 1:
-                place[key] = copy.deepcopy(draw.choice(NASTY))
-            case 2:
-                place[key] = draw.choice([[value], {"value": value}, f"{value if isinstance(value, str) else key}"])
-            case 3 if isinstance(place, list):
-                place.insert(draw.randrange(len(place) + 1), copy.deepcopy(value))
-            case 3:
-                place[draw.choice(["role", "from", "content", "value", "name", "tools", "weight", "x"])] = value
-    return row
-
-
 def adapted(adapter, row) -> str | dict:
     """The conversation of `row`, checked, or the reason why there is none."""
     try:
@@ -127,16 +99,7 @@ def rendered(rows: list[dict], base) -> None:
         assert len(tokens.input_ids) == len(tokens.labels) > 5
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
-def test_a_broken_row_is_refused_or_renders(adapter, base):
-    draw = random.Random(adapter)
-    got = [adapted(adapter, broken(draw.choice(VALID[adapter]), draw)) for _ in range(N)]
-    kept, refused = [one for one in got if isinstance(one, dict)], Counter(one for one in got if isinstance(one, str))
-    assert len(kept) > N / 20 and refused.total() > N / 4 and len(refused) >= 3, refused  # the test reaches both ends
-    rendered(kept[:200], base)
-
-
-@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("adapter", VALID)
 def test_every_value_in_every_place_is_refused_or_renders(adapter, base):
     kept = []
     for valid in VALID[adapter]:

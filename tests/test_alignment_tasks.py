@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,11 @@ from hermes3.evaluate.run import command
 from hermes3.results.suite import load
 
 sys.path.insert(0, str(ROOT / "eval/tasks"))
+import alignment_format  # noqa: E402
+import alignment_rows  # noqa: E402
+import alignment_score  # noqa: E402
+import chat_task  # noqa: E402
+
 ANSWERS = yaml.safe_load((ROOT / "tests/alignment_answers.yml").read_text(encoding="utf-8"))
 TEXTS = ANSWERS["languages"]
 TASKS = sorted(path.stem for path in (ROOT / "eval/tasks").glob("alignment_*.yaml"))
@@ -23,33 +29,23 @@ KINDS = sorted(path.stem for path in (ROOT / "eval/tasks/alignment").glob("*.yml
 
 
 def score(function, row, answer):
-    import alignment_score
+    module = alignment_format if function == "followed" else alignment_score
+    return getattr(module, function)({"row": json.dumps(row)}, [answer])
 
-    return getattr(alignment_score, function)({"row": json.dumps(row)}, [answer])
 
-
+@cache
 def rows(kind):
-    import alignment_rows
-
     return [json.loads(row["row"]) for row in alignment_rows.load(kind)["test"]]
 
 
-@pytest.mark.parametrize(
-    ("function", "row", "answer", "scores"),
-    [
-        (function, case["row"], answer, scores)
-        for function, cases in ANSWERS["scored"].items()
-        for case in cases
-        for answer, scores in case["answers"]
-    ],
-)
-def test_a_good_answer_scores_1_and_each_kind_of_bad_one_0(function, row, answer, scores):
-    assert score(function, row, answer) == scores
+@pytest.mark.parametrize("function", ANSWERS["scored"])
+def test_a_good_answer_scores_1_and_each_kind_of_bad_one_0(function):
+    for case in ANSWERS["scored"][function]:
+        for answer, scores in case["answers"]:
+            assert score(function, case["row"], answer) == scores, answer
 
 
 def test_languages_are_told_by_a_sentence_or_two():
-    import alignment_score
-
     assert set(TEXTS) == set(alignment_score.LANGUAGES)
     told = [(code, alignment_score.language_of(text)) for code, texts in TEXTS.items() for text in texts]
     assert [pair for pair in told if pair[0] != pair[1]] == []
@@ -67,28 +63,21 @@ def test_an_answer_in_another_language_or_in_two_does_not_follow(code):
 
 
 def test_every_check_of_form_is_tried_and_used():
-    import alignment_format
-
     used = {name for kind in ("format", "length") for row in rows(kind) for name in row["checks"]}
     assert set(ANSWERS["forms"]) == set(alignment_format.CHECKS) == used
 
 
 @pytest.mark.parametrize("check", ANSWERS["forms"])
 def test_form_and_length_are_checked(check):
-    from alignment_format import followed
-
     value, good, bad = (ANSWERS["forms"][check][key] for key in ("value", "good", "bad"))
-    doc = {"row": json.dumps({"checks": {check: value}})}
-    assert followed(doc, [good + "<|im_end|>"]) == {"followed": 1}
+    assert score("followed", {"checks": {check: value}}, good + "<|im_end|>") == {"followed": 1}
     for answer in [*bad, ""]:
-        assert followed(doc, [answer]) == {"followed": 0}, answer
+        assert score("followed", {"checks": {check: value}}, answer) == {"followed": 0}, answer
 
 
 def test_every_check_of_a_row_must_hold():
-    from alignment_format import followed
-
-    doc = {"row": json.dumps({"checks": {"lines": 2, "upper": 1}})}
-    assert [followed(doc, [answer])["followed"] for answer in ("A\nB", "A", "a\nb")] == [1, 0, 0]
+    row = {"checks": {"lines": 2, "upper": 1}}
+    assert [score("followed", row, answer)["followed"] for answer in ("A\nB", "A", "a\nb")] == [1, 0, 0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -109,8 +98,6 @@ def test_rows_are_many_different_and_not_trained_on(kind, samples):
 
 
 def test_what_rows_are_checked_by_is_sound():
-    import alignment_score
-
     assert {row["language"] for row in rows("language")} == set(alignment_score.LANGUAGES)
     for row in rows("persona"):  # what any assistant says is no persona
         assert score("persona", row, "Hello! I am a helpful assistant. How can I help you today?") == {"kept": 0}
@@ -134,8 +121,6 @@ def test_what_rows_are_checked_by_is_sound():
 
 
 def test_the_fact_of_a_citation_stands_in_its_document_alone():
-    import alignment_score
-
     for item in yaml.safe_load((ROOT / "eval/tasks/alignment/citations.yml").read_text(encoding="utf-8")):
         for question, number, *facts in item["questions"]:
             holds = [any(alignment_score.has(text, fact) for fact in facts) for _, text in item["documents"]]
@@ -154,8 +139,6 @@ def test_the_suite_names_every_task_with_its_strictest_metric():
 
 
 def test_an_answer_within_the_limit_has_ended(tokenizer):
-    import chat_task
-
     text = (ROOT / "eval/tasks/alignment.default").read_text(encoding="utf-8").replace("!function ", "")
     limit = yaml.safe_load(text)["generation_kwargs"]["max_gen_toks"]
     task = object.__new__(chat_task.EndOfTurnTask)
@@ -177,24 +160,33 @@ def ran(base, tmp_path_factory):
     return results
 
 
-def test_lm_eval_runs_every_task(ran):
+def test_lm_eval_runs_every_task_and_finds_that_such_a_model_never_ends_its_turn(ran):
     results = json.loads(ran.read_text())["results"]
     assert sorted(results) == TASKS
     for task, scores in results.items():
         values = {name: value for name, value in scores.items() if name.endswith(",none") and "stderr" not in name}
         assert values and all(0 <= value <= 1 for value in values.values()), task
-
-
-def test_a_model_that_never_ends_its_turn_is_found_out(ran):
-    assert json.loads(ran.read_text())["results"]["alignment_end_of_turn"]["ended,none"] == 0
+    assert results["alignment_end_of_turn"]["ended,none"] == 0
 
 
 def test_the_empty_system_message_stays_empty_and_none_becomes_the_default(ran):
-    date = ran.stem.removeprefix("results_")
-    prompts = {}
-    for kind in ("empty", "default"):
-        lines = ran.with_name(f"samples_alignment_{kind}_system_{date}.jsonl").read_text(encoding="utf-8").splitlines()
-        prompts[kind] = [json.loads(line)["arguments"]["gen_args_0"]["arg_0"] for line in lines]
-    for empty, default in zip(prompts["empty"], prompts["default"], strict=True):
+    files = [ran.parent.glob(f"samples_alignment_{kind}_system_*.jsonl") for kind in ("empty", "default")]
+    texts = [[json.loads(line)["arguments"]["gen_args_0"]["arg_0"] for line in next(file).open()] for file in files]
+    for empty, default in zip(*texts, strict=True):
         assert "<|im_start|>system\n<|im_end|>" in empty
         assert empty.replace("system\n<|im_end|>", f"system\n{DEFAULT_SYSTEM}<|im_end|>") == default
+
+
+def test_a_careful_reader_agrees():
+    """200 answers that were marked by hand before the scorers saw them (docs/alignment.md); 95 % must agree."""
+    held_out = yaml.safe_load((ROOT / "tests/alignment_held_out.yml").read_text(encoding="utf-8"))
+    answers = [(task.removeprefix("alignment_"), *one) for task, of in held_out.items() for one in of]
+    assert len(answers) == 200
+    named = {task: metric for group in load("alignment").groups.values() for task, metric in group.tasks.items()}
+    other = []
+    for kind, item, answer, right in answers:
+        row = next(row for row in rows(kind) if item in json.dumps(row, ensure_ascii=False))
+        function = "followed" if kind in ("format", "length") else kind
+        if score(function, row, answer)[named[f"alignment_{kind}"]] != right:
+            other.append((kind, answer))
+    assert len(other) <= 10, other

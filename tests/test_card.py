@@ -2,13 +2,13 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hermes3.mix import card_sample
 from hermes3.mix.card import facts, write_card
 from hermes3.stats import wilson
 
@@ -16,29 +16,6 @@ REFUSAL = "I'm sorry, but as an AI language model I cannot help with that."
 GERMAN = "Die Katze sitzt seit gestern Abend auf dem Dach und möchte nicht herunterkommen."
 ENGLISH = "The harbour was quiet that morning, and the boats had not yet come home."
 MARKUP = "<script>alert(1)</script> *or* a | pipe"
-
-
-def row(source: str, category: str, tokens: int, loss: int, turns: list[tuple[str, str]], **extra) -> dict:
-    messages = [{"role": "system", "content": "Be brief."}] if extra.pop("system", False) else []
-    for question, answer in turns:
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    tools = [{"type": "function", "function": {"name": "clock"}}] if extra.pop("tools", False) else []
-    texts = {"messages": json.dumps(messages, ensure_ascii=False), "tools": json.dumps(tools)}
-    counts = {"n_tokens": tokens, "n_loss_tokens": loss, "n_turns": len(turns)}
-    return {"source": source, "category": category, **counts, **texts, **extra}
-
-
-def sft_rows() -> list[dict]:
-    """200 mathematics rows of 100 tokens (60 bear loss), 100 roleplay rows of 400 (300 bear loss), in turn."""
-    rows = []
-    for i in range(100):
-        answer = {0: GERMAN, 1: REFUSAL, 2: MARKUP}.get(i % 10, f"You asked me about number {i}. {ENGLISH}")
-        turns = [(GERMAN if i % 10 == 0 else f"Question {i}: {ENGLISH}", answer), (f"And then {i}?", f"Nothing {i}.")]
-        rows += [row("sums", "math", 100, 60, [(f"Sum {2 * i + j}. {ENGLISH}", ENGLISH)]) for j in (0, 1)]
-        rows.append(row("plays", "roleplaying", 400, 300, turns, system=i < 40, tools=i < 25))
-    return rows
-
-
 REJECTS = [
     *[("sums", "adapt", "empty_turn", "user says nothing")] * 10,
     *[("sums", "dedup", "exact_duplicate", "of sums-1 in sums")] * 30,
@@ -51,20 +28,18 @@ REJECTS = [
 ]
 
 
-def source(name: str, category: str, read: int, rejects: dict, counts: tuple[int, int, int], **more) -> dict:
-    kept = dict(zip(("rows_kept", "tokens", "loss_tokens"), counts, strict=True))
-    place = {"path": f"train/{name}.jsonl", "repo": None, "revision": None, "licence": "MIT", "rank": 1}
-    read = {"rows_read": read, "rows_not_selected": 0, "rejects": rejects}
-    return {"name": name, "category": category, **place, **read, **kept, **more}
+def row(source: str, category: str, tokens: int, loss: int, turns: list[tuple[str, str]], **extra) -> dict:
+    messages = [{"role": "system", "content": "Be brief."}] if extra.pop("system", False) else []
+    for question, answer in turns:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    tools = [{"type": "function", "function": {"name": "clock"}}] if extra.pop("tools", False) else []
+    texts = {"messages": json.dumps(messages, ensure_ascii=False), "tools": json.dumps(tools)}
+    counts = {"n_tokens": tokens, "n_loss_tokens": loss, "n_turns": len(turns)}
+    return {"source": source, "category": category, **counts, **texts, **extra}
 
 
-def spec(kind: str, name: str) -> dict:
-    sources = [{"name": name, "path": name, "adapter": "messages" if kind == "sft" else kind, "licence": "MIT"}]
-    fixed = {"name": "by_hand", "kind": kind, "tokenizer": "outputs/base", "sequence_len": 512, "seed": 42}
-    return fixed | {"categories": {"math": {"sources": sources}}}
-
-
-def write_mix(folder: Path, rows: list[dict], rejects: list[tuple], **changes) -> tuple[Path, dict]:
+def write_mix(folder: Path, kind: str, rows: list[dict], rejects: list[tuple], sources: list[dict], **changes):
+    """A folder and its manifest; `sources`: name, category, rows_read, budget and what differs from the usual."""
     for name in ("rows", "rejects"):
         (folder / name).mkdir(parents=True)
     half = len(rows) // 2  # two files, so that a sample has to read on
@@ -73,31 +48,45 @@ def write_mix(folder: Path, rows: list[dict], rejects: list[tuple], **changes) -
     schema = pa.schema([(name, pa.string()) for name in ("source", "stage", "reason", "detail")])
     table = pa.Table.from_pylist([dict(zip(schema.names, one, strict=True)) for one in rejects], schema=schema)
     pq.write_table(table, folder / "rejects/part-00000.parquet")
-    why = [f"{stage}/{reason}" for _, stage, reason, _ in rejects]
-    fixed = {"name": "by_hand", "seed": 42, "sequence_len": 512, "versions": {"pyarrow": "26"}, "lock": None}
-    hashes = {
-        key: {"sha256": digits * 32} for key, digits in (("tokenizer", "12"), ("template", "34"), ("output", "5"))
-    }
-    return folder, fixed | hashes | {"rejects": {one: why.count(one) for one in sorted(set(why))}} | changes
+    why = Counter((source, f"{stage}/{reason}") for source, stage, reason, _ in rejects)
+    counts = {"rows": 0, "tokens": 0, "loss_tokens": 0}
+    manifest = {"name": "by_hand", "kind": kind, "seed": 42, "sequence_len": 512, "versions": {"pyarrow": "26"}}
+    manifest |= {"lock": None, "total": dict(counts), "categories": {}, "sources": []}
+    for source in sources:
+        own = [one for one in rows if one["source"] == source["name"]]
+        values = (len(own), *(sum(one[key] for one in own) for key in ("n_tokens", "n_loss_tokens")))
+        own = dict(zip(counts, values, strict=True))
+        manifest["total"] = {key: manifest["total"][key] + own[key] for key in counts}
+        manifest["categories"][source["category"]] = own | {"budget": source.pop("budget", None)}
+        place = {"path": "train/x.jsonl", "repo": None, "revision": None, "licence": "MIT", "rank": 1}
+        lost = {reason: n for (name, reason), n in why.items() if name == source["name"]}
+        kept = {"rows_kept": own["rows"], "rows_not_selected": 0, "rejects": lost, **own}
+        manifest["sources"].append(place | kept | source)
+    manifest["rejects"] = dict(sorted(Counter(f"{stage}/{reason}" for _, stage, reason, _ in rejects).items()))
+    adapter = "messages" if kind == "sft" else kind
+    declared = {"name": "by_hand", "kind": kind, "tokenizer": "outputs/base", "sequence_len": 512, "seed": 42}
+    one = {"name": sources[0]["name"], "path": "x", "adapter": adapter, "licence": "MIT"}
+    manifest["spec"] = declared | {"categories": {"math": {"sources": [one]}}}
+    manifest |= {key: {"sha256": key * 9} for key in ("tokenizer", "template", "output")}
+    manifest |= {"shortfalls": {}, "unmet_weights": {}, "unsearched": {}, "shared": {}, "not_searched": []}
+    return folder, manifest | changes
 
 
 @pytest.fixture
 def sft(tmp_path) -> tuple[Path, dict]:
-    lost = [{}, {}]
-    for name, stage, reason, _ in REJECTS:
-        own = lost[("sums", "plays").index(name)]
-        own[f"{stage}/{reason}"] = own.get(f"{stage}/{reason}", 0) + 1
-    sources = [
-        source("sums", "math", 243, lost[0], (200, 20_000, 12_000)),
-        source("plays", "roleplaying", 135, lost[1], (100, 40_000, 30_000), licence="none stated", rank=2),
-    ]
-    math = {"rows": 200, "tokens": 20_000, "loss_tokens": 12_000, "budget": 50_000}
-    plays = {"rows": 100, "tokens": 40_000, "loss_tokens": 30_000, "budget": 40_000}
-    more = {"shortfalls": {"math": "20,000 of 50,000 tokens"}, "unsearched": {"mmlu": 4, "gsm8k": 0}}
-    more |= {"kind": "sft", "spec": spec("sft", "sums"), "sources": sources}
-    more |= {"categories": {"math": math, "roleplaying": plays}}
-    more |= {"total": {"rows": 300, "tokens": 60_000, "loss_tokens": 42_000}}
-    return write_mix(tmp_path / "mix", sft_rows(), REJECTS, **more)
+    """200 mathematics rows of 100 tokens (60 bear loss), 100 roleplay rows of 400 (300 bear loss), in turn."""
+    rows = []
+    for i in range(100):
+        answer = {0: GERMAN, 1: REFUSAL, 2: MARKUP}.get(i % 10, f"You asked me about number {i}. {ENGLISH}")
+        turns = [(GERMAN if i % 10 == 0 else f"Question {i}: {ENGLISH}", answer), (f"And then {i}?", f"Nothing {i}.")]
+        rows += [row("sums", "math", 100, 60, [(f"Sum {2 * i + j}. {ENGLISH}", ENGLISH)]) for j in (0, 1)]
+        rows.append(row("plays", "roleplaying", 400, 300, turns, system=i < 40, tools=i < 25))
+    sums = {"name": "sums", "category": "math", "rows_read": 243, "budget": 50_000}
+    plays = {"name": "plays", "category": "roleplaying", "rows_read": 135, "budget": 40_000}
+    sources = [sums, plays | {"licence": "none stated", "rank": 2}]
+    more = {"shortfalls": {"math": "20,000 of 50,000 tokens"}, "unmet_weights": {"sums": "half"}}
+    more |= {"unsearched": {"mmlu": 4, "gsm8k": 0}, "shared": {"mmlu": 7, "gsm8k": 0}, "not_searched": ["BBH", "GPQA"]}
+    return write_mix(tmp_path / "mix", "sft", rows, REJECTS, sources, **more)
 
 
 @pytest.fixture
@@ -109,12 +98,8 @@ def pairs(tmp_path) -> tuple[Path, dict]:
         extra = {side: json.dumps({"role": "assistant", "content": text}) for side, text in answers.items()}
         extra["messages"] = json.dumps([{"role": "user", "content": f"Really so, {i}?"}])
         rows.append(row("pairs", "general_instructions", 64, 24, [("Is it so?", "")]) | extra)
-    total = {"rows": 40, "tokens": 2560, "loss_tokens": 960}
-    more = {"sources": [source("pairs", "general_instructions", 40, {}, (40, 2560, 960))], "total": total}
-    more |= {"kind": "preference", "spec": spec("preference", "pairs"), "shortfalls": {}, "unsearched": {}}
-    return write_mix(
-        tmp_path / "pairs", rows, [], categories={"general_instructions": total | {"budget": None}}, **more
-    )
+    source = {"name": "pairs", "category": "general_instructions", "rows_read": 40}
+    return write_mix(tmp_path / "pairs", "preference", rows, [], [source])
 
 
 def test_composition_and_rejects_are_those_of_the_manifest(sft):
@@ -130,9 +115,8 @@ def test_composition_and_rejects_are_those_of_the_manifest(sft):
     steps = {"rows read": 378, "adapt": -10, "filter": -25, "decontaminate": -6, "dedup": -37, "rows kept": 300}
     assert {step["step"]: step["rows"] for step in card["funnel"]} == steps
     rejects = {(one["stage"], one["reason"]): (one["rows"], one["example"]) for one in card["rejects"]}
-    assert (
-        rejects["adapt", "empty_turn"] == (10, "user says nothing") and rejects["filter", "unterminated_code"][1] == ""
-    )
+    assert rejects["adapt", "empty_turn"] == (10, "user says nothing")
+    assert rejects["filter", "unterminated_code"][1] is None
     assert list(rejects)[0] == ("adapt", "empty_turn") and list(rejects)[-1] == ("dedup", "near_duplicate")
     contaminated = [(one["eval_set"], one["source"], one["rows"]) for one in card["contaminated"]]
     assert contaminated == [("gsm8k", "plays", 3), ("gsm8k", "sums", 2), ("mmlu", "sums", 1)]
@@ -140,14 +124,6 @@ def test_composition_and_rejects_are_those_of_the_manifest(sft):
     assert (sums["reached"], sums["dropped"], sums["kept"]["k"]) == (233, 0, 0)
     assert (plays["reached"], plays["dropped"], plays["rate"]) == (135, 20, 20 / 135)
     assert (plays["kept"]["k"], plays["kept"]["n"], plays["kept"]["low"]) == (10, 100, None)
-
-
-@pytest.mark.parametrize(("read", "step", "rows"), [(200, "repeated", 43), (250, "unaccounted", -7)])
-def test_rows_that_do_not_add_up_are_shown(sft, read, step, rows):
-    sft[1]["sources"][0]["rows_read"] = read
-    card = facts(*sft)
-    assert {"step": step, "rows": rows} in card["funnel"]
-    assert ("neither kept nor rejected" in card["findings"]) == (step == "unaccounted")
 
 
 def test_lengths_and_turns_are_those_of_the_rows(sft):
@@ -162,7 +138,7 @@ def test_lengths_and_turns_are_those_of_the_rows(sft):
     assert card["with_tools"] == 25 / 300
 
 
-def test_text_is_read_of_a_sample_which_has_intervals_unless_it_is_the_whole(sft, monkeypatch):
+def test_text_is_read_of_a_sample_which_has_intervals_unless_it_is_the_whole(sft, pairs, monkeypatch):
     sample = facts(*sft)["sample"]
     assert (sample["rows"], sample["of"]) == (300, 300)
     assert {one["language"]: one["k"] for one in sample["languages"]} == {"en": 290, "de": 10}
@@ -171,14 +147,11 @@ def test_text_is_read_of_a_sample_which_has_intervals_unless_it_is_the_whole(sft
     assert first == {"opening": "the harbour was quiet", "k": 200, "share": 0.5}
     assert second["opening"] == "you asked me about" and second["k"] == 70
     assert all(one["k"] > 1 for one in sample["openings"]["user"])
-    monkeypatch.setattr(card_sample, "SAMPLE", 180)  # more than the first file holds
+    monkeypatch.setattr("hermes3.mix.card.SAMPLE", 180)  # more than the first file holds
     sample = facts(*sft)["sample"]
     system = sample["with_system"]
     assert (sample["rows"], sample["of"], system["k"], system["n"]) == (180, 300, 40, 180)
     assert (system["low"], system["high"]) == wilson(40, 180)
-
-
-def test_a_preference_mix_has_lengths_of_its_sides_and_no_paper(pairs):
     card = facts(*pairs)
     assert [(one["key"], one["paper_share"]) for one in card["categories"]] == [("general_instructions", None)]
     assert card["sample"]["sides"] == {"prompt": 3, "chosen": 4, "rejected": 4, "chosen_longer": 0.5}
@@ -189,7 +162,7 @@ def test_a_preference_mix_has_lengths_of_its_sides_and_no_paper(pairs):
 def test_the_page_asks_nothing_of_the_network_and_has_both_themes(kind, request):
     folder, manifest = request.getfixturevalue(kind)
     write_card(folder, manifest)
-    page = (folder / "card.html").read_text()
+    page, text = ((folder / name).read_text() for name in ("card.html", "README.md"))
     links = re.findall(r"""(?:src|href|srcset|action)\s*=\s*["']([^"']+)""", page)
     assert {link for link in links if not link.startswith("#")} == {"https://arxiv.org/abs/2408.11857"}
     assert not re.findall(r"@import|url\((?!#)|<script|<link|<iframe|figure:", page)
@@ -197,31 +170,40 @@ def test_the_page_asks_nothing_of_the_network_and_has_both_themes(kind, request)
     assert page.count("<svg") == page.count("<figcaption>") == (3 if kind == "sft" else 2)
     drawn = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
     assert not re.findall(r"#[0-9a-f]{6}\b", drawn), "a colour that does not follow the theme"
-    written = [(folder / name).read_bytes() for name in ("README.md", "card.html")]
-    write_card(folder, manifest)
-    assert written == [(folder / name).read_bytes() for name in ("README.md", "card.html")]
-
-
-def test_both_pages_show_what_data_says_as_text(sft):
-    write_card(*sft)
-    assert "&lt;script&gt;alert(1)&lt;/script&gt; *or* a" in (sft[0] / "card.html").read_text()
-    text = (sft[0] / "README.md").read_text()
-    assert "| \\<script\\>alert(1)\\</script\\> \\*or\\* a \\| | 10 |" in text
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert len(tables) > 8
+    assert len(tables) > 6
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
+    write_card(folder, manifest)
+    assert (page, text) == tuple((folder / name).read_text() for name in ("card.html", "README.md"))
 
 
-def test_the_findings_come_first_and_say_whether_sources_are_locked(sft):
+def test_the_readme_says_first_what_is_wrong_and_the_hub_reads_its_head(sft):
+    from huggingface_hub import DatasetCard
+
     folder, manifest = sft
     write_card(folder, manifest)
     text = (folder / "README.md").read_text().replace("\u00a0", " ")
     assert text.split("# by_hand\n\n")[1].split("\n")[0] == (
         "300 conversations, 60,000 tokens as trained; the paper's mix has 390 M. 70.0 % bear loss, +1.0 points against "
-        "the paper's 69 %. Math: 20,000 of 50,000 tokens. Sources are local files, known by their hashes in "
-        "manifest.json."
+        "the paper's 69 %. Math: 20,000 of 50,000 tokens. sums: half. Not searched for, of the paper's Table 5: BBH "
+        "and GPQA. Sources are local files, known by their hashes in manifest.json."
     )
+    assert "| \\<script\\>alert(1)\\</script\\> \\*or\\* a \\| | 10 |" in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; *or* a" in (folder / "card.html").read_text()
+    data = DatasetCard.load(folder / "README.md").data
+    assert (data.license, data.language) == (["mit", "other"], ["en", "de"])
+    first = data.configs[0]
+    assert first["default"] and first["data_files"] == [{"split": "train", "path": "train/*.parquet"}]
+
+
+def test_rows_that_do_not_add_up_and_sources_that_are_not_pinned_are_said(sft):
+    folder, manifest = sft
+    for read, step, n in ((200, "repeated", 43), (250, "unaccounted", -7)):
+        manifest["sources"][0]["rows_read"] = read
+        card = facts(folder, manifest)
+        assert {"step": step, "rows": n} in card["funnel"]
+        assert ("neither kept nor rejected" in card["findings"]) == (step == "unaccounted")
     manifest["sources"][0] |= {"path": None, "repo": "owner/sums"}
     declared = manifest["spec"]["categories"]["math"]["sources"][0]
     declared |= {"path": None, "repo": "owner/sums", "revision": "main"}
@@ -229,13 +211,4 @@ def test_the_findings_come_first_and_say_whether_sources_are_locked(sft):
     assert "Sources are locked" in facts(folder, manifest | {"lock": {"sources": {}}})["findings"]
     declared["revision"] = "0123456789" * 4
     assert "pinned to commits" in facts(folder, manifest)["findings"]
-
-
-def test_the_hub_reads_the_front_matter(sft):
-    from huggingface_hub import DatasetCard
-
-    write_card(*sft)
-    data = DatasetCard.load(sft[0] / "README.md").data
-    assert (data.license, data.language) == (["mit", "other"], ["en", "de"])
-    first = data.configs[0]
-    assert first["default"] and first["data_files"] == [{"split": "train", "path": "train/*.parquet"}]
+    assert "No evaluation set was searched for." in facts(folder, manifest | {"unsearched": {}})["findings"]

@@ -1,17 +1,17 @@
 """Template, tokenizer and renderer: what a model sees is the same in all three, and loss falls where it should."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from conftest import ROOT
+from typer.testing import CliRunner
 
-from hermes3.chat.prompts import DEFAULT_SYSTEM, json_system, rag_system, rag_user, tools_system
+from hermes3.chat.prompts import DEFAULT_SYSTEM, json_system, parse_tool_calls, rag_user, tools_system
 from hermes3.chat.render import IGNORE, Renderer, prompt_text, turns
-from hermes3.chat.show import as_html, as_text, spans
-from hermes3.chat.tool_calls import parse_tool_calls
-from hermes3.messages import tool_call
+from hermes3.chat.show import as_html, as_text
+from hermes3.cli import app
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
 WEATHER = {"name": "get_weather", "description": 'Weather: "now", & <soon>'}
@@ -22,36 +22,12 @@ def said(role: str, content: str, **more) -> dict:
     return {"role": role, "content": content, **more}
 
 
-USER = said("user", "Weather in Köln?")
-IN_KOELN = tool_call("get_weather", {"city": "Köln"})
-CALL = said("assistant", "", tool_calls=[IN_KOELN])
-CALLS = said("assistant", "Let me look.", tool_calls=[IN_KOELN, tool_call("get_weather", '{"city": "Rome"}')])
-RESPONSE = said("tool", '{"sky": "grey"}', name="get_weather")
-TEXT_RESPONSE = said("tool", 'it is "dry"', name="get_weather")
-ANSWER = said("assistant", "<SCRATCHPAD>\ngrey\n</SCRATCHPAD>\nIt is grey.")
-BRIEF = said("system", "Be brief.")
-DOCUMENTS = [("Fair", "In May."), ("Market", "On Monday.")]
-MARKET = said("assistant", "The market is on <co: 1>Monday</co>.\nCited Documents: 1")
 CASES = {
-    "no system": ([USER, ANSWER], None),
-    "own system": ([BRIEF, USER, ANSWER], None),
-    "empty system": ([said("system", ""), USER, ANSWER], None),
-    "many turns": ([USER, ANSWER, USER, ANSWER], None),
-    "tools": ([USER, CALL, RESPONSE, ANSWER], TOOLS),
-    "two tools on offer": ([USER, ANSWER], TOOLS * 2),
-    "tools and system": ([BRIEF, USER, CALL, RESPONSE, ANSWER], TOOLS),
-    "parallel calls": ([USER, CALLS, RESPONSE, TEXT_RESPONSE, ANSWER, USER, ANSWER], TOOLS),
-    "json mode": (
-        [said("system", json_system(CITY)), said("user", "She lives in Köln."), said("assistant", '{"city": "Köln"}')],
-        None,
-    ),
-    "citations": (
-        [said("system", rag_system()), said("user", rag_user("When is the market?", DOCUMENTS)), MARKET],
-        None,
-    ),
-    "newlines": ([said("user", "\n\n a\n\n\n b \n"), said("assistant", "c\n\n d")], None),
-    "unicode": ([said("user", "日本語 🙂 e\u0301"), said("assistant", "ok 🙂")], None),
+    name: (case["messages"], TOOLS * case["tools"] if "tools" in case else None)
+    for name, case in yaml.safe_load((ROOT / "tests/chat_cases.yml").read_text(encoding="utf-8")).items()
 }
+USER, CALLS = CASES["parallel calls"][0][:2]
+CALL, ANSWER = CASES["tools"][0][1], CASES["tools"][0][-1]
 
 
 @pytest.fixture(scope="module")
@@ -115,14 +91,6 @@ def test_prompts_hold_their_defaults_valid_json_and_numbered_documents():
     assert lines == ["When?", "CONTEXT:", "Document:0 Title: A Text: one", "Document:1 Title: B Text: two"]
 
 
-def test_rendered_calls_parse_back():
-    text = list(turns([USER, CALLS], TOOLS))[-1].text
-    assert parse_tool_calls(text) == [
-        {"name": "get_weather", "arguments": {"city": "Köln"}},
-        {"name": "get_weather", "arguments": {"city": "Rome"}},
-    ]
-
-
 @pytest.mark.parametrize(
     "text",
     ["<tool_call>{</tool_call>", '<tool_call>{"name": "f"}</tool_call>', '<tool_call>["f"]</tool_call>', "<tool_call>"],
@@ -156,19 +124,40 @@ def test_a_call_without_content_needs_none(tokenizer):
 
 def test_show_marks_what_bears_loss(tokenizer, renderer):
     tokens = renderer.render([CASES["tools"]])[0]
-    assert "".join(span.text for span in spans(tokens, tokenizer)) == tokenizer.decode(tokens.input_ids)
-    trained = "".join(span.text for span in spans(tokens, tokenizer) if span.trained)
+    text = as_text(tokens, tokenizer)
+    assert text.plain == tokenizer.decode(tokens.input_ids)
+    spans = [(text.plain[span.start : span.end], span.style) for span in text.spans]
+    trained = "".join(piece for piece, style in spans if "green" in style)
     assert trained.startswith("<tool_call>") and trained.endswith("It is grey.<|im_end|>")
-    assert {"<tool_call>", "<|im_end|>"} <= {span.text for span in spans(tokens, tokenizer) if span.special}
-    assert as_text(tokens, tokenizer).plain == tokenizer.decode(tokens.input_ids)
+    assert {"<tool_call>", "<|im_end|>"} <= {piece for piece, style in spans if "bold" in style}
     page = as_html(tokens, tokenizer, "a <title>")
-    assert "<mark><b>&lt;tool_call&gt;</b></mark>" in page and "<title>a &lt;title&gt;</title>" in page
+    assert "&lt;tool_call&gt;" in page and "<title>a &lt;title&gt;</title>" in page
+
+
+@pytest.mark.parametrize(
+    ("content", "written"),
+    [
+        ("[info] all is well [end]", '"[info] all is well [end]"'),
+        ("{'sky': 'grey'}", "\"{'sky': 'grey'}\""),
+        ('{"a": 1}\n{"b": 2}', r'"{\"a\": 1}\n{\"b\": 2}"'),
+        ('{"a": NaN}', r'"{\"a\": NaN}"'),
+        (' {"a": [1.5e3, null]}\n', '{"a": [1.5e3, null]}'),
+        ("[]", "[]"),
+    ],
+)
+def test_tool_text_that_is_no_json_stands_as_a_string(content, written, tokenizer):
+    messages = [USER, CALL, said("tool", content, name="get_weather")]
+    ours = list(turns(messages, TOOLS))[-1].text
+    theirs = tokenizer.apply_chat_template(messages, tools=TOOLS, tokenize=False)
+    assert (
+        ours == f'<tool_response>\n{{"name": "get_weather", "content": {written}}}\n</tool_response>' and ours in theirs
+    )
+    assert json.loads(ours.split("\n")[1])["name"] == "get_weather"
 
 
 def test_show_from_the_command_line(base, samples, tmp_path):
-    call = [Path(sys.executable).with_name("hermes3"), "chat", "show", samples / "train/rag.jsonl"]
-    call += ["--row", "2", "--tokenizer", base]
-    shown = subprocess.run(call, capture_output=True, text=True, check=True)
-    assert shown.stdout.startswith("<|begin_of_text|><|im_start|>system\n")
-    subprocess.run([*call, "--html", tmp_path / "x.html"], capture_output=True, check=True)
-    assert "bear loss" in (tmp_path / "x.html").read_text()
+    call = ["render", str(samples / "train/rag.jsonl"), "--row", "2", "--tokenizer", str(base)]
+    shown = CliRunner().invoke(app, call)
+    assert shown.exit_code == 0 and shown.stdout.startswith("<|begin_of_text|><|im_start|>system\n")
+    assert CliRunner().invoke(app, [*call, "--html", str(tmp_path / "x.html")]).exit_code == 0
+    assert "bear loss" in (tmp_path / "x.html").read_text(encoding="utf-8")

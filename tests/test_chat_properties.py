@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_chat import CASES
 
+from hermes3.chat.prompts import parse_tool_calls
 from hermes3.chat.render import IGNORE, Renderer, assistant_text
-from hermes3.chat.tool_calls import parse_tool_calls
 from hermes3.messages import check, clean, tool_call
 
 # what people type: any Unicode but lone surrogates, blank lines, code, markup, and tags of the format itself
@@ -27,6 +27,29 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
+# what only looks like JSON, and what is JSON in every way that a number or a string may be written
+ATOMS = [
+    "1",
+    "-0.5e+3",
+    "01",
+    "1.",
+    "NaN",
+    "true",
+    "None",
+    '"a"',
+    "'a'",
+    '"\\n"',
+    '"\\u00e9"',
+    '"\\u0g"',
+    '"\\x"',
+    '"\t"',
+    "s",
+    "v",
+]
+BRACKETED = st.lists(st.sampled_from([*"{}[],:", " ", "\n", *ATOMS]), max_size=9).map(
+    lambda parts: f"[{''.join(parts)}]"
+)
+BRACKETED |= JSON.map(lambda value: json.dumps([value], indent=1)) | JSON.map(lambda value: str({"a": value}))
 ARGUMENTS = st.dictionaries(st.text(max_size=6), JSON, max_size=3)
 many = settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -42,15 +65,15 @@ def conversations(draw):
             calls = [tool_call("f", draw(ARGUMENTS)) for _ in range(draw(st.integers(1, 2)))]
             messages.append({"role": "assistant", "content": draw(TEXT), "tool_calls": calls})
             for _ in calls:
-                content = draw(st.one_of(SAID, JSON.map(json.dumps)))
+                content = draw(st.one_of(SAID, JSON.map(json.dumps), BRACKETED))
                 messages.append({"role": "tool", "name": "f", "content": content})
         messages.append({"role": "assistant", "content": draw(SAID)})
     return [clean(message) for message in messages], tools
 
 
 def usable(messages, tools) -> bool:
-    """Not every text in braces is JSON: such a tool response is refused, as in a mix. And the one difference from the
-    template, which is tokenised as one text: a special token typed in content stays text with us (tested below)."""
+    """Not the one difference from the template, which is tokenised as one text: a special token typed in content stays
+    text with us (tested below)."""
     if "<|" in json.dumps([messages, tools]):
         return False
     try:

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hermes3.mix.choose import choose
+from hermes3.mix import choose as choosing
 from hermes3.mix.spec import CATEGORIES, Spec
 
 SOURCE = {"path": "x.jsonl", "adapter": "messages", "licence": "x"}
@@ -16,15 +16,20 @@ FIXED = {"name": "t", "kind": "sft", "tokenizer": "t", "sequence_len": 99, "seed
 def rows(**sources: list[int]) -> pa.Table:
     """A table of rows: {source: lengths in tokens}, each saying something else."""
     every = [(source, i, n) for source, lengths in sources.items() for i, n in enumerate(lengths)]
+    hashes = [hashlib.sha256(f"{source}{i}".encode()).digest() for source, i, _ in every]
     return pa.table(
         {
             "id": [f"{source}-{i}" for source, i, _ in every],
             "source": [source for source, _, _ in every],
             "category": ["math"] * len(every),
             "n_tokens": pa.array([n for _, _, n in every], pa.int32()),
-            "hash": pa.array([hashlib.sha256(f"{s}{i}".encode()).digest() for s, i, _ in every], pa.binary(32)),
+            **dict.fromkeys(("hash", "words"), pa.array(hashes, pa.binary(32))),
         }
     )
+
+
+def choose(table: pa.Table, declared: Spec) -> choosing.Choice:
+    return choosing.choose(table, declared, dict.__getitem__)
 
 
 def spec(names: dict[str, dict], tokens: int | None = None, seed: int = 1) -> Spec:
@@ -68,6 +73,8 @@ def test_weights_share_a_budget_and_what_one_cannot_fill_the_others_do():
     taken = [table["source"][i].as_py() for i in choice.rows]
     assert len(taken) == 800 and taken.count("c") == 5
     assert taken.count("a") >= 300 and taken.count("b") >= 100  # their shares; the 395 rows that c lacks come on top
+    wanted = "its weight asks for 0.004 M tokens, it has 5e-05; raise its max_repeat or lower its weight"
+    assert choice.unmet_weights == {"c": wanted}
 
 
 def test_a_row_is_repeated_only_where_allowed_and_not_before_all_were_used():

@@ -1,32 +1,42 @@
-"""Copies and near-copies are found, the better one stays."""
+"""Copies and near-copies are found, the better one stays, and what only looks alike is kept."""
 
+import json
 import random
+from itertools import combinations
 
 import numpy as np
 import pytest
+from conftest import ROOT, real_rows
 
-from hermes3.mix.dedup import bands, content_hash, near_duplicates, signatures
-from hermes3.mix.ngrams import Words
+from hermes3.mix.dedup import bands, comparer, content_hash, near_duplicates, shingles, signatures, words_hash
 from hermes3.mix.spec import NearDuplicates
 
 VOCABULARY = [f"w{i}" for i in range(5000)]
 
 
-def signed(texts: list[str], **settings) -> np.ndarray:
-    return signatures(Words(texts), np.arange(len(texts)), len(texts), NearDuplicates(**settings))
+def row(asked: str, answer: str = "Yes.", **more) -> dict:
+    return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer, **more}]}
 
 
-def found_in(texts: list[str]) -> dict[int, int]:
-    return near_duplicates(signed(texts), np.arange(len(texts)), 0.8)
+def call(asked: str, **arguments) -> dict:
+    calls = [{"type": "function", "function": {"name": "look_up", "arguments": arguments}}]
+    return row(asked, "", tool_calls=calls)
 
 
-def shingles(text: str, n: int = 5) -> set[tuple[str, ...]]:
-    words = text.split()
-    return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
+def pair(asked: str, chosen: str, rejected: str) -> dict:
+    sides = {"chosen": chosen, "rejected": rejected}
+    answers = {side: {"role": "assistant", "content": text} for side, text in sides.items()}
+    return {"messages": [{"role": "user", "content": asked}], **answers}
+
+
+def repeats(rows: list[dict], threshold: float = 0.8, order: np.ndarray | None = None) -> dict[int, tuple]:
+    settings = NearDuplicates(threshold=threshold)
+    order = np.arange(len(rows)) if order is None else order
+    return near_duplicates(signatures(rows, settings), order, threshold, comparer(rows.__getitem__, settings.ngram))
 
 
 def jaccard(a: str, b: str) -> float:
-    return len(shingles(a) & shingles(b)) / len(shingles(a) | shingles(b))
+    return comparer([row(a), row(b)].__getitem__, 5)(0, 1)["asked"]
 
 
 def changed(text: str, n: int, rng: random.Random) -> str:
@@ -36,58 +46,136 @@ def changed(text: str, n: int, rng: random.Random) -> str:
     return " ".join(words)
 
 
-def test_signatures_estimate_the_similarity_of_5_grams():
+def by_hand(a: str, b: str) -> float:
+    """Of texts without signs, by sets of tuples."""
+    one, other = ({tuple(text.split()[i : i + 5]) for i in range(len(text.split()) - 4)} for text in (a, b))
+    return len(one & other) / len(one | other)
+
+
+def test_similarity_is_counted_and_signatures_estimate_it():
     rng = random.Random(0)
     texts = [" ".join(rng.choices(VOCABULARY, k=300)) for _ in range(40)]
     others = [changed(text, rng.randint(0, 40), rng) for text in texts]
-    estimates = (signed(texts) == signed(others)).mean(1)
-    true = np.array([jaccard(a, b) for a, b in zip(texts, others, strict=True)])
+    true = np.array([by_hand(a, b) for a, b in zip(texts, others, strict=True)])
+    assert [jaccard(a, b) for a, b in zip(texts, others, strict=True)] == pytest.approx(true.tolist())
+    signed = [signatures([row(text) for text in some], NearDuplicates()) for some in (texts, others)]
     # 128 slots: a standard deviation of at most sqrt(0.25 / 128) = 0.044
-    assert np.abs(estimates - true).max() < 0.15 and np.abs((estimates - true).mean()) < 0.02
+    assert np.abs((signed[0] == signed[1]).mean(1) - true).max() < 0.15
 
 
-def test_near_copies_are_found_and_strangers_are_not():
-    rng = random.Random(1)
-    texts = [" ".join(rng.choices(VOCABULARY, k=200)) for _ in range(1000)]
-    near = [changed(text, 2, rng) for text in texts[:300]]  # two words of 200: 0.90 or more in common
-    assert min(map(jaccard, texts, near)) > 0.88
-    found = found_in(texts + near)
-    assert found.keys() <= set(range(1000, 1300)) and len(found) >= 295
-    assert all(first == copy - 1000 for copy, first in found.items())
+@pytest.mark.parametrize("script", ["words", "letters"])
+def test_near_copies_are_found_and_half_alike_stays(script):
+    """In words, and in a script without blanks."""
+    rng, glue = random.Random(1), " " if script == "words" else ""
+    alphabet = VOCABULARY if glue else [chr(0x4E00 + i) for i in range(3000)]
+    texts = [rng.choices(alphabet, k=200) for _ in range(300)]
+    near = [[*text[:100], rng.choice(alphabet), *text[101:]] for text in texts[:100]]
+    half = [[*text[:130], *rng.choices(alphabet, k=70)] for text in texts[100:]]
+    removed = repeats([row("So?", glue.join(text)) for text in texts + near + half])
+    assert removed.keys() == set(range(300, 400)) and all(other == copy - 300 for copy, (other, _) in removed.items())
+    assert all(alike["asked"] == 1 and 0.9 < alike["trained"] < 1 for _, alike in removed.values())
 
 
-def test_half_alike_stays_and_so_do_rows_too_short_for_a_shingle():
-    rng = random.Random(2)
-    texts = [" ".join(rng.choices(VOCABULARY, k=200)) for _ in range(200)]
-    half = [" ".join(text.split()[:130] + rng.choices(VOCABULARY, k=70)) for text in texts]
-    assert max(map(jaccard, texts, half)) < 0.6
-    assert found_in(texts + half) == {}
-    assert found_in(["yes", "yes", "no", ""]) == {}
+LONG = "Please tell me the number on your ticket and I will look into it for you right away, as we always do."
+WHERE = "Please look up for me today when the tide is high in the port of"
+LOOP = "for x in y:\n    a(x)\n    b(x)"
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (row("Money back please", LONG), row("It leaks", LONG)),  # a stock answer
+        (row(f"{LONG} Who?", "Anna."), row(f"{LONG} Where?", "Here.")),  # a passage with two questions
+        (call(f"{WHERE} Orsk", port="Orsk"), call(f"{WHERE} Skarholm", port="Skarholm")),
+        (call(WHERE, text=f"{LONG} {LONG}", n=1), call(WHERE, text=f"{LONG} {LONG}", n=2)),
+        (row("Write it.", "Orsk"), row("Write it.", "ORSK")),
+        (row("Write the loop.", LOOP), row("Write the loop.", LOOP.replace("    b", "b"))),
+        (row("3 + 1?", "It depends."), row("3 - 1?", "It depends.")),
+        (row("他们在河边看见了什么动物？", "一只白色的鸟。"), row("他们在河边听见了什么声音？", "一只白色的鸟。")),
+        (row("≤ or ≥?", "≤"), row("≤ or ≥?", "≥")),
+        (pair("Which?", LONG, "No."), pair("Which?", LONG, "Never, and do not ask me that again.")),
+        (row(LONG, "A short answer that is trained."), row(LONG, "A short answer that is trained.", train=False)),
+    ],
+)
+def test_what_asks_or_trains_another_thing_stays(a, b):
+    assert repeats([a, b], 0.8) == {}
+
+
+@pytest.mark.parametrize(
+    "one",
+    [row("Name it.", "Venn."), call("When is high tide?", port="Orsk", day=3), row("河の名前は？", "ヴェン川です。")]
+    + [pair("Which of them?", "This one.", "That one."), row(LONG, LOOP)],
+)
+def test_what_repeats_all_of_a_short_row_goes(one):
+    other = json.loads(json.dumps(one))
+    other["messages"].insert(0, {"role": "system", "content": "Other prompts do not make another row."})
+    assert [other for other, _ in repeats([one, other]).values()] == [0]
 
 
 @pytest.mark.parametrize("permutations", [64, 128, 256])
-@pytest.mark.parametrize("threshold", [0.5, 0.7, 0.8, 0.9])
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 0.9])
 def test_a_pair_at_the_threshold_shares_a_band_with_probability_95_percent(permutations, threshold):
     b = bands(threshold, permutations)
     assert permutations % b == 0 and 1 - (1 - threshold ** (permutations // b)) ** b >= 0.95
-
-
-def test_letter_case_and_blanks_do_not_make_another_row():
-    one = content_hash(b'[{"role":"user","content":"What  is\\n\\nIT?"}]')
-    assert one == content_hash(b'[{"role":"user","content":"what is it?"}]')
-    assert one != content_hash(b'[{"role":"user","content":"what is that?"}]')
+    with pytest.raises(ValueError, match="threshold"):
+        NearDuplicates(threshold=0.02)
 
 
 def test_of_a_hundred_versions_the_best_stays_and_so_does_what_repeats_a_removed_row_alone():
     rng = random.Random(3)
     text = " ".join(rng.choices(VOCABULARY, k=400))
-    texts = [changed(text, 1, rng) for _ in range(100)]
+    rows = [row("So?", changed(text, 1, rng)) for _ in range(100)]
     order = np.random.default_rng(0).permutation(100)
-    found = near_duplicates(signed(texts), order, 0.8)
-    assert found.keys() == set(range(100)) - {order[0]} and set(found.values()) == {order[0]}
+    removed = repeats(rows, order=order)
+    assert removed.keys() == set(range(100)) - {order[0]} and {other for other, _ in removed.values()} == {order[0]}
     rng = random.Random(4)
     a = " ".join(rng.choices(VOCABULARY, k=400))
     b = changed(a, 6, rng)  # like a
     c = changed(b, 8, rng)  # like b, less like a
     assert jaccard(a, b) > 0.83 and jaccard(b, c) > 0.8 and jaccard(a, c) < 0.75
-    assert found_in([a, b, c]) == {1: 0}
+    assert repeats([row("So?", text) for text in (a, b, c)]).keys() == {1}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        ("Name a port.\nJust one.", "Name a port.\r\nJust one.", True),
+        ("Name a river.", "Name a river. \t\n", True),
+        ("a \nb", "a\nb", True),
+        ("Orsk", "ORSK", False),
+        ("    b(x)", "b(x)", False),
+        ("a  b", "a b", False),
+        ("a\\n", "a", False),  # a backslash and a letter
+        ('say "a" ', 'say "a"', True),
+    ],
+)
+def test_a_copy_differs_in_line_ends_and_trailing_blanks_alone(a, b, same):
+    one, other = (json.dumps(row(text)["messages"], separators=(",", ":")).encode() for text in (a, b))
+    assert (content_hash(one) == content_hash(other)) == same
+    assert words_hash(b'["What  is\\n\\nIT?"]') == words_hash(b'["what is it?"]')
+
+
+@pytest.mark.skipif(not (ROOT.parent / "shared/data").is_dir(), reason="needs the real files")
+def test_real_rows_lose_what_brute_force_finds_and_nothing_else():
+    """Every fourth real row and a copy of some with changed words; all pairs are compared by sets."""
+    rng = random.Random(0)
+    rows = real_rows()[::8]
+    for one in rng.sample(rows, 300):
+        last = one["messages"][-1]
+        words = last["content"].split(" ")
+        for place in rng.sample(range(len(words)), min(len(words), rng.randint(0, 4))):
+            words[place] = "other"
+        rows.append(one | {"messages": [*one["messages"][:-1], last | {"content": " ".join(words)}]})
+    compare = comparer(rows.__getitem__, 5)
+    row_of, part_of, hashes = shingles(rows, 5)
+    holders: dict[tuple, list[int]] = {}
+    for i, part, value in zip(row_of.tolist(), part_of.tolist(), hashes.tolist(), strict=True):
+        if part == 1:
+            holders.setdefault(value, []).append(i)
+    pairs = {tuple(sorted(p)) for some in holders.values() if len(some) < 50 for p in combinations(set(some), 2)}
+    true = {p for p in pairs if min(compare(*p).values()) >= 0.8}
+    removed = repeats(rows)
+    assert all((other, copy) in true for copy, (other, _) in removed.items())
+    assert len(true) > 150
+    missed = [b for a, b in true if b not in removed and a not in removed]
+    assert len(missed) <= 0.05 * len({b for _, b in true})

@@ -1,17 +1,18 @@
-"""DPO as Axolotl's own trainer does it: whom NEFTune noises, what the reference is, what is saved, what a merge gives.
+"""DPO by Axolotl's own trainer: whom NEFTune noises, what the reference is, what is saved and merged, and in fp32.
 
 The recipe is the demo's, with the 8B's NEFTune and gradient checkpointing; the model has random weights.
 """
 
-import json
 import math
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from inspect import unwrap
 from pathlib import Path
 from unittest import mock
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ranks
@@ -26,15 +27,17 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.nn.functional import log_softmax
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
-from trl.trainer import dpo_trainer, utils
+from trl.experimental.cpo import cpo_trainer
+from trl.experimental.orpo import orpo_trainer
+from trl.trainer import dpo_trainer, kto_trainer, utils
 
-from hermes3.mix.build import build
 from hermes3.model_folder import check_model, tensor_names
 from hermes3.recipe.read import read
 from hermes3.train.fixes import log_probs_in_fp32
 
 ALPHA = 5
 D = 160  # hidden size of the small model
+STEPS = 4
 FIXES = "hermes3.train.fixes"
 CHECKPOINTED = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
 ROUNDING = 1e-5  # float32, on log-probabilities of order 10
@@ -43,44 +46,31 @@ MOVED = 1e-2  # what counts as another model
 
 @dataclass
 class Pass:
-    """One forward pass. Of B sequences of L tokens: noise [B, L, d], logits [B, L, vocabulary].
-
-    Under DPO the first half of the B are the chosen answers, the second half the rejected ones.
-    """
+    """One forward pass. Of B sequences of L tokens: noise [B, L, d], logits [B, L, vocabulary]."""
 
     inputs: dict[str, torch.Tensor]
     training: bool
-    adapter: bool  # on
+    adapter: bool  # on: the policy; off: the reference
     noise: torch.Tensor | None = None  # what enters the first layer, less the embeddings
-    recomputed: list[torch.Tensor] = field(default_factory=list)  # the same, in the backward pass
     logits: torch.Tensor | None = None
 
-    def log_probs(self) -> torch.Tensor:
-        """Of every vocabulary entry, where there is a token: [tokens, vocabulary]."""
-        return log_softmax(self.logits, -1)[self.inputs["attention_mask"].bool()]
+    def tokens(self, logits: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of every vocabulary entry, where there is a token: [tokens, vocabulary]."""
+        return log_softmax(logits, -1)[self.inputs["attention_mask"].bool()]
 
 
 @dataclass
 class Run:
     trainer: Trainer
     recipe: Path
-    out: Path
     passes: list[Pass]
 
     @property
-    def losses(self) -> list[float]:
-        return [line["loss"] for line in self.trainer.state.log_history if "loss" in line]
+    def out(self) -> Path:
+        return self.recipe.parent
 
-    def of(self, training: bool, adapter: bool) -> list[Pass]:
+    def of(self, adapter: bool, training: bool = True) -> list[Pass]:
         return [one for one in self.passes if one.training == training and one.adapter == adapter]
-
-    @property
-    def policy(self) -> list[Pass]:
-        return self.of(training=True, adapter=True)
-
-    @property
-    def reference(self) -> list[Pass]:
-        return self.of(training=True, adapter=False)
 
 
 def record(trainer: Trainer) -> list[Pass]:
@@ -94,15 +84,9 @@ def record(trainer: Trainer) -> list[Pass]:
         passes.append(Pass(inputs, module.training, not layer.disable_adapters))
 
     def enter_layers(module, args, kwargs):
-        hidden = (args[0] if args else kwargs["hidden_states"]).detach()
-        # a backward pass recomputes the policy's layers, after the reference's pass
-        again = passes[-1].noise is not None
-        now = next(one for one in reversed(passes) if one.adapter) if again else passes[-1]
-        noise = hidden - model.get_input_embeddings().weight[now.inputs["input_ids"]].detach()
-        if again:
-            now.recomputed.append(noise)
-        else:
-            now.noise = noise
+        if passes[-1].noise is None:  # else a backward pass recomputes the layers
+            embedded = model.get_input_embeddings().weight[passes[-1].inputs["input_ids"]]
+            passes[-1].noise = ((args[0] if args else kwargs["hidden_states"]) - embedded).detach()
 
     def end(module, args, out):
         passes[-1].logits = out.detach()
@@ -114,55 +98,57 @@ def record(trainer: Trainer) -> list[Pass]:
 
 
 @pytest.fixture(scope="module")
-def mix(samples, base, tmp_path_factory) -> Path:
-    """Sixteen of the sample pairs."""
+def recipe(base, tmp_path_factory):
+    """Write the demo's recipe with other values, on eight pairs of unlike lengths."""
     out = tmp_path_factory.mktemp("dpo")
-    spec = yaml.safe_load((ROOT / "data_mixes/tiny_dpo.yml").read_text()) | {"tokenizer": str(base)}
-    spec["categories"]["steering_alignment"]["sources"][0]["path"] = str(samples / "preference/train.jsonl")
-    (out / "tiny_dpo.yml").write_text(yaml.safe_dump(spec))
-    build(out / "tiny_dpo.yml", out / "mix", quiet=True)
-    pairs = pq.read_table(out / "mix/train")[:16]
     (out / "train").mkdir()
-    pq.write_table(pairs, out / "train/part-00000.parquet")
-    return out
+    prompt, text = "<|im_start|>user\nHow is the weather?<|im_end|>\n<|im_start|>assistant\n", "It is warm and sunny. "
+    pairs = [{"prompt": prompt, "chosen": "Gladly! " + n * text, "rejected": n**2 // 2 * text} for n in range(2, 10)]
+    pq.write_table(pa.Table.from_pylist(pairs), out / "train/part-00000.parquet")
+
+    def recipe(name: str, **changes) -> Path:
+        keys = {key: value for key, value in read(ROOT / "recipes/tiny_dpo.yml").items() if "wandb" not in key}
+        keys |= {"base_model": str(base), "output_dir": str(out / name), "dataset_prepared_path": str(out / "prepared")}
+        keys["datasets"][0]["path"] = str(out / "train")
+        keys |= {"test_datasets": keys["datasets"], "eval_strategy": "no", "logging_steps": 1}
+        keys |= {"gradient_accumulation_steps": 1, "learning_rate": 1e-3, "warmup_steps": 0}
+        (out / name).mkdir()
+        (out / name / "dpo.yml").write_text(yaml.safe_dump(keys | changes))
+        return out / name / "dpo.yml"
+
+    return recipe
 
 
 @pytest.fixture(scope="module")
-def train(base, mix, axolotl_process):
-    """The demo's recipe, changed, through the calls of `axolotl train`."""
+def train(recipe, axolotl_process):
+    """A recipe with NEFTune, two pairs per step, through the calls of `axolotl train`."""
 
     def train(name: str, **changes) -> Run:
-        keys = {key: value for key, value in read(ROOT / "recipes/tiny_dpo.yml").items() if "wandb" not in key}
-        keys |= {"base_model": str(base), "output_dir": str(mix / name), "dataset_prepared_path": str(mix / "prepared")}
-        keys["datasets"][0]["path"] = str(mix / "train")
-        keys["test_datasets"] = [keys["datasets"][0] | {"split": "train"}]
-        keys |= {"logging_steps": 1, "gradient_accumulation_steps": 1, "micro_batch_size": 2, "eval_strategy": "no"}
-        keys |= {"learning_rate": 1e-3, "warmup_steps": 0, "neftune_noise_alpha": ALPHA, **changes}
-        (mix / f"{name}.yml").write_text(yaml.safe_dump(keys))
-        cfg = load_cfg(str(mix / f"{name}.yml"))
+        path = recipe(name, micro_batch_size=2, neftune_noise_alpha=ALPHA, **changes)
+        cfg = load_cfg(str(path))
         pairs = load_preference_datasets(cfg=cfg)
         trainer, model, tokenizer, peft_config, processor = setup_model_and_trainer(cfg, pairs)
         save_initial_configs(cfg, tokenizer, model, peft_config, processor)
         passes = record(trainer)
         trainer.train()
         save_trained_model(cfg, trainer, model)
-        return Run(trainer, mix / f"{name}.yml", mix / name, passes)
+        return Run(trainer, path, passes)
 
     return train
 
 
 @pytest.fixture(scope="module")
 def run(train) -> Run:
-    """Eight steps of two pairs; evaluated before the first one, in the middle and at the end."""
-    return train("run", eval_strategy="steps", eval_steps=4, **CHECKPOINTED)
+    """Four steps; evaluated before the first one, in the middle and at the end."""
+    return train("run", eval_strategy="steps", eval_steps=2, **CHECKPOINTED)
 
 
 @pytest.fixture(scope="module")
 def bare(train) -> Run:
-    """Two steps without what our plugin mends but NEFTune itself."""
+    """One step without what our plugin mends but NEFTune itself."""
     values = {"noise_policy_alone": None, "save_adapter_alone": None, "preference_args": {"neftune_noise_alpha": ALPHA}}
     with mock.patch.multiple(FIXES, **{name: mock.Mock(return_value=value) for name, value in values.items()}):
-        return train("bare", max_steps=2)
+        return train("bare", max_steps=1)
 
 
 @pytest.fixture(scope="module")
@@ -174,8 +160,7 @@ def plain(base):
 def far_from(plain, one: Pass) -> float:
     """The largest difference of any log-probability from the plain model's."""
     with torch.no_grad():
-        alone = Pass(one.inputs, False, False, logits=plain(**one.inputs).logits)
-    return (one.log_probs() - alone.log_probs()).abs().max().item()
+        return (one.tokens(one.logits) - one.tokens(plain(**one.inputs).logits)).abs().max().item()
 
 
 def noises(passes: list[Pass]) -> torch.Tensor:
@@ -184,60 +169,44 @@ def noises(passes: list[Pass]) -> torch.Tensor:
 
 
 def test_neftune_noises_the_policy_uniformly(run):
-    noise = noises(run.policy)
-    assert len({one.noise.shape[1] for one in run.policy}) > 1  # padded lengths: each has its own magnitude
+    noise = noises(run.of(adapter=True))
+    assert len({one.noise.shape[1] for one in run.of(adapter=True)}) > 1  # padded lengths have their own magnitudes
     assert 0.999 < noise.abs().max() < 1.0001
     assert abs(noise.mean()) < 0.01
     shares = torch.histc(noise, bins=10, min=-1, max=1) / len(noise)
     assert torch.allclose(shares, torch.full((10,), 0.1), atol=0.003)
-
-
-def test_a_recomputed_layer_sees_the_noise_that_it_saw(run):
-    """The embeddings stand before the checkpointed layers: noise is drawn once a pass."""
-    for one in run.policy:
-        assert len(one.recomputed) == 1
-        assert torch.equal(one.recomputed[0], one.noise)
+    # without noise the first loss is ln 2: test_dpo_takes_its_differences_in_fp32
+    first = next(line["loss"] for line in run.trainer.state.log_history if "loss" in line)
+    assert 1e-4 < abs(first - math.log(2)) < 0.2
 
 
 def test_no_noise_in_evaluation(run):
     evaluated = run.of(training=False, adapter=True) + run.of(training=False, adapter=False)
-    assert len(evaluated) == 2 * 3 * 8  # three evaluations of eight batches, policy and reference
+    assert len(evaluated) == 2 * 3 * STEPS  # three evaluations, policy and reference
     assert noises(evaluated).abs().max() == 0
 
 
 def test_the_reference_is_the_sft_model_at_every_step(run, plain):
-    """With the adapter off and without noise, before the first update and after each."""
-    assert len(run.reference) == 8
-    for one in run.reference + run.of(training=False, adapter=False):
+    """With the adapter off and without noise, before the first update and after each. It has no weights of its own."""
+    assert len(run.of(adapter=False)) == STEPS
+    for one in run.of(adapter=False) + run.of(adapter=False, training=False):
         assert far_from(plain, one) < ROUNDING
-    policy = run.of(training=False, adapter=True)
-    assert all(far_from(plain, one) < ROUNDING for one in policy[:8])
-    assert all(far_from(plain, one) > MOVED for one in policy[8:])
-
-
-def test_the_reference_is_noised_without_our_measure(bare, plain):
-    assert noises(bare.reference).abs().max() > 0.99
-    assert far_from(plain, bare.reference[0]) > MOVED
-
-
-def test_there_is_one_copy_of_the_weights(run, plain):
+    policy = run.of(adapter=True, training=False)
+    assert all(far_from(plain, one) < ROUNDING for one in policy[:STEPS])
+    assert all(far_from(plain, one) > MOVED for one in policy[STEPS:])
     assert run.trainer.ref_model is None
     adapter = sum(p.numel() for name, p in run.trainer.model.named_parameters() if "lora_" in name)
     assert sum(p.numel() for p in run.trainer.model.parameters()) == plain.num_parameters() + adapter
 
 
-def test_the_first_loss_is_ln_2(train, run):
-    """The adapter begins as zero, so that its dropout changes nothing; NEFTune's noise does."""
-    assert train("plain", max_steps=1, neftune_noise_alpha=None).losses == pytest.approx([math.log(2)], abs=1e-6)
-    assert 1e-4 < abs(run.losses[0] - math.log(2)) < 0.02
+def test_the_reference_is_noised_without_our_measure(bare, plain):
+    assert noises(bare.of(adapter=False)).abs().max() > 0.99
+    assert far_from(plain, bare.of(adapter=False)[0]) > MOVED
 
 
 def test_lora_dropout_acts(run, bare):
-    def dropouts(trained: Run) -> set[float]:
-        return {m.p for m in trained.trainer.model.modules() if isinstance(m, torch.nn.Dropout)}
-
-    assert dropouts(run) == {0.05}
-    assert dropouts(bare) == {0}
+    for trained, expected in ((run, {0.05}), (bare, {0})):
+        assert {m.p for m in trained.trainer.model.modules() if isinstance(m, torch.nn.Dropout)} == expected
 
 
 def test_a_run_leaves_the_adapter_alone(run):
@@ -250,35 +219,25 @@ def test_a_run_leaves_the_adapter_alone(run):
 
 
 def test_without_our_measure_the_whole_model_lies_beside_it(bare, tmp_path):
-    names = tensor_names(bare.out / "model.safetensors")
-    assert any("q_proj.base_layer.weight" in name for name in names)
+    assert any("q_proj.base_layer.weight" in name for name in tensor_names(bare.out / "model.safetensors"))
     for file in ("config.json", "chat_template.jinja", "model.safetensors"):  # as if someone had tidied the folder
         shutil.copy(bare.out / file, tmp_path)
     with pytest.raises(ValueError, match="with an adapter inside"):
         check_model(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def merged(run) -> Path:
+def test_a_merged_model_is_base_plus_adapter(run, base):
+    def logits_on(folder: Path, adapter: Path | None = None) -> torch.Tensor:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        model = (PeftModel.from_pretrained(model, adapter) if adapter else model).eval()
+        with torch.no_grad():
+            return torch.cat([one.tokens(model(**one.inputs).logits) for one in run.of(adapter=True)])
+
     merge_lora(config=str(run.recipe))
-    return run.out / "merged"
-
-
-def logits_on(folder: Path, passes: list[Pass], adapter: Path | None = None) -> torch.Tensor:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model = (PeftModel.from_pretrained(model, adapter) if adapter else model).eval()
-    with torch.no_grad():
-        return torch.cat([model(**one.inputs).logits[one.inputs["attention_mask"].bool()] for one in passes])
-
-
-def test_a_merged_model_is_base_plus_adapter(run, merged, base):
-    both, base_alone = logits_on(base, run.policy[:4], run.out), logits_on(base, run.policy[:4])
-    whole = logits_on(merged, run.policy[:4])
-    assert (both - base_alone).abs().max() > MOVED
-    assert (both - whole).abs().max() < 1e-5  # logits of order 1; 6e-7 seen
-
-
-def test_a_merged_model_has_the_base_model_s_names_and_template(merged, base):
+    merged = run.out / "merged"
+    both = logits_on(base, run.out)
+    assert (both - logits_on(base)).abs().max() > MOVED
+    assert (both - logits_on(merged)).abs().max() < ROUNDING
     check_model(merged)
     assert tensor_names(merged / "model.safetensors") == tensor_names(base / "model.safetensors")
     for file in ("chat_template.jinja", "tokenizer.json"):
@@ -289,14 +248,16 @@ def test_a_merged_model_has_the_base_model_s_names_and_template(merged, base):
 # log-probabilities in fp32 from bf16 logits
 
 TOKENS = 1000  # an answer's
+TRAINERS = (dpo_trainer, kto_trainer, orpo_trainer, cpo_trainer)
 
 
 @pytest.fixture
 def trl(monkeypatch):
     """TRL as it is installed: earlier runs in this process have called our measure."""
-    for module in (utils, dpo_trainer):
+    for module in (utils, *TRAINERS):
         monkeypatch.setattr(module, "selective_log_softmax", unwrap(module.selective_log_softmax))
-    monkeypatch.setattr(dpo_trainer.DPOTrainer, "_prepare_inputs", Trainer._prepare_inputs)
+    for trainer in (dpo_trainer.DPOTrainer, kto_trainer.KTOTrainer):
+        monkeypatch.setattr(trainer, "_prepare_inputs", Trainer._prepare_inputs)
 
 
 @pytest.fixture
@@ -320,8 +281,9 @@ def policy_sums(logits, index, mask) -> torch.Tensor:
     return per_token.sum(dim=1)
 
 
-def reference_sums(logits, index, mask) -> torch.Tensor:
-    return dpo_trainer.selective_log_softmax(logits, index, row_mask=mask).sum(dim=1)
+def sums_of(trainer, logits, index, mask) -> torch.Tensor:
+    """The calls of the other trainers, and of DPO's for its reference."""
+    return (trainer.selective_log_softmax(logits, index) * mask).sum(dim=1)
 
 
 def exact_sums(logits, index, mask) -> torch.Tensor:
@@ -329,17 +291,14 @@ def exact_sums(logits, index, mask) -> torch.Tensor:
 
 
 def test_trl_sums_an_answer_s_log_probabilities_in_bf16(trl):
-    logits, index, mask = answers()
-    for sums in policy_sums, reference_sums:
-        off = (sums(logits, index, mask) - exact_sums(logits, index, mask)).abs()
-        assert 1 < off.max() < 64
+    for sums in policy_sums, *(partial(sums_of, trainer) for trainer in TRAINERS):
+        assert 1 < (sums(*answers()) - exact_sums(*answers())).abs().max() < 64
 
 
 def test_an_answer_s_log_probabilities_are_summed_in_fp32(measured):
-    logits, index, mask = answers()
-    policy, reference = (sums(logits, index, mask) for sums in (policy_sums, reference_sums))
-    assert torch.equal(policy, reference)
-    assert (policy - exact_sums(logits, index, mask)).abs().max() < 0.01
+    policy = policy_sums(*answers())
+    assert (policy - exact_sums(*answers())).abs().max() < 0.01
+    assert all(torch.equal(policy, sums_of(trainer, *answers())) for trainer in TRAINERS)
 
 
 def test_gradients_of_the_log_probabilities_are_those_of_fp64(measured):
@@ -356,32 +315,23 @@ def test_gradients_of_the_log_probabilities_are_those_of_fp64(measured):
     assert sum(saved) < 1.1 * logits.nbytes
 
 
-OURS, BARE = "hermes3.train.plugin.HermesPlugin", "ranks.OnCPU"
+METRICS = ("loss", "logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected", "rewards/margins")
+FSDP2 = {key: read(ROOT / "recipes/8b_sft_fsdp.yml")[key] for key in ("fsdp_version", "fsdp_config")}
 
 
 @pytest.fixture(scope="module")
-def in_bf16(base, mix):
-    """Log lines of four steps of one pair, under ZeRO-3 with `bf16: true`, without noise and dropout."""
+def in_bf16(recipe):
+    """Log lines of three steps of one pair, under ZeRO-3 with `bf16: true`, without noise and dropout."""
 
-    def run(name: str, plugin: str = OURS, **changes) -> list[dict]:
-        keys = {key: value for key, value in read(ROOT / "recipes/tiny_dpo.yml").items() if "wandb" not in key}
-        keys |= {"base_model": str(base), "output_dir": str(mix / name), "dataset_prepared_path": str(mix / "prepared")}
-        keys["datasets"][0]["path"] = str(mix / "train")
-        keys |= {"bf16": True, "deepspeed": str(ROOT / "deepspeed_configs/zero3_bf16.json"), "plugins": [plugin]}
-        keys |= {"lora_dropout": 0.0, "learning_rate": 1e-3, "warmup_steps": 0, "gradient_accumulation_steps": 1}
-        keys |= {"max_steps": 4, "save_strategy": "steps", "save_steps": 4, "logging_steps": 1, **changes}
-        (mix / name).mkdir()
-        (mix / name / "dpo.yml").write_text(yaml.safe_dump(keys))
+    def run(name: str, plugin: str = "hermes3.train.plugin.HermesPlugin", **changes) -> list[dict]:
+        keys = {"bf16": True, "deepspeed": str(ROOT / "deepspeed_configs/zero3_bf16.json"), "lora_dropout": 0.0}
+        keys |= {"plugins": [plugin, "ranks.Recorder"], "max_steps": 3, "save_strategy": "no"}
         with mock.patch.dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT / "tests")):
-            done = ranks.train(mix / name / "dpo.yml", 1)
-        assert done.codes == [0], done.logs[0][-3000:]
-        lines = json.loads((mix / name / "checkpoint-4/trainer_state.json").read_text())["log_history"]
-        return [line for line in lines if "loss" in line]
+            ended = ranks.train(recipe(name, **keys | changes), 1)
+        assert ended.codes == [0], ended.logs[0][-3000:]
+        return [line for line in ended.lines() if "loss" in line]
 
     return run
-
-
-METRICS = ("loss", "logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected", "rewards/margins")
 
 
 def in_bf16_steps(lines: list[dict]) -> set[str]:
@@ -391,12 +341,9 @@ def in_bf16_steps(lines: list[dict]) -> set[str]:
 
 
 def test_without_our_measure_dpo_takes_its_differences_in_bf16(in_bf16):
-    lines = in_bf16("coarse", BARE)
+    lines = in_bf16("coarse", "ranks.OnCPU")
     assert lines[0]["loss"] == 0.69140625
     assert in_bf16_steps(lines) >= {"loss", "logps/chosen", "logps/rejected"}
-
-
-FSDP2 = {key: read(ROOT / "recipes/8b_sft_fsdp.yml")[key] for key in ("fsdp_version", "fsdp_config")}
 
 
 @pytest.mark.parametrize(

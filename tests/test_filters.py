@@ -4,6 +4,7 @@ import json
 from typing import get_args
 
 import pytest
+import yaml
 from conftest import ROOT
 
 from hermes3.chat.prompts import json_system, tools_system
@@ -18,7 +19,6 @@ LABELLED = ROOT / "tests/refusals.jsonl"
 REAL = ROOT.parent / "shared/data/train"
 WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
-SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
 
 
 def said(*answers: str, system: str | None = None, tools: list | None = None) -> dict:
@@ -61,76 +61,27 @@ def test_what_a_user_says_is_no_refusal_and_no_open_fence():
     filters.apply({"messages": messages, "tools": []})
 
 
-JSON = json_system(SCHEMA)
-UNUSABLE = [  # schemas that leave the check that answers are JSON
-    json_system({}).replace("{}", schema)
-    for schema in (
-        '{"type": "strnig"}',
-        "{not json",
-        '{"$ref": "https://example.invalid/schema.json"}',
-        '{"$ref": "#"}',
-    )
-]
-BROKEN = {"nul \0": "0000", "page\f": "000C", "\x7f": "007F", "it\x92s": "0092"}
-BROKEN |= {"caf\ufffd": "FFFD", "half \ud83d": "D83D", "\uffff": "FFFF", "\ufffe": "FFFE"}
-OBJECTED = [  # filter, the answer, system message, what the detail says
-    *[("broken_text", text, None, f"message 2: U+{code}") for text, code in BROKEN.items()],
-    *[("broken_text", "Fine.", text, f"message 1: U+{code}") for text, code in BROKEN.items()],
-    *[
-        ("unterminated_code", text, None, "never closed")
-        for text in (
-            *("```python\nprint(1)", "Here:\n```\na\n```\nand\n```js\nb", "~~~\ncode", "1. ```sh\n   ls"),
-            *("````md\n```py\nx\n```\n", "```\na\n~~~\n"),
-        )
-    ],
-    *[
-        ("json_mode", text, JSON, "not JSON")
-        for text in ("Sure! The age is 3.", '```json\n{"age": 3}\n```', '{"age": NaN}', '{"age": 3', "[" * 100_000)
-    ],
-    ("json_mode", '{"age": "three"}', JSON, "$.age: 'three' is not of type 'integer'"),
-    ("json_mode", "{}", JSON, "'age' is a required property"),
-    *[("json_mode", "Hello.", system, "not JSON") for system in UNUSABLE],
-    *[
-        ("tool_call_text", text, tools_system([WEATHER]), "")
-        for text in (
-            *(CALL.removesuffix("</tool_call>"), CALL.removeprefix("<tool_call>"), f"{CALL}\n</tool_call>"),
-            *(CALL.replace("get_weather", "get_wether"), CALL.replace('"Oslo"}', '"Oslo"'), CALL.replace('"', "'")),
-            *('<tool_call>\n{"name": "get_weather"}\n</tool_call>', "<tool_call></tool_call>"),
-            *(CALL.replace('"Oslo"', "9" * 5000), CALL.replace('"Oslo"', "[" * 100_000)),
-        )
-    ],
-    ("tool_call_text", CALL, None, "not among the tools offered"),
-]
-PASSED = [  # filter, the answer, system message
-    *[
-        ("broken_text", text, None)
-        for text in ("tab\tline\r\nend", "naïve façade\u00a0—", "日本語 😀", "e\u0301 \u200d \u2028 \ufeff", "")
-    ],
-    *[
-        ("unterminated_code", text, None)
-        for text in (
-            *("```python\nprint(1)\n```", "- ```sh\n  ls\n  ```", "> ```\n> a\n> ```", "````md\n```py\n````"),
-            *("```rst\nTitle\n~~~~~\n```", "Write three backticks, ```, at the start.", "~~~\na\n~~~"),
-            "```inline code```\nand text",
-        )
-    ],
-    ("json_mode", '{"age": 4, "name": "Bo"}', JSON),
-    *[("json_mode", '{"any": 1}', system) for system in UNUSABLE],
-    ("json_mode", "Hello.", "You know the <schema>of things</schema>."),
-    ("json_mode", "Hello.", "Talk about JSON."),
-    ("tool_call_text", f"Let me see.\n{CALL}\n{CALL}", tools_system([WEATHER])),
-    ("tool_call_text", CALL, f"Tools: <tools> [{WEATHER!r}] </tools>"),
-]
+CASES = yaml.safe_load((ROOT / "tests/filters.yml").read_text(encoding="utf-8"))
+SYSTEMS = {name: json_system({}).replace("{}", schema) for name, schema in CASES["schemas"].items()}
+SYSTEMS["tools"] = tools_system([WEATHER])
+TOO_LONG = [{"answer": CALL.replace('"Oslo"', text), "system": "tools"} for text in ("9" * 5000, "[" * 100_000)]
+CASES["objected"]["tool_call_text"] += TOO_LONG
+CASES["objected"]["json_mode"].append({"answer": "[" * 100_000, "system": "json", "detail": "not JSON"})
 
 
-@pytest.mark.parametrize(("name", "answer", "system", "detail"), OBJECTED)
-def test_what_a_filter_objects_to(name, answer, system, detail):
-    assert detail in filters.FILTERS[name](said(answer, system=system))
-
-
-@pytest.mark.parametrize(("name", "answer", "system"), PASSED)
-def test_what_a_filter_lets_pass(name, answer, system):
-    assert filters.FILTERS[name](said(answer, system=system)) is None
+@pytest.mark.parametrize(
+    ("name", "case", "objects"),
+    [
+        (name, case, what == "objected")
+        for what in ("objected", "passed")
+        for name, each in CASES[what].items()
+        for case in each
+    ],
+)
+def test_what_a_filter_objects_to_and_what_it_lets_pass(name, case, objects):
+    system = SYSTEMS.get(case.get("system"), case.get("system"))
+    objection = filters.FILTERS[name](said(case["answer"].replace("@call", CALL), system=system))
+    assert (objection is not None) == objects and case.get("detail", "") in (objection or "")
 
 
 def test_calls_and_tools_are_read_too():
@@ -145,7 +96,7 @@ def test_a_schema_fetches_nothing_from_elsewhere(tmp_path):
     (tmp_path / "schema.json").write_text('{"type": "string"}')
     system = json_system({"$ref": (tmp_path / "schema.json").as_uri()})
     assert filters.json_mode(said('{"any": 1}', system=system)) is None
-    assert "message 5" in filters.json_mode(said('{"age": 3}', "{}", system=JSON))
+    assert "message 5" in filters.json_mode(said('{"age": 3}', "{}", system=SYSTEMS["json"]))
 
 
 def test_a_refusal_is_sought_in_the_opening_alone():
@@ -156,7 +107,7 @@ def test_a_refusal_is_sought_in_the_opening_alone():
 
 @pytest.mark.parametrize(
     ("split", "precision", "recall"),
-    # seen: dev 1.000 and 0.987, test 0.950 and 0.750; the rules were made for the dev half
+    # seen: dev 0.992 and 0.992, test 0.957 and 0.882; the rules were made for the dev part
     [("dev", 0.97, 0.95), ("test", 0.9, 0.7)],
 )
 def test_refusals_are_told_from_answers(split, precision, recall):
@@ -168,12 +119,18 @@ def test_refusals_are_told_from_answers(split, precision, recall):
     assert right / len(found) >= precision and right / labelled >= recall
 
 
-def test_the_labelled_rows_are_many_kinds_of_both_sorts():
-    rows = [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").splitlines()]
-    assert len(rows) >= 260 and len({row["text"] for row in rows}) == len(rows)
-    assert 0.45 < sum(row["refusal"] for row in rows) / len(rows) < 0.55
-    for split in ("dev", "test"):
-        assert len({row["note"] for row in rows if row["split"] == split and not row["refusal"]}) >= 12
+def test_200_answers_that_only_mention_such_words_pass():
+    harmless = yaml.safe_load((ROOT / "tests/harmless.yml").read_text(encoding="utf-8"))
+    texts = [frame.format(subject) for frame in harmless["frames"] for subject in harmless["subjects"]]
+    assert len(set(texts)) == 200
+    assert {text: words for text in texts if (words := is_refusal(text))} == {}
+
+
+def test_a_choice_that_the_prompt_offers_is_no_refusal():
+    quiz = said("I can't answer that.", system="Choose: A) yes, B) no, C) I can't answer that.")
+    assert filters.refusal(quiz) is None
+    assert filters.refusal(said("I can't answer that.", system="Choose.")) is not None
+    assert is_refusal("Can't answer") is None and is_refusal("C) Cannot be determined.") is None
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real data of shared/data is not here")

@@ -28,8 +28,8 @@ def chosen(folder: Path, **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run(["bash", "launch/python.sh"], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-def test_a_fitting_python_is_found_and_named(tmp_path):
-    python(tmp_path / "python3", 11)
+def test_a_fitting_python_is_found_and_a_named_one_is_taken_or_refused(tmp_path):
+    old = python(tmp_path / "python3", 11)
     fake(tmp_path / "python3.12", "echo 'pyenv: python3.12: command not found' >&2; exit 127")  # a shim, switched off
     pyenv = python(tmp_path / ".pyenv/versions/3.13.0/bin/python", 13)
     result = chosen(tmp_path)
@@ -37,12 +37,7 @@ def test_a_fitting_python_is_found_and_named(tmp_path):
     assert f"Python: {pyenv}" in result.stderr
     first = python(tmp_path / "python3.12", 12)
     assert chosen(tmp_path).stdout.strip() == str(first)
-
-
-def test_a_python_that_is_named_is_taken_or_refused(tmp_path):
-    named = python(tmp_path / "mine", 13)
-    assert chosen(tmp_path, PYTHON=str(named)).stdout.strip() == str(named)
-    old = python(tmp_path / "old", 11)
+    assert chosen(tmp_path, PYTHON=str(pyenv)).stdout.strip() == str(pyenv)
     result = chosen(tmp_path, PYTHON=str(old))
     assert (result.returncode, result.stdout) == (1, "")
     assert f"PYTHON={old} is not Python 3.12 or 3.13" in result.stderr
@@ -54,12 +49,8 @@ def test_without_any_uv_brings_one_or_a_line_says_what_to_install(tmp_path):
     result = chosen(tmp_path)
     assert result.returncode == 1
     assert "Install one" in result.stderr.splitlines()[-1]
-    brought = tmp_path / "uv-python"
-    fake(
-        tmp_path / "uv", f'case "$2" in install) touch {brought} ;; find) [[ -e {brought} ]] && echo {brought} ;; esac'
-    )
-    python(tmp_path / "spare", 12)
-    fake(tmp_path / "uv", f"[[ $2 == install ]] && mv {tmp_path}/spare {brought}; [[ -e {brought} ]] && echo {brought}")
+    spare, brought = python(tmp_path / "spare", 12), tmp_path / "uv-python"
+    fake(tmp_path / "uv", f"[[ $2 == install ]] && mv {spare} {brought}; [[ -e {brought} ]] && echo {brought}")
     assert chosen(tmp_path).returncode == 0
     assert brought.exists()
 
@@ -85,17 +76,14 @@ def test_torch_comes_from_the_index_that_is_named(tmp_path, index):
     assert text.splitlines()[-1] == "pip install --no-deps -e ."
 
 
-def test_the_lock_is_newer_than_what_it_is_made_of():
-    """Every name that is kept by hand stands in the lock, with a version that the range admits."""
+@pytest.mark.parametrize("name", ["requirements", "requirements-eval", "requirements-quantize"])
+def test_the_lock_has_every_hand_kept_name_within_its_range(name):
     from packaging.requirements import Requirement
 
-    for name in ("requirements", "requirements-eval", "requirements-quantize"):
-        locked = {}
-        for line in (ROOT / f"{name}.txt").read_text().splitlines():
-            if not line.startswith("#"):
-                one = Requirement(line)
-                locked[one.name.lower().replace("_", "-")] = str(one.specifier).removeprefix("==")
-        for line in (ROOT / f"{name}.in").read_text().splitlines():
-            if line and not line.startswith("#"):
-                wanted = Requirement(line.split("  #")[0])
-                assert wanted.specifier.contains(locked[wanted.name.lower().replace("_", "-")]), line
+    def read(ending: str) -> list[Requirement]:
+        lines = (ROOT / f"{name}.{ending}").read_text().splitlines()
+        return [Requirement(line.split("  #")[0]) for line in lines if line and not line.startswith("#")]
+
+    locked = {one.name.lower().replace("_", "-"): str(one.specifier).removeprefix("==") for one in read("txt")}
+    for wanted in read("in"):
+        assert wanted.specifier.contains(locked[wanted.name.lower().replace("_", "-")]), wanted

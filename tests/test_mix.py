@@ -1,12 +1,15 @@
 """Mixes: specs, adapters, filters, budgets, and what is written."""
 
 import json
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import ROOT
 
+from hermes3.files import MARKER, lock
+from hermes3.mix import build as builder
 from hermes3.mix.build import build
 from hermes3.mix.spec import load
 from hermes3.mix.verify import verify
@@ -134,6 +137,63 @@ def test_rows_without_a_category_find_theirs_by_rules(write, tmp_path):
     manifest = build(write(rows, categories={}, classified=[SOURCE]), tmp_path / "mix", tmp_path, quiet=True).manifest
     assert {name: part["rows"] for name, part in manifest["categories"].items()} == {"coding": 1, "math": 1}
     assert manifest["sources"][0]["category"] is None
+
+
+def test_what_is_not_a_mix_or_would_be_lost_is_refused(write, tmp_path):
+    spec = write(ROWS)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/diary.txt").write_text("keep")
+    for out, wrong in (
+        ("notes", "notes is there, and `hermes3 mix build` did not make it"),
+        ("rows.jsonl", "rows.jsonl is a file"),
+        (".", "did not make it"),
+        ("rows.jsonl/mix", "rows.jsonl is a file"),
+    ):
+        with pytest.raises(ValueError, match=wrong):
+            build(spec, tmp_path / out, tmp_path, quiet=True)
+    with pytest.raises(ValueError, match="mix/t lies in it and would be replaced"):
+        build(spec, tmp_path / "mix", tmp_path, cache=tmp_path / "mix", quiet=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"notes", "rows.jsonl", "spec.yml"}
+    build(spec, tmp_path / "mix", tmp_path, quiet=True)
+    spec = write(ROWS, source={"path": "mix/rows/*.parquet"})
+    with pytest.raises(ValueError, match="rows/part-00000.parquet lies in it"):
+        build(spec, tmp_path / "mix", tmp_path, quiet=True)
+
+
+def test_a_cache_loses_what_it_wrote_alone_and_nothing_while_another_build_uses_it(write, tmp_path):
+    cache = tmp_path / "store/t"
+    cache.mkdir(parents=True)
+    others = ["diary.txt", f"{'0' * 32}.arrow", ".hidden.arrow"]
+    for name in others:
+        (cache / name).write_text("keep")
+    (cache / f".{'1' * 32}.arrow.hermes3-01234567").write_text("of a build that was killed")
+
+    def built(rows) -> set[str]:
+        build(write(rows), tmp_path / "mix", tmp_path, cache=cache.parent, quiet=True)
+        assert all((cache / name).read_text() == "keep" for name in others)
+        return {path.name for path in cache.iterdir()} - {*others, MARKER}
+
+    first = built(ROWS)
+    assert len(first) == 1
+    with (cache / MARKER).open("a") as used:
+        assert lock(used, shared=True)  # as another build has it
+        assert first < built(ROWS[:5])
+    assert first.isdisjoint(built(ROWS[:7]))
+
+
+@pytest.mark.parametrize("change", [Path.unlink, Path.touch, lambda path: path.write_text(path.read_text()[:-50])])
+def test_a_source_that_changes_while_it_is_read_stops_the_build(change, write, tmp_path, monkeypatch):
+    make = builder._make_shards
+
+    def make_and_change(*args):
+        shards = make(*args)
+        change(tmp_path / "rows.jsonl")
+        return shards
+
+    monkeypatch.setattr(builder, "_make_shards", make_and_change)
+    with pytest.raises(ValueError, match="source rows: .*rows.jsonl changed while it was read; build again"):
+        build(write(ROWS), tmp_path / "mix", tmp_path, quiet=True)
+    assert not (tmp_path / "mix").exists()
 
 
 def test_where_takes_the_rows_that_it_names(write, tmp_path):

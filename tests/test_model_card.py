@@ -4,35 +4,20 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
 from hermes3.cli import main
 from hermes3.report.model_card import QUESTION, push, write_card
 
-SCORE = {"value": 0.75, "low": 0.6565, "high": 0.8251, "interval": "wilson", "n": 100}
+CASES = yaml.safe_load(Path(__file__).with_name("report_cases.yml").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
 def report(tmp_path):
     """A report of one stage with one score."""
-    row = {"task": "arc_easy", "metric": "acc_norm", "task_label": "ARC-E", "metric_label": "accuracy"}
-    evaluation = {
-        "stage": "SFT",
-        "lm_eval_version": "0.4.11",
-        "transformers_version": "5.16.1",
-        "chat_template_sha": "ab" * 32,
-        "part": ["arc_easy"],
-        "tasks": {"arc_easy": {"n_shot": 0, "samples": 100}},
-    }
-    total = {"rows": 10, "tokens": 1234, "loss_tokens": 567}
-    facts = {
-        "scores": {"stages": ["SFT"], "rows": [row | {"scores": {"SFT": SCORE}}]},
-        "evaluations": [evaluation],
-        "mixes": [{"name": "hermes3_sft", "kind": "sft", "total": total, "output_sha256": "cd" * 32}],
-        "verdict": ["One score, as a test."],
-    }
-    (tmp_path / "report.json").write_text(json.dumps(facts))
+    (tmp_path / "report.json").write_text(json.dumps(CASES["card"]))
     return tmp_path / "report.json"
 
 
@@ -59,18 +44,8 @@ def test_the_card_holds_scores_with_intervals_its_making_and_the_templates_promp
     assert result.metric_args == {"num_fewshot": 0, "samples": 100}
     hub = (written.data.base_model, written.data.license, written.data.pipeline_tag)
     assert hub == ("meta-llama/Llama-3.1-8B", "llama3.1", "text-generation")
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    for part in (
-        "One score, as a test.",
-        "1,234 tokens, of which 567 bear loss",
-        "cd" * 32,
-        "| `learning_rate` | 7e-06 |",
-        "**only a part of the questions** of arc_easy",
-        "vllm serve somebody/hermes-8b --enable-auto-tool-choice --tool-call-parser hermes",
-        tokenizer.apply_chat_template([QUESTION], tokenize=False, add_generation_prompt=True),
-        "<tools> {",
-        "<schema>\n{",
-    ):
+    prompt = AutoTokenizer.from_pretrained(model).apply_chat_template
+    for part in (*CASES["card_parts"], prompt([QUESTION], tokenize=False, add_generation_prompt=True)):
         assert part in written.text, part
 
 
@@ -91,11 +66,9 @@ def test_bad_input_is_refused(model, report, tmp_path):
 
 def test_nothing_is_uploaded_unless_asked(model, report, monkeypatch, capsys):
     """Uploading itself needs an account; here the Hub's client stands in."""
-    calls = []
-    monkeypatch.setattr(
-        "huggingface_hub.HfApi.create_repo", lambda self, name, **options: calls.append((name, options))
-    )
-    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", lambda self, **options: calls.append(options) or "there")
+    calls, hub = [], "huggingface_hub.HfApi"
+    monkeypatch.setattr(f"{hub}.create_repo", lambda self, name, **options: calls.append((name, options)))
+    monkeypatch.setattr(f"{hub}.upload_folder", lambda self, **options: calls.append(options) or "there")
     arguments = ["hermes3", "card", str(model), "--report", str(report), "--stage", "SFT"]
     arguments += ["--recipe", "recipes/8b_sft.yml", "--name", "somebody/hermes-8b"]
     monkeypatch.setattr("sys.argv", arguments)

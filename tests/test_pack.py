@@ -22,7 +22,7 @@ from hermes3.mix import pack
 from hermes3.recipe.check import validate
 from hermes3.recipe.inputs import check_prepared
 from hermes3.recipe.read import read
-from hermes3.train.data_order import RepackEveryEpoch
+from hermes3.train.fixes import RepackEveryEpoch
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,13 +70,9 @@ def test_the_model_sees_the_packs_that_are_previewed(run, mix):
     assert len(seen) == {1: 24 + 23 + 24, 5: 24 + 23 + 3 * 5}[cfg.gradient_accumulation_steps]
 
 
-def preview(mix: Path, recipe: Path, seed: int | None = None) -> pack.Packing:
-    return pack.preview(mix, recipe, validate(recipe), seed)
-
-
 def test_the_steps_are_those_of_training(run, mix):
     recipe, trainer, seen = run
-    packing = preview(mix, recipe)
+    packing = pack.preview(mix, recipe, validate(recipe))
     tokens = [sum(len(trainer.train_dataset[row]["input_ids"]) for row in rows) for rows in seen]
     assert packing.steps == trainer.state.global_step == sum(packing.steps_per_epoch)
     assert packing.rows_left_out[-1] == 60 - sum(map(len, seen[24 + 23 :]))
@@ -124,39 +120,40 @@ def lognormal(mean: int, rows: int = 100_000) -> list[int]:
 
 
 @pytest.mark.parametrize("name", ["8b_sft", "405b_sft"])
-def test_the_papers_recipes_fill_998_of_1000(name, tmp_path):
+def test_the_papers_recipes_fill_998_of_1000_and_another_seed_draws_other_packs(name, tmp_path):
+    recipe = ROOT / f"recipes/{name}.yml"
+    resolved = validate(recipe)
     lengths = lognormal(400)
-    packing = preview(write_counts(tmp_path, lengths, lengths), ROOT / f"recipes/{name}.yml")
+    packing = pack.preview(write_counts(tmp_path / "mix", lengths, lengths), recipe, resolved)
     assert packing.efficiency >= 0.998
     assert max(packing.rows_left_out) < 0.04 * len(lengths)  # 128 GPUs leave up to 127 of 4,880 packs
     assert packing.tokens_per_step == pytest.approx(packing.gpus * 8192, rel=0.002)
     assert f"{packing.steps:,} steps on {packing.gpus} GPUs" in pack.as_text(packing)
-
-
-def test_short_rows_fill_sequences_too_and_another_seed_draws_other_packs(tmp_path):
-    """Axolotl's default of 200 rows per sequence would leave a quarter empty."""
-    lengths = lognormal(30)
-    short = write_counts(tmp_path / "short", lengths, lengths)
-    assert preview(short, ROOT / "recipes/8b_sft.yml").efficiency > 0.99
-    mix = write_counts(tmp_path / "mix", lognormal(400, 10_000), lognormal(400, 10_000))
-    own, same, other = (preview(mix, ROOT / "recipes/8b_sft.yml", seed) for seed in (None, 42, 1))
-    assert own == same and own.rows_left_out != other.rows_left_out
+    if name == "8b_sft":
+        other = pack.preview(tmp_path / "mix", recipe, resolved | {"seed": 1})
+        assert other.rows_left_out != packing.rows_left_out
+        lengths = lognormal(30)  # Axolotl's default of 200 rows per sequence would leave a quarter empty
+        assert pack.preview(write_counts(tmp_path / "short", lengths, lengths), recipe, resolved).efficiency > 0.99
 
 
 @pytest.mark.parametrize(
     ("recipe", "lengths", "kind", "message"),
     [
-        ("8b_dpo", [10], "preference", "8b_dpo.yml: sample_packing: this recipe does not pack"),
-        ("8b_sft", [10], "preference", "a mix of kind preference is not packed"),
-        ("tiny_sft", [10, 10, 1025], "sft", "a row has 1,025 tokens, sequence_len of .*tiny_sft.yml is 1,024"),
-        ("8b_sft", [10] * 9, "sft", "1 batches are too few for a step on 48 GPUs"),
+        ({"sample_packing": False}, [10], "sft", "mine.yml: sample_packing: this recipe does not pack"),
+        ({"curriculum_sampling": True}, [10], "sft", "mine.yml: curriculum_sampling: packing cannot be previewed"),
+        ({}, [10], "preference", "a mix of kind preference is not packed"),
+        ({}, [10, 10, 1025], "sft", "a row has 1,025 tokens, sequence_len of mine.yml is 1,024"),
+        ({}, [10] * 9, "sft", "1 batches are too few for a step on 48 GPUs"),
+        ({}, None, "sft", "no manifest.json"),
     ],
 )
 def test_what_cannot_be_packed_is_refused(recipe, lengths, kind, message, tmp_path):
+    resolved = {"sample_packing": True, "sequence_len": 1024, "micro_batch_size": 1, "num_epochs": 4, "seed": 42}
+    resolved |= {"gradient_accumulation_steps": 1, "attn_supports_packing": True, "sample_packing_group_size": 100_000}
+    resolved |= {"sample_packing_bin_size": 200, "hardware": {"nodes": 6, "gpus_per_node": 8}, "datasets": [{}]}
+    mix = write_counts(tmp_path / "mix", lengths, lengths, kind) if lengths else tmp_path
     with pytest.raises(ValueError, match=message):
-        preview(write_counts(tmp_path / "mix", lengths, lengths, kind), ROOT / f"recipes/{recipe}.yml")
-    with pytest.raises(ValueError, match="no manifest.json|does not pack"):
-        preview(tmp_path, ROOT / f"recipes/{recipe}.yml")
+        pack.preview(mix, Path("mine.yml"), resolved | recipe)
 
 
 def load(recipe: Path) -> list[int]:
@@ -184,25 +181,19 @@ def test_axolotl_prepares_through_the_link_and_only_the_guard_notices_changed_da
 
 
 @pytest.fixture
-def checked(tmp_path):
-    """Check a recipe of a small mix, with changes to either."""
-    mix = write_mix(tmp_path / "mix", [20, 20])
-
-    def check(**changes) -> None:
-        recipe = {"datasets": [{"path": str(mix / "train")}], "dataset_prepared_path": f"{mix}/prepared"}
-        check_prepared(Path("mine.yml"), recipe | changes)
-
-    check.mix = mix
-    return check
+def mix_of_two(tmp_path) -> Path:
+    return write_mix(tmp_path / "mix", [20, 20])
 
 
-def test_prepared_data_of_the_mix_itself_are_accepted(checked):
-    checked()
-    checked(test_datasets=[{"path": str(checked.mix / "train"), "split": "train"}])
-    unbuilt = {"datasets": [{"path": "mixes/not_built/train"}]}
-    checked(**unbuilt, dataset_prepared_path="mixes/not_built/prepared")
-    with pytest.raises(ValueError, match="must be mixes/not_built/prepared"):
-        checked(**unbuilt)
+def check(mix: Path, **changes) -> None:
+    recipe = {"datasets": [{"path": str(mix / "train")}], "dataset_prepared_path": f"{mix}/prepared"}
+    check_prepared(Path("mine.yml"), recipe | changes)
+
+
+def test_prepared_data_of_the_mix_itself_are_accepted(mix_of_two):
+    check(mix_of_two)
+    check(mix_of_two, test_datasets=[{"path": str(mix_of_two / "train"), "split": "train"}])
+    check(Path("mixes/not_built"))
 
 
 @pytest.mark.parametrize(
@@ -210,50 +201,45 @@ def test_prepared_data_of_the_mix_itself_are_accepted(checked):
     [
         ({"dataset_prepared_path": None}, "dataset_prepared_path: must be .*mix/prepared"),
         ({"dataset_prepared_path": "last_run_prepared"}, "dataset_prepared_path: must be .*mix/prepared"),
-        (
-            {"datasets": [{"path": "teknium/OpenHermes-2.5"}]},
-            "datasets: teknium/.* is not the train folder",
-        ),
+        ({"datasets": [{"path": "teknium/OpenHermes-2.5"}]}, "datasets: teknium/.* is not the train folder"),
+        ({"datasets": [{"path": "mixes/not_built/train"}]}, "dataset_prepared_path: must be mixes/not_built/prepared"),
         ({"datasets": None}, "datasets: nothing is not the train folder of one mix"),
         ({"test_datasets": [{"path": "mixes/other/train"}]}, "datasets: .*, mixes/other/train is not the train folder"),
     ],
 )
-def test_prepared_data_that_could_be_another_mix_s_are_refused(checked, changes, message):
+def test_prepared_data_that_could_be_another_mix_s_are_refused(mix_of_two, changes, message):
     with pytest.raises(ValueError, match=f"^mine.yml: {message}"):
-        checked(**changes)
+        check(mix_of_two, **changes)
 
 
-def spoil(mix: Path, how: str) -> None:
-    link = mix / "prepared"
-    match how:
-        case "another output":
-            (mix / "manifest.json").write_text(json.dumps({"output": {"sha256": "f" * 64}}))
-        case "a folder":  # `cp -L` and many transfers make one of the link; it would go along with the next mix's files
-            link.unlink()
-            link.mkdir()
-        case "another mix":
-            link.unlink()
-            link.symlink_to(write_mix(mix.with_name("other"), [20]) / "prepared-0123456789ab")
-        case "nowhere":
-            (mix / "prepared-0123456789ab").rmdir()
-        case "no manifest":
-            (mix / "manifest.json").unlink()
+def another_output(mix: Path, link: Path) -> None:
+    (mix / "manifest.json").write_text(json.dumps({"output": {"sha256": "f" * 64}}))
+
+
+def a_folder(mix: Path, link: Path) -> None:  # `cp -L` and many transfers make one of the link
+    link.unlink()
+    link.mkdir()
+
+
+def another_mix(mix: Path, link: Path) -> None:
+    link.unlink()
+    link.symlink_to(write_mix(mix.with_name("other"), [20]) / "prepared-0123456789ab")
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("spoil", "message"),
     [
-        ("another output", "not to prepared-ffffffffffff beside it; build .* again"),
-        ("a folder", "leads to .*mix/prepared, not to prepared-0123456789ab"),
-        ("another mix", "leads to .*other/prepared-0123456789ab"),
-        ("nowhere", "leads nowhere"),
-        ("no manifest", "has no manifest.json"),
+        (another_output, "not to prepared-ffffffffffff beside it; build .* again"),
+        (a_folder, "leads to .*mix/prepared, not to prepared-0123456789ab"),
+        (another_mix, "leads to .*other/prepared-0123456789ab"),
+        (lambda mix, link: (mix / "prepared-0123456789ab").rmdir(), "leads nowhere"),
+        (lambda mix, link: (mix / "manifest.json").unlink(), "has no manifest.json"),
     ],
 )
-def test_a_mix_that_was_changed_is_refused(checked, how, message):
-    spoil(checked.mix, how)
+def test_a_mix_that_was_changed_is_refused(mix_of_two, spoil, message):
+    spoil(mix_of_two, mix_of_two / "prepared")
     with pytest.raises(ValueError, match=message):
-        checked()
+        check(mix_of_two)
 
 
 def test_checking_a_recipe_checks_its_prepared_data(tmp_path):

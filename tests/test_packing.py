@@ -4,28 +4,21 @@ The recipe, Axolotl's data loading, packer, collator and trainer are the demo's;
 What each sample gives alone comes from a plain transformers model without padding, mask or position ids.
 """
 
-import json
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 from axolotl.cli.config import load_cfg
 from axolotl.common.datasets import load_datasets
 from axolotl.train import setup_model_and_trainer
+from small_mix import IGNORE, SEQUENCE_LEN, write_mix, write_recipe
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 
-from hermes3.chat.render import IGNORE, Renderer
-from hermes3.recipe.read import read
-
-ROOT = Path(__file__).parents[1]
-SEQUENCE_LEN = 384
 ROUNDING = 1e-5  # float32, on logits of order 1 and relative to the largest gradient
 LEAK = 1e-2
 
@@ -91,17 +84,9 @@ def recorded(model):
 
 
 @pytest.fixture(scope="module")
-def mix(samples, tokenizer, tmp_path_factory) -> Path:
-    """Twelve short conversations of the sample data, in the columns of a mix."""
-    rows = [json.loads(line) for file in sorted((samples / "train").glob("*.jsonl")) for line in file.open()]
-    renderer = Renderer(Path(tokenizer.name_or_path))
-    every = renderer.render([(row["messages"], row.get("tools")) for row in rows[:: len(rows) // 40]])
-    short = sorted((one for one in every if len(one.input_ids) < 200), key=lambda one: one.n_loss)[::3]
-    columns = [{"input_ids": t.input_ids, "attention_mask": [1] * len(t.input_ids), "labels": t.labels} for t in short]
-    out = tmp_path_factory.mktemp("packing")
-    (out / "train").mkdir()
-    pq.write_table(pa.Table.from_pylist(columns), out / "train/part-00000.parquet")
-    return out
+def mix(tmp_path_factory) -> Path:
+    """Sixteen samples, of which any four fill a sequence, and no five fit."""
+    return write_mix(tmp_path_factory.mktemp("packing") / "mix", [16] * 10 + [13] * 6)
 
 
 @pytest.fixture(scope="module")
@@ -109,16 +94,10 @@ def train(base, mix, axolotl_process):
     """The demo's recipe for one step, as `axolotl train` sets it up. `attention` None: the key is left out."""
 
     def train(attention: str | None, **changes) -> Run:
-        out = mix / str(attention)
-        recipe = {key: value for key, value in read(ROOT / "recipes/tiny_sft.yml").items() if "wandb" not in key}
-        recipe |= {"base_model": str(base), "output_dir": str(out), "dataset_prepared_path": str(out / "prepared")}
-        recipe["datasets"][0]["path"] = str(mix / "train")
-        recipe["test_datasets"] = [recipe["datasets"][0] | {"split": "train"}]
-        recipe |= {"sequence_len": SEQUENCE_LEN, "attn_implementation": attention, "gradient_accumulation_steps": 2}
-        recipe |= {"max_steps": 1, "logging_steps": 1, "save_strategy": "no", "eval_strategy": "no"}
-        recipe |= {"max_grad_norm": 1e9, **changes}  # the gradients as they are, not clipped
-        (mix / "recipe.yml").write_text(yaml.safe_dump(recipe))
-        cfg = load_cfg(str(mix / "recipe.yml"))
+        keys = {"attn_implementation": attention, "gradient_accumulation_steps": 2, "max_steps": 1, "logging_steps": 1}
+        keys |= {"test_datasets": [{"path": str(mix / "train"), "type": None, "split": "train"}], "eval_strategy": "no"}
+        keys |= {"max_grad_norm": 1e9, **changes}  # the gradients as they are, not clipped
+        cfg = load_cfg(str(write_recipe(mix.parent / str(attention), mix, base, **keys)))
         trainer = setup_model_and_trainer(cfg, load_datasets(cfg=cfg))[0]
         trainer.add_callback(kept := KeepGradients())
         with recorded(trainer.model) as forwards:
@@ -146,19 +125,9 @@ def alone(base, mix) -> dict[tuple[int, ...], Alone]:
     return alone
 
 
-@pytest.fixture(scope="module")
-def sdpa(train) -> Run:
-    return train("sdpa")
-
-
-@pytest.fixture(scope="module")
-def eager(train) -> Run:
-    return train("eager")
-
-
-@pytest.fixture(params=["sdpa", "eager"])
-def run(request) -> Run:
-    return request.getfixturevalue(request.param)
+@pytest.fixture(scope="module", params=["sdpa", "eager"])
+def run(train, request) -> Run:
+    return train(request.param)
 
 
 def samples_of(forward: Forward, alone: dict) -> list[Alone]:
@@ -201,10 +170,6 @@ def test_without_an_attention_implementation_samples_leak(train, alone):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_changing_a_sample_leaves_its_neighbours_as_they_are(run, training):
-    neighbours_unmoved(run, training)
-
-
-def neighbours_unmoved(run: Run, training: bool):
     """Bit for bit. Every token of the pack's second sample but its first is changed."""
     forward = next(forward for forward in run.forwards if forward.training == training)
     changed = {key: value.clone() for key, value in forward.inputs.items()}
@@ -223,18 +188,15 @@ def neighbours_unmoved(run: Run, training: bool):
     assert torch.equal(before[second.stop :], after[second.stop :])
 
 
-def test_no_sample_s_first_token_is_learnt_from_the_sample_before(sdpa):
+def test_no_sample_s_first_token_is_learnt_from_the_sample_before(run):
     """Axolotl shifts labels across the borders of samples: that first tokens bear no loss is what keeps them apart."""
-    pack = sdpa.training[0].inputs
-    borders = sdpa.training[0].starts()
+    pack, borders = run.training[0].inputs, run.training[0].starts()
     assert (pack["labels"][0, borders] == IGNORE).all()
     labelled = pack["labels"].clone()
     labelled[0, borders] = pack["input_ids"][0, borders]
     with torch.no_grad():
-        as_packed, across = [
-            sdpa.trainer.compute_loss(sdpa.trainer.model, pack | {"labels": x}) for x in (pack["labels"], labelled)
-        ]
-    assert as_packed != across
+        as_packed = run.trainer.compute_loss(run.trainer.model, dict(pack))
+        assert as_packed != run.trainer.compute_loss(run.trainer.model, pack | {"labels": labelled})
 
 
 def test_a_step_s_loss_is_the_mean_over_its_tokens(run, alone):
@@ -258,4 +220,4 @@ def test_flash_attention_keeps_samples_apart(train, alone):
     for forward in run.forwards:
         assert max(differences(forward, alone)) < 0.05  # bfloat16: 8 bits, through four layers
     for training in (True, False):
-        neighbours_unmoved(run, training)
+        test_changing_a_sample_leaves_its_neighbours_as_they_are(run, training)

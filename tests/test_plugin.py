@@ -1,24 +1,14 @@
 """The Axolotl plugin, driven through Axolotl's and accelerate's own classes."""
 
-from types import SimpleNamespace
 from unittest import mock
 
 import pytest
-import torch
-from accelerate.data_loader import prepare_data_loader
 from axolotl.integrations.base import PluginManager
 from axolotl.utils.dict import DictDefault
-from axolotl.utils.samplers import MultipackBatchSampler
-from torch.utils.data import DataLoader, RandomSampler
 
-from hermes3.train.data_order import RepackEveryEpoch
+from hermes3.train.fixes import RepackEveryEpoch
 from hermes3.train.plugin import HermesPlugin
 from hermes3.train.saving import RestartPoints
-
-LENGTHS = [1 + i * 7 % 13 for i in range(60)]
-
-
-pytestmark = pytest.mark.usefixtures("quick_gc")  # the packer collects at every packing
 
 
 @pytest.fixture
@@ -28,51 +18,6 @@ def manager(monkeypatch):
     monkeypatch.setattr(manager, "plugins", type(manager.plugins)())
     manager.register("hermes3.train.plugin.HermesPlugin")
     return manager
-
-
-def dataloader(processes: int = 2):
-    """The first rank's loader, made as the trainer makes it: the seed, RandomSampler, packer, accelerate."""
-    torch.manual_seed(42)
-    dataset = list(range(len(LENGTHS)))
-    packer = MultipackBatchSampler(
-        RandomSampler(dataset), batch_size=1, batch_max_len=16, lengths=LENGTHS, bin_size=200, num_processes=1
-    )
-    len(packer)  # as Axolotl does, which fills the cache
-    loader = DataLoader(dataset, batch_sampler=packer, collate_fn=lambda batch: batch)
-    return prepare_data_loader(loader, num_processes=processes, process_index=0, use_seedable_sampler=True)
-
-
-def packs(loader, epoch: int, callback: RepackEveryEpoch) -> list:
-    """One epoch's packs of sample indices, in the order of the trainer's own calls."""
-    callback.on_epoch_begin(None, None, None, train_dataloader=loader)
-    loader.set_epoch(epoch)
-    return list(loader.batch_sampler)
-
-
-def started(epoch: float = 0) -> RepackEveryEpoch:
-    callback = RepackEveryEpoch()
-    callback.on_train_begin(None, SimpleNamespace(epoch=epoch), None)
-    return callback
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_resumed_run_gets_the_packs_of_its_epoch(processes):
-    loader, callback = dataloader(processes), started()
-    first_run = [packs(loader, epoch, callback) for epoch in range(3)]
-    assert first_run[0] != first_run[1] != first_run[2] != first_run[0]
-    assert packs(dataloader(processes), 1, started(1.4)) == first_run[1]
-    assert packs(dataloader(processes), 2, started(2.0)) == first_run[2]
-
-
-@pytest.mark.parametrize("resumed_at", [0, 1.4])
-def test_asking_for_the_length_first_changes_nothing(resumed_at):
-    other, loader = dataloader(), dataloader()
-    other_callback, callback = started(resumed_at), started(resumed_at)
-    for epoch in range(int(resumed_at), 3):
-        callback.on_epoch_begin(None, None, None, train_dataloader=loader)
-        len(loader)  # packs, before accelerate has told the shuffler its epoch
-        loader.set_epoch(epoch)
-        assert list(loader.batch_sampler) == packs(other, epoch, other_callback)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +39,15 @@ def test_only_packed_runs_repack(manager, cfg, packs):
 )
 def test_neftune_reaches_the_preference_trainer(manager, cfg, expected):
     assert manager.get_training_args(DictDefault(cfg)) == expected
+
+
+def test_another_number_of_processes_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    cfg = DictDefault({"hardware": {"gpu": "cpu", "nodes": 1, "gpus_per_node": 2}})
+    HermesPlugin().load_datasets(cfg, preprocess=True)
+    message = "the recipe is for 1 x 2 = 2 processes, this run has 1, and so another global batch"
+    with pytest.raises(ValueError, match=message):
+        HermesPlugin().load_datasets(cfg)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,15 @@
 
 import re
 import shlex
-import subprocess
 
 import click
 import pytest
 import typer
 import yaml
 from conftest import ROOT
+from typer.testing import CliRunner
+
+from hermes3.cli import app
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.strip().splitlines()]
@@ -22,22 +24,11 @@ def test_the_two_commands_come_first():
 
 def parse_hermes3(words: list[str]) -> None:
     """Let the command line's own parser read a command, without running it; unknown verbs and options raise."""
-    from hermes3.cli import app
-
     command, context, words = typer.main.get_command(app), None, list(words)
     while isinstance(command, click.Group):
         context = command.make_context(command.name, words, parent=context, resilient_parsing=False)
         _, command, words = command.resolve_command(context, context._protected_args + context.args)
     command.make_context(command.name, words, parent=context)
-
-
-def parse_accelerate(words: list[str]) -> str:
-    """The recipe of an `accelerate launch -m axolotl.cli.train RECIPE`, read by accelerate's own parser."""
-    from accelerate.commands.launch import launch_command_parser
-
-    arguments = launch_command_parser().parse_args(words[2:])
-    assert arguments.module and arguments.training_script == "axolotl.cli.train"
-    return arguments.training_script_args[0]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -47,7 +38,11 @@ def test_a_command_is_what_its_program_takes(command, monkeypatch):
     if program == "hermes3":
         parse_hermes3(words[1:])
     elif program == "accelerate":
-        assert (ROOT / parse_accelerate(words)).is_file()
+        from accelerate.commands.launch import launch_command_parser
+
+        arguments = launch_command_parser().parse_args(words[2:])
+        assert arguments.module and arguments.training_script == "axolotl.cli.train"
+        assert (ROOT / arguments.training_script_args[0]).is_file()
     elif program == "axolotl":
         from axolotl.cli.main import cli
 
@@ -60,18 +55,11 @@ def test_a_command_is_what_its_program_takes(command, monkeypatch):
         assert program in ("make", "export", "source"), f"no check for {command}"
 
 
-def test_hermes3_check_accepts_every_recipe():
-    ran = subprocess.run([ROOT / ".venv/bin/hermes3", "check"], cwd=ROOT, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
+def test_check_accepts_every_recipe_and_plan_comes_out_at_the_papers_steps():
+    ran = CliRunner().invoke(app, ["check"])
+    assert ran.exit_code == 0, ran.output
     assert ran.stdout.count("ok ") == len(list((ROOT / "recipes").rglob("*.yml"))) >= 20
-
-
-def test_hermes3_plan_comes_out_at_the_papers_steps():
-    ran = subprocess.run(
-        [ROOT / ".venv/bin/hermes3", "plan", "recipes/8b_sft.yml"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert "1,033 per epoch, 4,133 in all" in ran.stdout
+    assert "1,033 per epoch, 4,133 in all" in CliRunner().invoke(app, ["plan", "recipes/8b_sft.yml"]).stdout
 
 
 def test_the_table_of_recipes_is_what_the_recipes_say():

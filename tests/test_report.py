@@ -1,44 +1,47 @@
-"""The report: its statistics by hand, its numbers through synthetic inputs in the tools' own layouts, and its pages."""
+"""The report through synthetic inputs in the tools' own layouts: numbers, sentences, page, runs, costs, epochs."""
 
 import json
 import math
 import re
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
-from lm_eval_files import DATE, dpo_history, sft_history, write_mix, write_report, write_run, write_scores
+import yaml
+from lm_eval_files import DATE, dpo_history, evaluation, sft_history, write_mix, write_report, write_run, write_scores
 
+from hermes3.evaluate.select import choose
+from hermes3.files import UserError
 from hermes3.report import words
-from hermes3.report.runs import read_run
+from hermes3.report.runs import gpu_hours, gpu_hours_beside_plan, read_run, recipe_of
 from hermes3.report.stages import score_table
+from hermes3.results.groups import Group, compare, score_of
 from hermes3.results.lm_eval import read_evaluation
-from hermes3.stats import wilson
+from hermes3.results.suite import load
+from hermes3.stats import mean_of, wilson
 
+CASES = yaml.safe_load(Path(__file__).with_name("report_cases.yml").read_text(encoding="utf-8"))
 # stage -> task -> metric -> right answers of 100 documents; every stage is right on the first documents.
+RIGHT = {"base": (27, 2, 0, 50), "SFT": (60, 95, 81, 54), "SFT+DPO": (61, 94, 81, 70)}
 STAGES = {
     stage: {
         "tiny_choice": {"acc": choice},
         "tiny_tool_call": {"valid": valid, "exact": exact},
         "tiny_preference": {"acc": preference},
     }
-    for stage, choice, valid, exact, preference in [
-        ("base", 27, 2, 0, 50),
-        ("SFT", 60, 95, 81, 54),
-        ("SFT+DPO", 61, 94, 81, 70),
-    ]
+    for stage, (choice, valid, exact, preference) in RIGHT.items()
 }
 
 
 def inputs_in(tmp_path: Path) -> dict:
-    commands = ["hermes3 mix data_mixes/tiny_sft.yml", "axolotl train recipes/tiny_sft.yml && echo <done>"]
+    runs = {"SFT": write_run(tmp_path / "sft", sft_history())}
+    runs["DPO"] = write_run(tmp_path / "dpo", dpo_history(), checkpoint="checkpoint-40")
     return {
         "mixes": [write_mix(tmp_path / "mix" / kind, kind) for kind in ("sft", "preference")],
-        "runs": {
-            "SFT": write_run(tmp_path / "sft", sft_history()),
-            "DPO": write_run(tmp_path / "dpo", dpo_history(), checkpoint="checkpoint-40"),
-        },
+        "runs": runs,
         "scores": {name: write_scores(tmp_path / "eval" / name, tasks) for name, tasks in STAGES.items()},
-        "commands": commands,
+        "commands": ["hermes3 mix data_mixes/tiny_sft.yml", "axolotl train recipes/tiny_sft.yml && echo <done>"],
     }
 
 
@@ -61,47 +64,27 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     return write_report(folder / "out", **given), folder
 
 
+def at(value: Any, path: str) -> Any:
+    """What stands in `value` at `path`, e.g. `runs.0.kind`."""
+    for key in path.split("."):
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    return value
+
+
 def test_report_numbers_and_what_the_verdict_says(written: tuple[dict, Path]) -> None:
     report, folder = written
     assert json.loads((folder / "out" / "report.json").read_text()) == report
-
-    choice = row_of(report, "tiny_choice", "acc")
-    score = choice["scores"]["SFT"]
-    assert (score["value"], score["right"], score["n"], score["interval"]) == (0.6, 60, 100, "wilson")
+    for path, value in CASES["report"].items():
+        assert at(report, path) == (pytest.approx(value) if isinstance(value, float) else value), path
+    for place, text in CASES["sentences"]:
+        assert text in report["verdict"][place].replace("\u00a0", " ")
+    score = at(report, "scores.rows.0.scores.SFT")
     assert (score["low"], score["high"]) == wilson(60, 100)
-    first, second = choice["comparisons"]
     # Documents 27..59 turned right: 33 gained, none lost, mid-p = 2 / 2**33 / 2; 6 tests in the table.
-    assert (first["gained"], first["lost"], first["mark"]) == (33, 0, "better")
-    assert first["p"] == pytest.approx(1 / 2**33)
-    assert first["p"] < first["p_holm"] <= 6 * first["p"]
-    assert first["change"] == pytest.approx(0.33)
-    assert 0 < first["low"] < 0.33 < first["high"]
-    assert (second["gained"], second["lost"], second["mark"]) == (1, 0, "no clear difference")
-
-    assert [(row["task_label"], row["metric"]) for row in report["scores"]["rows"]][1] == ("Tool call", "valid")
-    assert [(row["task_label"], row["metric"]) for row in report["scores"]["details"]] == [("Tool call", "exact")]
-    means = report["scores"]["means"]
-    assert means["stages"]["SFT"]["value"] == pytest.approx((0.60 + 0.95 + 0.54) / 3)
-    assert means["left_out"] == []
-
-    sft, dpo = report["runs"]
-    assert (sft["kind"], sft["steps"], sft["log"]) == ("sft", 60, "trainer_state.json")
-    assert (dpo["kind"], dpo["log"]) == ("preference", "checkpoint-40/trainer_state.json")
-    assert dpo["points"][-1]["accuracy"] == pytest.approx(0.9)
-
-    general, domain = report["mixes"][0]["categories"][:2]
-    assert (general["share"], general["paper_share"]) == (0.6, pytest.approx(0.606))
-    assert (domain["key"], domain["tokens"]) == ("domain_expert", 0)
-    assert [row["key"] for row in report["mixes"][1]["categories"]] == ["alignment", "style"]
-    assert report["mixes"][0]["rejects"][0] == {"stage": "filters", "reason": "refusal", "count": 5}
-
-    means, sft, dpo, first_loss, paper = report["verdict"]
-    assert "base 26.3\u00a0%" in means
-    assert "SFT raised Choice (+33.0) and Tool call (+93.0)" in sft
-    assert "left Preference without a clear difference" in sft
-    assert "SFT+DPO raised Preference (+16.0); it left Choice and Tool call without a clear difference" in dpo
-    assert "is 0.6931; ln 2 is 0.6931: the policy starts as its own reference" in first_loss
-    assert "Not compared with the paper: no run follows a recipe of the paper" in paper
+    pair = at(report, "scores.rows.0.comparisons.0")
+    assert pair["p"] == pytest.approx(1 / 2**33)
+    assert pair["p"] < pair["p_holm"] <= 6 * pair["p"]
+    assert 0 < pair["low"] < 0.33 < pair["high"]
 
 
 def test_odd_first_dpo_loss_is_said(tmp_path: Path) -> None:
@@ -138,16 +121,12 @@ def test_page_is_one_file_and_escapes(written: tuple[dict, Path]) -> None:
         assert len(widths) == 1, table
 
 
-def table_of(folders: dict) -> dict:
-    return score_table([read_evaluation(*one) for one in folders.items()], [])
-
-
 def test_what_is_left_out_of_the_mean(inputs: dict, tmp_path: Path) -> None:
     """A task that one stage lacks; and whether answers end, which is shown and compared but says nothing of quality."""
     for stage, ended, more in (("base", 0, {}), ("SFT", 99, {}), ("SFT+DPO", 60, {"tiny_json_mode": {"valid": 9}})):
         tasks = STAGES[stage] | {"tiny_end_of_turn": {"ended": ended}} | more
         inputs["scores"][stage] = write_scores(tmp_path / stage, tasks)
-    table = table_of(inputs["scores"])
+    table = score_table([read_evaluation(*one) for one in inputs["scores"].items()], [])
     assert table["means"]["tasks"] == ["Choice", "Tool call", "Preference"]
     left_out = {one["task"]: one["reason"] for one in table["means"]["left_out"]}
     assert list(left_out) == ["End of turn", "Json mode"] and left_out["Json mode"] == "not measured on base"
@@ -166,12 +145,12 @@ def test_scores_that_are_not_shares_of_samples(inputs: dict, tmp_path: Path) -> 
     facts["results"]["tiny_choice"]["perplexity,none"] = 12.5
     facts["results"]["everything"] = {"alias": "everything", "acc,none": 0.5}
     results.write_text(json.dumps(facts))
-
-    row = row_of({"scores": table_of(inputs["scores"])}, "tiny_choice", "acc")
+    stages = [read_evaluation(*one) for one in inputs["scores"].items()]
+    table = score_table(stages, [])
+    (row, *_), (stage, *_) = table["rows"], [one for one in stages if one.name == "SFT"]
     assert row["scores"]["SFT"]["low"] == pytest.approx(0.6 - 1.959964 * 0.01)
     assert [pair["mark"] for pair in row["comparisons"]] == ["not tested", "not tested"]
-    skipped = read_evaluation("SFT", inputs["scores"]["SFT"]).skipped
-    assert skipped == ["tiny_choice perplexity,none: 12.5 is not a fraction"]
+    assert stage.skipped == ["tiny_choice perplexity,none: 12.5 is not a fraction"]
 
 
 def test_highest_checkpoint_is_taken(tmp_path: Path) -> None:
@@ -182,10 +161,9 @@ def test_highest_checkpoint_is_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["scores", "runs", "mixes"])
 def test_missing_inputs_name_the_folder(inputs: dict, tmp_path: Path, what: str) -> None:
-    empty = tmp_path / "empty_folder"
-    empty.mkdir()
-    inputs[what] = [empty] if what == "mixes" else {"SFT": empty}
-    with pytest.raises(ValueError, match="empty_folder"):
+    (tmp_path / "empty_folder").mkdir()
+    inputs[what] = [tmp_path / "empty_folder"] if what == "mixes" else {"SFT": tmp_path / "empty_folder"}
+    with pytest.raises(UserError, match="empty_folder"):
         write_report(tmp_path / "out", **inputs)
     assert not (tmp_path / "out").exists()
 
@@ -198,3 +176,128 @@ def test_scores_alone_make_a_report_and_losses_that_are_not_finite_are_said(inpu
     page = (tmp_path / "out" / "index.html").read_text()
     assert "The commands were not recorded." in page
     assert page.count("<svg") == 2
+
+
+PERF = {"perf/tokens_per_second_per_gpu": 500.0, "perf/mfu": 0.4, "perf/memory_gb": 60.0}
+
+
+def log(steps: int, **entry: float) -> list[dict]:
+    """Entries whose counts, those that name tokens, add up."""
+    counts = {key for key in entry if "tokens" in key and "per_second" not in key}
+    return [
+        {"step": step, "loss": 1.0} | {key: value * step if key in counts else value for key, value in entry.items()}
+        for step in range(1, steps + 1)
+    ]
+
+
+def test_gpu_hours_are_tokens_over_the_rate_of_one_gpu() -> None:
+    """10 steps of 720,000 positions over all ranks, half of them padding, at 1,000 tokens/s: 360 s each, an hour."""
+    packed = {"tokens/total": 720_000, "perf/packing_efficiency": 0.5, "perf/tokens_per_second_per_gpu": 1000.0}
+    assert gpu_hours(log(10, **packed)) == pytest.approx(1)
+    assert gpu_hours(log(10, **{"num_tokens": 360_000, "perf/tokens_per_second_per_gpu": 1000.0})) == pytest.approx(1)
+    without = log(10, **packed)
+    del without[0]["perf/tokens_per_second_per_gpu"]
+    assert gpu_hours(without) == pytest.approx(1)
+    assert gpu_hours(log(10)) is None
+
+
+def test_cost_beside_the_plan_and_the_paper_of_the_recipe_that_writes_there(tmp_path: Path) -> None:
+    assert recipe_of(Path("outputs/8b/sft/")) == Path("recipes/8b_sft.yml")
+    assert recipe_of(tmp_path) is None
+    run = write_run(tmp_path / "run", log(10, num_tokens=360_000, **{"perf/tokens_per_second_per_gpu": 1000.0}))
+    sft = gpu_hours_beside_plan("SFT", run, Path("recipes/8b_sft.yml"))
+    assert (sft["measured"], sft["paper"]) == (pytest.approx(1), 147)
+    assert sft["planned"] == pytest.approx(74, rel=0.01)
+    assert sft["gpu"].startswith("48 x h100-80gb")
+    dpo = gpu_hours_beside_plan("DPO", run, Path("recipes/8b_dpo.yml"))
+    assert (dpo["paper"], "gives no GPU-hours" in dpo["notes"][0]) == (None, True)
+    assert gpu_hours_beside_plan("x", run, None)["notes"] == ["no recipe names this folder as its output_dir"]
+
+
+def test_a_long_run_makes_a_small_page(tmp_path: Path) -> None:
+    """4,133 logged steps, as the 8B's: the curve is thinned, report.json has every step; throughput is the median."""
+    noise = Random(1)
+    history = [entry | PERF | {"loss": noise.random()} for entry in sft_history(4133)]
+    history[0]["perf/memory_gb"] = 70.0
+    runs = {"SFT": write_run(tmp_path / "run", history), "DPO": write_run(tmp_path / "dpo", dpo_history())}
+    report = write_report(tmp_path / "out", [], runs, {"SFT": write_scores(tmp_path / "eval", {"a": {"acc": 50}})}, [])
+    assert len(report["runs"][0]["points"]) == 4133
+    assert report["runs"][0]["performance"] == {"tokens_per_second_per_gpu": 500.0, "mfu": 0.4, "memory_gb": 70.0}
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert len(page) < 250_000
+    assert "40.0\u00a0%" in page and "chosen preferred, share of pairs" in page and "reward margin" in page
+
+
+def test_the_chosen_epoch(tmp_path: Path) -> None:
+    """What `hermes3 select` writes: here the paper's Table 2."""
+    scores = {name: dict(enumerate(values, 1)) for name, values in CASES["table 2"].items()}
+    run = write_run(tmp_path / "run", sft_history())
+    record = {"run": str(run), "suite": "epoch_selection", "scores": scores} | choose(scores)
+    (run / "select.json").write_text(json.dumps(record))
+    folder = write_scores(tmp_path / "eval", {"a": {"acc": 50}})
+    report = write_report(tmp_path / "out", [], {"SFT": run}, {"SFT": folder}, [])
+    table = report["selections"][0]
+    assert (table["epochs"], table["chosen"]) == ([1, 2, 3, 4], 3)
+    assert [row["scale"] for row in table["rows"]] == [100, 100, 100, 1]
+    page = (tmp_path / "out/index.html").read_text()
+    assert "SFT: epoch 3 was kept" in page
+    cells = [re.findall(r'<td class="n">(.*?)</td>', row) for row in page.split("<tr>")]
+    assert ["27.50", "63.65", "83.59", "37.10"] in cells and ["8.37", "8.59", "8.99", "8.67"] in cells
+
+
+def test_scores_between_0_and_1_are_compared_by_the_paired_bootstrap() -> None:
+    before = [0.2 + 0.001 * doc for doc in range(400)]
+    raised = [value + 0.02 * (doc % 3) for doc, value in enumerate(before)]
+    group = Group("MC2", (("mc2", "acc", "none"),))
+
+    def change(old: list[float], new: list[float]) -> dict:
+        return compare(evaluation({"mc2": old}, "SFT"), evaluation({"mc2": new}, "DPO"), group)
+
+    pair = change(before, raised)
+    assert (pair["test"], pair["change"]) == ("bootstrap", pytest.approx(0.02, abs=1e-3))
+    assert 0.015 < pair["low"] < pair["change"] < pair["high"] < 0.025
+    assert pair["p"] < 0.001
+    assert change(before, before)["p"] == 1
+    few = change(before[:9], raised[:9])
+    assert (few["mark"], few["reason"]) == ("not tested", "only 9 samples; no test below 10")
+    assert "p" not in few
+
+
+@pytest.mark.parametrize(("by_question", "change", "value"), [(True, 0.01125, 0.4572), (False, 0.0225, 0.4115)])
+def test_groups_of_other_scores_weigh_questions_too(by_question: bool, change: float, value: float) -> None:
+    """Questions 300 and 100: a rise of 0.04 of the smaller task alone is 0.01 of the pool, 0.02 of the tasks' mean."""
+    big, small = [0.5 + 0.001 * (doc % 7) for doc in range(300)], [0.3 + 0.01 * (doc % 5) for doc in range(100)]
+    raised = [one + 0.04 + 0.01 * (doc % 2) for doc, one in enumerate(small)]
+    before, after = evaluation({"big": big, "small": small}, "SFT"), evaluation({"big": big, "small": raised}, "DPO")
+    group = Group("g", (("big", "acc", "none"), ("small", "acc", "none")), by_question)
+    pair = compare(before, after, group)
+    assert (pair["test"], pair["change"]) == ("stratified", pytest.approx(change))
+    assert pair["low"] < change < pair["high"]
+    assert score_of(before, group).value == pytest.approx(value, abs=1e-4)
+
+
+def test_two_metrics_of_a_task_are_one_score() -> None:
+    """IFEval: the mean of prompts and instructions, a document at a time; they are not two independent scores."""
+    stage = evaluation({"ifeval": [1.0, 0.0] * 50})
+    instructions = evaluation({"ifeval": [1.0, 0.5] * 50})
+    stage.scores["ifeval", "inst", "none"] = instructions.scores["ifeval", "acc", "none"]
+    score = stage.score(("ifeval", "acc+inst", "none"))
+    assert (score.value, score.n) == (pytest.approx(0.625), 100)
+    assert (score.low, score.high) == pytest.approx(mean_of([1.0, 0.25] * 50))
+
+
+def test_alignment_has_a_section_of_its_own(tmp_path: Path) -> None:
+    folders = {}
+    for stage, answered in {"SFT": 60, "DPO": 90}.items():
+        refusals = {"answered": answered, "refused": 100 - answered}
+        folders[stage] = write_scores(tmp_path / stage, {"alignment_over_refusal": refusals, "a": {"acc": 50}})
+    report = write_report(tmp_path / "out", [], {}, folders, [], suites=[load("alignment")])
+    assert [row["task_label"] for row in report["scores"]["alignment"]] == ["Answers harmless requests"]
+    assert report["scores"]["means"]["tasks"] == ["a"]
+    assert "Neutral alignment: against SFT, DPO raised Answers harmless requests (+30.0)." in report["verdict"]
+    assert "Against SFT, DPO left a without a clear difference." in report["verdict"]
+    assert "<h2>Neutral alignment</h2>" in (tmp_path / "out" / "index.html").read_text()
+    # of one stage alone
+    row = {"task_label": "a", "scores": {"base": None, "SFT": {"n": 100}}, "comparisons": [{"mark": "not comparable"}]}
+    sentence = "Neutral alignment was measured on SFT alone, with at most 100 samples per task."
+    assert words.alignment([row], ["base", "SFT"]) == [sentence]

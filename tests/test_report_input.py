@@ -1,10 +1,10 @@
 """The report on input that is not as it should be: refused, or called not comparable in words; never averaged."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from lm_eval_files import DATE, write_report, write_run, write_scores
 from typer.testing import CliRunner
 
@@ -17,22 +17,20 @@ from hermes3.results.groups import Group
 from hermes3.results.lm_eval import read_evaluation
 from hermes3.results.suite import Suite
 
+CASES = yaml.safe_load(Path(__file__).with_name("report_cases.yml").read_text(encoding="utf-8"))
 LATER = "2025-03-01T00-00-00.000001"
 TASKS = {"a": {"acc": 60}, "b": {"acc": 50}}
+HARMS = {
+    "cut": lambda text: text[: int(0.7 * len(text))],
+    "without the last line": lambda text: "".join(text.splitlines(keepends=True)[:-1]),
+    "the first line again": lambda text: "".join([*(lines := text.splitlines(keepends=True))[:-1], lines[0]]),
+    "all right": lambda text: text.replace("0.0", "1.0"),
+}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write_scores(tmp_path / "SFT", TASKS)
-
-
-def cut(path: Path, share: float = 0.7) -> None:
-    data = path.read_bytes()
-    path.write_bytes(data[: int(share * len(data))])
-
-
-def results(folder: Path) -> Path:
-    return folder / "outputs__model" / f"results_{DATE}.json"
 
 
 def samples(folder: Path, task: str = "a") -> Path:
@@ -46,37 +44,14 @@ def refused(folder: Path, *words: str) -> None:
         assert word in str(error.value)
 
 
-def rewrite(path: Path, change: Callable[[list[str]], list[str]]) -> None:
-    path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
-
-
-@pytest.mark.parametrize(
-    ("harm", "words"),
-    [
-        (lambda folder: cut(results(folder)), ["results_", "cut short; evaluate again"]),
-        (lambda folder: results(folder).write_text('{"results": {}}'), ["n-samples is missing"]),
-        (lambda folder: cut(samples(folder)), ["samples_a", ":71: not a whole record", "cut short; evaluate again"]),
-        (
-            lambda folder: rewrite(samples(folder), lambda lines: lines[:-1]),
-            ["99 documents", "is over 100"],
-        ),
-        (lambda folder: samples(folder).write_text(""), ["samples_a", "empty"]),
-        (lambda folder: samples(folder).unlink(), ["samples_a", "--log_samples"]),
-        # lm-eval appends to a samples file of the same second
-        (
-            lambda folder: rewrite(samples(folder), lambda lines: [*lines[:-1], lines[0]]),
-            ["samples_a", ":100: document 0 stands there twice"],
-        ),
-        # as many lines, another score
-        (
-            lambda folder: rewrite(samples(folder), lambda lines: [line.replace("0.0", "1.0") for line in lines]),
-            ["a acc is 0.6000", "100 of 100 right", "not of one run"],
-        ),
-    ],
-)
-def test_damaged_files_are_refused(folder: Path, harm: Callable[[Path], None], words: list[str]) -> None:
-    harm(folder)
-    refused(folder, *words)
+@pytest.mark.parametrize("case", CASES["damaged"], ids=lambda case: f"{case['file']}, {case['harm']}")
+def test_damaged_files_are_refused(folder: Path, case: dict) -> None:
+    path = samples(folder) if case["file"] == "samples" else folder / "outputs__model" / f"results_{DATE}.json"
+    if case["harm"] == "gone":
+        path.unlink()
+    else:
+        path.write_text(HARMS.get(case["harm"], lambda _: case["harm"])(path.read_text()))
+    refused(folder, *case["words"])
 
 
 def test_numbers_that_json_has_not_are_no_damage(folder: Path) -> None:
@@ -87,85 +62,53 @@ def test_numbers_that_json_has_not_are_no_damage(folder: Path) -> None:
     assert read_evaluation("SFT", folder).scores["a", "acc", "none"].value == 0.6
 
 
-@pytest.mark.parametrize(
-    ("fact", "mixture"),
-    [
-        ({"model_name": "outputs/other"}, "two models"),
-        ({"lm_eval_version": "0.4.9"}, "two versions of lm-eval"),
-        ({"chat_template_sha": "f" * 64}, "two chat templates"),
-        ({"system_instruction_sha": "f" * 64}, "two system instructions"),
-    ],
-)
-def test_two_of_a_kind_in_one_folder(folder: Path, fact: dict, mixture: str) -> None:
+@pytest.mark.parametrize("case", CASES["mixtures"], ids=lambda case: case["words"])
+def test_two_of_a_kind_in_one_folder(folder: Path, case: dict) -> None:
     """Another task, evaluated later, of another model or by other means; or the same tasks of another model."""
-    write_scores(folder / "more", {"c": {"acc": 10}}, date=LATER, **fact)
-    refused(folder, f"results of {mixture} in one folder", next(iter(fact.values())), "a folder of its own")
-    if "model_name" in fact:
-        write_scores(folder / "more", TASKS, date=LATER, **fact)
+    write_scores(folder / "more", {"c": {"acc": 10}}, date=LATER, **case["fact"])
+    refused(folder, f"results of {case['words']} in one folder", *case["fact"].values(), "a folder of its own")
+    if "model_name" in case["fact"]:
+        write_scores(folder / "more", TASKS, date=LATER, **case["fact"])
         refused(folder, "two models")
 
 
 def test_mt_bench_of_a_served_model_is_the_stages(folder: Path) -> None:
     """An endpoint calls the model by another name, and shows no template; a folder's name must be the stage's."""
-    facts = {
-        "model_name": "hermes3-8b",
-        "chat_template_sha": None,
-        "mt_bench": {"answered_by": {"endpoint": "http://x"}, "judge": {"model": "a judge"}},
-    }
+    facts = {"model_name": "hermes3-8b", "chat_template_sha": None}
+    facts["mt_bench"] = {"answered_by": {"endpoint": "http://x"}, "judge": {"model": "a judge"}}
     write_scores(folder / "mt_bench", {"mt_bench": {"score": 80}}, date=LATER, **facts)
     stage = read_evaluation("SFT", folder)
     assert {key[0] for key in stage.scores} == {"a", "b", "mt_bench"}
     assert stage.harness["chat_template_sha"] is not None
     assert stage.tasks["mt_bench"]["judge"] == "a judge"
     write_report(folder / "report", [], {}, {"SFT": folder}, [])
-    said = "mt_bench of SFT was answered by hermes3-8b at http://x, which is taken for its model."
-    assert said in (folder / "report/index.html").read_text()
+    note = "mt_bench of SFT was answered by hermes3-8b at http://x, which is taken for its model."
+    assert note in (folder / "report/index.html").read_text()
     facts["mt_bench"]["answered_by"]["endpoint"] = None
     write_scores(folder / "mt_bench", {"mt_bench": {"score": 80}}, date=LATER, **facts)
     refused(folder, "two models")
 
 
-def test_two_numbers_of_shots_are_two_scores(folder: Path) -> None:
+def test_newer_results_of_a_task_replace_it_and_no_other_number_of_shots(folder: Path) -> None:
     write_scores(folder / "5_shot", {"a": {"acc": 80}}, date=LATER, shots=5)
     stage = read_evaluation("SFT", folder)
     assert {key[0]: score.value for key, score in stage.scores.items()} == {"a": 0.8, "a (0-shot)": 0.6, "b": 0.5}
     assert (stage.tasks["a"]["n_shot"], stage.tasks["a (0-shot)"]["n_shot"]) == (5, 0)
-
-
-def test_newer_results_of_a_task_replace_it_and_no_other(folder: Path) -> None:
-    write_scores(folder / "again", {"a": {"acc": 80}}, date=LATER)
+    write_scores(folder / "5_shot", {"a": {"acc": 70}}, date=LATER)
     stage = read_evaluation("SFT", folder)
-    assert {key[0]: score.value for key, score in stage.scores.items()} == {"a": 0.8, "b": 0.5}
+    assert {key[0]: score.value for key, score in stage.scores.items()} == {"a": 0.7, "b": 0.5}
     assert stage.skipped == [f"outputs__model/results_{DATE}.json: newer results hold a"]
 
 
-@pytest.mark.parametrize(
-    ("facts", "reason"),
-    [
-        ({"chat_template_sha": "f" * 64}, "chat templates 01234567 and ffffffff"),
-        ({"chat_template_sha": None}, "chat templates 01234567 and none"),
-        ({"system_instruction_sha": "f" * 64}, "system instructions none and ffffffff"),
-        ({"lm_eval_version": "0.4.9"}, "lm-eval 0.4.11 and 0.4.9"),
-        ({"versions": {"a": 2, "b": 2}}, "task versions 1 and 2"),
-        ({"config": {"model": "vllm", "model_args": "pretrained=outputs/model,dtype=float32"}}, "backends hf and vllm"),
-        (
-            {"config": {"model": "hf", "model_args": "pretrained=outputs/model,dtype=bfloat16"}},
-            "dtypes float32 and bfloat16",
-        ),
-        ({"shots": 5}, "numbers of shots 0 and 5"),
-        ({"n": 50}, "100 samples on SFT, 50 on SFT+DPO"),
-        ({"salt": "other"}, "100 of 100 documents differ"),
-    ],
-)
-def test_stages_that_were_not_evaluated_alike(folder: Path, tmp_path: Path, facts: dict, reason: str) -> None:
-    after = write_scores(tmp_path / "DPO", {task: {"acc": 40} for task in TASKS}, **facts)
+@pytest.mark.parametrize("case", CASES["unlike"], ids=lambda case: case["reason"])
+def test_stages_that_were_not_evaluated_alike(folder: Path, tmp_path: Path, case: dict) -> None:
+    after = write_scores(tmp_path / "DPO", {task: {"acc": 40} for task in TASKS}, **case["facts"])
     table = score_table([read_evaluation("SFT", folder), read_evaluation("SFT+DPO", after)], [])
-    for row in table["rows"]:
-        assert row["comparisons"] == [{"before": "SFT", "after": "SFT+DPO", "mark": "not comparable", "reason": reason}]
+    pair = {"before": "SFT", "after": "SFT+DPO", "mark": "not comparable", "reason": case["reason"]}
+    assert [row["comparisons"] for row in table["rows"]] == [[pair], [pair]]
     assert table["means"]["stages"] == {}
-    assert words.step(table["rows"], 0, "SFT", "SFT+DPO") == (
-        f"Not comparable between SFT and SFT+DPO: a and b ({reason})."
-    )
+    sentence = f"Not comparable between SFT and SFT+DPO: a and b ({case['reason']})."
+    assert words.step(table["rows"], 0, "SFT", "SFT+DPO") == sentence
 
 
 def test_prompts_that_no_setting_explains(folder: Path, tmp_path: Path) -> None:
@@ -200,19 +143,11 @@ def test_seeds(folder: Path, tmp_path: Path) -> None:
     assert [one["stage"] for one in report["evaluations"]] == ["SFT", *(f"SFT, seed {n}" for n in (2, 3, 4))]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [
-        (["--scores", "SFT"], "--scores SFT: give it as NAME=FOLDER"),
-        (["--scores", "SFT=nowhere"], "nowhere: no results_"),
-        (["--scores", "SFT=x", "--run", "SFT=a", "--run", "SFT=b"], "--run SFT is given twice"),
-        ([], "no stage given"),
-    ],
-)
-def test_the_verbs_errors(tmp_path: Path, arguments: list[str], error: str) -> None:
-    result = CliRunner().invoke(app, ["report", "--out", str(tmp_path / "out"), *arguments])
-    assert isinstance(result.exception, ValueError)
-    assert error in str(result.exception)
+@pytest.mark.parametrize("case", CASES["verb"], ids=lambda case: case["error"])
+def test_the_verbs_errors(tmp_path: Path, case: dict) -> None:
+    result = CliRunner().invoke(app, ["report", "--out", str(tmp_path / "out"), *case["arguments"]])
+    assert isinstance(result.exception, UserError)
+    assert case["error"] in str(result.exception)
 
 
 def test_the_verb_takes_seeds_and_a_size(folder: Path, tmp_path: Path) -> None:
@@ -223,10 +158,9 @@ def test_the_verb_takes_seeds_and_a_size(folder: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out/report.json").read_text())["seeds"][0]["folders"] == [str(folder)] * 2
 
 
-def test_a_truncated_log_and_selection(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["select.json", "trainer_state.json"])
+def test_a_truncated_log_and_selection(folder: Path, tmp_path: Path, name: str) -> None:
     run = write_run(tmp_path / "run", [{"step": 1, "loss": 1.0}])
-    for name in ("select.json", "trainer_state.json"):
-        (run / name).write_text('{"log_history": [{"st')
-        with pytest.raises(ValueError, match=f"{name}: no whole"):
-            write_report(tmp_path / "out", [], {"SFT": run}, {"SFT": folder}, [])
-        (run / name).write_text('{"log_history": [{"step": 1, "loss": 1.0}]}')
+    (run / name).write_text('{"log_history": [{"st')
+    with pytest.raises(UserError, match=f"{name}: no whole"):
+        write_report(tmp_path / "out", [], {"SFT": run}, {"SFT": folder}, [])

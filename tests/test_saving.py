@@ -10,7 +10,7 @@ import pytest
 import torch
 from axolotl.utils.dict import DictDefault
 from safetensors.torch import load_file
-from stopped import EPOCH
+from stopped import EPOCH, PAIRS
 from tiny_trainer import tiny_trainer
 from transformers import TrainerCallback, TrainerState
 
@@ -193,27 +193,27 @@ def test_a_restart_point_stays_until_the_next_checkpoint_is_complete(tmp_path):
 
 
 def test_every_rank_leaves_at_the_end_of_a_step_which_is_saved(stopped_sft):
-    first, at_epoch, at_end = stopped_sft.attempts
-    saved = [[name for name in seen if name.startswith("checkpoint")] for seen in stopped_sft.seen]
+    first, at_epoch, _, at_end = stopped_sft.attempts
     assert first.codes == at_epoch.codes == [STOPPED, STOPPED], first.logs[0][-2000:]
-    assert saved[0] == ["checkpoint-3"]
+    assert stopped_sft.saved[0] == ["checkpoint-3"]
     # the last step of an epoch: its checkpoint is the epoch's, and no restart point
-    assert saved[1] == [f"checkpoint-{EPOCH}"]
+    assert stopped_sft.saved[1] == [f"checkpoint-{EPOCH}"]
     # the last step of all: there is nothing left to go on with
     assert at_end.codes == [0, 0], at_end.logs[0][-2000:]
     assert epochs_of(at_end.folder) == {n: at_end.folder / f"checkpoint-{n * EPOCH}" for n in (1, 2)}
 
 
-@pytest.mark.parametrize(("phase", "weights"), [("sft", "model"), ("dpo", "adapter_model")])
-def test_it_goes_on_as_if_it_had_never_stopped(phase, weights, request):
-    """Bit for bit, and the final model is only written at the end."""
-    stopped = request.getfixturevalue(f"stopped_{phase}")
-    through, last = stopped.through, stopped.last
-    assert set(through.codes) == set(last.codes) == {0}, through.logs[0][-2000:] + last.logs[0][-2000:]
-    assert len(last.losses()) == (2 * EPOCH if phase == "sft" else EPOCH)
+def test_the_final_model_is_written_at_the_end_alone(stopped_sft, stopped_dpo):
+    assert stopped_sft.final == [False, False, False, True]
+    assert stopped_dpo.final == [False, True]
+
+
+def test_dpo_goes_on_as_if_it_had_never_stopped(stopped_dpo):
+    """Bit for bit; SFT: test_distributed.py::test_a_killed_run_goes_on_where_it_was_saved."""
+    through, last = stopped_dpo.through, stopped_dpo.last
+    assert through.codes == last.codes == [0], through.logs[0][-2000:] + last.logs[0][-2000:]
+    assert len(last.losses()) == PAIRS // 2
     assert last.steps() == through.steps()
     assert last.losses() == through.losses()
-    one, other = (load_file(run.folder / f"{weights}.safetensors") for run in (last, through))
+    one, other = (load_file(run.folder / "adapter_model.safetensors") for run in (last, through))
     assert one and all(torch.equal(one[name], other[name]) for name in one | other)
-    final = [f"{weights}.safetensors" in seen for seen in stopped.seen]
-    assert final == [False] * (len(final) - 1) + [True]

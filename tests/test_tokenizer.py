@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -68,6 +69,57 @@ def test_too_few_reserved_tokens_is_said_with_the_number(llama, tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="no such folder"):
         build(str(tmp_path / "none"), tmp_path / "out")
+
+
+def odd_bases(llama: Path, folder: Path) -> dict[str, Path]:
+    """Bases whose weights or tokenizer are not as Llama's, each a copy with one thing changed."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(llama / "model.safetensors")
+    names = ("bin_only", "prefixed", "adapter", "bos_object", "few_rows", "no_embedding", "no_weights", "lost_shard")
+    bases = {name: shutil.copytree(llama, folder / name) for name in names}
+    torch.save(weights, bases["bin_only"] / "pytorch_model.bin")
+    for name in ("bin_only", "no_weights"):
+        (bases[name] / "model.safetensors").unlink()
+    (bases["adapter"] / "model.safetensors").rename(bases["adapter"] / "adapter_model.safetensors")
+    changed = {
+        "prefixed": {f"language_model.{key}": value for key, value in weights.items()},
+        "few_rows": {key: value[:-300].contiguous() if "embed" in key else value for key, value in weights.items()},
+        "no_embedding": {key: value for key, value in weights.items() if "embed" not in key and "head" not in key},
+    }
+    for name, tensors in changed.items():
+        save_file(tensors, bases[name] / "model.safetensors", metadata={"format": "pt"})
+    path = bases["bos_object"] / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"bos_token": {"__type": "AddedToken", "content": config["bos_token"]}}))
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (bases["lost_shard"] / "model.safetensors.index.json").write_text(json.dumps(index))
+    return bases
+
+
+def test_an_odd_base_gives_rows_to_the_new_tokens_or_is_refused(llama, base, tmp_path):
+    from safetensors.torch import load_file
+
+    bases = odd_bases(llama, tmp_path)
+    refused = {
+        "bin_only": "no weights in model.*only pytorch_model.bin",
+        "adapter": "no weights in model.*only adapter_model.safetensors",
+        "no_weights": "no weights in model.*a config.json alone",
+        "few_rows": "embed_tokens.weight has no row for token",
+        "no_embedding": "no tensor embed_tokens.weight",
+        "lost_shard": "names model-00001-of-00002.safetensors, which is not there",
+    }
+    for name, message in refused.items():
+        with pytest.raises(ValueError, match=message):
+            build(str(bases[name]), tmp_path / "out")
+        assert not (tmp_path / "out").exists(), name
+    build(str(bases["bos_object"]), tmp_path / "same")
+    assert (tmp_path / "same/tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    build(str(bases["prefixed"]), tmp_path / "prefixed_out")
+    ours, theirs = load_file(tmp_path / "prefixed_out/model.safetensors"), load_file(base / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    assert (ours[f"language_model.{name}"] == theirs[name]).all()
 
 
 def test_the_table_of_ids_in_the_docs_is_what_is_built(tokenizer):

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import axolotl
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -27,6 +25,7 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.schemas.datasets import SFTDataset
 from axolotl.utils.trainer import calculate_total_num_steps
 from small_mix import SEQUENCE_LEN, write_mix, write_recipe
+from stopped import dpo_recipe
 
 from hermes3.chat.render import Renderer
 from hermes3.recipe.check import check, check_all
@@ -112,7 +111,7 @@ def test_without_a_seed_rows_come_in_another_order_each_time(base, tmp_path, ref
     mix = write_mix(tmp_path / "mix", [20] * 40)
     unseeded, seeded = (write_recipe(tmp_path / str(seed), mix, base, seed=seed) for seed in (None, 42))
     assert order(unseeded) != order(unseeded)
-    assert order(seeded) == order(seeded) != sorted(order(seeded))
+    assert (first := order(seeded)) == order(seeded) != sorted(first)
     refuse(recipe_of("8b_sft", seed=None), "seed is missing")
 
 
@@ -288,36 +287,14 @@ def test_the_number_of_steps_is_drawn_before_the_seed_is_set(base, tmp_path):
     assert len(drawn(True)) == 1
 
 
-PAIR = {"prompt": "<|im_start|>user\nHi<|im_end|>\n", "chosen": "Hello", "rejected": "Go away"}
-
-
-@pytest.fixture(scope="module")
-def dpo(base, axolotl_process, tmp_path_factory) -> dict:
-    """The demo's DPO on four pairs, set up with our plugin (True) and without any (False)."""
-    folder = tmp_path_factory.mktemp("dpo")
-    (folder / "train").mkdir()
-    pq.write_table(pa.Table.from_pylist([PAIR] * 4), folder / "train/part-00000.parquet")
-    recipe = {key: value for key, value in recipe_of("tiny_dpo").items() if "wandb" not in key}
-    recipe |= {"base_model": str(base), "output_dir": str(folder / "out"), "max_steps": 1, "save_strategy": "no"}
-    recipe |= {"dataset_prepared_path": str(folder / "prepared"), "neftune_noise_alpha": 5, "dpo_padding_free": True}
-    recipe["datasets"][0]["path"] = str(folder / "train")
-
-    def trainer(plugin: bool):
-        (folder / "dpo.yml").write_text(yaml.safe_dump(recipe | ({} if plugin else {"plugins": []})))
-        PluginManager.get_instance().plugins.clear()
-        cfg = load_cfg(str(folder / "dpo.yml"))
-        return setup_model_and_trainer(cfg, load_preference_datasets(cfg=cfg))[0]
-
-    return {plugin: trainer(plugin) for plugin in (False, True)}
-
-
-def test_neftune_is_not_handed_to_dpo(dpo):
-    assert dpo[False].args.neftune_noise_alpha is None
-    assert dpo[True].args.neftune_noise_alpha == 5
-
-
-def test_padding_free_dpo_is_taken_and_switched_off(dpo):
-    assert dpo[True].args.padding_free and not dpo[True].padding_free
+def test_padding_free_dpo_is_switched_off_and_neftune_not_handed_to_it(base, tmp_path):
+    """test_plugin.py::test_neftune_reaches_the_preference_trainer: with our plugin it is."""
+    recipe = dpo_recipe(tmp_path / "dpo", base, plugins=[], neftune_noise_alpha=5, dpo_padding_free=True)
+    PluginManager.get_instance().plugins.clear()
+    cfg = load_cfg(str(recipe))
+    trainer = setup_model_and_trainer(cfg, load_preference_datasets(cfg=cfg))[0]
+    assert trainer.args.neftune_noise_alpha is None
+    assert trainer.args.padding_free and not trainer.padding_free
     assert not [path for path in RECIPES if read(path).get("dpo_padding_free")]
 
 

@@ -39,7 +39,7 @@ def build(out: Path, corpus: list[Path], seed: int = 0) -> tuple[int, int]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    with new_folder(out) as tmp:
+    with new_folder(out, "tiny_base") as tmp:
         vocab_size = write_tokenizer(tmp, corpus)
         torch.manual_seed(seed)
         config = LlamaConfig(

@@ -45,13 +45,17 @@ def told(item: Item | str) -> Iterator[Item]:
 
 
 def tool_calls(item: Item) -> Iterator[Item]:
-    """`tools` (name -> description, parameters), and `requests`: [text, names to be called] over them."""
+    """`tools` (name -> description, parameters), and `requests`: [text, {name: its arguments}, ...] over them.
+
+    Arguments are those that the text leaves no doubt of: `values` of the row, one for each of `names`.
+    """
     tools = [
         {"type": "function", "function": {"name": name, "description": text, "parameters": parameters}}
         for name, (text, parameters) in item["tools"].items()
     ]
-    for text, names in item["requests"]:
-        yield {"messages": [_said("user", text)], "tools": tools, "names": names}
+    for text, *calls in item["requests"]:
+        names, values = [name for call in calls for name in call], [value for call in calls for value in call.values()]
+        yield {"messages": [_said("user", text)], "tools": tools, "names": names, "values": values}
 
 
 def json_mode(item: Item) -> Iterator[Item]:
@@ -70,9 +74,10 @@ def citations(item: Item) -> Iterator[Item]:
 
 
 def scratchpad(item: Item) -> Iterator[Item]:
-    """`system`, the `tags` it asks for in order (`A/B`: B inside A), and `users`: the questions."""
+    """`system`, the `tags` it asks for in order (`A/B`: B inside A; `only`: no more), and `users`: the questions."""
+    checks = {key: item[key] for key in ("tags", "only") if key in item}
     for text in item["users"]:
-        yield {"messages": [_said("system", item["system"]), _said("user", text)], "tags": item["tags"]}
+        yield {"messages": [_said("system", item["system"]), _said("user", text)], **checks}
 
 
 ROWS = {"tool_calls": tool_calls, "json_mode": json_mode, "citations": citations, "scratchpad": scratchpad}

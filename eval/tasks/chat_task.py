@@ -11,8 +11,7 @@ from datasets import Dataset
 from jsonschema import ValidationError, validate
 from lm_eval.api.task import ConfigurableTask
 
-from hermes3.chat.prompts import tools_system
-from hermes3.chat.tool_calls import parse_tool_calls
+from hermes3.chat.prompts import parse_tool_calls, tools_system
 
 END = "<|im_end|>"
 CUT = "\0"  # token 188 of Llama 3's vocabulary, and of any byte-level BPE whose first 256 tokens are the bytes

@@ -1,10 +1,11 @@
-"""System and user messages of the Hermes forms: tools, JSON mode, RAG with citations.
+"""The texts of the Hermes forms: system and user messages for tools, JSON mode and RAG; calls as a model writes them.
 
 Models and servers match on these strings, so they are wire constants (Hermes Function Calling standard; Hermes 3
 report, arXiv 2408.11857, Figure 8). The Jinja template renders the same tool message; a test holds the two together.
 """
 
 import json
+import re
 from typing import Any
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
@@ -28,6 +29,15 @@ TOOLS_OUTRO = (
 def to_json(value: Any) -> str:
     """JSON on one line, keys in the order given, non-ASCII text as it is (what `tojson` of the template writes)."""
     return json.dumps(value, ensure_ascii=False)
+
+
+def holds_json(text: str) -> bool:
+    """Whether `text` is JSON as every parser reads it; the template's macro of this name agrees."""
+    try:
+        json.loads(text, parse_int=str, parse_float=str, parse_constant=int)  # int refuses NaN
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def tools_system(tools: list[dict[str, Any]], own: str | None = None) -> str:
@@ -58,3 +68,23 @@ def rag_user(question: str, documents: list[tuple[str, str]]) -> str:
     """User message of a RAG turn: the question, then `documents` as (title, text), numbered from 0."""
     lines = [f"Document:{i} Title: {title} Text: {text}" for i, (title, text) in enumerate(documents)]
     return "\n".join([question, "CONTEXT:", *lines])
+
+
+# a call that the model did not close still counts in vLLM's parser up to the end of the text
+CALL = re.compile(r"<tool_call>(.*?)</tool_call>|<tool_call>(.*)", re.DOTALL)
+
+
+def parse_tool_calls(text: str) -> list[dict[str, Any]] | None:
+    """`[{"name", "arguments"}]` of every call in `text`, in order, by the grammar of vLLM's `hermes` parser.
+
+    None if one of them is not such an object.
+    """
+    calls = []
+    for match in CALL.finditer(text):
+        try:
+            call = json.loads(match[1] or match[2])
+            calls.append({key: call[key] for key in ("name", "arguments")})
+        except (json.JSONDecodeError, TypeError, KeyError):
+            return None
+    valid = all(isinstance(call["name"], str) and isinstance(call["arguments"], dict) for call in calls)
+    return calls if valid else None

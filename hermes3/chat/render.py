@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hermes3.chat.encode import Encoder
-from hermes3.chat.prompts import DEFAULT_SYSTEM, to_json, tools_system
+from hermes3.chat.prompts import DEFAULT_SYSTEM, holds_json, to_json, tools_system
 from hermes3.files import UserError
 from hermes3.messages import Message
 
@@ -68,8 +68,7 @@ def assistant_text(message: Message) -> str:
 
 def _response_text(message: Message) -> str:
     text = message["content"].strip()
-    is_json = (text[:1], text[-1:]) in (("{", "}"), ("[", "]"))
-    content = text if is_json else to_json(message["content"])
+    content = text if text[:1] in ("{", "[") and holds_json(text) else to_json(message["content"])
     return f'<tool_response>\n{{"name": {to_json(message["name"])}, "content": {content}}}\n</tool_response>'
 
 

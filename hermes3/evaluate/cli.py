@@ -34,7 +34,10 @@ def evaluate(
         bool, typer.Option("--fetch", help="no MODEL: only fetch the questions, for nodes without a network")
     ] = False,
 ) -> None:
-    """Evaluate MODEL with lm-eval, through its own chat template; tasks whose results are whole are not run again."""
+    """Evaluate MODEL with lm-eval, through its own chat template. Tasks with whole results are not run again.
+
+    Example: hermes3 eval outputs/tiny/sft --epoch 4 --suite tiny --out outputs/tiny/eval/epoch_4 --dry-run
+    """
     from hermes3.evaluate import run
     from hermes3.evaluate.select import epoch_model
     from hermes3.results.suite import load
@@ -62,7 +65,10 @@ def select(
     published: Annotated[str | None, typer.Option(help="no RUN: apply the rule to a table of eval/published")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
-    """Choose an epoch of RUN by the paper's rule, and link RUN/best to its model, RUN/best_results to its results."""
+    """Choose an epoch of RUN by the paper's rule. Links RUN/best to its model, RUN/best_results to its results.
+
+    Example: hermes3 select outputs/tiny/sft --suite tiny 3=outputs/tiny/eval/epoch_3 4=outputs/tiny/eval/epoch_4
+    """
     from hermes3.evaluate import select as rule
 
     if published:
@@ -107,7 +113,11 @@ def mt_bench(
     limit: Annotated[int | None, typer.Option(min=2, help="only the first questions, for a first look")] = None,
     max_unrated: Annotated[int, typer.Option(min=0, help="questions that may be left without a rating")] = 0,
 ) -> None:
-    """Answer MT-Bench's questions with MODEL and have a judge rate them; what is there already is not asked again."""
+    """Score MODEL on MT-Bench with a judge model. Run again, it asks only for what is missing.
+
+    Example: hermes3 mt-bench outputs/8b/dpo/merged --endpoint http://localhost:8000/v1 --questions question.jsonl
+    --judge-url https://api.openai.com/v1 --judge-model gpt-4-0613 --out outputs/8b/eval/dpo/mt_bench
+    """
     from hermes3.evaluate.mt_bench import Bench, run
 
     options = {key: value for key, value in locals().items() if key in Bench.__dataclass_fields__}

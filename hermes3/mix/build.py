@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -27,12 +28,13 @@ import pyarrow as pa
 from rich.progress import Progress
 
 from hermes3.chat.render import Renderer
-from hermes3.files import UserError, new_folder, sha256
-from hermes3.mix import card, choose, lock, manifest, read, shard, write
+from hermes3.files import MARKER, UserError, check_out, make_folder, new_folder, sha256
+from hermes3.files import lock as lock_file
+from hermes3.mix import card, choose, columns, decontaminate, lock, manifest, read, shard, write
 from hermes3.mix import spec as specs
 from hermes3.mix.adapt import SHAPE, Example
-from hermes3.mix.decontaminate import Index
 
+COMMAND = "hermes3 mix build"
 SMALL = 20_000_000  # bytes of input below which starting worker processes costs more than they save
 SHOWN = 3  # bad rows in an error
 
@@ -40,7 +42,7 @@ SHOWN = 3  # bad rows in an error
 class Built(NamedTuple):
     manifest: manifest.Manifest
     wall: dict[str, float]  # seconds of each phase
-    work: dict[str, float]  # seconds of all workers together in each stage of the phase "rows"
+    made: int  # shards that were not in the cache
 
 
 @dataclass
@@ -49,10 +51,8 @@ class Shards:
 
     files: list[Path] = field(default_factory=list)
     counts: dict[str, Counter[str]] = field(default_factory=dict)  # by source: read, not_selected
-    seconds: Counter[str] = field(default_factory=Counter)  # of the workers, by stage; nothing for a cached shard
-
-    def rejects(self) -> list[pa.Table]:
-        return [shard.open_shard(path.with_suffix(".rejects.arrow")) for path in self.files]
+    rejects: list[Example] = field(default_factory=list)
+    made: int = 0  # those that were not cached
 
 
 def build(
@@ -67,59 +67,76 @@ def build(
 
     `UserError` on bad input, before any work where the spec alone shows it.
     """
-    clock = shard.Clock()
+    laps, begin = [], time.perf_counter()
+
+    def lap(phase: str) -> None:
+        laps.append((phase, time.perf_counter() - begin - sum(seconds for _, seconds in laps)))
+
+    check_out(out, COMMAND)
     spec = specs.load(path)
     pinned = lock.read(path)
     files = {source.name: lock.files_of(source, data_root, pinned, path) for _, source in spec.sources()}
+    states = lock.states(files)
     try:
         renderer = Renderer(spec.tokenizer)
     except ValueError as error:
         raise UserError(f"{path}: tokenizer: {error}") from None
     if not quiet and (loose := lock.unpinned(spec, pinned)):
         print(f"{path}: not pinned, so not reproducible: {', '.join(loose)}; run `hermes3 mix lock`", file=sys.stderr)
-    clock.lap("start")
-    index = Index(spec.decontaminate, data_root) if spec.decontaminate else None
-    clock.lap("read evaluation sets")
-    stages = shard.Stages(spec, renderer, index, _base_key(spec, index), {s.name: (c, s) for c, s in spec.sources()})
+    lap("start")
+    index = decontaminate.Index(spec.decontaminate, data_root) if spec.decontaminate else None
+    lap("read evaluation sets")
+    tokenizer = [sha256(spec.tokenizer / name) for name in ("tokenizer.json", "tokenizer_config.json")]
+    base_key = "".join([*tokenizer, index.digest() if index else "", shard.code_hash()])
+    sources = {source.name: (category, source) for category, source in spec.sources()}
+    stages = shard.Stages(spec, renderer, index, hashlib.sha256(base_key.encode()).hexdigest(), sources)
 
     cache = (cache or out.parent / ".cache") / spec.name
-    cache.mkdir(parents=True, exist_ok=True)
+    for inner in (cache, *states):
+        if inner.resolve().is_relative_to(out.resolve()):
+            raise UserError(f"{out}: {inner} lies in it and would be replaced; name another folder")
+    make_folder(cache)
+    threading.Thread(target=card.prepare, daemon=True).start()
     size = read.size_of(file for each in files.values() for file in each)
     workers = workers or (len(os.sched_getaffinity(0)) if size > SMALL else 1)
-    with Progress(disable=quiet, transient=True) as progress, _pool(workers, stages) as pool:
+    with (
+        (cache / MARKER).open("a") as users,
+        Progress(disable=quiet, transient=True) as progress,
+        _pool(workers, stages) as pool,
+    ):
+        lock_file(users, shared=True)
         shards = _make_shards(stages, files, cache, pool, workers, progress)
-        clock.lap("rows")
+        hashes = lock.hashes(files, states, pinned)
+        lap("rows")
         _refuse_bad_sources(path, spec, shards)
         rows = pa.concat_tables(shard.open_shard(file) for file in shards.files)
-        short = rows.drop_columns([c for c in rows.column_names if c not in shard.SHORT])
-        choice = choose.choose(short, spec)
-        clock.lap("deduplicate, fill budgets")
-        rejects = pa.concat_tables([shard.REJECTS.empty_table(), *shards.rejects(), *_left_out(rows, choice)])
+        short = rows.select([name for name in shard.SHORT if name in rows.column_names])
+        choice = choose.choose(short, spec, lambda number: shard.example(rows, number))
+        lap("deduplicate, fill budgets")
+        left_out = pa.Table.from_pylist(shards.rejects, shard.REJECTS)
+        rejects = pa.concat_tables([left_out, *_left_out(rows, choice)])
         rejects = rejects.sort_by([(name, "ascending") for name in shard.REJECTS.names])
         if not len(choice.rows):
             why = sorted({f"{r['stage']}/{r['reason']}" for r in rejects.select(["stage", "reason"]).to_pylist()})
             raise UserError(f"{path}: no row is left: {', '.join(why) or 'the sources are empty'}")
-        with new_folder(out) as tmp:
+        with new_folder(out, COMMAND) as tmp:
             _write(tmp, shards, choice, pool, progress)
             write.parquet(rejects, tmp / "rejects/part-00000.parquet")
-            clock.lap("write")
-            unsearched = index.unsearched if index else {}
-            record = manifest.make(
-                spec, files, pinned, unsearched, short, choice, rejects, shards.counts, write.output_hash(tmp)
-            )
+            lap("write")
+            searched = decontaminate.record(spec, index)
+            inputs = (spec, files, hashes, pinned, shards.counts, searched)
+            record = manifest.make(*inputs, short, choice, rejects, write.output_hash(tmp))
             text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
             (tmp / "manifest.json").write_text(text, encoding="utf-8")
-            clock.lap("manifest")
+            lap("manifest")
             card.write_card(tmp, record)
-            clock.lap("card")
+            lap("card")
             prepared = manifest.prepared_folder(record)
             (tmp / prepared).mkdir()
             (tmp / "prepared").symlink_to(prepared)
-    keep = {name for file in shards.files for name in (file.name, file.with_suffix(".rejects.arrow").name)}
-    for stale in cache.iterdir():  # of an older spec or of a build that was killed
-        if stale.name not in keep:
-            stale.unlink()
-    return Built(record, clock.seconds, dict(shards.seconds))
+        if lock_file(users):  # no other build uses this cache
+            shard.sweep(cache, {file.name for file in shards.files})
+    return Built(record, dict(laps), shards.made)
 
 
 def summary(out: Path, built: Built) -> str:
@@ -134,42 +151,48 @@ def summary(out: Path, built: Built) -> str:
     lines.append(f"{total['loss_tokens'] / total['tokens']:.1%} of the tokens bear loss (the paper: 69 %)")
     lines += [f"left out: {n:,} {why}" for why, n in record["rejects"].items()]
     lines += [f"short: {row['label']}: {row['shortfall']}" for row in rows if row["shortfall"]]
+    lines += [f"weight not met: {source}: {sentence}" for source, sentence in record["unmet_weights"].items()]
     lines.append(f"{sum(built.wall.values()):.1f} s: " + ", ".join(f"{k} {v:.1f}" for k, v in built.wall.items()))
     return "\n".join([*lines, f"{out}/card.html"])
 
 
-def _base_key(spec: specs.Spec, index: Index | None) -> str:
-    tokenizer = [sha256(spec.tokenizer / name) for name in ("tokenizer.json", "tokenizer_config.json")]
-    evaluation = index.digest() if index else ""
-    return hashlib.sha256("".join([*tokenizer, evaluation, shard.code_hash()]).encode()).hexdigest()
-
-
 def _refuse_bad_sources(path: Path, spec: specs.Spec, shards: Shards) -> None:
-    """Stop when a source selects nothing, or more of it than `max_bad_rows` is not of its declared shape."""
+    """Stop where a source is empty, is not of its shape (`max_bad_rows`), or holds more than its adapter reads."""
     bad: dict[str, list[Example]] = {}
-    for table in shards.rejects():
-        for row in table.to_pylist():
-            if row["reason"] in SHAPE:
-                bad.setdefault(row["source"], []).append(row)
+    for row in shards.rejects:
+        if row["reason"] in SHAPE:
+            bad.setdefault(row["source"], []).append(row)
+    wrong = []
     for _, source in spec.sources():
-        rows, n_read = bad.get(source.name, []), shards.counts.get(source.name, Counter())["read"]
-        if source.where and not n_read:
-            wrong = f"where {source.where} selects no row; check the column's name"
-            raise UserError(f"{path}: source {source.name}: {wrong}")
-        if len(rows) > spec.max_bad_rows * n_read:
+        rows, counts = bad.get(source.name, []), shards.counts.get(source.name, Counter())
+        limit = spec.max_bad_rows if source.max_bad_rows is None else source.max_bad_rows
+        where, n_read = f"{path}: source {source.name}: ", counts["read"]
+        if counts["not_selected"] and not n_read:
+            wrong.append(f"{where}where {source.where} selects no row; check the column's name")
+        elif not n_read:
+            wrong.append(f"{where}{source.path or source.repo} holds no row; check the file, or take the source out")
+        elif len(rows) > limit * n_read:
             shown = "".join(f"\n  {row['reason']}: {row['detail']}" for row in rows[:SHOWN])
-            raise UserError(
-                f"{path}: source {source.name}: {len(rows):,} of {n_read:,} rows are not of shape {source.adapter}; "
-                f"check the adapter, or raise max_bad_rows (now {spec.max_bad_rows:g}){shown}"
+            wrong.append(
+                f"{where}{len(rows):,} of {n_read:,} rows are not of shape {source.adapter}; check the adapter, or "
+                f"raise max_bad_rows (now {limit:g}){shown}"
             )
+        elif unread := columns.unread(counts, source):
+            shown = ", ".join(f"{name} ({n:,} rows)" for name, n in unread.items())
+            wrong.append(
+                f"{where}adapter {source.adapter} does not read {shown}, which may hold what should train; declare "
+                f"`columns: {{{min(unread)}: COLUMN}}` with a column that it reads, take another adapter, or leave "
+                f"them out with `ignore: [{', '.join(unread)}]`"
+            )
+    if wrong:
+        raise UserError("\n".join(wrong))
 
 
 def _left_out(rows: pa.Table, choice: choose.Choice) -> Iterator[pa.Table]:
     for why, (numbers, details) in choice.rejected.items():
         about = rows.select(["id", "source"]).take(pa.array(numbers))
         stage, reason = (pa.array([part] * len(numbers), pa.string()) for part in why.split("/"))
-        columns = [about["id"], about["source"], stage, reason, pa.array(details, pa.string())]
-        yield pa.table(columns, schema=shard.REJECTS)
+        yield pa.table([*about.columns, stage, reason, pa.array(details, pa.string())], schema=shard.REJECTS)
 
 
 def _write(out: Path, shards: Shards, choice: choose.Choice, pool: Executor, progress: Progress) -> None:
@@ -225,6 +248,7 @@ def _make_shards(
     """Every chunk's shard, made or cached; at most a few chunks wait, so memory does not grow with the sources."""
     shards = Shards()
     waiting: deque[tuple[str, Path, Future[Any] | None]] = deque()
+    task = progress.add_task("rows", total=read.size_of(file for each in files.values() for file in each))
 
     def finish() -> None:
         name, path, future = waiting.popleft()
@@ -232,18 +256,16 @@ def _make_shards(
             future.result()
         about = json.loads(shard.open_shard(path).schema.metadata[b"hermes3"])
         shards.counts.setdefault(name, Counter()).update(about["counts"])
-        if future:
-            shards.seconds.update(about["seconds"])
+        shards.rejects += about["rejects"]
+        shards.made += future is not None
         shards.files.append(path)
         progress.advance(task, about["bytes"])
 
-    task = progress.add_task("rows", total=read.size_of(file for each in files.values() for file in each))
     for source in files:
         for chunk in read.chunks(source, files[source]):
             key = stages.key(chunk)
             path = cache / f"{key}.arrow"
-            cached = path.exists() and path.with_suffix(".rejects.arrow").exists()
-            waiting.append((source, path, None if cached else pool.submit(_make, chunk, cache, key)))
+            waiting.append((source, path, None if path.exists() else pool.submit(_make, chunk, cache, key)))
             if len(waiting) > 2 * workers:
                 finish()
     while waiting:

@@ -3,7 +3,9 @@
 Everything here depends on the rows' content and the seed alone: not on chunks, workers or a library's random stream.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,32 +20,35 @@ from hermes3.mix.spec import CATEGORIES, Source, Spec
 class Choice:
     """`rows`: int64[n_kept], numbers of the rows to write, in order; `uses`: int64[n_kept], 0 for a row's first use.
 
-    `rejected`: {stage/reason: (rows, details)} of rows left out; `shortfalls`: {category: sentence}.
+    `rejected`: {stage/reason: (rows, details)} of rows left out; `shortfalls`: {category: sentence};
+    `unmet_weights`: {source: sentence}.
     """
 
     rows: np.ndarray
     uses: np.ndarray
     rejected: dict[str, tuple[np.ndarray, list[str]]]
     shortfalls: dict[str, str]
+    unmet_weights: dict[str, str]
 
 
-def choose(rows: pa.Table, spec: Spec) -> Choice:
-    """Choose among `rows` (the columns `SHORT` of hermes3/mix/shard.py)."""
+def choose(rows: pa.Table, spec: Spec, row_at: Callable[[int], dict[str, Any]]) -> Choice:
+    """Choose among `rows` (the columns `SHORT` of hermes3/mix/shard.py); `row_at` gives what a row says."""
     sources = [source for _, source in spec.sources()]
     source_of = _index(rows["source"], [source.name for source in sources])
     category_of = _index(rows["category"], list(CATEGORIES))
     tokens = rows["n_tokens"].to_numpy()
-    drawn = _drawn(rows["hash"], spec.seed)
+    drawn = _drawn(rows["words"], spec.seed)
     ids = rows["id"]
     rejected: dict[str, tuple[np.ndarray, list[str]]] = {}
 
-    def without(reason: str, repeats: dict[int, int], order: np.ndarray) -> np.ndarray:
-        """`order` without the rows that repeat another; each reject names the row that it repeats."""
+    def without(reason: str, repeats: dict[int, tuple[int, dict[str, float]]], order: np.ndarray) -> np.ndarray:
+        """`order` without the rows that repeat another; each reject names the row that it repeats, and how alike."""
         if not repeats:
             return order
-        removed = np.array(sorted(repeats), np.int64)
-        better = [repeats[i] for i in removed.tolist()]
-        details = [f"of {ids[other].as_py()} in {sources[source_of[other]].name}" for other in better]
+        removed, details = np.array(sorted(repeats), np.int64), []
+        for other, alike in map(repeats.get, removed.tolist()):
+            parts = "".join(f", {part} {value:.2f}" for part, value in alike.items())
+            details.append(f"of {ids[other].as_py()} in {sources[source_of[other]].name}{parts}")
         rejected[f"dedup/{reason}"] = (removed, details)
         return order[~np.isin(order, removed)]
 
@@ -52,10 +57,11 @@ def choose(rows: pa.Table, spec: Spec) -> Choice:
     order = without("exact_duplicate", _copies(rows["hash"], order), order)
     if spec.near_duplicates and len(order):
         signed = _bytes(rows["signature"]).view("<u4")
-        repeats = dedup.near_duplicates(signed, order, spec.near_duplicates.threshold)
+        compare = dedup.comparer(row_at, spec.near_duplicates.ngram)
+        repeats = dedup.near_duplicates(signed, order, spec.near_duplicates.threshold, compare)
         order = without("near_duplicate", repeats, order)
 
-    budgets, shortfalls = spec.budgets(), {}
+    budgets, shortfalls, unmet = spec.budgets(), {}, {}
     kept, uses = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     over, details = [], []
     for code, name in enumerate(CATEGORIES):
@@ -74,13 +80,14 @@ def choose(rows: pa.Table, spec: Spec) -> Choice:
         have = int(tokens[taken].sum())
         if budgets[name] - have > (tokens[pool].max() if len(pool) else 0):
             shortfalls[name] = _shortfall(budgets[name], have, own)
+        unmet |= _unmet(spec.categories[name].sources, sources, source_of[taken], tokens[taken], budgets[name])
     if details:
         rejected["budget/over_budget"] = (np.concatenate(over), details)
     chosen, use = np.concatenate(kept), np.concatenate(uses)
     with np.errstate(over="ignore"):
         place = mix(drawn[chosen] + use.astype(np.uint64))  # a repeated row stands elsewhere than its first use
     final = np.lexsort((chosen, place))
-    return Choice(chosen[final], use[final], rejected, shortfalls)
+    return Choice(chosen[final], use[final], rejected, shortfalls, unmet)
 
 
 def _fill(
@@ -116,18 +123,29 @@ def _shortfall(budget: int, have: int, sources: dict[int, Source]) -> str:
     return f"{have / 1e6:.4g} of {budget / 1e6:.4g} M tokens available; {remedy}"
 
 
+def _unmet(
+    weighted: list[Source], sources: list[Source], source_of: np.ndarray, tokens: np.ndarray, budget: int
+) -> dict[str, str]:
+    """{source: sentence} for each of a category's sources that fills less of the budget than its weight says."""
+    total, unmet = sum(source.weight or 0 for source in weighted), {}
+    for source in weighted:
+        wanted = budget * (source.weight or 0) / (total or 1)
+        have = int(tokens[source_of == sources.index(source)].sum())
+        if wanted - have > tokens.max(initial=0):
+            sentence = f"its weight asks for {wanted / 1e6:.4g} M tokens, it has {have / 1e6:.4g}"
+            unmet[source.name] = f"{sentence}; raise its max_repeat or lower its weight"
+    return unmet
+
+
 def _index(column: pa.ChunkedArray, names: list[str]) -> np.ndarray:
     return pc.index_in(column, value_set=pa.array(names)).to_numpy()
 
 
 def _bytes(column: pa.ChunkedArray) -> np.ndarray:
     """uint8[n_rows, width] of a fixed-size binary column."""
-    width = column.type.byte_width
-    parts = [np.empty((0, width), np.uint8)]
-    for chunk in column.chunks:
-        data = np.frombuffer(chunk.buffers()[1], np.uint8)
-        parts.append(data[chunk.offset * width : (chunk.offset + len(chunk)) * width].reshape(-1, width))
-    return np.concatenate(parts)
+    whole, width = column.combine_chunks(), column.type.byte_width
+    data = np.frombuffer(whole.buffers()[1] or b"", np.uint8)
+    return data[whole.offset * width : (whole.offset + len(whole)) * width].reshape(-1, width)
 
 
 def _drawn(hashes: pa.ChunkedArray, seed: int) -> np.ndarray:
@@ -136,10 +154,10 @@ def _drawn(hashes: pa.ChunkedArray, seed: int) -> np.ndarray:
     return mix(first ^ mix(np.array([seed], np.uint64)))
 
 
-def _copies(hashes: pa.ChunkedArray, order: np.ndarray) -> dict[int, int]:
-    """{row: the row before it in `order` that says the same}."""
+def _copies(hashes: pa.ChunkedArray, order: np.ndarray) -> dict[int, tuple[int, dict[str, float]]]:
+    """{row: (the row before it in `order` that says the same, nothing to add)}."""
     codes = hashes.combine_chunks().dictionary_encode().indices.to_numpy()[order]
     _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
     kept = first[inverse]
     again = np.flatnonzero(kept != np.arange(len(codes)))
-    return dict(zip(order[again].tolist(), order[kept[again]].tolist(), strict=True))
+    return {row: (other, {}) for row, other in zip(order[again].tolist(), order[kept[again]].tolist(), strict=True)}

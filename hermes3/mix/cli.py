@@ -1,14 +1,12 @@
 """The `hermes3 mix` verbs."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Build data mixes and look into them.")
+app = typer.Typer(no_args_is_help=True, help="Build data mixes and check them.")
 
-Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Spec = Annotated[Path, typer.Argument(help="mix spec, data_mixes/*.yml")]
 Mix = Annotated[Path, typer.Argument(help="folder of a built mix")]
 DataRoot = Annotated[Path, typer.Option(help="folder that the spec's paths are relative to")]
@@ -21,27 +19,25 @@ def build(
     data_root: DataRoot = Path(),
     workers: Annotated[int | None, typer.Option(min=1, help="processes; all cores by default")] = None,
     cache: Annotated[Path | None, typer.Option(help="folder of finished work; .cache beside OUT by default")] = None,
-    as_json: Json = False,
 ) -> None:
-    """Turn declared sources into a mix that Axolotl trains on, with a record of what is in it and what is not."""
+    """Build the mix of SPEC: what Axolotl trains on. A manifest records what is in it and what is not.
+
+    Example: hermes3 mix build data_mixes/tiny_sft.yml --out mixes/tiny_sft
+    """
     from hermes3.mix import build
 
-    built = build.build(spec, out, data_root, workers, cache)
-    if as_json:
-        print(json.dumps({"manifest": built.manifest, "seconds": built.wall, "worker_seconds": built.work}))
-    else:
-        print(build.summary(out, built))
+    print(build.summary(out, build.build(spec, out, data_root, workers, cache)))
 
 
 @app.command("lock")
-def lock(spec: Spec, data_root: DataRoot = Path(), as_json: Json = False) -> None:
-    """Resolve every source's commit and file hashes, and write them beside SPEC; needs the network for Hub sources."""
+def lock(spec: Spec, data_root: DataRoot = Path()) -> None:
+    """Pin every source of SPEC: its commit and file hashes. Sources on the Hub need the network.
+
+    Example: hermes3 mix lock data_mixes/tiny_sft.yml
+    """
     from hermes3.mix import lock
 
     pinned = lock.make(spec, data_root)
-    if as_json:
-        print(json.dumps(pinned))
-        return
     for name, source in pinned["sources"].items():
         size = sum(file["bytes"] for file in source["files"].values())
         print(f"{name}: {len(source['files'])} files, {size / 1e6:,.1f} MB, {source.get('revision') or 'local'}")
@@ -52,12 +48,14 @@ def lock(spec: Spec, data_root: DataRoot = Path(), as_json: Json = False) -> Non
 def verify(
     mix: Mix,
     every_row: Annotated[bool, typer.Option("--all", help="render every row anew, not a sample of 2,000")] = False,
-    as_json: Json = False,
 ) -> None:
-    """Check a mix against its manifest: hashes, sums, budgets, and that rows render to what trains."""
+    """Check a built mix against its manifest. Hashes, sums, budgets, and that rows render to what trains.
+
+    Example: hermes3 mix verify mixes/tiny_sft
+    """
     from hermes3.mix.verify import verify
 
     wrong = verify(mix, every_row)
-    print(json.dumps(wrong) if as_json else "\n".join(wrong) or f"{mix}: every check holds")
+    print("\n".join(wrong) or f"{mix}: every check holds")
     if wrong:
         raise typer.Exit(1)

@@ -1,54 +1,67 @@
 """Finding evaluation questions in training rows, by word n-grams (13 by default, as in the GPT-3 report, appendix C).
 
-A text of an evaluation set that is shorter than the n-gram is searched for whole, down to `min_words`. A question
-without a text of that length cannot be told from ordinary speech and is counted as unsearched. An n-gram that stands in
-more than `BOILERPLATE` questions of its set (instructions, answer formats) says nothing about contamination and is left
-out of the search.
+Words are compared in lower case after NFKC (hermes3/mix/ngrams.py). A text of an evaluation set that is shorter than
+the n-gram is searched for whole, down to `min_words`. A question without a text of that length cannot be told from
+ordinary speech and is counted as unsearched. Reference answers are not searched for: others give the same answers. An
+n-gram that stands in more than half of a set's texts is its instruction or answer format, and is left out and counted;
+a passage that many questions have as a field of its own is one text.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hermes3.files import UserError
-from hermes3.mix.ngrams import Words
-from hermes3.mix.spec import Decontaminate, EvalSet
+from hermes3.files import UserError, read_yaml
+from hermes3.mix.ngrams import Words, folded
+from hermes3.mix.spec import Decontaminate, EvalSet, Spec
 
-BOILERPLATE = 10
+# names of fields that hold a question's solution
+ANSWER = r"answer|target|label|gold|solution|output|response|completion|reference|rationale|explanation|reasoning|\bcot"
+SUITE = Path(__file__).parents[2] / "eval/suites/paper.yml"
+LEADERBOARD = "leaderboard_"  # lm-eval has some sets under two names
+FEW = 10  # texts of a set that may share words however small the set is
 TABLE_BITS = 24  # 16 MB: of two million n-grams, one word in ten goes on to the exact look-up
 
 
 class Index:
-    """The n-grams of all evaluation sets. It can be pickled."""
+    """The n-grams of all evaluation sets. It can be pickled.
+
+    `unsearched`: {set: questions without a text that is long enough}; `shared`: {set: n-grams that were left out}.
+    """
 
     def __init__(self, settings: Decontaminate, data_root: Path):
         self.names = [one.name for one in settings.against]
         self.first = settings.min_words
         self.unsearched: dict[str, int] = {}
+        self.shared: dict[str, int] = {}
         grams: dict[int, list[tuple[np.ndarray, int]]] = {}
-        prefixes = []
+        prefixes = [np.empty(0, np.uint64)]
         for owner, one in enumerate(settings.against):
-            questions = [list(_texts(doc)) for doc in _docs(one, data_root)]
-            words = Words([text for texts in questions for text in texts])
-            question_of = np.repeat(np.arange(len(questions)), [len(texts) for texts in questions])[words.text_of]
-            sizes = np.bincount(words.text_of, minlength=1)[words.text_of]  # words in the text of each word
-            searched = np.unique(question_of[sizes >= self.first])
-            self.unsearched[one.name] = len(questions) - len(searched)
+            questions = [_question(doc, one) for doc in _docs(one, data_root)]
+            texts = list(dict.fromkeys(text for question in questions for text in question))
+            words = Words(texts)
+            long = {text for text, n in zip(texts, words.counts.tolist(), strict=True) if n >= self.first}
+            self.unsearched[one.name] = sum(long.isdisjoint(question) for question in questions)
+            limit = max(FEW, sum(len(question) > 0 for question in questions) / 2)
+            self.shared[one.name] = 0
             for n in range(self.first, settings.ngram + 1):
                 at, hashes = words.ngrams(n)
                 if n < settings.ngram:  # whole texts alone
-                    at, hashes = at[sizes[at] == n], hashes[sizes[at] == n]
-                at, hashes = _without_boilerplate(at, hashes, question_of)
-                grams.setdefault(n, []).append((hashes, owner))
-                prefixes.append(words.at(at, self.first)[1])
-        every = np.concatenate(prefixes)
+                    whole = words.counts[words.text_of[at]] == n
+                    at, hashes = at[whole], hashes[whole]
+                pairs = np.unique(np.stack([hashes, words.text_of[at].astype(np.uint64)]), axis=1)[0]
+                known, n_texts = np.unique(pairs, return_counts=True)
+                keep = n_texts[np.searchsorted(known, hashes)] <= limit if len(at) else np.empty(0, bool)
+                self.shared[one.name] += int((n_texts > limit).sum())
+                grams.setdefault(n, []).append((hashes[keep], owner))
+                prefixes.append(words.at(at[keep], self.first)[1])
         self.table = np.zeros(1 << TABLE_BITS, bool)
-        self.table[every >> np.uint64(64 - TABLE_BITS)] = True
-        self.prefixes = np.unique(every)
+        self.table[np.concatenate(prefixes) >> np.uint64(64 - TABLE_BITS)] = True
         self.grams = {n: _sorted(parts) for n, parts in grams.items() if any(len(hashes) for hashes, _ in parts)}
 
     def digest(self) -> str:
@@ -56,20 +69,53 @@ class Index:
         parts = [array.tobytes() for n in sorted(self.grams) for array in self.grams[n]]
         return hashlib.sha256(b"".join([repr(self.names).encode(), *parts])).hexdigest()
 
-    def hits(self, words: Words) -> dict[int, str]:
-        """{text: "evaluation set: the words in common"} for each text of `words` that holds a known n-gram."""
+    def hits(self, texts: list[str]) -> dict[int, str]:
+        """{text: "evaluation set: the words in common"} for each of `texts` that holds a known n-gram."""
+        spellings = [folded(text) for text in texts]
+        words = Words([spelling for each in spellings for spelling in each])
+        text_of = np.repeat(np.arange(len(texts)), list(map(len, spellings)))
         at, hashes = words.ngrams(self.first)
         at = at[self.table[hashes >> np.uint64(64 - TABLE_BITS)]]
-        at, hashes = words.at(at, self.first)
-        at = at[_lookup(self.prefixes, hashes) >= 0]
         hits: dict[int, str] = {}
         for n, (known, owners) in sorted(self.grams.items(), reverse=True):
             where, hashes = words.at(at, n)
             place = _lookup(known, hashes)
             for i in np.flatnonzero(place >= 0):
-                text = int(words.text_of[where[i]])
+                text = int(text_of[words.text_of[where[i]]])
                 hits.setdefault(text, f"{self.names[owners[place[i]]]}: {words.phrase(where[i], n)}")
         return hits
+
+
+def record(spec: Spec, index: Index | None) -> dict[str, Any]:
+    """For the manifest: `unsearched` questions and `shared` n-grams by set; rows of the paper's table `not_searched`.
+
+    A row of Table 5 (eval/suites/paper.yml) is searched for when a task that measures it is.
+    """
+    names = {one.task or "" for one in spec.decontaminate.against} if spec.decontaminate else set()
+    names = {name.removeprefix(LEADERBOARD) for name in names}
+    groups = read_yaml(SUITE)["groups"]
+    missing = [
+        name
+        for name, group in groups.items()
+        if names.isdisjoint(task.removeprefix(LEADERBOARD) for task in group["tasks"])
+    ]
+    unsearched, shared = (index.unsearched, index.shared) if index else ({}, {})
+    return {"unsearched": unsearched, "shared": shared, "not_searched": missing}
+
+
+def _question(doc: Any, one: EvalSet) -> list[str]:
+    """The folded texts of a question: those of the fields that the spec names, else all but answers."""
+    if isinstance(doc, dict):
+        if missing := set(one.fields) - doc.keys():
+            raise UserError(f"decontaminate.against {one.name}: no field {min(missing)}; there are {', '.join(doc)}")
+        doc = {key: doc[key] for key in one.fields} if one.fields else _without_answers(doc)
+    return [spelling for text in _texts(doc) for spelling in folded(text)]
+
+
+def _without_answers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_answers(inner) for key, inner in value.items() if not re.search(ANSWER, str(key), re.I)}
+    return [_without_answers(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _docs(one: EvalSet, data_root: Path) -> Iterator[Any]:
@@ -91,8 +137,8 @@ def _docs(one: EvalSet, data_root: Path) -> Iterator[Any]:
         raise UserError(f"decontaminate.against {path}: not JSON: {error}") from None
 
 
-def _task_docs(task: str, split: str) -> Iterator[Any]:
-    """The documents of an lm-eval task's split, loaded by lm-eval itself."""
+def _task_docs(task: str, split: str | None) -> Iterator[Any]:
+    """The documents of a split of an lm-eval task, or of each task of a group, loaded by lm-eval itself."""
     from lm_eval.tasks import TaskManager, get_task_dict
 
     manager = TaskManager(include_path="eval/tasks")
@@ -104,9 +150,10 @@ def _task_docs(task: str, split: str) -> Iterator[Any]:
             yield from leaves(value) if isinstance(value, dict) else [value]
 
     for one in leaves(get_task_dict([task], manager)):
-        if split not in one.dataset:
-            raise UserError(f"decontaminate.against {task}: no split {split}; it has {', '.join(one.dataset)}")
-        yield from one.dataset[split]
+        own = split or one.config.test_split or one.config.validation_split
+        if own not in one.dataset:
+            raise UserError(f"decontaminate.against {task}: no split {own}; it has {', '.join(one.dataset)}")
+        yield from one.dataset[own]
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -116,15 +163,6 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, dict | list | tuple):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from _texts(inner)
-
-
-def _without_boilerplate(at: np.ndarray, hashes: np.ndarray, question_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if not len(at):
-        return at, hashes
-    pairs = np.unique(np.stack([hashes, question_of[at].astype(np.uint64)]), axis=1)[0]
-    known, counts = np.unique(pairs, return_counts=True)
-    keep = counts[np.searchsorted(known, hashes)] <= BOILERPLATE
-    return at[keep], hashes[keep]
 
 
 def _sorted(parts: list[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,39 +1,84 @@
-"""Duplicates: rows that say the same after normalisation, and near-duplicates by MinHash (Broder 1997) and LSH.
+"""Duplicates: rows that say the same, and near-duplicates by MinHash (Broder 1997), LSH and a comparison of the texts.
 
-The row that comes first in the given order stays, so the caller's order is the rule of which row is better. rensa makes
-the signatures; bands are compared with numpy, because a removed row has to name the row that it repeats, and only pairs
-whose estimated similarity reaches the threshold count.
+A row repeats another only where all of its parts do: what is asked (user turns), what is trained (answers, or both
+answers of a preference pair) and the tool calls, each call as a whole. The row that comes first in the given order
+stays, so the caller's order is the rule of which row is better. rensa makes the signatures. They find candidates alone:
+the similarity that decides and is recorded is counted on the texts.
 """
 
 import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
-from hermes3.mix.ngrams import Words
+from hermes3.mix.ngrams import Words, mix, written
 from hermes3.mix.spec import NearDuplicates
 
-NEAREST = 4  # rows before it with which a row is compared in each band, besides the best one of the band
+Alike = dict[str, float]  # Jaccard similarity by part
+PARTS = ("asked", "trained", "rejected", "calls")
+NEAREST = 16  # rows before it with which a row is compared in each band, besides the best one of the band
 BLOCK = 50_000  # pairs compared at a time: 50 MB of signatures
+DEVIATIONS = 4  # of the estimate, by which a pair may seem less alike than the threshold
+TRAILING = re.compile(rb'(?<!\\)(?:(?: |\\[trn])+(?=")|(?: |\\[tr])+(?=\\n))')  # blanks at the end of a line or text
 
 
 def content_hash(conversation: bytes) -> bytes:
-    """SHA-256 of what a row says (its messages and tools as JSON), whatever its source, letter case and blanks."""
-    text = conversation.decode().replace("\\n", " ").replace("\\t", " ")
+    """SHA-256 of what a row says (messages and tools as JSON), whatever its source, line ends and trailing blanks."""
+    return hashlib.sha256(TRAILING.sub(b"", conversation)).digest()
+
+
+def words_hash(conversation: bytes) -> bytes:
+    """The same whatever letter case and blanks: the order is drawn by it, and respelling moves no row."""
+    text = TRAILING.sub(b"", conversation).decode().replace("\\n", " ").replace("\\t", " ")
     return hashlib.sha256(" ".join(text.casefold().split()).encode()).digest()
 
 
-def signatures(words: Words, row_of: np.ndarray, n_rows: int, settings: NearDuplicates) -> np.ndarray:
-    """MinHash of each row's word n-grams, uint32[n_rows, permutations]; zeros where a row has none.
+def _parts(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(part, text) of each message of a row that counts; system prompts and tool output repeat by design."""
+    sides = [(message, "asked" if "chosen" in row else "trained") for message in row["messages"]]
+    for message, part in sides + [
+        (row[k], p) for k, p in (("chosen", "trained"), ("rejected", "rejected")) if k in row
+    ]:
+        if message["role"] not in ("user", "assistant"):
+            continue
+        if message["role"] == "user" or message.get("train") is False:
+            part = "asked"
+        yield part, message["content"]
+        for call in message.get("tool_calls", []):
+            yield "calls", json.dumps(call["function"], sort_keys=True, ensure_ascii=False)
 
-    `row_of`: int64[n_texts], the row of each text of `words`, ascending; -1 for a text that does not count.
+
+def shingles(rows: list[dict[str, Any]], ngram: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each shingle its row int64[n], its part (place in `PARTS`) int64[n], and its hash uint64[n].
+
+    A text has its runs of `ngram` words and signs, or itself where it is shorter; a call is one shingle.
     """
+    every = [(i, PARTS.index(part), text) for i, row in enumerate(rows) for part, text in _parts(row)]
+    row_of, part_of = (np.array([one[k] for one in every], np.int64) for k in (0, 1))
+    words = Words([written(text) for _, _, text in every], signs=True)
+    text, hashes = words.shingles(ngram)
+    is_call = part_of == PARTS.index("calls")
+    runs = ~is_call[text]
+    calls, whole = words.shingles(1 << 62)  # every text as one
+    text = np.concatenate([text[runs], calls[is_call[calls]]])
+    hashes = np.concatenate([hashes[runs], whole[is_call[calls]]])
+    return row_of[text], part_of[text], hashes
+
+
+def signatures(rows: list[dict[str, Any]], settings: NearDuplicates) -> np.ndarray:
+    """MinHash of each row's shingles, uint32[n_rows, permutations]; zeros where a row has none."""
     from rensa import RMinHash
 
-    at, hashes = words.ngrams(settings.ngram)
-    rows = row_of[words.text_of[at]]
-    rows, hashes = rows[rows >= 0], hashes[rows >= 0]
-    counts = np.bincount(rows, minlength=n_rows)
-    out = np.zeros((n_rows, settings.permutations), np.uint32)
+    row, part, hashes = shingles(rows, settings.ngram)
+    order = np.argsort(row, kind="stable")
+    with np.errstate(over="ignore"):
+        hashes = mix(hashes + part.astype(np.uint64))[order]  # the same words asked and trained are two things
+    counts = np.bincount(row, minlength=len(rows))
+    out = np.zeros((len(rows), settings.permutations), np.uint32)
     filled = np.flatnonzero(counts)
     if len(filled):
         offsets = np.append(0, np.cumsum(counts[filled])).astype(np.uint64)
@@ -42,30 +87,57 @@ def signatures(words: Words, row_of: np.ndarray, n_rows: int, settings: NearDupl
     return out
 
 
+def comparer(row_at: Callable[[int], dict[str, Any]], ngram: int) -> Callable[[int, int], Alike]:
+    """(row, other) -> the Jaccard similarity of their parts; `row_at` gives a row by its number."""
+
+    @lru_cache(20_000)  # 200 MB: those of a group of copies are asked for again and again
+    def sets(number: int) -> list[np.ndarray]:
+        _, part, hashes = shingles([row_at(number)], ngram)
+        return [np.unique(hashes[part == i]) for i in range(len(PARTS))]
+
+    def compare(row: int, other: int) -> Alike:
+        alike = {}
+        for name, a, b in zip(PARTS, sets(row), sets(other), strict=True):
+            if len(a) or len(b):
+                common = len(np.intersect1d(a, b, assume_unique=True))
+                alike[name] = common / (len(a) + len(b) - common)
+        return alike
+
+    return compare
+
+
 def bands(threshold: float, permutations: int) -> int:
     """The fewest bands that find a pair at the threshold with probability 0.95 or more: 1 - (1 - t^r)^b."""
     sizes = [b for b in range(1, permutations + 1) if permutations % b == 0]
     return next(b for b in sizes if 1 - (1 - threshold ** (permutations // b)) ** b >= 0.95)
 
 
-def near_duplicates(signed: np.ndarray, order: np.ndarray, threshold: float) -> dict[int, int]:
-    """{row: the better row that it repeats} over signatures uint32[n_rows, permutations].
+def near_duplicates(
+    signed: np.ndarray, order: np.ndarray, threshold: float, compare: Callable[[int, int], Alike]
+) -> dict[int, tuple[int, Alike]]:
+    """{row: (the better row that it repeats, how alike)} over signatures uint32[n_rows, permutations].
 
-    `order`: rows from best to worst. A row goes when it is similar to a better one that stays.
+    `order`: rows from best to worst. A row goes when each part of it is similar to that of a better one that stays.
     """
-    order = order[signed[order, 0] > 0]  # a row without n-grams has a signature of zeros
-    later, earlier = _alike(signed, order, threshold)
-    repeats: dict[int, int] = {}
+    order = order[signed[order, 0] > 0]  # a row without shingles has a signature of zeros
+    later, earlier = _candidates(signed, order, threshold)
+    repeats: dict[int, tuple[int, Alike]] = {}
     for row, other in zip(order[later].tolist(), order[earlier].tolist(), strict=True):
         if row not in repeats and other not in repeats:
-            repeats[row] = other
+            alike = compare(row, other)
+            if min(alike.values()) >= threshold:
+                repeats[row] = other, alike
     return repeats
 
 
-def _alike(signed: np.ndarray, order: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Places in `order` of every pair that shares a band and reaches the threshold, sorted: the later, the earlier."""
+def _candidates(signed: np.ndarray, order: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Places in `order` of every pair that shares a band and may reach the threshold, sorted: the later, the earlier.
+
+    A pair whose parts all reach the threshold reaches it in all shingles together, which is what signatures estimate.
+    """
     n_bands = bands(threshold, signed.shape[1])
     width = signed.shape[1] // n_bands
+    least = threshold - DEVIATIONS * (threshold * (1 - threshold) / signed.shape[1]) ** 0.5
     weights = np.random.default_rng(0).integers(1, 2**63, width, np.uint64) | np.uint64(1)
     candidates = [np.empty((0, 2), np.int64)]
     for band in range(n_bands):
@@ -79,10 +151,11 @@ def _alike(signed: np.ndarray, order: np.ndarray, threshold: float) -> tuple[np.
         # of a large group, whose rows share a template, each is compared with the best and the nearest, not with all
         nearest = [np.maximum(place - back, begin) for back in range(1, NEAREST + 1)]
         pairs = np.concatenate([np.stack([by_key, by_key[other]], axis=1) for other in (begin, *nearest)])
-        candidates.append(np.unique(pairs[pairs[:, 0] > pairs[:, 1]], axis=0))
+        pairs = pairs[pairs[:, 0] > pairs[:, 1]]
+        candidates.append(np.unique(pairs, axis=0))
     pairs = np.unique(np.concatenate(candidates), axis=0)
     similar = np.zeros(len(pairs), bool)
     for start in range(0, len(pairs), BLOCK):
         part = order[pairs[start : start + BLOCK]]
-        similar[start : start + BLOCK] = (signed[part[:, 0]] == signed[part[:, 1]]).mean(1) >= threshold
+        similar[start : start + BLOCK] = (signed[part[:, 0]] == signed[part[:, 1]]).mean(1) >= least
     return pairs[similar, 0], pairs[similar, 1]

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
-from hermes3.chat.prompts import to_json
-from hermes3.chat.tool_calls import parse_tool_calls
-from hermes3.messages import BadRow, Message
+from hermes3.chat.prompts import parse_tool_calls, to_json
+from hermes3.messages import ROLES, BadRow, Message
+from hermes3.mix import tool_text
 from hermes3.mix.adapt import Example
 from hermes3.mix.refusals import is_refusal
 
@@ -21,6 +21,7 @@ from hermes3.mix.refusals import is_refusal
 BROKEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffd-\uffff]")
 # A fence of backticks has no further backtick on its line (CommonMark 0.31, section 4.5). It may open a list item.
 FENCE = re.compile(r"^[ \t>]*(?:[-*+] |\d+[.)] )?(`{3,}(?=[^`\n]*$)|~{3,})", re.MULTILINE)
+CHOICE = 60  # characters: "Can't answer" is at times the right one of a quiz's choices
 SCHEMA = re.compile(r"<schema>(.*?)</schema>", re.DOTALL)
 TOOLS = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
 # by pattern, not by parsing: public data writes the block as JSON, as lines of JSON or as Python
@@ -49,9 +50,13 @@ def broken_text(row: Example) -> str | None:
 
 
 def refusal(row: Example) -> str | None:
-    """An assistant message that refuses or preaches as an AI."""
+    """An assistant message that refuses or preaches as an AI; not one of the choices that a prompt offers."""
     for place, text in _answers(row):
         if matched := is_refusal(text):
+            if len(text) <= CHOICE and any(
+                text.strip() in one["content"] for _, one in _messages(row, ("user", "system"))
+            ):
+                continue
             return f"{place}: {matched}"
     return None
 
@@ -82,7 +87,7 @@ def json_mode(row: Example) -> str | None:
     validator = _validator(schema[1]) if schema else None
     for place, text in _answers(row):
         try:
-            answer = json.loads(text, parse_constant=_no_constant)
+            answer = json.loads(text, parse_constant=int)  # int refuses NaN
         except (ValueError, RecursionError) as error:
             return f"{place}: not JSON: {error}"
         if validator and (fault := _fault(validator, answer)):
@@ -117,18 +122,18 @@ FILTERS: dict[str, Callable[[Example], str | None]] = {
 }
 
 
-def _messages(row: Example) -> Iterator[tuple[str, Message]]:
+def _messages(row: Example, roles: tuple[str, ...] = ROLES) -> Iterator[tuple[str, Message]]:
+    """(place, message) of the roles; of a preference row the prompt and the chosen answer."""
     for number, message in enumerate(row["messages"], 1):
-        yield f"message {number}", message
-    if "chosen" in row:
+        if message["role"] in roles:
+            yield f"message {number}", message
+    if "chosen" in row and "assistant" in roles:
         yield "chosen", row["chosen"]
 
 
 def _answers(row: Example) -> Iterator[tuple[str, str]]:
     """(place, text) of the assistant messages that say something; calls alone have no text."""
-    for place, message in _messages(row):
-        if message["role"] == "assistant" and message["content"]:
-            yield place, message["content"]
+    yield from ((place, m["content"]) for place, m in _messages(row, ("assistant",)) if m["content"])
 
 
 def _system(row: Example) -> str:
@@ -136,19 +141,15 @@ def _system(row: Example) -> str:
     return first["content"] if first["role"] == "system" else ""
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON value")
-
-
 @lru_cache(maxsize=256)  # a check against the metaschema takes milliseconds, and rows share schemas
 def _validator(schema: str) -> Any:
-    """Validator of the JSON text `schema`, which looks nothing up elsewhere; None if it is no valid JSON schema."""
+    """Validator of `schema`, in JSON or Python's notation, which looks nothing up elsewhere; None if not valid."""
     from jsonschema import Draft202012Validator, SchemaError
     from jsonschema.validators import validator_for
     from referencing import Registry
 
     try:
-        parsed = json.loads(schema)
+        parsed = tool_text.read(schema.strip())
         kind = validator_for(parsed, default=Draft202012Validator)
         kind.check_schema(parsed)
     except (ValueError, SchemaError, RecursionError):

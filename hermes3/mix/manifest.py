@@ -6,12 +6,14 @@ Hosts without pyarrow read manifests, so nothing here imports it.
 import json
 import platform
 from collections import Counter
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hermes3
 from hermes3.files import UserError, sha256
+from hermes3.mix import columns
 from hermes3.mix.spec import CATEGORIES, Spec
 
 if TYPE_CHECKING:
@@ -32,21 +34,32 @@ def read(mix: Path) -> Manifest:
     return json.loads((mix / "manifest.json").read_text(encoding="utf-8"))
 
 
+def batches(folder: Path, columns: list[str] | None = None, size: int = 500) -> Iterator[list[dict[str, Any]]]:
+    """The rows of the parquet files in `folder`, in order, few of them in memory at a time."""
+    import pyarrow.parquet as pq
+
+    for file in sorted(folder.glob("*.parquet")):
+        with pq.ParquetFile(file) as parquet:
+            yield from (batch.to_pylist() for batch in parquet.iter_batches(size, columns=columns))
+
+
 def make(
     spec: Spec,
     files: "dict[str, list[File]]",
+    hashes: dict[str, dict[str, str]],
     lock: dict[str, Any] | None,
-    unsearched: dict[str, int],
+    counts: dict[str, Counter[str]],
+    searched: dict[str, Any],
     rows: "pa.Table",
     choice: "Choice",
     rejects: "pa.Table",
-    counts: dict[str, Counter[str]],
     output: dict[str, Any],
 ) -> Manifest:
     """The manifest of a mix.
 
-    `rows`: the short columns of all shards' rows, of which `choice` takes some; `unsearched`: {evaluation set:
-    questions}; `counts`: {source: {"read": n, "not_selected": n}}; `output`: the hashes of the parquet files.
+    `hashes`: {source: {file: SHA-256}}; `counts`: {source: {"read": n, "not_selected": n}}; `searched`: see
+    `hermes3.mix.decontaminate.record`; `rows`: the short columns of all shards' rows, of which `choice` takes some;
+    `output`: the hashes of the parquet files.
     """
     kept = rows.take(choice.rows)
     by_source, by_category = totals(kept, "source"), totals(kept, "category")
@@ -70,8 +83,9 @@ def make(
                 "category": category,
                 **{"path": source.path, "repo": source.repo, "revision": files[source.name][0].revision},
                 **{"licence": source.licence, "rank": source.rank},
-                "files": {file.name: sha256(file.path) for file in files[source.name]},
+                "files": hashes[source.name],
                 **{f"rows_{what}": counts.get(source.name, {}).get(what, 0) for what in ("read", "not_selected")},
+                **columns.record(counts.get(source.name, {})),
                 "rows_kept": by_source.get(source.name, NOTHING)["rows"],
                 **{key: by_source.get(source.name, NOTHING)[key] for key in ("tokens", "loss_tokens")},
                 "rejects": dict(sorted(reasons.get(source.name, {}).items())),
@@ -85,8 +99,9 @@ def make(
         "total": {key: sum(part[key] for part in by_category.values()) for key in NOTHING},
         "rejects": dict(sorted(sum((Counter(part) for part in reasons.values()), Counter()).items())),
         "shortfalls": choice.shortfalls,
+        "unmet_weights": choice.unmet_weights,
         "repeated_rows": int((choice.uses > 0).sum()),
-        "unsearched": unsearched,
+        **searched,
         "output": output,
     }
 

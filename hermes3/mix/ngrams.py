@@ -1,17 +1,66 @@
 """Words of many texts as arrays, so that their n-grams can be hashed and compared without a loop over words.
 
-A word is a run of letters, digits and non-ASCII bytes of the lower-cased UTF-8 text. Hashes are polynomials modulo
-2^64: prefix sums give the hash of every run of bytes, and again of every run of words, at memory speed.
+A word is a run of letters, marks and digits; of a script that is written without blanks (Chinese, Japanese, Thai ...)
+each character is one. Hashes are polynomials modulo 2^64: prefix sums give the hash of every run of bytes, and again of
+every run of words, at memory speed.
 """
 
+import re
+import unicodedata
 from functools import cache
 
 import numpy as np
 
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 _INVERSE = pow(_BASE, -1, 2**64)
-_IN_WORD = np.zeros(256, bool)
-_IN_WORD[[*b"0123456789abcdefghijklmnopqrstuvwxyz", *range(128, 256)]] = True
+_WORD, _SIGN, _BLANK = (np.zeros(256, bool) for _ in range(3))  # kinds of bytes
+_WORD[[*b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", *range(128, 256)]] = True
+_SIGN[33:127] = ~_WORD[33:127]
+_BLANK[[*b" \t"]] = True
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
+_WITHOUT_BLANKS = ("CJK ", "HIRAGANA ", "KATAKANA ", "HALFWIDTH KATAKANA ", "BOPOMOFO ", "YI SYLLABLE ")
+_WITHOUT_BLANKS += ("THAI ", "LAO ", "KHMER ", "MYANMAR ", "TIBETAN ")  # scripts, by the names of their characters
+
+
+class _Spelling(dict[int, str]):
+    """What stands for a character beyond ASCII, as `str.translate` takes it; `signs`, `hidden`: for those."""
+
+    def __init__(self, signs: str, hidden: str):
+        self.signs, self.hidden = signs, hidden
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        kind = unicodedata.category(char)
+        if kind == "Cf" or 0xFE00 <= code <= 0xFE0F:  # zero-width: joiners, soft hyphens, marks of direction, variants
+            self[code] = self.hidden
+        elif kind[0] in "LMN":
+            self[code] = f" {char} " if unicodedata.name(char, "").startswith(_WITHOUT_BLANKS) else char
+        else:
+            self[code] = self.signs.format(char) if kind[0] in "PS" else " "
+        return self[code]
+
+
+_FOLDED, _FOLDED_APART, _WRITTEN = _Spelling(" ", ""), _Spelling(" ", " "), _Spelling(" {} ", "")
+
+
+def folded(text: str) -> list[str]:
+    """The words of `text` in lower case after NFKC, whatever stands between them; twice where characters are hidden.
+
+    A hidden character may stand within a word or for a blank: one spelling takes it out, the other splits there.
+    `\\n` and `\\t` as JSON writes them part words too.
+    """
+    if "\\" in text:
+        text = text.replace("\\n", " ").replace("\\t", " ")
+    if text.isascii():
+        return [text.lower()]
+    text = unicodedata.normalize("NFKC", text).casefold()
+    spellings = [_NOT_ASCII.sub(lambda m, s=s: m[0].translate(s), text) for s in (_FOLDED, _FOLDED_APART)]
+    return list(dict.fromkeys(spellings))
+
+
+def written(text: str) -> str:
+    """`text` with each sign beyond ASCII as a word of its own, and characters of scripts without blanks apart."""
+    return text if text.isascii() else _NOT_ASCII.sub(lambda m: m[0].translate(_WRITTEN), text)
 
 
 @cache
@@ -43,18 +92,27 @@ class _Runs:
 
 
 class Words:
-    """The words of `texts`: `text_of` int32[n_words], the text of each; `start`, `end` int64[n_words], in bytes."""
+    """The words of `texts`: `text_of` int64[n_words], the text of each; `start`, `end` int64[n_words], in bytes.
 
-    def __init__(self, texts: list[str]):
-        lowered = [text.lower().encode("utf-8", "replace") for text in texts]
-        self.joined = b"\n".join(lowered)
+    `signs`: every sign counts as a word, and so does the indentation of a line.
+    """
+
+    def __init__(self, texts: list[str], signs: bool = False):
+        encoded = [text.encode("utf-8", "replace") for text in texts]
+        self.joined = b"\n".join([b"", *encoded, b""])
         data = np.frombuffer(self.joined, np.uint8)
-        inside = _IN_WORD[data]
-        edges = np.flatnonzero(np.diff(inside, prepend=False, append=False))
-        self.start, self.end = edges[::2], edges[1::2]
-        self.runs = _Runs(_Runs(data.astype(np.uint64)).hash(self.start, self.end))
-        ends = np.cumsum([len(text) + 1 for text in lowered])
-        self.text_of = np.searchsorted(ends, self.start, side="right").astype(np.int32)
+        start, end = _edges(_WORD[data])
+        if signs:
+            alone = np.flatnonzero(_SIGN[data])
+            blanks, ends = _edges(_BLANK[data])
+            indents = (data[blanks - 1] == ord("\n")) & ~np.isin(data[ends], [*b"\r\n"])
+            start = np.concatenate([start, alone, blanks[indents]])
+            order = np.argsort(start, kind="stable")
+            start, end = start[order], np.concatenate([end, alone + 1, ends[indents]])[order]
+        self.start, self.end = start, end
+        self.runs = _Runs(_Runs(data.astype(np.uint64)).hash(start, end))
+        self.text_of = np.searchsorted(np.cumsum([1 + len(text) for text in encoded]), start - 1, side="right")
+        self.counts = np.bincount(self.text_of, minlength=len(texts))  # words of each text
 
     def __len__(self) -> int:
         return len(self.start)
@@ -69,7 +127,21 @@ class Words:
         at = at[self.text_of[at] == self.text_of[at + n - 1]]
         return at, self.runs.hash(at, at + n)
 
+    def shingles(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Each text's runs of n words, or all words of a shorter one: its number int64[n_runs], hash uint64[n_runs]."""
+        at, hashes = self.ngrams(n)
+        short = np.flatnonzero((self.counts > 0) & (self.counts < n))
+        begin = (np.cumsum(self.counts) - self.counts)[short]
+        whole = self.runs.hash(begin, begin + self.counts[short])
+        return np.concatenate([self.text_of[at], short]), np.concatenate([hashes, whole])
+
     def phrase(self, at: int, n: int) -> str:
         """The n words from number `at` on, as they are compared."""
         words = (self.joined[self.start[i] : self.end[i]] for i in range(at, at + n))
         return b" ".join(words).decode("utf-8", "replace")
+
+
+def _edges(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each run of True begins and ends."""
+    edges = np.flatnonzero(np.diff(inside, prepend=False, append=False))
+    return edges[::2], edges[1::2]

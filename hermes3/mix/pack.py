@@ -1,7 +1,7 @@
 """How a mix packs under a recipe: Axolotl's own packer over the rows' lengths, in the order that training draws.
 
 Only lengths are read, so that 390 M tokens take seconds. The counts are those of the trainer on the hardware that the
-recipe declares. It shuffles and packs anew each epoch (`hermes3.train.data_order`), and ends an epoch at
+recipe declares. It shuffles and packs anew each epoch (`hermes3.train.fixes`), and ends an epoch at
 the number of packs that it drew before the first; no step takes packs beyond that, or too few for every rank.
 """
 
@@ -43,27 +43,59 @@ class Packing:
     rows_left_out: list[int]  # of each epoch, in packs that no step takes
 
 
-def preview(mix: Path, recipe: Path, resolved: dict[str, Any], seed: int | None = None) -> Packing:
-    """The packs and steps of training on the mix in folder `mix`; `seed` stands in for the recipe's.
+def preview(mix: Path, recipe: Path, resolved: dict[str, Any]) -> Packing:
+    """The packs and steps of training on the mix in folder `mix`.
 
     `resolved`: the recipe at the path `recipe` as Axolotl resolves it, its `hardware` included. `UserError` for a
     recipe that does not pack, and for a mix that is none, holds pairs or is too long.
     """
     from axolotl.utils.dict import DictDefault
 
-    cfg = DictDefault(resolved | ({} if seed is None else {"seed": seed}))
+    cfg = DictDefault(resolved)
     if not cfg.sample_packing:
         raise UserError(f"{recipe}: sample_packing: this recipe does not pack, there is nothing to preview")
-    for key in NOT_FOLLOWED:
-        if cfg[key]:
-            raise UserError(f"{recipe}: {key}: packing cannot be previewed with it")
+    if keys := [key for key in NOT_FOLLOWED if cfg[key]]:
+        raise UserError(f"{recipe}: {keys[0]}: packing cannot be previewed with it")
     lengths, n_loss = read_lengths(mix, cfg)
     if lengths.max() > cfg.sequence_len:
         raise UserError(
             f"{mix}: a row has {lengths.max():,} tokens, sequence_len of {recipe} is {cfg.sequence_len:,}; "
             "build the mix for that length"
         )
-    return _count(lengths, n_loss, cfg, cfg.hardware.nodes * cfg.hardware.gpus_per_node)
+    gpus, accumulation = cfg.hardware.nodes * cfg.hardware.gpus_per_node, cfg.gradient_accumulation_steps
+    packer = trainer_packer(lengths, cfg, gpus)
+    per_rank = len(packer) // gpus
+    # as axolotl.utils.trainer.calculate_total_num_steps, then transformers' Trainer.set_initial_training_values. The
+    # former draws packs from whatever the process is seeded with: with our plugin, the recipe's seed
+    steps = cfg.max_steps or math.floor(max(1, len(packer) // (accumulation * gpus)) * cfg.num_epochs)
+    epochs = [epoch_batches(packer, i) for i in range(math.ceil(steps / max(1, math.ceil(per_rank / accumulation))))]
+    steps_per_epoch, rows_left_out, tokens = [], [], 0
+    for batches in epochs:
+        n = len(batches) // gpus
+        # the last step of a short epoch is not made if it lacks micro-batches
+        done = n // accumulation + (n == per_rank and n % accumulation > 0)
+        done = min(done, steps - sum(steps_per_epoch))
+        taken = _rows(batches[: min(done * accumulation, n) * gpus])
+        steps_per_epoch.append(done)
+        rows_left_out.append(len(lengths) - len(taken))
+        tokens += int(lengths[taken].sum())
+    if not (total := sum(steps_per_epoch)):
+        raise UserError(f"{len(packer)} batches are too few for a step on {gpus} GPUs; build a larger mix")
+    packs, packed = sum(map(len, epochs[0])), _rows(epochs[0])
+    return Packing(
+        rows=len(lengths),
+        tokens=int(lengths.sum()),
+        gpus=gpus,
+        capacity=packer.batch_max_len,
+        packs=packs,
+        efficiency=float(lengths[packed].sum() / (packs * packer.batch_max_len)),
+        samples_per_pack=len(packed) / packs,
+        loss_tokens_per_pack=float(n_loss[packed].sum() / packs),
+        steps_per_epoch=steps_per_epoch,
+        steps=total,
+        tokens_per_step=tokens / total,
+        rows_left_out=rows_left_out,
+    )
 
 
 def read_lengths(mix: Path, cfg: "DictDefault") -> tuple[np.ndarray, np.ndarray]:
@@ -112,48 +144,6 @@ def epoch_batches(packer: "MultipackBatchSampler", epoch: int) -> list[list[list
     packer.sampler.set_epoch(epoch)
     packer.set_epoch(epoch)
     return list(packer)
-
-
-def _count(lengths: np.ndarray, n_loss: np.ndarray, cfg: "DictDefault", gpus: int) -> Packing:
-    packer = trainer_packer(lengths, cfg, gpus)
-    accumulation = cfg.gradient_accumulation_steps
-    per_rank = len(packer) // gpus
-    # as axolotl.utils.trainer.calculate_total_num_steps, then transformers' Trainer.set_initial_training_values. The
-    # former draws packs from whatever the process is seeded with: with our plugin, the recipe's seed
-    steps = cfg.max_steps or math.floor(max(1, len(packer) // (accumulation * gpus)) * cfg.num_epochs)
-    epochs = math.ceil(steps / max(1, math.ceil(per_rank / accumulation)))
-
-    steps_per_epoch, rows_left_out, tokens = [], [], 0
-    for epoch in range(epochs):
-        batches = epoch_batches(packer, epoch)
-        if epoch == 0:
-            packs = sum(map(len, batches))
-            packed = _rows(batches)
-        n = len(batches) // gpus
-        # the last step of a short epoch is not made if it lacks micro-batches
-        done = n // accumulation + (n == per_rank and n % accumulation > 0)
-        done = min(done, steps - sum(steps_per_epoch))
-        taken = _rows(batches[: min(done * accumulation, n) * gpus])
-        steps_per_epoch.append(done)
-        rows_left_out.append(len(lengths) - len(taken))
-        tokens += int(lengths[taken].sum())
-    total = sum(steps_per_epoch)
-    if not total:
-        raise UserError(f"{len(packer)} batches are too few for a step on {gpus} GPUs; build a larger mix")
-    return Packing(
-        rows=len(lengths),
-        tokens=int(lengths.sum()),
-        gpus=gpus,
-        capacity=packer.batch_max_len,
-        packs=packs,
-        efficiency=float(lengths[packed].sum() / (packs * packer.batch_max_len)),
-        samples_per_pack=len(packed) / packs,
-        loss_tokens_per_pack=float(n_loss[packed].sum() / packs),
-        steps_per_epoch=steps_per_epoch,
-        steps=total,
-        tokens_per_step=tokens / total,
-        rows_left_out=rows_left_out,
-    )
 
 
 def _rows(batches: list[list[list[int]]]) -> np.ndarray:

@@ -25,6 +25,7 @@ CHUNK_BYTES = 16_000_000
 BLOCK = 1 << 20  # bytes (of a JSON list: characters) read at a time
 ROW_LIMIT = 1 << 24  # characters of one row of a JSON list; where a list breaks, no more is read in search of its end
 
+LONG_NUMBER = re.compile(rb"[0-9]{19}")
 TEXT = (".jsonl", ".ndjson", ".json")
 COMPRESSIONS = (".gz", ".zst")
 SUPPORTED = f"{', '.join(TEXT)} (each also with {', '.join(COMPRESSIONS)}), .parquet"
@@ -177,17 +178,16 @@ def _plain(value: Any) -> Any:
 
 
 def parse(line: bytes) -> Any:
-    """The row in `line`. `BadRow` if it is not JSON; lone surrogates and NaN, which Python writes, pass.
-
-    Integers beyond 64 bits become floats.
-    """
+    """The row in `line`, integers exact. `BadRow` if it is no JSON; lone surrogates and NaN, as Python writes, pass."""
     try:
-        return orjson.loads(line)
+        if not LONG_NUMBER.search(line):  # orjson makes floats of integers beyond 64 bits
+            return orjson.loads(line)
     except orjson.JSONDecodeError:
-        try:
-            return json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise BadRow("not_json", str(error)) from None
+        pass
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BadRow("not_json", str(error)) from None
 
 
 def selected(row: Any, where: dict[str, Any]) -> bool:

@@ -9,42 +9,32 @@ flight", "the text does not say"), which a model that is offered tools must lear
 in quotation marks, code, a letter, or a part that is played.
 """
 
-import re
-
-from hermes3.mix.vocabulary import Vocabulary
+from hermes3.mix import rules
 
 # Refusals open a message, at times after a sentence of thanks. Of 15,751 real answers, 120 characters find 7 right, 240
 # find 9 right, 800 add 1 wrong; 80 cut off the words that excuse a lacking tool, and 10 honest answers are hit.
 OPENING = 240  # characters
 
-_RULES = Vocabulary("refusals")
-# (hint, pattern, whether it gives way where a tool or a fact is lacking), in order
-_HINTED = tuple(
-    (hint, pattern, rule.get("unless_lacking", False))
-    for rule in _RULES.data["rules"]
-    for pattern in [_RULES.pattern(rule["pattern"], re.DOTALL)]
-    for hint in rule["hints"]
-)
-_LACKING, _LETTER, _PLAYED, _QUOTED = (
-    _RULES.pattern(_RULES.data[name]) for name in ("lacking", "letter", "played", "quoted")
-)
+_FILE = rules.load("refusals")
+_PATTERNS = _FILE["patterns"]
 
 
 def is_refusal(text: str) -> str | None:
     """The words in the opening of an assistant message that make it a refusal (lower case, long forms), or None."""
     opening = normalise(text[:OPENING])
-    for hint, pattern, unless_lacking in _HINTED:
-        if hint in opening and (match := pattern.search(opening)):
-            if unless_lacking and _LACKING.search(opening):
-                return None
-            return None if _LETTER.match(opening) or _PLAYED.search(opening) else match[0]
+    for rule in _FILE["rules"]:
+        if any(hint in opening for hint in rule["hints"]) and (match := rule["pattern"].search(opening)):
+            excused = rule.get("unless_lacking") and _PATTERNS["lacking"].search(opening)
+            someone_else = _PATTERNS["letter"].match(opening) or _PATTERNS["played"].search(opening)
+            quiz = len(text) < OPENING and _PATTERNS["quiz"].fullmatch(opening)
+            return None if excused or someone_else or quiz else match[0]
     return None
 
 
 def normalise(text: str) -> str:
     """Lower case, straight apostrophes, long forms, nothing between quotation marks."""
-    text = _QUOTED.sub(" ", text.replace("’", "'")).lower().strip()
+    text = _PATTERNS["quoted"].sub(" ", text.replace("’", "'")).lower().strip()
     if "'" in text:
-        for short, long in _RULES.data["long_forms"].items():
+        for short, long in _FILE["long_forms"].items():
             text = text.replace(short, long)
     return text

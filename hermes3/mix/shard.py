@@ -1,15 +1,17 @@
 """One chunk of a source through every stage that reads a row by itself: adapt, filter, tokenise, decontaminate.
 
-The result is a shard: two Arrow files in the cache, named by a hash of all that shapes them (`Stages.key`). A shard
-that is there is never made again, so a build that was killed goes on where it was, and a build with another budget or
-seed begins with its last stage.
+The result is a shard: an Arrow file in the cache, named by a hash of all that shapes it (`Stages.key`), with the rows
+that were left out in its metadata. A shard that is there is never made again, so a build that was killed goes on where
+it was, and a build with another budget or seed begins with its last stage.
 """
 
 import hashlib
 import json
 import os
-import time
+import re
+import secrets
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -19,27 +21,31 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from hermes3.chat.render import Renderer, assistant_text, prompt_text
+from hermes3.chat.render import Renderer, assistant_text, prompt_text, turns
 from hermes3.messages import BadRow
 from hermes3.mix import dedup, filters
 from hermes3.mix.adapt import ADAPTERS, Example
 from hermes3.mix.classify import classify
+from hermes3.mix.columns import Row
 from hermes3.mix.decontaminate import Index
-from hermes3.mix.ngrams import Words
 from hermes3.mix.read import Chunk, parse, selected
+from hermes3.mix.rules import FOLDER as RULES
 from hermes3.mix.spec import Source, Spec
-from hermes3.mix.vocabulary import FOLDER as RULES
 
 BATCH = 500  # rows; about 1 MB of text, which the caches of a core hold
 SIDES = ("chosen", "rejected")
+SHARD_NAME = re.compile(r"\.?[0-9a-f]{32}\.arrow(?P<unfinished>\.hermes3-[0-9a-f]{8})?")
 REJECTS = pa.schema([(key, pa.string()) for key in ("id", "source", "stage", "reason", "detail")])
 # what is needed to choose among rows, without the rows themselves
-SHORT = ("id", "source", "category", "n_tokens", "n_loss_tokens", "n_turns", "hash", "signature")
+SHORT = ("id", "source", "category", "n_tokens", "n_loss_tokens", "n_turns", "hash", "words", "signature")
 # The code that decides a row's bytes, relative to hermes3/. A test compares it with what this module imports
 SHAPED_BY = (
-    *("messages.py", "chat/encode.py", "chat/prompts.py", "chat/render.py", "chat/tool_calls.py"),
-    *(f"mix/{name}.py" for name in ("adapt", "classify", "decontaminate", "dedup", "filters", "ngrams", "read")),
-    *(f"mix/{name}.py" for name in ("refusals", "shard", "tool_text", "vocabulary")),
+    *("messages.py", "chat/encode.py", "chat/prompts.py", "chat/render.py"),
+    *(
+        f"mix/{name}.py"
+        for name in ("adapt", "classify", "columns", "decontaminate", "dedup", "filters", "ngrams", "read")
+    ),
+    *(f"mix/{name}.py" for name in ("refusals", "rules", "shard", "tool_text")),
 )
 
 
@@ -47,7 +53,7 @@ def schema(spec: Spec) -> pa.Schema:
     """Columns of a shard."""
     text, count = pa.string(), pa.int32()
     columns = {"id": text, "source": text, "category": text, "n_tokens": count, "n_loss_tokens": count}
-    columns |= {"hash": pa.binary(32), "n_turns": count, "messages": text, "tools": text}
+    columns |= {"hash": pa.binary(32), "words": pa.binary(32), "n_turns": count, "messages": text, "tools": text}
     if spec.kind == "sft":
         columns |= {"input_ids": pa.list_(pa.int32()), "loss": pa.list_(pa.bool_())}
     else:
@@ -72,7 +78,7 @@ class Stages:
         category, source = self.sources[chunk.source]
         limits = {name: (c.min_tokens, c.max_tokens) for name, c in self.spec.categories.items()}
         near = self.spec.near_duplicates.model_dump() if self.spec.near_duplicates else None
-        declared = source.model_dump(include={"name", "adapter", "where", "skip_filters"})
+        declared = source.model_dump(include={"name", "adapter", "columns", "where", "skip_filters"})
         settings = [self.base_key, self.spec.kind, self.spec.sequence_len, near, category, declared, limits]
         digest = hashlib.sha256(json.dumps([*settings, chunk.file, chunk.first], sort_keys=True).encode())
         for line in chunk.lines:
@@ -89,43 +95,33 @@ def code_hash() -> str:
 
 
 def make(chunk: Chunk, stages: Stages, folder: Path, key: str) -> None:
-    """Process `chunk`; write `KEY.rejects.arrow`, then `KEY.arrow`, whose presence says that both are whole."""
-    clock = Clock()
+    """Process `chunk` and write `KEY.arrow`."""
     rejects: list[Example] = []
     counts: Counter[str] = Counter()
     tables = []
-    rows = _rows(chunk, stages, rejects, counts, clock)
+    rows = _rows(chunk, stages, rejects, counts)
     for start in range(0, len(rows), BATCH):
         batch, columns = _tokenise(rows[start : start + BATCH], stages, rejects)
-        clock.lap("tokenise")
-        batch, columns, words, row_of = _decontaminate(batch, columns, stages, rejects)
-        clock.lap("decontaminate")
+        if stages.index:
+            batch, columns = _decontaminate(batch, columns, stages.index, rejects)
         if batch:
-            tables.append(_table(batch, columns, stages.spec, words, row_of))
-        clock.lap("fingerprint")
+            tables.append(_table(batch, columns, stages.spec))
     table = pa.concat_tables(tables).combine_chunks() if tables else schema(stages.spec).empty_table()
-    _write(pa.Table.from_pylist(rejects, schema=REJECTS), folder / f"{key}.rejects.arrow")
-    clock.lap("store")
-    about = {"counts": counts, "seconds": clock.seconds, "bytes": sum(map(len, chunk.lines))}
-    _write(table.replace_schema_metadata({"hermes3": json.dumps(about)}), folder / f"{key}.arrow")
+    about = {"counts": counts, "bytes": sum(map(len, chunk.lines)), "rejects": rejects}
+    path = folder / f"{key}.arrow"
+    table = table.replace_schema_metadata({"hermes3": json.dumps(about)})
+    tmp = path.with_name(f".{path.name}.hermes3-{secrets.token_hex(4)}")
+    try:
+        with pa.OSFile(str(tmp), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)
 
 
 def open_shard(path: Path) -> pa.Table:
     """A shard, mapped into memory."""
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-
-
-class Clock:
-    """Seconds spent, by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.last
-        self.last = now
 
 
 def _reject(row: Example, stage: str, reason: str, detail: str) -> Example:
@@ -134,7 +130,7 @@ def _reject(row: Example, stage: str, reason: str, detail: str) -> Example:
     return {"id": row["id"], "source": row["source"], "stage": stage, "reason": reason, "detail": detail}
 
 
-def _rows(chunk: Chunk, stages: Stages, rejects: list[Example], counts: Counter[str], clock: Clock) -> list[Example]:
+def _rows(chunk: Chunk, stages: Stages, rejects: list[Example], counts: Counter[str]) -> list[Example]:
     """The chunk's rows in the one message form that pass the filters, each with id, source and category."""
     category, source = stages.sources[chunk.source]
     adapt, skip = ADAPTERS[source.adapter], frozenset(source.skip_filters)
@@ -154,7 +150,9 @@ def _rows(chunk: Chunk, stages: Stages, rejects: list[Example], counts: Counter[
             if isinstance(raw, dict) and isinstance(raw.get("id"), str | int) and str(raw["id"]).isprintable():
                 row["id"] = str(raw["id"]) or place
             stage = "adapt"
-            row |= adapt(raw)
+            noted = Row(raw, source.columns)
+            row |= adapt(noted)
+            counts.update(f"{what}: {name}" for what, name in noted.account())
             stage = "filter"
             filters.apply(row, skip)
             row["json"] = _json(row)
@@ -164,7 +162,6 @@ def _rows(chunk: Chunk, stages: Stages, rejects: list[Example], counts: Counter[
             continue
         row["category"] = category or classify(row)
         kept.append(row)
-    clock.lap("read, adapt, filter")
     return kept
 
 
@@ -186,7 +183,7 @@ def _tokenise(rows: list[Example], stages: Stages, rejects: list[Example]) -> tu
             keep.append(i)
         except BadRow as bad:
             rejects.append(_reject(row, "tokenise", bad.reason, bad.detail))
-    return [rows[i] for i in keep], {name: column.take(pa.array(keep, pa.int64())) for name, column in columns.items()}
+    return _kept(rows, columns, keep)
 
 
 def _tokens(rows: list[Example], renderer: Renderer) -> dict[str, pa.Array]:
@@ -233,51 +230,57 @@ def _check(row: Example, stages: Stages) -> None:
 
 
 def _decontaminate(
-    rows: list[Example], columns: dict[str, Any], stages: Stages, rejects: list[Example]
-) -> tuple[list[Example], dict[str, Any], Words | None, np.ndarray]:
-    """The rows that hold no evaluation text; and, for near-duplicates, their words and the row of each text."""
-    if stages.index is None and stages.spec.near_duplicates is None:
-        return rows, columns, None, np.empty(0, np.int64)
-    messages = [(i, m) for i, row in enumerate(rows) for m in [*row["messages"], *(row[s] for s in SIDES if s in row)]]
-    row_of = np.array([i for i, _ in messages], np.int64)
-    words = Words([message["content"] for _, message in messages])
+    rows: list[Example], columns: dict[str, Any], index: Index, rejects: list[Example]
+) -> tuple[list[Example], dict[str, Any]]:
+    """The rows that hold no evaluation text in anything that trains or conditions, and their columns."""
+    texts = [(i, text) for i, row in enumerate(rows) for text in _read_in_training(row)]
     hit: dict[int, str] = {}
-    for text, detail in (stages.index.hits(words) if stages.index else {}).items():
-        hit.setdefault(int(row_of[text]), detail)
+    for text, detail in index.hits([text for _, text in texts]).items():
+        hit.setdefault(texts[text][0], detail)
     for i, detail in sorted(hit.items()):
         rejects.append(_reject(rows[i], "decontaminate", "evaluation_text", detail))
-    keep = np.array([i for i in range(len(rows)) if i not in hit], np.int64)
-    place = np.full(len(rows) + 1, -1)  # the row's new number; -1 for those that are gone
-    place[keep] = np.arange(len(keep))
-    # system prompts and tool output repeat by design: only what user and assistant say makes a row another's copy
-    speaks = np.array([message["role"] in ("user", "assistant") for _, message in messages], bool)
-    row_of = np.where(speaks, place[row_of], -1)
-    kept_columns = {name: column.take(pa.array(keep)) for name, column in columns.items()}
-    return [rows[i] for i in keep], kept_columns, words, row_of
+    return _kept(rows, columns, [i for i in range(len(rows)) if i not in hit])
 
 
-def _table(
-    rows: list[Example], columns: dict[str, Any], spec: Spec, words: Words | None, row_of: np.ndarray
-) -> pa.Table:
+def _read_in_training(row: Example) -> Iterator[str]:
+    """What the template writes: system prompt, tools, turns, calls, responses; and both answers of a pair."""
+    yield from (turn.text for turn in turns(row["messages"], row["tools"]))
+    yield from (assistant_text(row[side]) for side in SIDES if side in row)
+
+
+def _kept(rows: list[Example], columns: dict[str, Any], keep: list[int]) -> tuple[list[Example], dict[str, Any]]:
+    return [rows[i] for i in keep], {name: column.take(pa.array(keep, pa.int64())) for name, column in columns.items()}
+
+
+def _table(rows: list[Example], columns: dict[str, Any], spec: Spec) -> pa.Table:
     values: dict[str, Any] = {key: [row[key] for row in rows] for key in ("id", "source", "category")}
     values |= {key: [row[key] for row in rows] for key in ("n_tokens", "n_loss_tokens")}
-    values["hash"] = [dedup.content_hash(b"\n".join(row["json"].values())) for row in rows]
+    said = [b"\n".join(row["json"].values()) for row in rows]
+    values |= {"hash": list(map(dedup.content_hash, said)), "words": list(map(dedup.words_hash, said))}
     values["n_turns"] = [sum(m["role"] == "assistant" for m in row["messages"]) + ("chosen" in row) for row in rows]
     values |= {key: [row["json"][key].decode() for row in rows] for key in rows[0]["json"]}
     if spec.near_duplicates:
-        assert words is not None
-        signed = dedup.signatures(words, row_of, len(rows), spec.near_duplicates)
-        values["signature"] = [row.tobytes() for row in signed]
+        values["signature"] = [row.tobytes() for row in dedup.signatures(rows, spec.near_duplicates)]
     shape = schema(spec)
     columns |= {name: pa.array(column, shape.field(name).type) for name, column in values.items()}
     return pa.table({name: columns[name] for name in shape.names}, schema=shape)
 
 
-def _write(table: pa.Table, path: Path) -> None:
-    tmp = path.with_name(f".{path.name}.{os.getpid()}")
+def example(rows: pa.Table, number: int) -> Example:
+    """What row `number` of the shards' rows says."""
+    return {key: json.loads(rows[key][number].as_py()) for key in ("messages", *SIDES) if key in rows.column_names}
+
+
+def sweep(folder: Path, keep: set[str]) -> None:
+    """Remove the shards in `folder` whose names are not in `keep`, and what killed builds left; nothing else."""
+    for path in folder.iterdir():
+        name = SHARD_NAME.fullmatch(path.name)
+        if name and path.name not in keep and (name["unfinished"] or _is_shard(path)):
+            path.unlink()
+
+
+def _is_shard(path: Path) -> bool:
     try:
-        with pa.OSFile(str(tmp), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
+        return b"hermes3" in (open_shard(path).schema.metadata or {})
+    except (OSError, pa.ArrowInvalid):
+        return False

@@ -20,7 +20,8 @@ CATEGORIES = {
     "steering_alignment": ("Steering and Alignment", 2.5),
 }
 Adapter = Literal[
-    "messages", "sharegpt", "instruction", "question_answer", "prompt_completion", "glaive_rag", "preference"
+    *("messages", "sharegpt", "instruction", "alpaca", "question_answer", "prompt_completion", "glaive_rag"),
+    "preference",
 ]
 Filter = Literal["refusal", "unterminated_code", "json_mode", "tool_call_text", "broken_text"]
 Kind = Literal["sft", "preference"]
@@ -42,10 +43,13 @@ class Source(Strict):
     files: list[str] = Field(default=[], description="globs within the Hub dataset, instead of config and split")
     adapter: Adapter = Field(description="the shape of its rows: see hermes3/mix/adapt.py")
     licence: str = Field(description="as its publisher states it")
+    columns: dict[str, str] = Field(default={}, description="column of its rows: the column that the adapter reads")
+    ignore: list[str] = Field(default=[], description="columns and fields of turns that are not to be read")
     where: dict[str, Any] = Field(default={}, description="column: value, or list of values, of the rows to take")
     rank: int = Field(default=1, ge=1, description="quality; 1 is the strongest generator, taken and kept first")
     weight: float | None = Field(default=None, gt=0, description="share of its category's tokens, against the others'")
     max_repeat: int = Field(default=1, ge=1, description="how often a row may be used to fill a budget")
+    max_bad_rows: float | None = Field(default=None, ge=0, le=1, description="as the mix's, for this source")
     skip_filters: list[Filter] = []
 
     @model_validator(mode="after")
@@ -77,7 +81,7 @@ class Category(Strict):
 
 
 class NearDuplicates(Strict):
-    threshold: float = Field(default=0.8, gt=0, le=1, description="estimated Jaccard similarity of word n-grams")
+    threshold: float = Field(default=0.8, ge=0.3, le=1, description="Jaccard similarity of word n-grams, of each part")
     ngram: int = Field(default=5, ge=1)
     permutations: Literal[64, 128, 256] = 128
 
@@ -86,8 +90,11 @@ class EvalSet(Strict):
     """Text that must not be trained on: an lm-eval task's split, or a file."""
 
     task: str | None = None
-    split: str = "test"
+    split: str | None = Field(default=None, description="of the task; by default the one that lm-eval scores")
     path: str | None = Field(default=None, description="jsonl or json, relative to --data-root")
+    fields: list[str] = Field(
+        default=[], description="what is searched for; by default all but what is named an answer"
+    )
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:

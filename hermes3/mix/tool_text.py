@@ -11,25 +11,18 @@ import json
 import re
 from typing import Any
 
-from hermes3.chat.prompts import to_json
-from hermes3.chat.tool_calls import CALL
+from hermes3.chat.prompts import CALL, to_json
 from hermes3.messages import BadRow, Message, is_json, is_text
+from hermes3.mix import rules
 
 DECODER = json.JSONDecoder(strict=False)  # the released template leaves raw line breaks in descriptions
 SCHEMAS = re.compile(r"<tools>\s*([\[{].*?)\s*</tools>", re.DOTALL)
 RESPONSE = re.compile(r"<tool_response>(.*?)(?:</tool_response>|\Z)", re.DOTALL)
 GAP = re.compile(r"[\s,]*")
-STANDARD = "You are a function calling AI model."
-# the sentences of the standard's prompt, as they are worded in use; our template writes them, so they are taken out
-PROMPT = re.compile(
-    rf"{re.escape(STANDARD)}"
-    r"|You are provided with function signatures within <tools>\s*</tools> XML tags\."
-    r"|You may call one or more functions to assist with the user query\."
-    r"|Don't make assumptions about what values to plug into functions\."
-    r"|Here are the available tools:"
-    r"|Use the following pydantic model json schema for each tool call you will make:[^<]*?\}\s*(?=For each )"
-    r"|For each (?:\w+ )?function call return a json object with function name and arguments [^<]*"
-    r"<tool_call>(?:\s*</tool_call>)?[^<:]*:\s*<tool_call>\s*\{[^{}]*\}\s*</tool_call>"
+STANDARD, LEFT_OVER, PROMPT = (
+    re.compile(pattern.pattern.replace(" ?", r"\s*").replace(" ", r"\s+"), re.IGNORECASE)
+    for name in ("standard", "left_over", "sentences")
+    for pattern in [rules.load("tool_prompt")["patterns"][name]]
 )
 
 
@@ -61,20 +54,62 @@ def calls_in(text: str) -> list[Message]:
 
 
 def schemas(value: Any) -> list[Message]:
-    """Tools on offer as {"type": "function", "function": {...}}, from a list of them, one, or the text of either."""
+    """Tools on offer as {"type": "function", "function": {...}}, from a list of them, one, or the text of either.
+
+    Of a list, nulls are left out that no schema can mean: Arrow writes one where a tool lacks a key of another's.
+    """
     try:
         tools = _read_all(value) if isinstance(value, str) else value
     except ValueError as error:
         raise BadRow("tools_not_json", str(error)) from None
     out = []
     for tool in tools if isinstance(tools, list) else [tools]:
-        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        function = (tool.get("function") or tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not is_text(function.get("name")) or not is_json(function):
-            raise BadRow("tools_not_json", "a tool is not an object with a name")
+            raise BadRow("tools_not_json", "a tool is not an object with a name and values that JSON keeps")
         if function is tool:
             function = {key: item for key, item in tool.items() if key != "type"}
-        out.append({"type": "function", "function": function})
+        out.append({"type": "function", "function": function if isinstance(value, str) else _without_nulls(function)})
     return out
+
+
+def _without_nulls(schema: Any) -> Any:
+    """`schema` without null values; those of `default` and `const` stay where the schema allows null."""
+    if isinstance(schema, list):
+        return [_without_nulls(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {"default", "const"} if _allows_null(schema) else set()
+    return {key: _without_nulls(value) for key, value in schema.items() if value is not None or key in kept}
+
+
+def stated(value: Any, schema: Any) -> Any:
+    """`value`, arguments or a part of them, without the nulls that their `schema` does not allow.
+
+    Arrow gives a struct every key of the whole column: a null stands where a call does not have the argument. One that
+    is declared nullable, or of any type, stays.
+    """
+    schema = schema if isinstance(schema, dict) else {}
+    if isinstance(value, list):
+        return [stated(one, schema.get("items")) for one in value]
+    if not isinstance(value, dict):
+        return value
+    declared = schema["properties"] if isinstance(schema.get("properties"), dict) else {}
+    of = {key: declared.get(key, schema.get("additionalProperties", False)) for key in value}
+    return {key: stated(one, of[key]) for key, one in value.items() if one is not None or _allows_null(of[key])}
+
+
+def _allows_null(schema: Any) -> bool:
+    """Whether a schema takes null, as JSON Schema or OpenAPI (`nullable`) say it."""
+    if not isinstance(schema, dict):
+        return schema is True
+    kinds, choices, either = (schema.get(key) for key in ("type", "enum", "anyOf"))
+    either = either or schema.get("oneOf")
+    if isinstance(either, list):
+        return any(map(_allows_null, either))
+    says = [kinds if isinstance(kinds, list) else [kinds], choices if isinstance(choices, list) else []]
+    of_any_type = kinds is None and not {"enum", "$ref", "properties", "items"} & schema.keys()
+    return schema.get("nullable") is True or "null" in says[0] or None in says[1] or of_any_type
 
 
 def structured(messages: list[Message], tools: list[Message]) -> tuple[list[Message], list[Message]]:
@@ -104,17 +139,23 @@ def structured(messages: list[Message], tools: list[Message]) -> tuple[list[Mess
 
 def _own_system(system: str) -> tuple[str, list[Message]]:
     """What is left of a system message without the standard's prompt, and the schemas that it declares."""
-    block = SCHEMAS.search(system)
-    if block is None:
+    blocks = list(SCHEMAS.finditer(system))
+    if not blocks:
         return system, []
+    block = blocks[0]
     try:
         declared = schemas(block[1])
     except BadRow:
-        if STANDARD in system:
+        if STANDARD.search(system):
             raise
         return system, []  # prose with a tag in it
-    parts = (PROMPT.sub("", part).strip() for part in (system[: block.start()], system[block.end() :]))
-    return "\n\n".join(part for part in parts if part), declared
+    parts = [PROMPT.sub("", part).strip() for part in (system[: block.start()], system[block.end() :])]
+    own = "\n\n".join(part for part in parts if part)
+    if STANDARD.search(system) and (strange := LEFT_OVER.search(own)):
+        raise BadRow(
+            "tools_prompt_not_known", f"`{strange[0]}` is left of a function-calling prompt; see tool_prompt.yml"
+        )
+    return own, declared
 
 
 def _with_calls(message: Message) -> Message:
@@ -136,7 +177,7 @@ def _responses(content: str) -> list[Message]:
         try:
             value = read(body)
         except ValueError:
-            value = message["content"]  # plain text, or what `check` refuses
+            value = message["content"]  # plain text
         if isinstance(value, dict) and isinstance(value.get("name"), str) and "content" in value:
             message["name"], value = value["name"], value["content"]
         if not is_json(value):

@@ -3,10 +3,8 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from hermes3.chat.render import IGNORE, Renderer
@@ -38,7 +36,7 @@ def _files(mix: Path, manifest: manifests.Manifest) -> Iterator[str]:
 
 
 def _rows(mix: Path, manifest: manifests.Manifest) -> Iterator[str]:
-    rows = ds.dataset(mix / "rows").to_table(columns=["category", "n_tokens", "n_loss_tokens", "hash"])
+    rows = pq.read_table(mix / "rows", columns=["category", "n_tokens", "n_loss_tokens", "hash"])
     n_tokens, n_loss = rows["n_tokens"].to_numpy(), rows["n_loss_tokens"].to_numpy()
     total = {"rows": len(rows), "tokens": int(n_tokens.sum()), "loss_tokens": int(n_loss.sum())}
     if total != manifest["total"]:
@@ -52,29 +50,22 @@ def _rows(mix: Path, manifest: manifests.Manifest) -> Iterator[str]:
         yield f"rows: {repeated} stand more than once, the manifest says {manifest['repeated_rows']}"
     by_category = manifests.totals(rows, "category")
     for name, category in manifest["categories"].items():
-        tokens = by_category.get(name, manifests.NOTHING)["tokens"]
-        budget = category["budget"]
+        tokens, budget = by_category.get(name, manifests.NOTHING)["tokens"], category["budget"]
         if budget and name not in manifest["shortfalls"] and abs(tokens - budget) > n_tokens.max():
             yield f"{name}: {tokens:,} tokens, budget {budget:,}: further off than one conversation"
 
 
 def _trained(mix: Path, n_tokens: np.ndarray, n_loss: np.ndarray) -> Iterator[str]:
-    """Where the rows of train/ differ from those of rows/ in length or in loss."""
-    at = 0
+    """Whether the rows of train/ have the lengths and the loss tokens of those of rows/."""
+    lengths, loss = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for path in sorted((mix / "train").glob("*.parquet")):
-        for batch in pq.ParquetFile(path).iter_batches(5_000, columns=["labels"]):
-            labels = batch.column("labels")
-            lengths = np.diff(labels.offsets.to_numpy())
-            bears = np.append(0, np.cumsum(labels.flatten().to_numpy() != IGNORE))
-            starts = np.append(0, np.cumsum(lengths))
-            part = slice(at, at + len(batch))
-            if not np.array_equal(lengths, n_tokens[part]):
-                yield f"{path.name}: row lengths differ between train and rows"
-            if not np.array_equal(np.diff(bears[starts]), n_loss[part]):
-                yield f"{path.name}: loss tokens differ between train and rows"
-            at += len(batch)
-    if at != len(n_tokens):
-        yield f"train: {at} rows, rows: {len(n_tokens)}"
+        labels = pq.read_table(path, columns=["labels"])["labels"].combine_chunks()
+        offsets = labels.offsets.to_numpy()
+        lengths.append(np.diff(offsets))
+        loss.append(np.diff(np.append(0, np.cumsum(labels.values.to_numpy() != IGNORE))[offsets]))
+    for what, ours, theirs in (("row lengths", lengths, n_tokens), ("loss tokens", loss, n_loss)):
+        if not np.array_equal(np.concatenate(ours), theirs):
+            yield f"train: its {what} are not those of rows"
 
 
 def _rendered(mix: Path, manifest: manifests.Manifest, every_row: bool) -> Iterator[str]:
@@ -89,19 +80,13 @@ def _rendered(mix: Path, manifest: manifests.Manifest, every_row: bool) -> Itera
     if manifest["kind"] != "sft":
         return
     renderer, seen = Renderer(folder), 0
-    for train, rows in zip(_batches(mix / "train"), _batches(mix / "rows"), strict=True):
-        if len(train["input_ids"]) != len(rows["id"]):
+    for train, rows in zip(manifests.batches(mix / "train"), manifests.batches(mix / "rows"), strict=False):
+        if len(train) != len(rows):
             return  # reported above
-        conversations = [(json.loads(m), json.loads(t)) for m, t in zip(rows["messages"], rows["tools"], strict=True)]
-        for i, tokens in enumerate(renderer.render(conversations)):
-            if tokens.input_ids.tolist() != train["input_ids"][i] or tokens.labels.tolist() != train["labels"][i]:
-                yield f"row {rows['id'][i]}: does not render to the ids and labels that train"
-        seen += len(conversations)
+        tokens = renderer.render([(json.loads(row["messages"]), json.loads(row["tools"])) for row in rows])
+        for row, trained, rendered in zip(rows, train, tokens, strict=True):
+            if (rendered.input_ids.tolist(), rendered.labels.tolist()) != (trained["input_ids"], trained["labels"]):
+                yield f"row {row['id']}: does not render to the ids and labels that train"
+        seen += len(rows)
         if seen >= SAMPLE and not every_row:
             return
-
-
-def _batches(folder: Path) -> Iterator[dict[str, list[Any]]]:
-    for path in sorted(folder.glob("*.parquet")):
-        for batch in pq.ParquetFile(path).iter_batches(500):
-            yield batch.to_pydict()

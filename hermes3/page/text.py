@@ -17,9 +17,7 @@ def interval(score: dict[str, Any], scale: float = 100) -> str:
     """Bounds of a score's 95 % interval: `54.1 – 67.5`, or a dash where there is none."""
     if score["low"] is None:
         return "–"
-    digits = 1 if scale == 100 else 2
-    low, high = (f"{scale * score[side]:.{digits}f}".replace("-", "−") for side in ("low", "high"))
-    return f"{low}\u2009–\u2009{high}"
+    return "\u2009–\u2009".join(signed(score[side], scale).removeprefix("+") for side in ("low", "high"))
 
 
 def signed(value: float, scale: float = 100) -> str:
@@ -42,14 +40,9 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-def fixed(value: float) -> str:
-    """Two decimals."""
-    return f"{value:.2f}"
-
-
 def join(items: list[str]) -> str:
     """`a, b and c`."""
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
-FILTERS = {f.__name__: f for f in (percent, shown, interval, signed, p_value, count, number, fixed)}
+FILTERS = {f.__name__: f for f in (percent, shown, interval, signed, p_value, count, number)}

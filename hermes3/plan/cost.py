@@ -1,4 +1,4 @@
-"""Steps, time, GPU-hours, checkpoints and interruptions: arithmetic on stated rates.
+"""Steps, time, GPU-hours and interruptions: arithmetic on stated rates.
 
 Steps and tokens come from a mix by Axolotl's own packer, or else from the paper's 390 M tokens.
 """
@@ -6,11 +6,15 @@ Steps and tokens come from a mix by Axolotl's own packer, or else from the paper
 import json
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from hermes3.files import UserError
-from hermes3.plan.memory import FSDP2, REPLICATED, ZERO3, Memory, Setting
+from hermes3.plan.memory import Memory, Setting
+from hermes3.plan.network import Traffic, traffic
 from hermes3.plan.shapes import Shape, Work
 from hermes3.recipe.check import validate
 from hermes3.recipe.hardware import Gpu, gpu_of, hardware_of
@@ -23,9 +27,7 @@ PAPER_DPO_STEPS = 1_200  # where the 8B's DPO plot ends
 PAPER_OFFLOAD = 0.55  # CPU parameter offload costs about 45 % of efficiency
 ROW_TOKENS = 396  # a conversation's mean: the released Hermes-3-Dataset has 380 M tokens in 959 K rows
 PAIR_TOKENS = 1_000  # assumed: two times a prompt with its answer
-ASSUMED_MFU = 0.35  # of a model that the paper has no GPU-hours for
-PRETRAINING_MFU = 0.43  # the best that arXiv 2407.21783, table 4, reports for Llama 3 405B in bf16
-AXOLOTL_KEEPS = 4  # checkpoints, where save_total_limit is absent
+ASSUMED_MFU = 0.35  # of CPUs
 HOST_ADAM = 30  # bytes per parameter that Adam moves on the host: gradient and three fp32 states in, those and bf16 out
 # Llama 3 405B: 419 unexpected interruptions, 78 % of them of hardware, in 54 days on 16,384 H100 (The Llama 3 Herd of
 # Models, arXiv 2407.21783, section 3.3.4)
@@ -49,7 +51,10 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Cost:
-    """A run's time and money. GPU-hours of training; `host_gpu_hours`: in which GPUs wait for Adam on the host."""
+    """A run's time and money. GPU-hours of training; `host_gpu_hours`: in which GPUs wait for Adam on the host.
+
+    `paper_gpu_hours`, `paper_mfu`: what the paper states for the whole model, and the MFU that explains it.
+    """
 
     flops_per_token: float
     mfu: float
@@ -59,24 +64,12 @@ class Cost:
     hours: float
     gpu_hours: float
     host_gpu_hours: float
+    network: Traffic
+    paper_gpu_hours: int | None
+    paper_mfu: float | None
     interruption_chance: float
     price: float
     usd: float
-
-
-@dataclass(frozen=True)
-class Checkpoints:
-    """Bytes and seconds of a save, how many are there at once, and how often to make one."""
-
-    weights: float  # one model's, or the adapter's
-    state: float  # a checkpoint: the weights in one piece, if they are saved so, and all that a restart needs
-    weights_seconds: float | None  # None: no save writes them in one piece
-    state_seconds: float
-    kept: int  # checkpoints, when the last is written
-    storage: float  # bytes of these, and of the model that the run's end writes
-    interval_seconds: float | None  # Young's
-    interval_steps: int | None
-    lost_share: float | None  # of the time, to saves and to work done twice, at that interval
 
 
 def batches(path: Path, recipe: dict[str, Any], gpus: int) -> tuple[int, int]:
@@ -108,45 +101,39 @@ def schedule(
     """
     if mix is None and (mix_of(recipe) / "manifest.json").is_file():
         mix = mix_of(recipe)
+    epochs, max_steps = float(recipe.get("num_epochs") or 1), recipe.get("max_steps")
     if recipe.get("rl"):
-        return _pairs(recipe, batch, mix)
-    epochs = float(recipe.get("num_epochs") or 1)
+        plot = (PAPER_DPO_STEPS * batch / epochs, PAIR_TOKENS, "1,200 steps, the paper's 8B plot")
+        pairs, pair_tokens, source = _pairs(mix) if mix else plot
+        an_epoch = math.ceil(pairs / batch)  # transformers' Trainer makes a last, smaller step of what is left
+        steps = max_steps or math.ceil(an_epoch * epochs)
+        tokens, per_epoch = pair_tokens * min(steps * batch, pairs * epochs), [an_epoch] * math.ceil(epochs)
+        planned = Schedule("pairs", batch, epochs, per_epoch, steps, tokens, pair_tokens / 2, None, source)
+        return planned, [] if mix else [f"no mix: {source}; {PAIR_TOKENS:,} tokens per pair are assumed"]
     if mix and packed:
         from hermes3.mix.pack import preview  # imports Axolotl: seconds
 
         packing = preview(mix, path, validate(path))
         tokens, mean = packing.tokens_per_step * packing.steps, packing.tokens / packing.rows
-        source = f"{mix}, packed by Axolotl's packer"
-        per_epoch = packing.steps_per_epoch
-        return Schedule(
-            "sequences", batch, epochs, per_epoch, packing.steps, tokens, mean, packing.efficiency, source
-        ), []
-    length = recipe["sequence_len"]
+        source, per_epoch = f"{mix}, packed by Axolotl's packer", packing.steps_per_epoch
+        full = packing.efficiency
+        return Schedule("sequences", batch, epochs, per_epoch, packing.steps, tokens, mean, full, source), []
+    length, source = recipe["sequence_len"], "the paper's 390 M tokens, sequences 96 % full"
     an_epoch = PAPER_TOKENS / PAPER_PACKING / length / batch
-    steps = recipe.get("max_steps") or round(an_epoch * epochs)
-    tokens, per_epoch = steps * batch * length * PAPER_PACKING, [round(an_epoch)] * math.ceil(epochs)
-    source = "the paper's 390 M tokens, sequences 96 % full"
-    assumed = f"no mix: steps are for {source}; conversations of {ROW_TOKENS} tokens on average"
-    return Schedule("sequences", batch, epochs, per_epoch, steps, tokens, ROW_TOKENS, PAPER_PACKING, source), [assumed]
+    steps, per_epoch = max_steps or round(an_epoch * epochs), [round(an_epoch)] * math.ceil(epochs)
+    tokens = steps * batch * length * PAPER_PACKING
+    planned = Schedule("sequences", batch, epochs, per_epoch, steps, tokens, ROW_TOKENS, PAPER_PACKING, source)
+    return planned, [f"no mix: steps are for {source}; conversations of {ROW_TOKENS} tokens on average"]
 
 
-def _pairs(recipe: dict[str, Any], batch: int, mix: Path | None) -> tuple[Schedule, list[str]]:
-    epochs, warnings = float(recipe.get("num_epochs") or 1), []
-    if mix is None:
-        pairs, pair_tokens, source = PAPER_DPO_STEPS * batch / epochs, PAIR_TOKENS, "1,200 steps, the paper's 8B plot"
-        warnings.append(f"no mix: {source}; {PAIR_TOKENS:,} tokens per pair are assumed")
-    else:
-        if not (mix / "manifest.json").is_file():
-            raise UserError(f"{mix}: no manifest.json; build the mix first")
-        manifest = json.loads((mix / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["kind"] != "preference":
-            raise UserError(f"{mix}: a mix of kind {manifest['kind']} holds no pairs; DPO needs a preference mix")
-        pairs, source = manifest["total"]["rows"], str(mix)
-        pair_tokens = manifest["total"]["tokens"] / pairs
-    an_epoch = math.ceil(pairs / batch)  # transformers' Trainer makes a last, smaller step of what is left
-    steps = recipe.get("max_steps") or math.ceil(an_epoch * epochs)
-    tokens, per_epoch = pair_tokens * min(steps * batch, pairs * epochs), [an_epoch] * math.ceil(epochs)
-    return Schedule("pairs", batch, epochs, per_epoch, steps, tokens, pair_tokens / 2, None, source), warnings
+def _pairs(mix: Path) -> tuple[int, float, str]:
+    """(pairs, mean tokens per pair, source) of a preference mix."""
+    if not (mix / "manifest.json").is_file():
+        raise UserError(f"{mix}: no manifest.json; build the mix first")
+    manifest = json.loads((mix / "manifest.json").read_text(encoding="utf-8"))
+    if manifest["kind"] != "preference":
+        raise UserError(f"{mix}: a mix of kind {manifest['kind']} holds no pairs; DPO needs a preference mix")
+    return manifest["total"]["rows"], manifest["total"]["tokens"] / manifest["total"]["rows"], str(mix)
 
 
 def flops_per_token(shape: Shape, work: Work, row_tokens: float) -> float:
@@ -164,33 +151,63 @@ def flops_per_token(shape: Shape, work: Work, row_tokens: float) -> float:
     return passes * matrices + attention + adapter + reference
 
 
+def paper_hours(shape: Shape) -> int | None:
+    """The paper's GPU-hours for four epochs of 390 M tokens on H100, None if it has none for this model."""
+    return next((row.gpu_hours for row in rows().values() if row.base == shape.name and row.gpu_hours), None)
+
+
 def paper_mfu(shape: Shape) -> float | None:
-    """The MFU at which the paper's GPU-hours train its four epochs of 390 M tokens, whole models on H100."""
-    row = next((row for row in rows().values() if row.base == shape.name and row.gpu_hours), None)
-    if row is None:
-        return None
+    """The MFU at which training the whole model takes `paper_hours`."""
+    hours = paper_hours(shape)
     flops = flops_per_token(shape, Work(tokens=8192), ROW_TOKENS) * PAPER_TOKENS * PAPER_EPOCHS
-    return flops / (row.gpu_hours * 3600 * gpu_of("h100-80gb").flops)
+    return flops / (hours * 3600 * gpu_of("h100-80gb").flops) if hours else None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row of `measured.yml`."""
+
+    recipe: str
+    what: str
+    preference: bool
+    rank: int
+    layers: int
+    hidden: int
+    gpu: str
+    gpus: int
+    date: str
+    commit: str
+    versions: dict[str, str]
+    tokens_per_second: float
+    mfu: float
+    memory: dict[str, float]
+
+
+@lru_cache
+def measurements() -> list[Measured]:
+    return [Measured(**row) for row in yaml.safe_load(Path(__file__).with_name("measured.yml").read_text())]
 
 
 def usual_mfu(shape: Shape, work: Work, setting: Setting, gpu: Gpu) -> tuple[float, str, list[str]]:
-    """(MFU, its source, what was assumed): the paper's for this model, less its 45 % with parameters on the host."""
-    mfu = None if gpu.is_cpu else paper_mfu(shape)
-    if mfu is None:
-        mfu, source = ASSUMED_MFU, "assumed"
-        warnings = [f"MFU {ASSUMED_MFU:.0%} is assumed: the paper has no GPU-hours for this; measure, give --mfu"]
-    else:
-        source, warnings = "explains the paper's GPU-hours", []
-        if work.rank:
-            source = "of the paper's full fine-tuning"
-            warnings.append("MFU is that of the paper's full fine-tuning; it states no GPU-hours of LoRA or DPO")
-        elif mfu > PRETRAINING_MFU:
-            warnings.append(
-                f"MFU {mfu:.0%} is above the {PRETRAINING_MFU:.0%} of Llama 3 405B's pretraining: the paper's "
-                "GPU-hours may leave something out; plan with --mfu 0.4"
-            )
-        if gpu.name != "h100-80gb":
-            warnings.append(f"MFU is the paper's on H100, carried over to {gpu.name}")
+    """(MFU, its source, what was assumed): that of the nearest measurement, less 45 % with parameters on the host.
+
+    Nearest: of the same loss, then also with or without an adapter, then on the same GPU, then of the nearest size.
+    """
+    alike = [row for row in measurements() if row.preference == work.preference and not gpu.is_cpu]
+    if not alike:
+        return ASSUMED_MFU, "assumed", [f"MFU {ASSUMED_MFU:.0%} is assumed: nothing like it was measured; give --mfu"]
+    size = math.log(shape.layers * shape.hidden**2)
+    row = min(
+        alike,
+        key=lambda row: (
+            bool(row.rank) != bool(work.rank),
+            row.gpu != gpu.name,
+            abs(math.log(row.layers * row.hidden**2) - size),
+        ),
+    )
+    mfu, source = row.mfu, f"measured on {row.gpus} {row.gpu}: {row.what}"
+    same = (row.gpu, row.layers, row.hidden, bool(row.rank)) == (gpu.name, shape.layers, shape.hidden, bool(work.rank))
+    warnings = [] if same else [f"MFU {mfu:.1%} is the nearest measured, of {row.what}; this run was not measured"]
     if setting.offload == "all":
         mfu, source = mfu * PAPER_OFFLOAD, f"{source}, less the 45 % that the paper gives for CPU offload"
     return mfu, source, warnings
@@ -202,80 +219,29 @@ def cost(
     """The run's cost on `gpus` GPUs, and what was assumed of it. `mfu` None: `usual_mfu`."""
     mfu, source, warnings = (mfu, "given", []) if mfu is not None else usual_mfu(shape, work, own.setting, gpu)
     per_token = flops_per_token(shape, work, planned.row_tokens)
-    speed = mfu * gpu.flops * gpus / per_token
-    hours, adam = planned.tokens / speed / 3600, 0.0
+    arithmetic, adam = planned.tokens * per_token / (mfu * gpu.flops * gpus) / planned.steps, 0.0  # seconds per step
+    sent = traffic(shape, work, own.setting, gpu, own.nodes, gpus // own.nodes, arithmetic)
     if own.setting.offload == "optimizer":
-        adam = HOST_ADAM * work.trained(shape) / own.nodes / gpu.host_bandwidth * planned.steps / 3600
+        adam = HOST_ADAM * work.trained(shape) / own.nodes / gpu.host_bandwidth
         rate = f"{gpu.host_bandwidth / 1e9:.0f} GB/s per node"
         warnings.append(f"Adam on the host is estimated at {rate}, on top of the MFU")
-    gpu_hours = (hours + adam) * gpus
+    step = arithmetic + adam + sent.exposed
+    hours = step * planned.steps / 3600
+    paper = paper_hours(shape) if not work.rank and not work.preference else None
     total = Cost(
         flops_per_token=per_token,
         mfu=mfu,
         mfu_source=source,
-        tokens_per_second=speed,
-        step_seconds=(hours + adam) * 3600 / planned.steps,
-        hours=hours + adam,
-        gpu_hours=gpu_hours,
-        host_gpu_hours=adam * gpus,
-        interruption_chance=0.0 if gpu.is_cpu else 1 - math.exp(-gpu_hours * INTERRUPTIONS_PER_GPU_HOUR),
+        tokens_per_second=planned.tokens / planned.steps / step,
+        step_seconds=step,
+        hours=hours,
+        gpu_hours=hours * gpus,
+        host_gpu_hours=adam * planned.steps / 3600 * gpus,
+        network=sent,
+        paper_gpu_hours=paper,
+        paper_mfu=paper_mfu(shape) if paper else None,
+        interruption_chance=0.0 if gpu.is_cpu else 1 - math.exp(-hours * gpus * INTERRUPTIONS_PER_GPU_HOUR),
         price=price,
-        usd=gpu_hours * price,
+        usd=hours * gpus * price,
     )
     return total, warnings
-
-
-def kept(recipe: dict[str, Any], planned: Schedule) -> int:
-    """Checkpoints that are there when the last is written: those that the recipe keeps, and its restart point."""
-    epochs = math.ceil(planned.epochs)
-    if recipe.get("save_strategy") in (False, "no"):
-        return 0
-    saves = epochs
-    if recipe.get("saves_per_epoch"):
-        saves = recipe["saves_per_epoch"] * epochs
-    elif recipe.get("save_steps"):  # below 1: a share of all steps
-        every = recipe["save_steps"]
-        saves = math.ceil(1 / every if every < 1 else planned.steps / every)
-    limit = recipe.get("save_total_limit") or AXOLOTL_KEEPS
-    return min(saves + bool(recipe.get("restart_steps")), limit + 1)  # the oldest goes once the newest is there
-
-
-def checkpoints(
-    recipe: dict[str, Any], planned: Schedule, shape: Shape, work: Work, own: Memory, run: Cost, gpus: int, rate: float
-) -> Checkpoints:
-    """Sizes, save times at `rate` bytes/s per writing node, and the interval of Young 1974.
-
-    The interval is sqrt(2 x time of a save x mean time between interruptions): Young, A first order approximation to
-    the optimum checkpoint interval, CACM 17(9); what Daly 2006 adds matters only where saves are as long as it.
-    """
-    setting, trained = own.setting, work.trained(shape)
-    fp32 = setting.engine == ZERO3 or setting.fp32 or work.width == 4 or work.rank  # what is trained
-    state = (4 if fp32 else 2) * (1 + work.moments) * trained
-    one_piece = setting.gathered or setting.engine == REPLICATED or work.rank
-    if work.rank:
-        weights = (work.width if setting.engine == ZERO3 else 4) * trained
-    else:
-        weights = (setting.gathered or (4 if setting.engine == REPLICATED and fp32 else 2)) * trained
-    beside = weights if setting.engine == ZERO3 and one_piece else 0  # FSDP2 and data parallel train what they save
-    writers = 1 if setting.engine == REPLICATED or (setting.engine == FSDP2 and one_piece) else own.nodes
-    seconds = state / rate / writers + beside / rate
-    if recipe.get("save_only_model"):
-        state, beside, seconds = weights, 0, weights / rate / (1 if one_piece else writers)
-    interval = steps = lost = None
-    if run.interruption_chance:
-        between = 3600 / (gpus * INTERRUPTIONS_PER_GPU_HOUR)
-        interval = math.sqrt(2 * seconds * between)
-        steps = max(1, round(interval / run.step_seconds))
-        lost = seconds / interval + interval / (2 * between)
-    count = kept(recipe, planned)
-    return Checkpoints(
-        weights=weights,
-        state=state + beside,
-        weights_seconds=weights / rate if one_piece else None,
-        state_seconds=seconds,
-        kept=count,
-        storage=count * (state + beside) + (weights if one_piece else 0),
-        interval_seconds=interval,
-        interval_steps=steps,
-        lost_share=lost,
-    )

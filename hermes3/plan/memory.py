@@ -28,7 +28,8 @@ class Setting:
 
     `fp32`: weights and moments of the optimizer are fp32, else bf16 throughout. `offload`: what stays in host memory:
     "", "optimizer" (with the fp32 weights), or "all". `gathered`: bytes per parameter that rank 0 collects in its
-    host's memory at a save; 0: each rank saves its part. `buckets`: ZeRO's sizes where given, in elements.
+    host's memory at a save; 0: each rank saves its part. `buckets`: ZeRO's sizes where given, in elements. `group`:
+    GPUs that hold one copy, of all states under FSDP2, of the weights alone under ZeRO-3 (its hpZ); 0: all of the run.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Setting:
     offload: str = ""
     gathered: int = 0
     buckets: dict[str, float] = field(default_factory=dict)
+    group: int = 0
+    overlap: bool = True  # reductions run beside the backward pass
 
     def gathering(self) -> "Setting":
         """The same with whole saves: FSDP2 gathers the weights that it trains, ZeRO-3 their bf16 copies."""
@@ -49,6 +52,7 @@ class Setting:
         return int((auto | fallback | self.buckets)[key])
 
 
+PER_NODE = 8
 BUCKETS = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_max_reuse_distance", "sub_group_size")
 SETTINGS = (
     Setting("ZeRO-3", ZERO3),
@@ -56,6 +60,8 @@ SETTINGS = (
     Setting("ZeRO-3, optimizer and parameters on the host", ZERO3, offload="all"),
     Setting("FSDP2, fp32 weights", FSDP2),
     Setting("FSDP2, bf16 throughout", FSDP2, fp32=False),
+    Setting("ZeRO-3, weights in each node (hpZ)", ZERO3, group=PER_NODE),
+    Setting("FSDP2, fp32 weights, a copy per node", FSDP2, group=PER_NODE),
     Setting("FSDP2, fp32 weights, all on the host", FSDP2, offload="all"),
     Setting("FSDP2, bf16 throughout, all on the host", FSDP2, fp32=False, offload="all"),
 )
@@ -67,25 +73,31 @@ def setting_of(path: Path, recipe: dict[str, Any]) -> Setting:
     plugins = [str(name) for name in recipe.get("plugins") or []]
     fp32 = any(name.endswith("HermesPlugin") for name in plugins) and not recipe.get("adapter")
     if fsdp := recipe.get("fsdp_config"):
-        offload = "all" if fsdp.get("offload_params") else ""
-        same = next(one for one in SETTINGS if (one.engine, one.fp32, one.offload) == (FSDP2, fp32, offload))
+        group = recipe.get("dp_shard_size") or 0 if (recipe.get("dp_replicate_size") or 1) > 1 else 0
+        own = _setting(FSDP2, fp32, "all" if fsdp.get("offload_params") else "", group)
         whole = "FULL_STATE_DICT" in (fsdp.get("state_dict_type"), fsdp.get("final_state_dict_type"))
-        return same.gathering() if whole else same
+        return own.gathering() if whole else own
     config = deepspeed_config(path, recipe)
     if config is None:
         return Setting("every process holds the whole model", REPLICATED, fp32=fp32)
     zero = config.get("zero_optimization", {})
-    on_host = tuple(
-        zero.get(part, {}).get("device", "none") != "none" for part in ("offload_optimizer", "offload_param")
-    )
+    devices = (zero.get(part, {}).get("device", "none") for part in ("offload_optimizer", "offload_param"))
+    on_host = tuple(device != "none" for device in devices)
     if zero.get("stage") != 3 or on_host not in OFFLOADS:
         raise UserError(
             f"{path}: deepspeed: only ZeRO stage 3 is planned for, with the optimizer, or the optimizer and the "
             f"parameters offloaded; stage is {zero.get('stage')}"
         )
-    same = next(one for one in SETTINGS if one.engine == ZERO3 and one.offload == OFFLOADS[on_host])
-    same = replace(same, buckets={key: float(zero[key]) for key in BUCKETS if zero.get(key, "auto") != "auto"})
-    return same.gathering() if zero.get("stage3_gather_16bit_weights_on_model_save") else same
+    buckets = {key: float(zero[key]) for key in BUCKETS if zero.get(key, "auto") != "auto"}
+    group = int(zero.get("zero_hpz_partition_size", 1))
+    own = _setting(ZERO3, True, OFFLOADS[on_host], group if group > 1 else 0)
+    own = replace(own, buckets=buckets, overlap=zero.get("overlap_comm", True) is not False)
+    return own.gathering() if zero.get("stage3_gather_16bit_weights_on_model_save") else own
+
+
+def _setting(engine: str, fp32: bool, offload: str, group: int = 0) -> Setting:
+    alike = [one for one in SETTINGS if (one.engine, one.fp32, one.offload) == (engine, fp32, offload)]
+    return replace(next((one for one in alike if bool(one.group) == bool(group)), alike[0]), group=group)
 
 
 @dataclass(frozen=True)
@@ -118,11 +130,12 @@ def memory(shape: Shape, work: Work, setting: Setting, gpu: Gpu, nodes: int, per
     gpu_parts, host = _states(shape, work, setting, nodes, per_node)
     host_moments = _host(shape, work, setting, nodes, host)
     host_peak = max(host_moments, key=lambda moment: sum(host_moments[moment].values()))
-    inputs = shape.layers * (work.layer_input(shape) if work.checkpointing else 0)
+    inputs = work.held_inputs(shape) if work.checkpointing else 0
     whole = 0 if work.checkpointing else shape.layers * (work.layer_input(shape) + work.layer(shape))
     layer = work.layer(shape) if work.checkpointing else 0
     gathered, gradients, step = _buffers(shape, work, setting, n)
-    held = {"layer inputs": inputs, "activations": whole}
+    selected = shape.layers * work.selected(shape) if work.checkpointing else 0
+    held = {"layer inputs": inputs, "selected outputs": selected, "activations": whole}
     moments = {
         "loss": held | {"loss": work.loss(shape), "gathered weights": gathered["loss"]},
         "backward": held
@@ -139,6 +152,8 @@ def memory(shape: Shape, work: Work, setting: Setting, gpu: Gpu, nodes: int, per
         moments["loss"]["gradients"] = 0
         moments["backward"]["gradients"] = max(0, gpu_parts["gradients"] - inputs - whole)
     base = gpu_parts | {"CUDA and NCCL": 0 if gpu.is_cpu else OVERHEAD}
+    if setting.engine == FSDP2 and work.accumulation > 1:  # accelerate reduces the last micro-batch's alone
+        base["gradients, not yet reduced"] = work.width * work.trained(shape)
     moments = {name: base | parts for name, parts in moments.items()}
     totals = {name: sum(parts.values()) for name, parts in moments.items()}
     peak = max(totals, key=totals.__getitem__)
@@ -160,6 +175,8 @@ def _states(shape: Shape, work: Work, setting: Setting, nodes: int, per_node: in
     """Parts of the model states on a GPU, and on a node's host."""
     trained, whole = work.trained(shape), shape.parameters
     n = 1 if setting.engine == REPLICATED else nodes * per_node
+    copy = min(setting.group or n, n)  # GPUs that hold one
+    n = copy if setting.engine == FSDP2 else n
     on_node = per_node / n  # share of the model whose owner is on one node
     frozen = (whole if work.rank else 0) * work.width
     if setting.engine == ZERO3:  # bf16 for computing, fp32 for Adam; gradients are kept in bf16
@@ -171,7 +188,11 @@ def _states(shape: Shape, work: Work, setting: Setting, nodes: int, per_node: in
         sizes["optimizer"] = byte * work.moments * trained
     away = {"": (), "optimizer": ("optimizer", "gradients"), "all": tuple(sizes)}[setting.offload]
     gpu = {part: 0 if part in away else round(size / n) for part, size in sizes.items()}
+    if setting.engine == ZERO3 and copy < n:
+        gpu["weights, a copy per group"] = round(2 * whole / copy)
     host = {part: round(sizes[part] * on_node) for part in away}
+    if work.offloaded:
+        host["layer inputs"] = per_node * shape.layers * work.layer_input(shape)
     if setting.engine == ZERO3 and away:  # Adam on the host reads fp32 gradients, beside bf16 ones that accumulate
         host["gradients"] += round(4 * trained * on_node)
     return gpu, host

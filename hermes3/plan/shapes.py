@@ -14,10 +14,10 @@ from typing import Any
 
 from hermes3.files import UserError, read_yaml
 
-SIZES = {"8b": "meta-llama/Llama-3.1-8B", "70b": "meta-llama/Llama-3.1-70B", "405b": "meta-llama/Llama-3.1-405B"}
 # Names under which a model has the shape of its Llama 3.1: Meta's own, Nous' Hermes 3, and copies of either
 LLAMA = re.compile(r"(?:meta-|hermes-3-)?llama-3\.1-(8b|70b|405b)(?:-(?:base|instruct|fp8))*", re.IGNORECASE)
-LORA_LINEARS = 7
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ATTENTION, HIDDEN_STATES = "attention", "hidden_states"
 PLANNED_OPTIMIZERS = (None, "adamw_torch", "adamw_torch_fused", "rmsprop")
 
 
@@ -78,8 +78,7 @@ class Shape:
 @lru_cache
 def published() -> dict[str, Shape]:
     """The base models' shapes by Hub id."""
-    rows = read_yaml(Path(__file__).with_name("shapes.yml"))
-    return {name: Shape(name=name, **sizes) for name, sizes in rows.items()}
+    return {name: _shape(name, config) for name, config in read_yaml(Path(__file__).with_name("shapes.yml")).items()}
 
 
 def shape_of(path: Path, recipe: dict[str, Any]) -> Shape:
@@ -89,14 +88,15 @@ def shape_of(path: Path, recipe: dict[str, Any]) -> Shape:
     which need not be built yet. `UserError` for any other name: a size alone says nothing of a model's shape.
     """
     base = str(recipe.get("base_model") or "")
-    config = Path(base) / "config.json"
-    if config.is_file():
-        return read_config(config)
+    if (Path(base) / "config.json").is_file():
+        return read_config(Path(base) / "config.json")
     folders = [part.lower() for part in Path(base).parts]
+    by_size = {name.rpartition("-")[2].lower(): shape for name, shape in published().items()}
     sizes = [match[1].lower() for part in folders if (match := LLAMA.fullmatch(part))]
-    sizes += [size for parent, size in zip(folders, folders[1:], strict=False) if parent == "outputs" and size in SIZES]
+    beside = zip(folders, folders[1:], strict=False)
+    sizes += [folder for parent, folder in beside if parent == "outputs" and folder in by_size]
     if sizes:
-        return published()[SIZES[sizes[-1]]]
+        return by_size[sizes[-1]]
     raise UserError(
         f"{path}: base_model: {base} has no config.json here and is none of {', '.join(published())}, so its shape is "
         "not known; make the folder, or its config.json alone"
@@ -106,25 +106,29 @@ def shape_of(path: Path, recipe: dict[str, Any]) -> Shape:
 def read_config(config: Path) -> Shape:
     """The shape in a Llama's config.json. `UserError` for another kind of model, or a size that is missing."""
     try:
-        values = json.loads(config.read_text(encoding="utf-8"))
-        if values.get("model_type") != "llama":
-            raise UserError(f"{config}: model_type: {values.get('model_type')} is not planned for, only llama is")
-        heads = values["num_attention_heads"]
-        return Shape(
-            name=str(config.parent),
-            layers=values["num_hidden_layers"],
-            hidden=values["hidden_size"],
-            intermediate=values["intermediate_size"],
-            heads=heads,
-            kv_heads=values.get("num_key_value_heads") or heads,
-            head_dim=values.get("head_dim") or values["hidden_size"] // heads,
-            vocab=values["vocab_size"],
-            tied=bool(values.get("tie_word_embeddings")),
-        )
+        fields = json.loads(config.read_text(encoding="utf-8"))
+        if fields.get("model_type") != "llama":
+            raise UserError(f"{config}: model_type: {fields.get('model_type')} is not planned for, only llama is")
+        return _shape(str(config.parent), fields)
     except KeyError as error:
         raise UserError(f"{config}: {error.args[0]} is missing; copy the model's own config.json") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{config}: not JSON: {error}; copy the model's own config.json") from None
+
+
+def _shape(name: str, config: dict[str, Any]) -> Shape:
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    return Shape(
+        name=name,
+        layers=config["num_hidden_layers"],
+        hidden=hidden,
+        intermediate=config["intermediate_size"],
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or hidden // heads,
+        vocab=config["vocab_size"],
+        tied=bool(config.get("tie_word_embeddings")),
+    )
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,8 @@ class Work:
     tokens: int
     width: int = 2
     checkpointing: bool = True
+    offloaded: bool = False  # the layers' inputs wait on the host (activation_offloading: hidden_states)
+    saved: tuple[str, ...] = ()  # what selective checkpointing keeps: attention, or linears by their place in a layer
     liger_norm: bool = False
     liger_glu: bool = False
     fused_loss: bool = False  # Liger's fused linear cross-entropy
@@ -151,6 +157,16 @@ class Work:
         """Bytes of what checkpointing keeps of a decoder layer: the hidden states that enter it."""
         return self.tokens * shape.hidden * self.width
 
+    def held_inputs(self, shape: Shape) -> int:
+        """Bytes of all layers' inputs that stay on the GPU; offloaded, the two that are being copied."""
+        return (min(2, shape.layers) if self.offloaded else shape.layers) * self.layer_input(shape)
+
+    def selected(self, shape: Shape) -> int:
+        """Bytes per layer that selective checkpointing keeps: attention's output and sums, and outputs of linears."""
+        linears = dict(zip(LINEARS, shape.linears, strict=True))
+        attention = self.width * shape.heads * shape.head_dim + 4 * shape.heads
+        return self.tokens * sum(attention if one == ATTENTION else self.width * linears[one][1] for one in self.saved)
+
     def layer(self, shape: Shape) -> int:
         """Bytes that one decoder layer saves for its backward pass, its input apart."""
         h, kv, i, w = shape.hidden, shape.kv, shape.intermediate, self.width
@@ -162,7 +178,7 @@ class Work:
 
     def _linear_inputs(self, shape: Shape) -> int:
         """Bytes per token of what the seven linears keep to compute their weights' gradients."""
-        inner = LORA_LINEARS * self.rank * self.width  # between an adapter's two matrices
+        inner = len(LINEARS) * self.rank * self.width  # between an adapter's two matrices
         if not self.dropout:
             return self.width * (2 * shape.hidden + shape.intermediate) + inner  # after each norm, and the product
         # a frozen matrix needs no input, but each adapter keeps its own dropped-out copy, and a mask of one byte
@@ -203,10 +219,21 @@ def work_of(recipe: dict[str, Any]) -> tuple[Work, list[str]]:
             f"optimizer {recipe['optimizer']}: planned as torch's Adam, two moments in the weights' precision; "
             "a quantized one takes less"
         )
+    selective = recipe.get("selective_checkpointing") or {}
+    selective = {"save": [ATTENTION]} if selective is True else {"save": [ATTENTION], **selective} if selective else {}
+    kept = [*selective.get("save", []), *(selective.get("save_modules") or [])]
+    saved = [name for name in (ATTENTION, *LINEARS) if any(str(one).endswith(name) for one in kept)]
+    offloading = recipe.get("activation_offloading")
+    if len(saved) < len(kept) or selective.keys() - {"save", "save_modules"}:
+        warnings.append(f"selective_checkpointing: planned is what {', '.join(saved)} keep; all else of it is not")
+    if offloading and offloading != HIDDEN_STATES:
+        warnings.append(f"activation_offloading: {offloading} is planned as none; {HIDDEN_STATES} is planned for")
     work = Work(
         tokens=tokens,
         width=2 if recipe.get("bf16") or recipe.get("fp16") else 4,
         checkpointing=bool(recipe.get("gradient_checkpointing")),
+        offloaded=offloading == HIDDEN_STATES,
+        saved=tuple(saved),
         liger_norm=bool(recipe.get("liger_rms_norm")),
         liger_glu=bool(recipe.get("liger_glu_activation")),
         fused_loss=bool(recipe.get("liger_fused_linear_cross_entropy")),

@@ -5,7 +5,6 @@ schemas for the declared hardware (`schema.py`), which of its keys nothing reads
 says that it reproduces it (`paper.py`).
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,18 @@ from typing import Any
 from hermes3.files import UserError
 from hermes3.recipe import inputs, paper, reads, rules, schema
 from hermes3.recipe.finding import ERROR, Finding, from_error
-from hermes3.recipe.hardware import Hardware, hardware_of
+from hermes3.recipe.hardware import hardware_of
 from hermes3.recipe.read import read
 
 
 @dataclass
 class Report:
-    """What was found of the recipe at `path`. `readers`: key -> the line that reads it; {} if Axolotl refuses it."""
+    """What `check` says of the recipe at `path`. `readers`: key -> the line that reads it; {} if Axolotl refuses it."""
 
     path: Path
     findings: list[Finding] = field(default_factory=list)
     readers: dict[str, str | None] = field(default_factory=dict)
-    reproduces: str | None = None  # the row of the paper that the recipe was held to
+    reproduces: str | None = None  # the row of the paper that the recipe is compared with
 
     @property
     def errors(self) -> list[Finding]:
@@ -33,6 +32,14 @@ class Report:
     @property
     def notes(self) -> list[Finding]:
         return [finding for finding in self.findings if finding.level != ERROR]
+
+    def line(self) -> str:
+        """`ok   recipes/8b_sft.yml: held to the paper's 8b_sft; 67 keys read`."""
+        count = f": {len(self.errors)} error{'s' * (len(self.errors) != 1)}" if self.errors else ""
+        claim = f"held to the paper's {self.reproduces}" if self.reproduces else "not compared with the paper"
+        n_read = sum(line is not None for line in self.readers.values())
+        result = f"{claim}; {n_read} keys read" if self.readers else "not looked at further"
+        return f"{'BAD ' if self.errors else 'ok  '} {self.path}{count}: {result}"
 
     def to_json(self) -> dict[str, Any]:
         """For scripts: `{"recipe", "ok", "findings", "reproduces", "reads"}`."""
@@ -47,10 +54,10 @@ class Report:
 
 def default_recipes() -> list[Path]:
     """Those of the repository. `UserError` elsewhere than at its root, from where recipes name their files."""
-    found = [*sorted(Path("recipes").glob("*.yml")), *sorted(Path("recipes/experiments").glob("*.yml"))]
-    if not found:
+    recipes = [*sorted(Path("recipes").glob("*.yml")), *sorted(Path("recipes/experiments").glob("*.yml"))]
+    if not recipes:
         raise UserError("recipes: no recipe in this folder; run from the root of the repository, or name recipes")
-    return found
+    return recipes
 
 
 def check(path: Path, against: str | None = None) -> Report:
@@ -59,21 +66,15 @@ def check(path: Path, against: str | None = None) -> Report:
 
 
 def check_all(paths: list[Path], against: str | None = None) -> list[Report]:
-    """The reports of recipes, in their order. `against`: the row of the paper to hold them to, e.g. `8b_sft`."""
-    reports, readable = [], {}
-    for path in paths:
-        report = Report(path)
-        reports.append(report)
+    """The reports of recipes, in their order. `against`: the row of the paper to compare them with, e.g. `8b_sft`."""
+    reports, readable = [Report(path) for path in paths], {}
+    for report in reports:
         try:
-            recipe = read(path)
+            recipe = read(report.path)
+            report.findings += [*rules.findings(report.path, recipe), *inputs.findings(report.path, recipe)]
+            readable[report.path] = recipe, hardware_of(report.path, recipe)
         except UserError as error:
-            report.findings.append(from_error(error, "file", path))
-            continue
-        report.findings += [*rules.findings(path, recipe), *inputs.findings(path, recipe)]
-        try:
-            readable[path] = recipe, hardware_of(path, recipe)
-        except ValueError as error:
-            report.findings.append(from_error(error, "hardware", path))
+            report.findings.append(from_error(error, "file", report.path))
     examined = schema.examine(list(readable))
     for report in reports:
         if report.path in readable:
@@ -81,20 +82,13 @@ def check_all(paths: list[Path], against: str | None = None) -> list[Report]:
             wrong, resolved = examined[report.path]
             report.findings += wrong
             report.reproduces = against or recipe.get("reproduces")
-            report.findings += _of_the_paper(recipe, hardware, report.reproduces)
+            if report.reproduces is not None:
+                report.findings += paper.findings(recipe, hardware, report.reproduces)
             if resolved:
                 report.readers = reads.readers(recipe)
-                known = {finding.key for finding in report.errors}
-                report.findings += [found for found in reads.findings(recipe) if found.key not in known]
+                keys = {finding.key for finding in report.errors}
+                report.findings += [finding for finding in reads.findings(recipe) if finding.key not in keys]
     return reports
-
-
-def _of_the_paper(recipe: dict[str, Any], hardware: Hardware, name: str | None) -> Iterator[Finding]:
-    if name is not None:
-        try:
-            yield from paper.findings(recipe, hardware, name)
-        except UserError as error:
-            yield from_error(error, "reproduces")
 
 
 def validate(path: Path) -> dict[str, Any]:

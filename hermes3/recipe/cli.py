@@ -15,19 +15,23 @@ CHECKED = (
 
 def check(
     recipes: Annotated[list[Path] | None, typer.Argument(help="recipes; all of recipes/ by default")] = None,
-    against: Annotated[str | None, typer.Option(help="hold them to the paper's, e.g. 8b_sft")] = None,
+    against: Annotated[str | None, typer.Option(help="compare them with the paper's, e.g. 8b_sft")] = None,
     reads: Annotated[bool, typer.Option("--reads", help="which line of Axolotl reads each key")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> None:
-    """Find what is wrong with recipes before a GPU is booked, on any machine; exit code 1 if there is an error."""
+    """Find what is wrong with recipes before a GPU is booked. Exit code 1 if there is an error.
+
+    Example: hermes3 check recipes/8b_sft.yml
+    """
     from hermes3.recipe import check
 
     reports = check.check_all(recipes or check.default_recipes(), against)
+    errors = [f"BAD  {report.path}: {finding}" for report in reports for finding in report.errors]
     if as_json:
         print(json.dumps([report.to_json() for report in reports], indent=1))
     else:
         for report in reports:
-            print(_line(report))
+            print(report.line())
             for key, line in report.readers.items() if reads else []:
                 print(f"     {key:<40} {line or 'nothing'}")
         notes: dict[str, list[Path]] = {}  # each once, with the recipes of which it is true
@@ -37,20 +41,9 @@ def check(
         for text, paths in notes.items():
             print(f"note {paths[0]}{f' (and {len(paths) - 1} more)' * (len(paths) > 1)}: {text}")
         print(CHECKED)
-    for report in reports:
-        for finding in report.errors:
-            print(f"BAD  {report.path}: {finding}", file=sys.stderr)
-    if any(report.errors for report in reports):
+    print(*errors, sep="\n", end="\n" if errors else "", file=sys.stderr)
+    if errors:
         raise typer.Exit(1)
-
-
-def _line(report: "check.Report") -> str:  # noqa: F821
-    """`ok   recipes/8b_sft.yml: reproduces the paper's 8b_sft; 67 keys read`."""
-    n_errors = len(report.errors)
-    state = f"BAD  {report.path}: {n_errors} error{'s' * (n_errors != 1)}" if n_errors else f"ok   {report.path}"
-    claim = f"held to the paper's {report.reproduces}" if report.reproduces else "not compared with the paper"
-    n_read = sum(line is not None for line in report.readers.values())
-    return f"{state}: {claim}; {n_read} keys read" if report.readers else f"{state}: not looked at further"
 
 
 def pack(
@@ -58,7 +51,10 @@ def pack(
     recipe: Annotated[Path, typer.Option(help="recipe whose settings pack it")],
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
-    """Run Axolotl's own packer over the mix: efficiency, and exact steps per epoch."""
+    """Pack MIX as Axolotl will. Prints how full the packs are, and the steps of an epoch.
+
+    Example: hermes3 mix pack mixes/tiny_sft --recipe recipes/tiny_sft.yml
+    """
     from dataclasses import asdict
 
     from hermes3.mix.pack import as_text, preview

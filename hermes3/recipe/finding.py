@@ -1,10 +1,9 @@
-"""What a check finds: one thing wrong with one key, and what to do about it."""
+"""One thing that `check` finds wrong with one key, and what to do about it."""
 
 import difflib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 ERROR, NOTE = "error", "note"
 
@@ -22,16 +21,9 @@ class Finding:
         return f"{self.key}: {self.wrong}; {self.remedy}"
 
 
-def note(key: str, what: str, remedy: str) -> Finding:
+def note(key: str, wrong: str, remedy: str) -> Finding:
     """Something to know that does not make a recipe wrong."""
-    return Finding(key, what, remedy, NOTE)
-
-
-def in_deepspeed(recipe: dict[str, Any], findings: Iterable[Finding]) -> Iterator[Finding]:
-    """Findings with the name of the DeepSpeed file that they are about."""
-    file = recipe["deepspeed"] if isinstance(recipe.get("deepspeed"), str) else "the mapping"
-    for finding in findings:
-        yield replace(finding, wrong=f"{file}: {finding.wrong}")
+    return Finding(key, wrong, remedy, NOTE)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -42,8 +34,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def from_error(error: ValueError, key: str, path: Path | None = None) -> Finding:
     """The finding of an error that reads `FILE: KEY: what is wrong; what to do`; `key` if it names none."""
-    what, cut, remedy = str(error).removeprefix(f"{path}: ").rpartition("; ")
-    what, remedy = (what, remedy) if cut else (remedy, "mend it")
-    first, colon, rest = what.partition(": ")
-    named = bool(colon) and first.replace("_", "").replace(".", "").isalnum()
-    return Finding(first, rest, remedy) if named else Finding(key, what, remedy)
+    wrong, separator, remedy = str(error).removeprefix(f"{path}: ").rpartition("; ")
+    wrong, remedy = (wrong, remedy) if separator else (remedy, "mend it")
+    first, colon, rest = wrong.partition(": ")
+    names_key = colon and first.replace("_", "").replace(".", "").isalnum()
+    return Finding(first, rest, remedy) if names_key else Finding(key, wrong, remedy)

@@ -7,47 +7,51 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
+
+from hermes3.files import UserError, wrong_keys
 
 CPU = "cpu"
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One device and its eighth of a node. Bytes, FLOP/s (dense bf16) and bytes/s."""
+    """One device and its eighth of a node, as in `gpus.yml`. Bytes, FLOP/s (dense bf16), bytes/s, USD per hour."""
 
     name: str
     memory: float
     flops: float
     interconnect: float
-    host_memory: float  # a node
-    host_bandwidth: float  # a node
+    network: float  # per node
+    host_memory: float  # per node
+    host_bandwidth: float  # per node
+    price: float
+    compute: str | None  # NVIDIA's compute capability
 
     @property
     def is_cpu(self) -> bool:
-        return self.name == "cpu"
+        return self.name == CPU
 
 
 @lru_cache
 def gpus() -> dict[str, Gpu]:
     """Every device of `gpus.yml` by name."""
-    given = yaml.safe_load(Path(__file__).with_name("gpus.yml").read_text(encoding="utf-8"))
-    return {name: Gpu(name=name, **values) for name, values in given.items()}
+    rows = yaml.safe_load(Path(__file__).with_name("gpus.yml").read_text(encoding="utf-8"))
+    return {name: Gpu(name=name, **values) for name, values in rows.items()}
 
 
 def gpu_of(name: str) -> Gpu:
-    """`ValueError` with the known names when there is none of that name."""
+    """`UserError` with the known names when there is none of that name."""
     if name not in gpus():
-        raise ValueError(
-            f"gpu: {name} is unknown; use one of {', '.join(gpus())}, or add it to hermes3/recipe/gpus.yml"
-        )
+        known = ", ".join(gpus())
+        raise UserError(f"gpu: {name} is unknown; use one of {known}, or add it to hermes3/recipe/gpus.yml")
     return gpus()[name]
 
 
 class Hardware(BaseModel):
     """`hardware: {gpu: h100-80gb, nodes: 6, gpus_per_node: 8}`. `gpu` is a name of `hermes3/recipe/gpus.yml`, or cpu.
 
-    On CPUs `gpus_per_node` counts processes.
+    On CPUs `gpus_per_node` counts processes. `network`: Gb/s per node, of all its adapters, if not that of `gpus.yml`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -55,6 +59,7 @@ class Hardware(BaseModel):
     gpu: str
     nodes: PositiveInt
     gpus_per_node: PositiveInt
+    network: PositiveFloat | None = None
 
     @property
     def gpus(self) -> int:
@@ -63,33 +68,31 @@ class Hardware(BaseModel):
 
 
 def hardware_of(path: Path, recipe: dict[str, Any]) -> Hardware:
-    """The hardware that the recipe at `path` declares. `ValueError` names the file, the key and the remedy."""
-    declared = recipe.get("hardware")
-    if declared is None:
-        raise ValueError(
-            f"{path}: hardware is missing: nothing says for how many GPUs the batch is meant; "
+    """The hardware that the recipe at `path` declares. `UserError` names the file, the key and the remedy."""
+    if recipe.get("hardware") is None:
+        raise UserError(
+            f"{path}: hardware: missing, and nothing says for how many GPUs the batch is meant; "
             "add e.g. hardware: {gpu: h100-80gb, nodes: 1, gpus_per_node: 8}"
         )
     try:
-        hardware = Hardware.model_validate(declared)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(["hardware", *map(str, first["loc"])])
-        raise ValueError(f"{path}: {key}: {first['msg']}; hardware has gpu, nodes and gpus_per_node") from None
-    try:
+        hardware = Hardware.model_validate(recipe["hardware"])
         gpu_of(hardware.gpu)
-    except ValueError as error:
-        raise ValueError(f"{path}: hardware.{error}") from None
+    except ValidationError as error:
+        wrong = wrong_keys(error)[0]
+        key = f"hardware.{wrong}" if error.errors()[0]["loc"] else f"hardware: {wrong}"
+        raise UserError(f"{path}: {key}; hardware has gpu, nodes, gpus_per_node and network") from None
+    except UserError as error:
+        raise UserError(f"{path}: hardware.{error}") from None
     return hardware
 
 
 def check_world_size(hardware: dict[str, Any]) -> None:
-    """`ValueError` when this run has another number of processes than declared: its global batch would be another."""
+    """`UserError` when this run has another number of processes than declared: its global batch would be another."""
     declared = Hardware.model_validate(hardware)
-    found = int(os.environ.get("WORLD_SIZE", "1"))
-    if found != declared.gpus:
-        raise ValueError(
+    running = int(os.environ.get("WORLD_SIZE", "1"))
+    if running != declared.gpus:
+        raise UserError(
             f"hardware: the recipe is for {declared.nodes} x {declared.gpus_per_node} = {declared.gpus} processes, "
-            f"this run has {found}, and so another global batch; launch {declared.gpus}, or set hardware and "
+            f"this run has {running}, and so another global batch; launch {declared.gpus}, or set hardware and "
             "gradient_accumulation_steps so that micro_batch_size x gradient_accumulation_steps x GPUs stays the same"
         )

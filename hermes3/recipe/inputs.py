@@ -26,44 +26,42 @@ def neighbours(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     A file of the same name elsewhere is a copy, which takes the place of the other.
     """
     folders = dict.fromkeys([path.resolve().parent, Path("recipes").resolve(), Path("recipes/experiments").resolve()])
-    found = {file: recipe for folder in folders if folder.is_dir() for file, recipe in _in_folder(folder)}
-    return [(file, recipe) for file, recipe in found.items() if file.name != path.name]
+    recipes = {file: recipe for folder in folders if folder.is_dir() for file, recipe in _in_folder(folder)}
+    return [(file, recipe) for file, recipe in recipes.items() if file.name != path.name]
 
 
 @lru_cache
 def _in_folder(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    found = []
+    recipes = []
     for file in sorted({*folder.glob("*.yml"), *folder.glob("experiments/*.yml"), *folder.parent.glob("*.yml")}):
         try:
             recipe = read(file)
         except (UserError, OSError):
             continue
         if isinstance(recipe.get("output_dir"), str):
-            found.append((file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file, recipe))
-    return found
+            recipes.append((file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file, recipe))
+    return recipes
 
 
 def findings(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     """What is wrong with what the recipe at `path` starts from, reads and writes; a note for what is not there yet."""
-    yield from _base_model(path, recipe)
-    output = recipe.get("output_dir")
-    for other, its in neighbours(path):
+    base, output, beside = recipe.get("base_model"), recipe.get("output_dir"), neighbours(path)
+    if isinstance(base, str):
+        yield from _base_model(recipe, base, beside)
+    else:
+        yield Finding("base_model", "missing", "name the folder of the model to start from")
+    for other, its in beside:
         if isinstance(output, str) and Path(its["output_dir"]) == Path(output):
             wrong = f"{output} is where {other} writes too, and the later run would take up its checkpoints"
             yield Finding("output_dir", wrong, "give this recipe a folder of its own")
             break
     try:
         check_prepared(path, recipe)
-    except ValueError as error:
+    except UserError as error:
         yield from_error(error, "datasets", path)
 
 
-def _base_model(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
-    base = recipe.get("base_model")
-    if not isinstance(base, str):
-        yield Finding("base_model", "missing", "name the folder of the model to start from")
-        return
-    beside = neighbours(path)
+def _base_model(recipe: dict[str, Any], base: str, beside: list[tuple[Path, dict[str, Any]]]) -> Iterator[Finding]:
     for other, its in beside if recipe.get("rl") else []:
         if its.get("base_model") == base and not its.get("rl"):
             finding = Finding if recipe.get("reproduces") else note
@@ -78,7 +76,7 @@ def _base_model(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     if Path(base).is_dir():
         try:
             check_model(Path(base))
-        except ValueError as error:
+        except UserError as error:
             yield from_error(error, "base_model")
     elif on_hub(base):
         wrong = f"{base} is a Hub id, which was not looked at"
@@ -90,19 +88,18 @@ def _base_model(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
 def check_prepared(path: Path, recipe: dict[str, Any]) -> None:
     """`UserError` unless the prepared data of the recipe at `path` can be those of its mix, and of no other.
 
-    A mix that is yet to be built is held to its paths alone. What is not a mix is refused: its prepared data cannot be
-    told apart from stale ones. So is a recipe without `dataset_prepared_path`, as Axolotl then shares one folder,
+    Of a mix that is yet to be built only the paths are compared. What is not a mix is refused: its prepared data cannot
+    be told apart from stale ones. So is a recipe without `dataset_prepared_path`, as Axolotl then shares one folder,
     `last_run_prepared`, among all recipes.
     """
     entries = [*(recipe.get("datasets") or []), *(recipe.get("test_datasets") or [])]
-    folders = {Path(str(entry.get("path"))) for entry in entries}
-    if len(folders) != 1 or next(iter(folders)).name != "train":
-        given = ", ".join(sorted(map(str, folders))) or "nothing"
+    folders = sorted({str(Path(str(entry.get("path")))) for entry in entries})
+    mix = Path(folders[0]).parent if folders else Path()
+    if folders != [str(mix / "train")]:
         raise UserError(
-            f"{path}: datasets: {given} is not the train folder of one mix, so that data prepared from it cannot "
-            "be told apart from stale data; make a mix of it with `hermes3 mix build`"
+            f"{path}: datasets: {', '.join(folders) or 'nothing'} is not the train folder of one mix, so that data "
+            "prepared from it cannot be told apart from stale data; make a mix of it with `hermes3 mix build`"
         )
-    mix = folders.pop().parent
     link = mix / "prepared"
     if Path(recipe.get("dataset_prepared_path") or "").absolute() != link.absolute():
         raise UserError(f"{path}: dataset_prepared_path: must be {link}, in the mix that datasets name; set that")
@@ -115,5 +112,5 @@ def check_prepared(path: Path, recipe: dict[str, Any]) -> None:
         raise UserError(f"{path}: datasets: {mix} is no mix, it has no manifest.json; {again}")
     name = prepared_folder(json.loads((mix / "manifest.json").read_text(encoding="utf-8")))
     if not link.is_dir() or link.resolve() != mix.resolve() / name:
-        found = f"leads to {link.resolve()}" if link.is_dir() else "leads nowhere"
-        raise UserError(f"{path}: dataset_prepared_path: {link} {found}, not to {name} beside it; {again}")
+        target = f"leads to {link.resolve()}" if link.is_dir() else "leads nowhere"
+        raise UserError(f"{path}: dataset_prepared_path: {link} {target}, not to {name} beside it; {again}")

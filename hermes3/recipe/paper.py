@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from hermes3.files import UserError
 from hermes3.recipe.finding import Finding, note
 from hermes3.recipe.hardware import Hardware
 
+OR = "or leave out `reproduces`"
 SIZE = re.compile(r"(?<![\w.])\d+b(?![a-z0-9])")  # 8b of outputs/8b/base and of meta-llama/Llama-3.1-8B
 
 
@@ -34,8 +34,8 @@ class Paper:
 @lru_cache
 def rows() -> dict[str, Paper]:
     """The rows by size and phase, e.g. `405b_sft`."""
-    given = yaml.safe_load(Path(__file__).with_name("paper.yml").read_text(encoding="utf-8"))
-    return {name: Paper(**row) for name, row in given.items() if not name.startswith("_")}
+    page = yaml.safe_load(Path(__file__).with_name("paper.yml").read_text(encoding="utf-8"))
+    return {name: Paper(**row) for name, row in page.items() if not name.startswith("_")}
 
 
 def paper_of(recipe: Path) -> Paper | None:
@@ -44,9 +44,10 @@ def paper_of(recipe: Path) -> Paper | None:
 
 
 def findings(recipe: dict[str, Any], hardware: Hardware, name: str) -> Iterator[Finding]:
-    """Where the recipe is not what the paper states of `name`, e.g. `8b_sft`. `UserError` for an unknown name."""
+    """Where the recipe is not what the paper states of `name`, e.g. `8b_sft`; its GPUs are the user's choice."""
     if name not in rows():
-        raise UserError(f"reproduces: {name} is not in the paper; use one of {', '.join(rows())}")
+        yield Finding("reproduces", f"{name} is not in the paper", f"use one of {', '.join(rows())}")
+        return
     paper = rows()[name]
     for key, stated in paper.values.items():
         value = recipe.get(key)
@@ -54,30 +55,22 @@ def findings(recipe: dict[str, Any], hardware: Hardware, name: str) -> Iterator[
             if stated is None:
                 yield Finding(key, f"{value}; the paper's {name} does without it", f"leave it out, {OR}")
             else:
-                wrong = "missing" if value is None else f"{value}"
-                yield Finding(key, f"{wrong}; the paper states {stated} for {name}", f"set {stated}, {OR}")
+                wrong = f"{'missing' if value is None else value}; the paper states {stated} for {name}"
+                yield Finding(key, wrong, f"set {stated}, {OR}")
     size, sizes = name.partition("_")[0], SIZE.findall(str(recipe.get("base_model")).lower())
     if sizes and size not in sizes:
         wrong = f"{recipe['base_model']} is a {sizes[0].upper()}, and the recipe reproduces {name}"
         yield Finding("base_model", wrong, f"set a model of {size.upper()}, {OR}")
-    if paper.global_batch:
-        yield from _batch(recipe, hardware.gpus, paper)
-
-
-OR = "or leave out `reproduces`"
-
-
-def _batch(recipe: dict[str, Any], gpus: int, paper: Paper) -> Iterator[Finding]:
-    """The global batch must be the paper's; on how many GPUs it is reached is the user's choice."""
-    steps = [recipe.get(key) for key in ("micro_batch_size", "gradient_accumulation_steps")]
-    micro, accumulation = (value if isinstance(value, int) else 1 for value in steps)
-    batch, wanted = micro * accumulation * gpus, paper.global_batch
-    if batch != wanted:
-        remedy = f"choose hardware whose GPUs divide {wanted}, {OR}"
-        if wanted % (micro * gpus) == 0:
-            remedy = f"set gradient_accumulation_steps: {wanted // (micro * gpus)}"
-        wrong = "the global batch, micro_batch_size x gradient_accumulation_steps x GPUs, is "
-        wrong += f"{micro} x {accumulation} x {gpus} = {batch}, and the paper's {wanted}"
-        yield Finding("gradient_accumulation_steps", wrong, remedy)
-    if gpus != paper.gpus:
-        yield note("hardware", f"{gpus} GPUs, the paper's {paper.gpus}", "equal where the global batch is")
+    if wanted := paper.global_batch:
+        steps = [recipe.get(key) for key in ("micro_batch_size", "gradient_accumulation_steps")]
+        micro, accumulation = (value if isinstance(value, int) else 1 for value in steps)
+        gpus = hardware.gpus
+        if (batch := micro * accumulation * gpus) != wanted:
+            remedy = f"choose hardware whose GPUs divide {wanted}, {OR}"
+            if wanted % (micro * gpus) == 0:
+                remedy = f"set gradient_accumulation_steps: {wanted // (micro * gpus)}"
+            wrong = "the global batch, micro_batch_size x gradient_accumulation_steps x GPUs, is "
+            wrong += f"{micro} x {accumulation} x {gpus} = {batch}, and the paper's {wanted}"
+            yield Finding("gradient_accumulation_steps", wrong, remedy)
+        if gpus != paper.gpus:
+            yield note("hardware", f"{gpus} GPUs, the paper's {paper.gpus}", "equal where the global batch is")

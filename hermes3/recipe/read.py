@@ -2,12 +2,19 @@
 
 import json
 import re
+from collections import Counter
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from hermes3.files import UserError, read_yaml
+from hermes3.recipe.finding import Finding
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+# Parts of a DeepSpeed file that are looked into
+ZERO = "zero_optimization"
+OBJECTS = (ZERO, "bf16", "fp16", f"{ZERO}.offload_optimizer", f"{ZERO}.offload_param")
 # Keys whose values are looked into, and the form that these must have
 LISTS = {"plugins": str, "datasets": dict, "test_datasets": dict}
 
@@ -23,21 +30,16 @@ def read(path: Path) -> dict[str, Any]:
         if value is not None and not (isinstance(value, list) and all(isinstance(part, kind) for part in value)):
             parts = "names" if kind is str else "mappings with path and type"
             raise UserError(f"{path}: {key}: not a list of {parts}; begin each with '- ' on a line of its own")
-    if fsdp := recipe.get("fsdp_config"):
-        if not isinstance(fsdp, dict):
-            raise UserError(f"{path}: fsdp_config: not a mapping; write its keys below it")
-        recipe["fsdp_config"] = _without_prefix(path, fsdp)
-    return recipe
-
-
-def _without_prefix(path: Path, fsdp: dict[str, Any]) -> dict[str, Any]:
+    fsdp = recipe.get("fsdp_config") or {}
+    if not isinstance(fsdp, dict):
+        raise UserError(f"{path}: fsdp_config: not a mapping; write its keys below it")
     plain: dict[str, Any] = {}
     for key, value in fsdp.items():
         name = key if key == "fsdp_version" else key.removeprefix("fsdp_")
         if name in plain:
             raise UserError(f"{path}: fsdp_config.{name}: given twice, with and without fsdp_; keep one of them")
         plain[name] = value
-    return plain
+    return recipe | ({"fsdp_config": plain} if fsdp else {})
 
 
 def deepspeed_config(path: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
@@ -45,24 +47,34 @@ def deepspeed_config(path: Path, recipe: dict[str, Any]) -> dict[str, Any] | Non
 
     A part that is null counts as absent, as in DeepSpeed.
     """
-    given = recipe.get("deepspeed")
-    if not given:
+    file = config = recipe.get("deepspeed")
+    if not file:
         return None
-    if isinstance(given, dict):
-        file, config = "the mapping", given
-    else:
-        file = given
+    if not isinstance(file, dict):
         if not Path(file).is_file():
             there = ", ".join(sorted(map(str, Path(file).parent.glob("*.json"))))
             remedy = f"there are {there}" if there else "run from the root of the repository"
             raise UserError(f"{path}: deepspeed: no file {file} (relative to the working directory); {remedy}")
         try:
-            config = json.loads(Path(file).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+            config = json.loads(Path(file).read_text(encoding="utf-8"), object_pairs_hook=_once)
+        except ValueError as error:
             raise UserError(f"{path}: deepspeed: {file} is not JSON: {error}; mend it") from None
+    file = "the mapping" if isinstance(file, dict) else file
     if not isinstance(config, dict):
         raise UserError(f"{path}: deepspeed: {file}: no JSON object; write its keys in {{ }}")
-    return _without_nulls(config)
+    config = _without_nulls(config)
+    for part in OBJECTS:
+        if not isinstance(value_at(config, part) or {}, dict):
+            raise UserError(f"{path}: deepspeed: {file}: {part} is no JSON object; write its keys in {{ }}")
+    return config
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. `ValueError` for a key that stands twice, as DeepSpeed refuses it."""
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"{key} is given twice")
+    return dict(pairs)
 
 
 def _without_nulls(config: dict[str, Any]) -> dict[str, Any]:
@@ -71,6 +83,17 @@ def _without_nulls(config: dict[str, Any]) -> dict[str, Any]:
         for key, value in config.items()
         if value is not None
     }
+
+
+def in_deepspeed(recipe: dict[str, Any], finding: Finding) -> Finding:
+    """The finding with the name of the DeepSpeed file that it is about."""
+    file = recipe["deepspeed"] if isinstance(recipe["deepspeed"], str) else "the mapping"
+    return replace(finding, key="deepspeed", wrong=f"{file}: {finding.wrong}")
+
+
+def value_at(recipe: dict[str, Any], key: str) -> Any:
+    """The value of a key such as `fsdp_config.offload_params`, None if there is none."""
+    return reduce(lambda part, name: part.get(name) if isinstance(part, dict) else None, key.split("."), recipe)
 
 
 def on_hub(base: str) -> bool:

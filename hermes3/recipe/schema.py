@@ -22,14 +22,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
-from hermes3.files import UserError
-from hermes3.recipe.finding import Finding, in_deepspeed, nearest
-from hermes3.recipe.hardware import CPU, Hardware, hardware_of
-from hermes3.recipe.read import deepspeed_config, read
+from hermes3.files import UserError, wrong_keys
+from hermes3.recipe.finding import Finding, nearest
+from hermes3.recipe.hardware import Hardware, gpu_of, hardware_of
+from hermes3.recipe.read import deepspeed_config, in_deepspeed, read, value_at
 from hermes3.recipe.reads import reads
 
 PLUGIN = "hermes3.train.plugin.HermesPlugin"
-PLUGIN_ARGS = "hermes3.train.args.HermesArgs"
+# In place of our plugin, whose modules import torch: the keys that it adds
+PLUGIN_STAND_IN = SimpleNamespace(
+    get_input_args=lambda: "hermes3.train.args.HermesArgs",
+    register=lambda cfg: None,
+    get_adapter_capabilities=list,
+)
 PREFERENCE_ENTRIES = {"dpo": "DPODataset", "ipo": "DPODataset", "simpo": "DPODataset", "kto": "KTODataset"}
 # What Axolotl says of a key that it takes and that does nothing, or soon will not
 INEFFECTIVE = re.compile(r"deprecated|ignored|no effect")
@@ -67,30 +72,24 @@ def main(argv: list[str]) -> None:
         from axolotl.integrations import base
 
         load = base.load_plugin
-        base.load_plugin = lambda name: _our_plugin() if name == PLUGIN else load(name)
+        base.load_plugin = lambda name: PLUGIN_STAND_IN if name == PLUGIN else load(name)
     from axolotl.utils import config
 
     config.merge_input_args = lambda: _models(tuple(_manager().plugins))
     answers = {}
-    for path in argv[is_light:]:
+    for path in map(Path, argv[is_light:]):
         try:
-            recipe = read(Path(path))
-            findings, resolved = _findings(recipe, hardware_of(Path(path), recipe), is_light)
-            findings += in_deepspeed(recipe, _deepspeed(Path(path), recipe))
-            answers[path] = {"findings": [asdict(finding) for finding in findings], "resolved": resolved}
+            recipe = read(path)
+            findings, resolved = _findings(recipe, hardware_of(path, recipe), is_light)
+            findings += [in_deepspeed(recipe, finding) for finding in _deepspeed(path, recipe)]
+            answers[str(path)] = {"findings": [asdict(finding) for finding in findings], "resolved": resolved}
         except (Exception, light.NeedsTorch):  # what a stand-in brings about
             if not is_light:
                 raise
             traceback.print_exc()
-            answers[path] = None
+            answers[str(path)] = None
     json.dump(answers, out, default=str)
     out.close()
-
-
-def _our_plugin() -> Any:
-    """In place of the plugin, whose modules import torch: the keys that it adds."""
-    answers = {"get_input_args": lambda: PLUGIN_ARGS, "register": lambda cfg: None, "get_adapter_capabilities": list}
-    return SimpleNamespace(**answers)
 
 
 def _manager() -> Any:
@@ -124,13 +123,13 @@ def _findings(recipe: dict[str, Any], hardware: Hardware, is_light: bool) -> tup
         except (ValueError, DeprecationWarning) as error:
             whole = [{"loc": (), "msg": str(error)}]
             refusals = list(_refusals(error.errors() if isinstance(error, ValidationError) else whole))
-            said = " ".join(map(str, refusals))
-            return [*(one for one in findings if f"`{one.key}`" not in said), *refusals], {}
-    named = " ".join(map(str, findings))
-    for text in warnings:
-        key = next((key for key in recipe if key in text), "recipe")
-        if INEFFECTIVE.search(text) and key not in named:
-            findings.append(Finding(key, f"Axolotl warns: {text.strip()}", "do as it says"))
+            text = " ".join(map(str, refusals))
+            return [*(one for one in findings if f"`{one.key}`" not in text), *refusals], {}
+    text = " ".join(map(str, findings))
+    for warning in warnings:
+        key = next((key for key in recipe if key in warning), "recipe")
+        if INEFFECTIVE.search(warning) and key not in text:
+            findings.append(Finding(key, f"Axolotl warns: {warning.strip()}", "do as it says"))
     return findings, resolved
 
 
@@ -176,60 +175,41 @@ def _warnings() -> Iterator[list[str]]:
 def _names(recipe: dict[str, Any]) -> Iterator[Finding]:
     from axolotl.utils.schemas import datasets, fsdp
 
-    model = _models(tuple(_manager().plugins))[1]
-    yield from _unknown(recipe, model, "")
+    yield from _unknown(recipe, _models(tuple(_manager().plugins))[1], "")
     entry_model = getattr(datasets, PREFERENCE_ENTRIES.get(recipe.get("rl"), "SFTDataset"))
     for key in ("datasets", "test_datasets"):
         for entry in recipe.get(key) or []:
             yield from _unknown(entry, entry_model, f"{key}.")
     yield from _unknown(recipe.get("fsdp_config") or {}, fsdp.FSDPConfig, "fsdp_config.")
     for key, known in reads().known.items():
-        value = _at(recipe, key)
+        value = value_at(recipe, key)
         for name in value if isinstance(value, dict) else [] if value is None else [value]:
             if name not in known:
                 yield Finding(key, f"unknown name {name}", nearest(str(name), known))
 
 
-def _at(recipe: dict[str, Any], key: str) -> Any:
-    """The value of `fsdp_config.offload_params`, None if there is none."""
-    value: Any = recipe
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
-
-
 def _unknown(part: dict[str, Any], model: Any, prefix: str) -> Iterator[Finding]:
     """Names that a pydantic model does not take, here and in the parts that are models themselves."""
-    known = _keys(model)
+    from pydantic import BaseModel
+
+    known = {}
+    for field, info in model.model_fields.items():
+        aliases = getattr(info.validation_alias, "choices", [info.validation_alias])
+        known |= dict.fromkeys({field, info.alias, *aliases} - {None}, info.annotation)
     for name, value in part.items():
         if name not in known:
             yield Finding(prefix + name, "unknown key, which Axolotl drops without a word", nearest(name, known))
-        elif isinstance(value, dict) and name != "fsdp_config" and (inner := _inner_model(model, name)):
-            yield from _unknown(value, inner, f"{prefix}{name}.")
-
-
-def _inner_model(model: Any, name: str) -> Any:
-    """The model that a field holds, if it holds one and nothing else (but None)."""
-    from pydantic import BaseModel
-
-    info = model.model_fields.get(name)
-    kinds = [kind for kind in get_args(info.annotation) or [info.annotation] if kind is not type(None)] if info else []
-    return kinds[0] if len(kinds) == 1 and isinstance(kinds[0], type) and issubclass(kinds[0], BaseModel) else None
-
-
-def _keys(model: Any) -> set[str]:
-    """The names that a pydantic model takes: its fields' and their aliases'."""
-    names = set(model.model_fields)
-    for info in model.model_fields.values():
-        names |= {info.alias, *getattr(info.validation_alias, "choices", [info.validation_alias])} - {None}
-    return names
+        elif isinstance(value, dict) and name != "fsdp_config":
+            kinds = [kind for kind in get_args(known[name]) or [known[name]] if kind is not type(None)]
+            if len(kinds) == 1 and isinstance(kinds[0], type) and issubclass(kinds[0], BaseModel):
+                yield from _unknown(value, kinds[0], f"{prefix}{name}.")
 
 
 def _capabilities(hardware: Hardware) -> tuple[dict[str, Any], dict[str, Any]]:
     """What Axolotl would find out by itself on the hardware that the recipe declares."""
-    cuda, hopper = hardware.gpu != CPU, hardware.gpu not in (CPU, "a100-40gb", "a100-80gb")
-    compute = ("sm_90" if hopper else "sm_80") if cuda else None
-    gpu = dict(bf16=cuda, fp8=hopper, tf32=cuda, n_gpu=hardware.gpus, compute_capability=compute)
+    compute = gpu_of(hardware.gpu).compute
+    cuda, fp8 = compute is not None, compute not in (None, "sm_80")
+    gpu = dict(bf16=cuda, fp8=fp8, tf32=cuda, n_gpu=hardware.gpus, compute_capability=compute)
     return gpu, {"torch_version": version("torch").split("+")[0]}
 
 
@@ -247,18 +227,16 @@ def _deepspeed(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
         if name not in reads().deepspeed:
             yield Finding("deepspeed", f"unknown key {name}", nearest(name, reads().deepspeed))
     for part, model in {"zero_optimization": DeepSpeedZeroConfig, "bf16": DeepSpeedBF16Config}.items():
-        if not isinstance(config.get(part, {}), dict):
-            continue
         try:
-            model(**config.get(part, {}))  # leaves out what is "auto", and refuses what it does not know
+            model(**config.get(part, {}))  # leaves out "auto", and refuses what it does not know
         except ValidationError as error:
             known = {f"{part}.{info.alias or name}" for name, info in model.model_fields.items()}
-            for fault in error.errors():
-                name = ".".join(map(str, [part, *fault["loc"]]))
+            for fault, text in zip(error.errors(), wrong_keys(error), strict=True):
                 if fault["type"] == "extra_forbidden":
+                    name = ".".join(map(str, [part, *fault["loc"]]))
                     yield Finding("deepspeed", f"unknown key {name}", nearest(name, known))
                 else:
-                    yield Finding("deepspeed", f"{name}: {fault['msg']}", "mend it")
+                    yield Finding("deepspeed", f"{part}.{text}", "mend it")
 
 
 if __name__ == "__main__":

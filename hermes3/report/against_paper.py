@@ -6,17 +6,20 @@ models mostly find the same questions hard, which makes the true interval narrow
 """
 
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 from hermes3.files import UserError
-from hermes3.report.stages import mark
+from hermes3.report.stages import as_dict, mark, mean_row
 from hermes3.results.comparable import why_not_change, why_not_published
 from hermes3.results.groups import Group, score_of
 from hermes3.results.lm_eval import Evaluation, Score
-from hermes3.results.published import PublishedRow, Table, load
-from hermes3.stats import Z, difference, effective_n, mean_interval, two_proportions, wilson, z_test
+from hermes3.results.published import Table, load
+from hermes3.stats import Z, difference, effective_n, two_proportions, wilson, z_test
 
 SIZES = ("8b", "70b", "405b")
+OTHERWISE = "under another protocol"
+Z_90, Z_80 = NormalDist().inv_cdf(0.95), NormalDist().inv_cdf(0.8)
 NOTES = {"405b": "The paper measured both of its 405B models in FP8."}
 
 
@@ -32,11 +35,9 @@ def compare_with_paper(
         return {"reason": "no run follows a recipe of the paper (give --size 8b, 70b or 405b)"}
     if size not in SIZES:
         raise UserError(f"--size {size}: the paper has {', '.join(SIZES)}")
-    before_dpo = [stage for stage in stages if stage.name.lower() == "sft"]
-    stage = before_dpo[0] if size != "8b" and before_dpo else stages[-1]
-    return {"size": size, "note": NOTES.get(size, "")} | compare_with_table(
-        stage, groups, load("table5"), [f"hermes3_{size}", f"llama31_{size}"]
-    )
+    before_dpo = [stage for stage in stages if size != "8b" and stage.name.lower() == "sft"]
+    compared = [*before_dpo, stages[-1]][0], groups, load("table5"), [f"hermes3_{size}", f"llama31_{size}"]
+    return {"size": size, "note": NOTES.get(size, "")} | compare_with_table(*compared)
 
 
 def size_of(recipes: dict[str, Path | None]) -> str | None:
@@ -45,11 +46,13 @@ def size_of(recipes: dict[str, Path | None]) -> str | None:
     return sizes.pop() if len(sizes) == 1 and sizes <= set(SIZES) else None
 
 
-def compare_with_table(stage: Evaluation, groups: list[Group], table: Table, columns: list[str]) -> dict[str, Any]:
+def compare_with_table(
+    stage: Evaluation, groups: list[Group], table: Table, columns: list[str], margin: float = 0.02
+) -> dict[str, Any]:
     """`stage` against `columns` of `table`, the first of which is what we reproduce; each is corrected by Holm.
 
     `mean` holds the mean of the differences over the comparable rows of the first column that are in percent, with its
-    interval.
+    interval. `margin`: within which a difference counts as none, a share.
     """
     by_name = {group.name: group for group in groups}
     doubted = [one for one in table.misprints if one.column == columns[0]]
@@ -58,32 +61,42 @@ def compare_with_table(stage: Evaluation, groups: list[Group], table: Table, col
     for name, row in table.rows.items():
         group = by_name.get(name)
         score = score_of(stage, group) if group else None
-        ours = None if score is None else {"value": score.value, "low": score.low, "high": score.high, "n": score.n}
         reason = why_not_published(stage, group, score, row)
+        against = {
+            column: _against(score, table.values(column)[name] / row.scale, reason, margin) for column in columns
+        }
         note = "; ".join(filter(None, (row.note, doubts.get(name))))
-        against = {column: _against(score, row, table.values(column)[name], reason) for column in columns}
-        rows.append({"name": name, "setting": row.setting, "scale": row.scale, "note": note, "score": ours})
-        rows[-1]["against"] = against
+        facts = {"name": name, "setting": row.setting, "scale": row.scale, "note": note}
+        rows.append(facts | {"score": as_dict(score), "against": against})
     for column in columns:
         mark([row["against"][column] for row in rows], "difference")
-    words = {column: table.columns[column] for column in columns}
     pairs = [row["against"][columns[0]] for row in rows if row["scale"] == 100 and "p" in row["against"][columns[0]]]
-    mean = None
-    if pairs:
-        value, low, high = mean_interval([(pair["difference"], pair["low"], pair["high"]) for pair in pairs])
-        mean = {"value": value, "low": low, "high": high, "rows": len(pairs)}
-    return {"stage": stage.name, "columns": words, "rows": rows, "mean": mean}
+    mean = mean_row(pairs, "difference") | {"rows": len(pairs)} if pairs else None
+    mean = mean and mean | equivalence(*(mean[key] for key in ("value", "low", "high")), margin)
+    words = {column: table.columns[column] for column in columns}
+    return {"stage": stage.name, "columns": words, "rows": rows, "mean": mean, "margin": margin}
 
 
-def _against(score: Score | None, row: PublishedRow, printed: float, reason: str | None) -> dict[str, Any]:
-    value = printed / row.scale
-    if reason:
-        gap = {} if score is None else {"difference": score.value - value}
-        return {"published": value, **gap, "mark": "not comparable", "reason": reason}
-    ours, theirs, p = _test(score, value)
+def equivalence(gap: float, low: float, high: float, margin: float) -> dict[str, Any]:
+    """`equal`: whether a difference with its 95 % interval lies within ± `margin`; `detectable`: what would be seen.
+
+    Two one-sided tests at 5 % (Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15, 1987), which is a 90 % interval
+    inside the margin. A difference of `detectable` is found by the two-sided test with a probability of 80 %.
+    """
+    stderr = (high - low) / 2 / Z
+    return {"equal": abs(gap) + Z_90 * stderr < margin, "detectable": (Z + Z_80) * stderr}
+
+
+def _against(score: Score | None, published: float, reason: str | None, margin: float) -> dict[str, Any]:
+    gap = {} if score is None else {"difference": score.value - published}
+    if score is None or score.low is None or (reason and not reason.startswith(OTHERWISE)):
+        return {"published": published, **gap, "mark": "not comparable", "reason": reason}
+    ours, theirs, p = _test(score, published)
     low, high = difference(ours, theirs)
-    gap = {"difference": ours[0] - theirs[0], "low": low, "high": high, "p": p}
-    return {"published": value, **gap, "mark": "same"}
+    pair = {"published": published, **gap, "low": low, "high": high}
+    if reason:  # shown with its interval, and no part of the verdict
+        return pair | {"mark": OTHERWISE, "reason": reason.removeprefix(OTHERWISE).lstrip(": ")}
+    return pair | {"p": p, "mark": "same"} | equivalence(score.value - published, low, high, margin)
 
 
 def _test(score: Score, value: float) -> tuple[tuple[float, float, float], tuple[float, float, float], float]:
@@ -110,12 +123,10 @@ def what_dpo_changed(scores: dict[str, Any], size: str | None) -> list[dict[str,
     ours = {row["task_label"]: row for row in scores["rows"]}
     rows = []
     for name, row in load("table4").rows.items():
-        before, after = (value / row.scale for value in row.values)
-        pair = ours[name]["comparisons"][-1] if name in ours else {"mark": "not comparable", "reason": "not measured"}
-        if reason := row.unlike or why_not_change(ours.get(name)):
-            pair = {"mark": "not comparable", "reason": reason}
-        change = {"name": name, "setting": row.setting, "scale": row.scale, "published": after - before, "ours": pair}
+        published = (row.values[1] - row.values[0]) / row.scale
+        reason = row.unlike or why_not_change(ours.get(name)) or (None if name in ours else "not measured")
+        pair = {"mark": "not comparable", "reason": reason} if reason else ours[name]["comparisons"][-1]
+        rows.append({"name": name, "setting": row.setting, "scale": row.scale, "published": published, "ours": pair})
         if pair.get("low") is not None:
-            change["inside"] = pair["low"] <= after - before <= pair["high"]
-        rows.append(change)
+            rows[-1]["inside"] = pair["low"] <= published <= pair["high"]
     return rows

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hermes3.files import UserError, sha256, write_text
+from hermes3.files import ROOT, UserError, sha256, write_text
 from hermes3.git import commit
 from hermes3.mix.manifest import composition
+from hermes3.mix.manifest import read as manifest_of
 from hermes3.page import text
 from hermes3.page.charts import mix_chart
 from hermes3.page.shell import render
@@ -19,7 +20,8 @@ from hermes3.results.groups import PAPER_SUITE, groups_of
 from hermes3.results.lm_eval import Evaluation, read_evaluation
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
-LOCK = Path("requirements.txt")
+LOCK = ROOT / "requirements.txt"
+MIX_KEYS = ("name", "kind", "seed", "sequence_len", "tokenizer", "versions", "sources", "total")
 
 
 def write_report(
@@ -41,10 +43,12 @@ def write_report(
     """
     if not scores:
         raise UserError("no stage given; name at least one lm-eval output folder with --scores NAME=FOLDER")
-    run_data = [read_run(name, folder) for name, folder in runs.items()]
-    mix_data = [read_mix(folder) for folder in mixes]
+    run_data, mix_data = [read_run(*run) for run in runs.items()], [read_mix(folder) for folder in mixes]
     recipes = {name: recipe_of(folder) for name, folder in runs.items()}
-    seeds = {name: _read_seeds(name, folders) for name, folders in scores.items()}
+    seeds = {
+        name: [read_evaluation(f"{name}, seed {n}" if n > 1 else name, folder) for n, folder in enumerate(folders, 1)]
+        for name, folders in scores.items()
+    }
     stages = [of_stage[0] for of_stage in seeds.values()]
     groups = groups_of(stages, _all_suites() if suites is None else suites)
     table = score_table(stages, groups)
@@ -60,7 +64,7 @@ def write_report(
         "mixes": mix_data,
         "repository": repository(),
         "recipes": [
-            {"run": name, "path": path and str(path), "sha256": path and sha256(path)} for name, path in recipes.items()
+            {"run": name, "path": at and str(at), "sha256": at and sha256(ROOT / at)} for name, at in recipes.items()
         ],
         "evaluations": [_facts(one) for of_stage in seeds.values() for one in of_stage],
         "versions": _versions(mix_data, stages),
@@ -77,62 +81,46 @@ def write_report(
 
 def read_mix(folder: Path) -> dict[str, Any]:
     """What the report shows of the mix in `folder`. `UserError` when its manifest is missing or it holds no tokens."""
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; build the mix first")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    total = manifest["total"]
-    if not total["tokens"]:
-        raise UserError(f"{path}: the mix holds no tokens; see its rejects")
+    manifest = manifest_of(folder)
+    if not manifest["total"]["tokens"]:
+        raise UserError(f"{folder}: the mix holds no tokens; see its rejects")
+    mix = {key: manifest[key] for key in MIX_KEYS} | {"folder": str(folder), "categories": composition(manifest)}
+    mix |= {"manifest_sha256": sha256(folder / "manifest.json"), "output_sha256": manifest["output"]["sha256"]}
     rejects = [(*key.partition("/")[::2], count) for key, count in manifest["rejects"].items()]
-    return {
-        "folder": str(folder),
-        **{key: manifest[key] for key in ("name", "kind", "seed", "sequence_len", "tokenizer", "versions", "sources")},
-        "manifest_sha256": sha256(path),
-        "output_sha256": manifest["output"]["sha256"],
-        "categories": composition(manifest),
-        "total": total,
-        "rejects": [{"stage": stage, "reason": reason, "count": count} for stage, reason, count in rejects],
-    }
+    return mix | {"rejects": [dict(zip(("stage", "reason", "count"), one, strict=True)) for one in rejects]}
 
 
-def repository() -> dict[str, Any]:
+def repository(folder: Path = ROOT) -> dict[str, Any]:
     """`commit` (None outside a repository), whether tracked files differ from it, and the lock's sha256."""
-    at = commit(Path())
-    lock = {"path": str(LOCK), "sha256": sha256(LOCK) if LOCK.is_file() else None}
-    return {"commit": at and at.removesuffix("-dirty"), "changed": bool(at) and at.endswith("-dirty"), "lock": lock}
-
-
-def _read_seeds(name: str, folders: list[Path]) -> list[Evaluation]:
-    names = [name, *(f"{name}, seed {number}" for number in range(2, len(folders) + 1))]
-    return [read_evaluation(*one) for one in zip(names, folders, strict=True)]
+    at = commit(folder) or ""
+    lock = {"path": LOCK.name, "sha256": sha256(LOCK) if LOCK.is_file() else None}
+    return {"commit": at.removesuffix("-dirty") or None, "changed": at.endswith("-dirty"), "lock": lock}
 
 
 def _all_suites() -> list[suite.Suite]:
     """All of eval/suites: the paper's first, so that its groups give their names to what several suites measure."""
     names = sorted(path.stem for path in suite.SUITES.glob("*.yml"))
+    if not names:
+        raise UserError(f"{suite.SUITES}: no suites there, which name the scores; install hermes3 from its checkout")
     return [suite.load(name) for name in sorted(names, key=lambda n: (n != PAPER_SUITE, n != "epoch_selection"))]
 
 
 def _facts(one: Evaluation) -> dict[str, Any]:
     files = [str(path.relative_to(one.folder)) for path in one.results_files]
-    facts = {"stage": one.name, "folder": str(one.folder), "files": files, **one.harness, "tasks": one.tasks}
     # by task, as one results file may have a limit and another none
-    facts["part"] = sorted(task for task, of in one.tasks.items() if of["samples"] < of["questions"])
-    return facts | {"skipped": one.skipped}
+    part = sorted(task for task, of in one.tasks.items() if of["samples"] < of["questions"])
+    facts = {"stage": one.name, "folder": str(one.folder), "files": files, "tasks": one.tasks, "part": part}
+    return facts | one.harness | {"skipped": one.skipped}
 
 
 def _versions(mixes: list[dict[str, Any]], stages: list[Evaluation]) -> list[dict[str, Any]]:
     """Package versions with who recorded them: two rows of one package mean that it changed on the way."""
-    recorded: dict[tuple[str, str], list[str]] = {}
-    for mix in mixes:
-        for package, version in mix["versions"].items():
-            recorded.setdefault((package, version), []).append(f"mix {mix['name']}")
+    pairs = [(of, f"mix {mix['name']}") for mix in mixes for of in mix["versions"].items()]
     for stage in stages:
-        for package in ("lm_eval", "transformers"):
-            if (version := stage.harness[f"{package}_version"]) is not None:
-                recorded.setdefault((package, version), []).append(f"scores of {stage.name}")
-    return [{"package": key[0], "version": key[1], "recorded_by": by} for key, by in sorted(recorded.items())]
+        versions = {package: stage.harness[f"{package}_version"] for package in ("lm_eval", "transformers")}
+        pairs += [(of, f"scores of {stage.name}") for of in versions.items() if of[1] is not None]
+    recorded = {of: [by for other, by in pairs if other == of] for of in sorted({of for of, _ in pairs})}
+    return [{"package": of[0], "version": of[1], "recorded_by": by} for of, by in recorded.items()]
 
 
 def _charts(report: dict[str, Any]) -> dict[str, str]:

@@ -21,7 +21,10 @@ def report(
         str | None, typer.Option(help="8b, 70b or 405b: the paper's model to compare with; the recipes' by default")
     ] = None,
 ) -> None:
-    """Write one page that says whether it reproduced: scores with intervals, against the paper and stage by stage."""
+    """Write one page that says whether it reproduced. Scores with intervals, against the paper and stage by stage.
+
+    Example: hermes3 report --out report --scores base=outputs/tiny/eval/base --scores SFT+DPO=outputs/tiny/eval/dpo
+    """
     from hermes3.report.build import write_report
 
     stamps = sorted(commands.glob("[0-9]*")) if commands else []

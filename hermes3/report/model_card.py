@@ -4,7 +4,9 @@ Scores come from a `report.json` of `hermes3 report`, so card and report never d
 """
 
 import json
+import re
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from hermes3.chat import prompts
@@ -12,29 +14,26 @@ from hermes3.files import UserError, read_yaml, sha256, write_text
 from hermes3.model_folder import check_model
 from hermes3.page.shell import render
 from hermes3.recipe.paper import paper_of
+from hermes3.recipe.read import on_hub
+from hermes3.report import names
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-SHOWN = (  # keys of the recipe; the others are in the recipe, whose sha256 the card gives
-    *("base_model", "rl", "adapter", "lora_r", "lora_alpha", "num_epochs", "learning_rate", "lr_scheduler"),
-    *("warmup_steps", "optimizer", "weight_decay", "sequence_len", "sample_packing", "micro_batch_size"),
-    *("gradient_accumulation_steps", "hardware", "seed"),
-)
-QUESTION = {"role": "user", "content": "What is the weather in Oslo?"}
-CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-WEATHER = {"name": "get_weather", "description": "Weather of a city today", "parameters": CITY}
+QUESTION, WEATHER = names("question"), names("weather")
 
 
 def write_card(model: Path, report: Path, stage: str, recipe: Path, name: str) -> str:
     """Write `model`/README.md, and return its text. `name` is the Hub's, OWNER/NAME; `stage` is one of the report's.
 
-    `UserError` for a folder that is not a whole model, a file that is not a report, and a stage that it does not have.
+    `UserError` for another name, a folder that is not a whole model, a file that is not a report, and a stage that it
+    does not have.
     """
     from huggingface_hub import ModelCard
 
+    check_name(name)
     check_model(model)
     try:
         facts = json.loads(report.read_text(encoding="utf-8"))
-        stages, evaluations, rows = facts["scores"]["stages"], facts["evaluations"], facts["scores"]["rows"]
+        stages, rows, evaluations = facts["scores"]["stages"], facts["scores"]["rows"], facts["evaluations"]
         facts = {"mixes": facts["mixes"], "verdict": facts["verdict"]}
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{report}: not a report ({error!r}); give the report.json of `hermes3 report`") from None
@@ -45,23 +44,43 @@ def write_card(model: Path, report: Path, stage: str, recipe: Path, name: str) -
     rows = [row for row in rows if (row["scores"].get(stage) or {}).get("low") is not None]
     shots = {task: of.get("n_shot") for task, of in evaluation["tasks"].items()}
     settings = read_yaml(recipe)
-    facts |= {
-        "name": name,
-        "model_name": name.split("/")[-1],
-        "stage": stage,
-        "recipe": str(recipe),
-        "recipe_sha256": sha256(recipe),
-        "report_sha256": sha256(report),
-        "settings": {key: settings[key] for key in SHOWN if key in settings},
-        "evaluation": evaluation,
-        "scores": [{"shots": shots.get(row["task"])} | row | row["scores"][stage] for row in rows],
-        "forms": _forms(model),
-    }
-    paper = paper_of(recipe)
-    facts["card_data"] = _card_data(facts, paper.base if paper else None).to_yaml()
-    card = str(ModelCard(render(TEMPLATE, facts, {}, {})))  # parses the metadata: a card that the Hub cannot read fails
+    facts |= {"name": name, "model_name": name.split("/")[-1], "stage": stage, "evaluation": evaluation}
+    facts |= {"recipe": str(recipe), "recipe_sha256": sha256(recipe), "report_sha256": sha256(report)}
+    facts["settings"] = {key: settings[key] for key in names("settings") if key in settings}
+    facts["scores"] = [{"shots": shots.get(row["task"])} | row | row["scores"][stage] for row in rows]
+    facts |= _origin(facts, recipe, str(settings.get("base_model")))
+    facts |= {"forms": _forms(model), "card_data": _card_data(facts).to_yaml()}
+    card = str(
+        ModelCard(render(TEMPLATE, facts, {}, {"quote": quote}))
+    )  # parses the metadata: a card that the Hub cannot read fails
     write_text(model / "README.md", card)
     return card
+
+
+def check_name(name: str) -> None:
+    """`UserError` for what is no name on the Hub, OWNER/NAME: it goes into a shell line of the card."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"--name {name!r}: {error}") from None
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
+        raise UserError(f"--name {name!r}: give it as OWNER/NAME, in letters, digits, - _ and . alone")
+
+
+def _origin(facts: dict[str, Any], recipe: Path, base_model: str) -> dict[str, Any]:
+    """Base, licence and languages, as the base's name and the mixes' cards state them; None where none does."""
+    from huggingface_hub import DatasetCard
+
+    paper = paper_of(recipe)
+    base = paper.base if paper else base_model if on_hub(base_model) else None
+    llama = re.search(r"llama-?(\d(?:\.\d)?)", base or "", re.IGNORECASE)
+    cards = [Path(mix["folder"]) / "README.md" for mix in facts["mixes"] if "folder" in mix]
+    languages = [DatasetCard.load(card).data.language or [] for card in cards if card.is_file()]
+    known = sorted({code for of in languages for code in of if len(code) == 2})
+    licences = {source["licence"] for mix in facts["mixes"] for source in mix.get("sources", []) if source["rows_kept"]}
+    return {"base": base, "licence": llama and f"llama{llama[1]}", "languages": known, "licences": sorted(licences)}
 
 
 def push(model: Path, name: str) -> str:
@@ -74,8 +93,8 @@ def push(model: Path, name: str) -> str:
     return str(api.upload_folder(repo_id=name, folder_path=model, ignore_patterns=ignored))
 
 
-def _card_data(facts: dict[str, Any], base: str | None):
-    """The metadata that the Hub reads: every score is an evaluation result with its task and metric."""
+def _card_data(facts: dict[str, Any]):
+    """The metadata that the Hub reads: an evaluation result for every score over all questions of its tasks."""
     from huggingface_hub import EvalResult, ModelCardData
 
     results = [
@@ -89,17 +108,10 @@ def _card_data(facts: dict[str, Any], base: str | None):
             metric_args={"num_fewshot": row["shots"], "samples": row["n"]},
         )
         for row in facts["scores"]
+        if not {row["task"], *row.get("tasks", [])} & {*facts["evaluation"]["part"]}
     ]
-    return ModelCardData(
-        model_name=facts["model_name"],
-        base_model=base,
-        language="en",
-        license="llama3.1",
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["hermes", "chatml", "function-calling", "json-mode", "axolotl"],
-        eval_results=results,
-    )
+    stated = {"base_model": facts["base"], "license": facts["licence"], "language": facts["languages"] or None}
+    return ModelCardData(model_name=facts["model_name"], eval_results=results, **stated, **names("metadata"))
 
 
 def _forms(model: Path) -> dict[str, str]:
@@ -107,12 +119,11 @@ def _forms(model: Path) -> dict[str, str]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-
-    def prompt(*messages: dict[str, str], tools: list[dict[str, Any]] | None = None) -> str:
-        return tokenizer.apply_chat_template(list(messages), tools=tools, tokenize=False, add_generation_prompt=True)
-
+    options = {"tokenize": False, "add_generation_prompt": True}
+    asked_for_json = [{"role": "system", "content": prompts.json_system(WEATHER["parameters"])}, QUESTION]
+    tools = [{"type": "function", "function": WEATHER}]
     return {
-        "A question": prompt(QUESTION),
-        "Tool use": prompt(QUESTION, tools=[{"type": "function", "function": WEATHER}]),
-        "JSON mode": prompt({"role": "system", "content": prompts.json_system(CITY)}, QUESTION),
+        "A question": tokenizer.apply_chat_template([QUESTION], **options),
+        "Tool use": tokenizer.apply_chat_template([QUESTION], tools=tools, **options),
+        "JSON mode": tokenizer.apply_chat_template(asked_for_json, **options),
     }

@@ -4,6 +4,7 @@ from itertools import pairwise
 from statistics import mean, stdev
 from typing import Any
 
+from hermes3.report import names
 from hermes3.results.comparable import why_not, why_not_in_mean
 from hermes3.results.groups import Group, compare, score_of
 from hermes3.results.lm_eval import Evaluation, Score, ScoreKey, scale_of
@@ -11,19 +12,7 @@ from hermes3.stats import Z, holm, mean_interval
 
 ALPHA = 0.05
 ALIGNMENT = "alignment"  # the suite whose rows are a section of their own
-METRIC_LABELS = {
-    "acc": "accuracy",
-    "acc_norm": "length-normalised accuracy",
-    "valid": "valid form",
-    "exact": "exact match",
-    "exact_match": "exact match",
-    "prompt_level_strict_acc": "prompts, strict",
-    "inst_level_strict_acc": "instructions, strict",
-    "prompt_level_strict_acc+inst_level_strict_acc": "strict, mean of prompts and instructions",
-    "ended": "answers that end within the limit",
-}
-# The metric that stands for a task that no suite names: the strictest one that it has.
-HEADLINE = ("exact_match", "acc", "valid", "exact", "acc_norm")
+Row = dict[str, Any]
 
 
 def score_table(stages: list[Evaluation], groups: list[Group]) -> dict[str, Any]:
@@ -42,7 +31,7 @@ def score_table(stages: list[Evaluation], groups: list[Group]) -> dict[str, Any]
     details = [_row(stages, Group(named.get(key[0], _label(key[0])), (key,))) for key in rest]
     for table in (rows, details):
         mark([pair for row in table for pair in row["comparisons"]], "gain")
-    means = _means(stages, [(group, row) for group, row in zip(shown, rows, strict=True)])
+    means = _means(stages, list(zip(shown, rows, strict=True)))
     return {"stages": [stage.name for stage in stages], "rows": rows, "details": details, "means": means}
 
 
@@ -53,10 +42,12 @@ def rows_of(stages: list[Evaluation], groups: list[Group]) -> list[Group]:
     for key in _keys(stages):
         if key[0] not in grouped:
             loose.setdefault(key[0], []).append(key)
-    return [*groups, *(Group(_label(task), (_headline(keys),)) for task, keys in loose.items())]
+    order = {metric: place for place, metric in enumerate(names("headline"))}
+    headlines = {task: min(keys, key=lambda key: order.get(key[1], len(order))) for task, keys in loose.items()}
+    return [*groups, *(Group(_label(task), (key,)) for task, key in headlines.items())]
 
 
-def mark(pairs: list[dict[str, Any]], change: str) -> None:
+def mark(pairs: list[Row], change: str) -> None:
     """Correct the p-values of a table or column by Holm, and mark what is better or worse by the sign of `change`."""
     tested = [pair for pair in pairs if "p" in pair]
     for pair, adjusted in zip(tested, holm([pair["p"] for pair in tested]), strict=True):
@@ -91,29 +82,20 @@ def _keys(stages: list[Evaluation]) -> list[ScoreKey]:
     return list(dict.fromkeys(key for stage in stages for key in stage.scores))
 
 
-def _row(stages: list[Evaluation], group: Group) -> dict[str, Any]:
+def _row(stages: list[Evaluation], group: Group) -> Row:
     task, metric, filter_key = group.members[0]
     facts = [stage.tasks[key[0]] for stage in stages for key in stage.keys(group) if key[0] in stage.tasks]
     part = any(fact["samples"] < fact["questions"] for fact in facts)
-    shots = list({fact["n_shot"] for fact in facts})
-    return {
-        "task": task if len(group.members) == 1 else group.name,
-        "task_label": group.name,
-        "tasks": [key[0] for key in group.members],
-        "metric": metric,
-        "filter": filter_key,
-        "metric_label": _metric(group) + ("; only a part of the questions" if part else ""),
-        "part": part,
-        "shots": shots[0] if len(shots) == 1 else None,
-        "suite": group.suite,
-        "scale": scale_of(task),
-        "scores": {stage.name: _as_dict(score_of(stage, group)) for stage in stages},
-        "comparisons": [compare(before, after, group) for before, after in pairwise(stages)],
-    }
-
-
-def _headline(keys: list[ScoreKey]) -> ScoreKey:
-    return min(keys, key=lambda key: HEADLINE.index(key[1]) if key[1] in HEADLINE else len(HEADLINE))
+    shots = {fact["n_shot"] for fact in facts}
+    words = names("metrics").get(metric, metric) + ("" if filter_key == "none" else f" ({filter_key})")
+    if len(group.members) > 1:
+        words += f", {len(group.members)} tasks" + ("" if group.by_question else " weighing the same")
+    row = {"task_label": group.name, "tasks": [key[0] for key in group.members], "suite": group.suite}
+    row |= {"task": task if len(group.members) == 1 else group.name, "metric": metric, "filter": filter_key}
+    row |= {"metric_label": words + ("; only a part of the questions" if part else ""), "part": part}
+    row |= {"shots": shots.pop() if len(shots) == 1 else None, "scale": scale_of(task)}
+    scores = {stage.name: as_dict(score_of(stage, group)) for stage in stages}
+    return row | {"scores": scores, "comparisons": [compare(*pair, group) for pair in pairwise(stages)]}
 
 
 def _label(task: str) -> str:
@@ -121,41 +103,36 @@ def _label(task: str) -> str:
     return task.removeprefix("tiny_").replace("_", " ").capitalize() if task.startswith("tiny_") else task
 
 
-def _metric(group: Group) -> str:
-    metric, filter_key = group.members[0][1:]
-    words = METRIC_LABELS.get(metric, metric) + ("" if filter_key == "none" else f" ({filter_key})")
-    tasks = len(group.members)
-    return words if tasks == 1 else f"{words}, {tasks} tasks" + ("" if group.by_question else " weighing the same")
-
-
-def _as_dict(score: Score | None) -> dict[str, Any] | None:
+def as_dict(score: Score | None) -> Row | None:
+    """A score in report.json. `right`: how many samples are, where each is 0 or 1."""
     if score is None:
         return None
     right = sum(score.outcomes.values()) if score.binary and score.outcomes is not None else None
-    interval = {"low": score.low, "high": score.high, "interval": score.interval}
-    return {"value": score.value, **interval, "n": score.n, "right": right, "higher_is_better": score.higher_is_better}
+    bounds = {"value": score.value, "low": score.low, "high": score.high, "interval": score.interval}
+    return bounds | {"n": score.n, "right": right, "higher_is_better": score.higher_is_better}
 
 
-def _means(stages: list[Evaluation], rows: list[tuple[Group, dict[str, Any]]]) -> dict[str, Any]:
+def _means(stages: list[Evaluation], rows: list[tuple[Group, Row]]) -> dict[str, Any]:
     """Unweighted mean of the rows per stage, over those that every stage ran alike; every task counts once."""
-    taken: list[Group] = []
-    left_out, part = [], []
-    counted: set[str] = set()
+    taken: list[Row] = []
+    left_out = []
     for group, row in rows:
         if row["suite"] == ALIGNMENT:
             continue
         reason = why_not_in_mean(stages, group, row)
-        if reason is None and counted & set(row["tasks"]):
+        if reason is None and any({*row["tasks"]} & {*other["tasks"]} for other in taken):
             reason = "its tasks are in another row"
         if reason is None:
-            taken.append(group)
-            part += [group.name] if row["part"] else []
-            counted |= set(row["tasks"])
+            taken.append(row)
         else:
             left_out.append({"task": group.name, "reason": reason})
-    means = {}
-    for stage in stages if taken else []:
-        scores = [score_of(stage, group) for group in taken]
-        value, low, high = mean_interval([(score.value, score.low, score.high) for score in scores])
-        means[stage.name] = {"value": value, "low": low, "high": high}
-    return {"tasks": [group.name for group in taken], "left_out": left_out, "part": part, "stages": means}
+    means = {stage.name: mean_row([row["scores"][stage.name] for row in taken]) for stage in stages if taken}
+    part = [row["task_label"] for row in taken if row["part"]]
+    return {"tasks": [row["task_label"] for row in taken], "left_out": left_out, "part": part, "stages": means}
+
+
+def mean_row(scores: list[Row], value: str = "value") -> Row:
+    """The mean of scores, or of differences, as report.json has it."""
+    return dict(
+        zip(("value", "low", "high"), mean_interval([(s[value], s["low"], s["high"]) for s in scores]), strict=True)
+    )

@@ -6,9 +6,11 @@ from statistics import median
 from typing import Any
 
 from hermes3.page.text import interval, join, percent, signed
+from hermes3.report import names
 from hermes3.report.stages import ALIGNMENT
 
 LN2 = log(2)
+FLOOR = 0.5  # of the paper's rows: fewer give no answer
 # NeMo-RL's recipe test holds ln 2 to 1e-4; log-probabilities in bf16 lose a digit of that.
 FIRST_LOSS_TOLERANCE = 1e-3
 Row = dict[str, Any]
@@ -19,8 +21,7 @@ def verdict(report: dict[str, Any]) -> list[str]:
     scores, paper = report["scores"], report["paper"]
     answer = reproduced(paper)
     main = [row for row in scores["rows"] if row["suite"] != ALIGNMENT]
-    sentences = [answer] if "rows" in paper else []
-    sentences.append(means(scores["means"]))
+    sentences = [means(scores["means"])]
     sentences += [step(main, place, *pair) for place, pair in enumerate(pairwise(scores["stages"]))]
     sentences += alignment(scores["alignment"], scores["stages"])
     for run in report["runs"]:
@@ -28,43 +29,48 @@ def verdict(report: dict[str, Any]) -> list[str]:
             sentences.append(first_loss(run))
         if run["not_finite"]:
             sentences.append(f"{run['name']} logged {run['not_finite']} losses that are not finite: do not use it.")
-    sentences += [] if "rows" in paper else [answer]
+    sentences = [answer, *sentences] if "rows" in paper else [*sentences, answer]
     return [sentence for sentence in sentences if sentence]
 
 
 def reproduced(paper: dict[str, Any]) -> str:
-    """The answer, from the table against the paper's first column.
+    """The answer, from the table against the paper's first column; how many rows were compared comes before it.
 
-    Not in full where a row is worse after Holm's correction, or where no row is but their mean difference lies below 0.
+    Too few rows (`FLOOR`) give no answer. Else: not in full where a row is lower after Holm's correction, or the mean
+    over all rows is; yes where the mean difference is equivalent within the suite's margin; and open in between.
     """
     if "rows" not in paper:
         return f"Not compared with the paper: {paper['reason']}."
     column, words = next(iter(paper["columns"].items()))
     rows = [(row, row["against"][column]) for row in paper["rows"]]
     compared = [(row, pair) for row, pair in rows if "p" in pair]
-    apart = not_comparable(rows)
-    if not compared:
-        return f"Did it reproduce? It cannot be said: none of the table's rows ({len(rows)}) can be compared. {apart}"
     gaps = [(pair["mark"], f"{row['name']} ({signed(pair['difference'], row['scale'])})") for row, pair in compared]
     worse, better = ([gap for mark, gap in gaps if mark == wanted] for wanted in ("worse", "better"))
-    mean = paper["mean"]
-    n = f"{len(compared)} row{'s' if len(compared) > 1 else ''}"
-    of = n if len(compared) == len(rows) else f"{n} compared (of {len(rows)})"
-    than = f"{paper['stage']} is worse than {words} as published"
-    if worse:
-        answer = f"It did not reproduce in full: {than} on {len(worse)} of {of}: {join(worse)}."
+    mean, margin, stage = paper["mean"], f"±{100 * paper['margin']:g} points", paper["stage"]
+    answer = f"{len(compared)} of the {len(rows)} rows of the paper's table were compared: "
+    if len(compared) < FLOOR * len(rows):
+        answer += f"too few to say whether {stage} reproduced {words}."
+        answer += f" On them, it is lower on {join(worse)}." if worse else ""
+    elif worse:
+        answer += f"it did not reproduce in full. {stage} is lower than {words} on {join(worse)}."
     elif mean is not None and mean["high"] < 0:
-        answer = f"It did not reproduce in full: {than} on none of {of}, but over all of them together."
+        answer += f"it did not reproduce in full. {stage} is lower than {words} over all rows together."
+    elif mean is not None and mean["equal"]:
+        answer += f"it reproduced. The mean of {stage} lies within {margin} of {words}, and no row is clearly lower."
     else:
-        far = "" if len(compared) == len(rows) else " as far as it was measured"
-        answer = f"It reproduced{far}: {than} on none of {of}."
-    if better:
-        answer += f" It is better on {join(better)}."
+        answer += f"it stays open whether {stage} reproduced {words}. No row is clearly lower, but the mean difference"
+        answer += f" may lie beyond {margin}."
+    answer += f" It is higher on {join(better)}." if better else ""
     if mean is not None:
-        half = median(50 * (pair["high"] - pair["low"]) for row, pair in compared if row["scale"] == 100)
-        answer += f" The mean difference is {signed(mean['value'])} points ({interval(mean)})."
-        answer += f" A single row's interval is ±{half:.1f} points in the median: smaller gaps go unseen."
-    return f"{answer} {apart}".strip()
+        equal = sum(pair["equal"] for row, pair in compared if row["scale"] == 100)
+        seen = median(100 * pair["detectable"] for row, pair in compared if row["scale"] == 100)
+        answer += (
+            f" The mean difference is {signed(mean['value'])} points ({interval(mean)}). By itself, {equal} of the"
+        )
+        answer += (
+            f" rows is shown to lie within {margin}; a row's questions can show a gap of {seen:.1f} points (median)."
+        )
+    return f"{answer} {not_comparable(rows)}".strip()
 
 
 def not_comparable(rows: list[tuple[Row, Row]]) -> str:
@@ -93,18 +99,18 @@ def step(rows: list[Row], place: int, before: str, after: str) -> str:
     """What changed from the stage at `place` to the next, by the paired tests on the same documents."""
     pairs = [(row, row["comparisons"][place]) for row in rows]
     clauses = []
-    for mark, words in {
-        "better": "raised {}",
-        "worse": "lowered {}",
-        "no clear difference": "left {} without a clear difference",
-        "not tested": "changed {}, which was not tested",
-    }.items():
-        changes = [(row["task_label"], signed(p["change"], row["scale"])) for row, p in pairs if p["mark"] == mark]
-        names = [name if "left" in words else f"{name} ({change})" for name, change in changes]
-        clauses += [words.format(join(names))] if names else []
+    for words, one in names("changes").items():
+        changes = [(row["task_label"], signed(p["change"], row["scale"])) for row, p in pairs if _is(p, **one)]
+        listed = [name if "left" in words else f"{name} ({change})" for name, change in changes]
+        clauses += [words.format(join(listed))] if listed else []
     sentence = f"Against {before}, {after} {'; it '.join(clauses)}." if clauses else ""
     apart = not_comparable(pairs)
     return f"{sentence} {apart.replace('Not comparable', f'Not comparable between {before} and {after}')}".strip()
+
+
+def _is(pair: Row, mark: str, up: bool | None = None) -> bool:
+    """Whether the pair has this mark, and its score went up, or down; better and worse do not say which."""
+    return pair["mark"] == mark and (up is None or (pair["change"] > 0) == up)
 
 
 def alignment(rows: list[Row], stages: list[str]) -> list[str]:
@@ -125,10 +131,8 @@ def first_loss(run: dict[str, Any]) -> str:
         return f"{fact}: the policy starts as its own reference, as it must."
     if at > 1:
         return f"{fact}; the entry averages {at} steps, so the start itself was not logged."
-    return (
-        f"{fact}: {abs(loss - LN2):.4f} apart. Dropout and NEFTune noise move the policy a little before the first "
-        "update; a wide gap means that the reference is another model."
-    )
+    fact += f": {abs(loss - LN2):.4f} apart. Dropout and NEFTune noise move the policy a little before the first update"
+    return f"{fact}; a wide gap means that the reference is another model."
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -138,5 +142,5 @@ def summary(report: dict[str, Any]) -> str:
     width = max(map(len, table["stages"]), default=0)
     lines = [f"{name:<{width}}  {percent(one['value'])} ({interval(one)})" for name, one in table["stages"].items()]
     tasks = f"Mean of {', '.join(table['tasks'])}, with 95 % intervals:"
-    head = tasks if lines else "No task was measured at every stage."
-    return "\n".join([answer + head, *lines]).replace("\u00a0", " ").replace("\u2009", "") + "\n"
+    head = answer + (tasks if lines else "No task was measured at every stage.")
+    return "\n".join([head, *lines]).replace("\u00a0", " ").replace("\u2009", "") + "\n"

@@ -1,12 +1,10 @@
 """`eval/published/*.yml`: the paper's tables as data, with their settings and what is wrong in them."""
 
-from pathlib import Path
-
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hermes3.files import UserError, read_model
+from hermes3.files import ROOT, UserError, read_model
 
-PUBLISHED = Path("eval/published")
+PUBLISHED = ROOT / "eval/published"
 
 
 class PublishedRow(BaseModel):

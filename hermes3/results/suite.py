@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hermes3.files import UserError, read_model
+from hermes3.files import ROOT, UserError, read_model
 
-SUITES = Path("eval/suites")
+SUITES = ROOT / "eval/suites"
 
 
 class GroupSpec(BaseModel):

@@ -25,7 +25,10 @@ def launch(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="write the files to read, submit nothing")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
-    """Submit to Slurm: one training run, or the chain from mixes to report as jobs that wait for each other."""
+    """Submit a training run or a whole pipeline to Slurm. It checks the recipes first.
+
+    Example: hermes3 launch recipes/8b_sft.yml --dry-run
+    """
     words = words or []
     if pipeline:
         if nodes:

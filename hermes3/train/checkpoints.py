@@ -1,21 +1,36 @@
-"""The checkpoints of a run, read without torch: which are complete, which end an epoch, and a whole model from one.
+"""The checkpoints of a run: which are complete, which end an epoch, and one whole model from one. Read without torch.
 
 A checkpoint is complete once it holds `complete.json`, which is written last (hermes3/train/saving.py).
+
+The 405B recipes have each rank save its part (DeepSpeed's ZeRO, FSDP2), because gathering 812 GB on rank 0's node at
+every save is slow and may not fit. DeepSpeed's own converter writes fp32, 1.6 TB for 405B; those of Axolotl and torch,
+for FSDP, hold all of that in memory. `consolidate` holds the tensors of one file and writes bf16.
 """
 
 import hashlib
 import json
+import shutil
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hermes3.files import UserError
-from hermes3.model_folder import check_model
+from hermes3.files import UserError, new_folder
+from hermes3.model_folder import INDEX, check_model
+
+if TYPE_CHECKING:
+    from torch import Size, Tensor
+
+    Shapes = dict[str, Size]
+    Read = Callable[[Iterable[str]], dict[str, Tensor]]  # some tensors, by name
 
 # {"step": optimizer steps done, "epoch": passes over the data, as the trainer counts them, "files": name -> mark_of}
 COMPLETE = "complete.json"
 RESTART_POINT = "restart_point"  # an empty file in a checkpoint that is no epoch's
 ENDS = 2**16
 SHORT = 0.1  # of an epoch: one that packs a batch short ends at e.g. 0.999, at 12 steps per epoch at 0.92
+MAX_SHARD_SIZE = "5GB"  # of bf16; twice that of host memory, because a file's tensors are read in fp32
+FSDP = "pytorch_model_fsdp_0"  # accelerate's folder in a checkpoint
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
@@ -78,12 +93,10 @@ def epochs_of(output_dir: Path) -> dict[int, Path]:
 
 
 def whole_model(checkpoint: Path, out: Path) -> Path:
-    """`checkpoint` itself if it is a whole model, else `out`, to which its ranks' parts are joined once.
+    """`checkpoint` itself if it is a whole model, else `out`, to which the ranks' parts are joined once.
 
     `UserError` with the remedy when it is neither, as an adapter is.
     """
-    from hermes3.train.consolidate import consolidate, is_sharded
-
     if not is_sharded(checkpoint):
         check_model(checkpoint)
         return checkpoint
@@ -93,3 +106,94 @@ def whole_model(checkpoint: Path, out: Path) -> Path:
             return folder
     consolidate(checkpoint, out)
     return out
+
+
+def is_sharded(checkpoint: Path) -> bool:
+    """Whether each rank wrote a part of the checkpoint."""
+    return (checkpoint / FSDP).is_dir() or (checkpoint / "latest").is_file()
+
+
+def consolidate(checkpoint: Path, out: Path, max_shard_size: str = MAX_SHARD_SIZE) -> int:
+    """Write the model of folder `checkpoint` (`checkpoint-N` of a run) to folder `out`; return its weights' bytes.
+
+    The fp32 weights are rounded to bf16, as a 16-bit gather would. Configuration and tokenizer are the checkpoint's, or
+    those of the run's folder around it. Reads pickles: use it on checkpoints of your own runs only. `UserError` if
+    `checkpoint` is no such folder or lacks a rank's part, or `out` exists.
+    """
+    if out.exists():
+        raise UserError(f"{out} is there already; remove it, or name another folder")
+    if not is_sharded(checkpoint):
+        raise UserError(
+            f"{checkpoint}: neither file latest (DeepSpeed) nor folder {FSDP} (FSDP); give a folder checkpoint-N"
+        )
+    source = next((folder for folder in (checkpoint, checkpoint.parent) if (folder / "config.json").is_file()), None)
+    if not source:
+        raise UserError(f"{checkpoint}: no config.json, nor beside it; give a folder checkpoint-N of an Axolotl run")
+    try:
+        shapes, read = _fsdp(checkpoint / FSDP) if (checkpoint / FSDP).is_dir() else _zero(checkpoint)
+    except (FileNotFoundError, ValueError, EOFError) as error:
+        raise UserError(f"{checkpoint}: not a whole checkpoint ({error}); take the one before it") from error
+    with new_folder(out, "hermes3 consolidate") as folder:
+        for path in [*source.glob("*.json"), *source.glob("*.jinja")]:
+            if path.name not in ("trainer_state.json", "tokens_state.json", INDEX):
+                shutil.copy2(path, folder / path.name)
+        return _write(shapes, read, folder, max_shard_size)
+
+
+def merge_in_parts() -> None:
+    """Have Axolotl's merge of FSDP checkpoints, at the end of a run and by hand, hold one file's tensors in memory."""
+    import axolotl.cli.merge_sharded_fsdp_weights as source
+
+    source.merge_fsdp_weights = _merge
+
+
+def _merge(checkpoint_dir: str, output_path: str, **kwargs) -> None:
+    """Every rank calls it."""
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        with new_folder(Path(output_path), "axolotl train") as folder:
+            _write(*_fsdp(Path(checkpoint_dir)), folder, MAX_SHARD_SIZE)
+
+
+def _write(shapes: "Shapes", read: "Read", folder: Path, max_shard_size: str) -> int:
+    import torch
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors.torch import save_file
+
+    sizes = {name: torch.empty(shape, dtype=torch.bfloat16, device="meta") for name, shape in shapes.items()}
+    split = split_torch_state_dict_into_shards(
+        sizes, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
+    )
+    for number, (file, names) in enumerate(split.filename_to_tensors.items(), 1):
+        tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in read(names).items()}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        print(f"{number} of {len(split.filename_to_tensors)} files")
+        del tensors  # before the next file's are read
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return split.metadata["total_size"]
+
+
+def _zero(checkpoint: Path) -> tuple["Shapes", "Read"]:
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    lazy = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), lazy_mode=True)
+    shapes = {name: tensor.shape for name, tensor in lazy.items()}
+    return shapes, lambda names: {name: lazy[name].contiguous() for name in names}
+
+
+def _fsdp(folder: Path) -> tuple["Shapes", "Read"]:
+    import torch
+    import torch.distributed.checkpoint as dcp
+
+    stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    tensors = {name.removeprefix("model."): tensor for name, tensor in stored.items()}  # of {"model": ...}
+
+    def read(names: Iterable[str]) -> dict[str, "Tensor"]:
+        state = {name: torch.empty(tensors[name].size, dtype=tensors[name].properties.dtype) for name in names}
+        dcp.load({"model": state}, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
+        return state
+
+    return {name: tensor.size for name, tensor in tensors.items()}, read

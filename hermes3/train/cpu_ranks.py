@@ -1,4 +1,4 @@
-"""Several processes on a machine without CUDA: what Axolotl, transformers and accelerate take for granted of a GPU.
+"""Several processes on a machine without CUDA: what Axolotl, transformers and accelerate assume of a GPU.
 
 `torchrun --nproc-per-node 2 -m axolotl.cli.train recipe.yml` then trains over gloo under plain data parallel, DeepSpeed
 and FSDP2, with the code that the GPUs run. Where there is CUDA, nothing here acts.
@@ -22,7 +22,7 @@ def on_cpu_ranks(recipe: dict[str, Any]) -> bool:
 
 
 def use_gloo(recipe: dict[str, Any]) -> None:
-    """Have the run of `recipe` find CPUs, for the life of this process. Call it before Axolotl validates the recipe."""
+    """Have the run of `recipe` use CPUs, for the life of this process. Call it before Axolotl validates the recipe."""
     import axolotl.utils.trainer
     from transformers import training_args
 
@@ -45,5 +45,5 @@ def use_gloo(recipe: dict[str, Any]) -> None:
     if recipe.get("deepspeed"):
         import deepspeed
 
-        # with one process Axolotl would start NCCL
-        deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiling it takes minutes; gloo serves too
+        deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)  # Axolotl would start NCCL

@@ -1,22 +1,57 @@
-"""Corrections of Axolotl 0.21, TRL and transformers, one function per trap of docs/traps.md.
+"""Corrections of Axolotl 0.21, TRL and transformers, one per trap of docs/traps.md; HermesPlugin applies them.
 
-HermesPlugin calls each when Axolotl has made the trainer. A function goes when its trap's test says that it is mended.
+A function can be deleted once the test of its trap shows that the trap is mended upstream.
 """
 
+import sys
 from dataclasses import replace
 from functools import wraps
 from inspect import unwrap
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from axolotl.utils.dict import DictDefault
-    from transformers import Trainer
+import torch
+from accelerate import accelerator
+from axolotl.utils.dict import DictDefault
+from axolotl.utils.samplers import MultipackBatchSampler
+from peft import PeftModel
+from torch.utils.checkpoint import checkpoint
+from transformers import Trainer, TrainerCallback, set_seed
+from transformers.trainer import SAFE_WEIGHTS_NAME, WEIGHTS_NAME, remove_dummy_checkpoint
 
 CHUNK = 256  # tokens: 131 MB of fp32 logits, where Llama's vocabulary has 128,256 entries
 GATHER = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
 
 
-def keep_fp32(cfg: "DictDefault", trainer: "Trainer") -> None:
+def seed_packing(cfg: DictDefault) -> None:
+    """Seed what Axolotl draws before the trainer seeds the process: the packing from which it counts the steps.
+
+    Without it two runs of one recipe take e.g. 3,448 and 3,452 steps, and so another learning rate at each.
+    """
+    if cfg.seed is not None:
+        set_seed(cfg.seed)
+
+
+class RepackEveryEpoch(TrainerCallback):
+    """Tell the epoch's number to the shuffler and to the packer around it: both then depend on it and the seed alone.
+
+    transformers does, unless a run on several ranks resumes within an epoch: what then skips batches hides the packer,
+    and the run repeats samples and omits others.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        # A resumed run starts inside this epoch. Counted here, because an epoch whose packing came out a batch short
+        # ends at e.g. 0.999.
+        self.epoch = int(state.epoch or 0)
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        packer = train_dataloader.batch_sampler
+        while not isinstance(packer, MultipackBatchSampler):  # inside accelerate's BatchSamplerShard, a rank's share
+            packer = packer.batch_sampler
+        packer.sampler.set_epoch(self.epoch)
+        packer.set_epoch(self.epoch)  # drops the cached packs
+        self.epoch += 1
+
+
+def keep_fp32(cfg: DictDefault, trainer: Trainer) -> None:
     """Train fp32 weights with fp32 moments and compute in bf16: 16 bytes per parameter instead of Axolotl's 8.
 
     Axolotl loads the model in bf16 and, unless DeepSpeed makes fp32 copies, has Adam change these very weights. bf16
@@ -27,50 +62,36 @@ def keep_fp32(cfg: "DictDefault", trainer: "Trainer") -> None:
         return
     if not cfg.fsdp_config:
         trainer.model.float()  # autocast computes in bf16
-        return
-    if str(cfg.fsdp_version) != "2":
-        return
-    import accelerate.accelerator
-
-    # The loss leaves the model in fp32; accelerate would round it to bf16, to steps of 0.0078 between 1 and 2.
-    plugin = trainer.accelerator.state.fsdp_plugin
-    plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
-    # Each rank casts its own shard. Casting before sharding would take 1.6 TB of host memory per node for 405B.
-    shard = accelerate.accelerator.fsdp2_prepare_model  # Axolotl's own; it gathers layers in bf16 (`param_dtype`)
-    accelerate.accelerator.fsdp2_prepare_model = lambda *args: shard(*args).float()
+    elif str(cfg.fsdp_version) == "2":
+        # The loss leaves the model in fp32; accelerate would round it to bf16, to steps of 0.0078 between 1 and 2.
+        plugin = trainer.accelerator.state.fsdp_plugin
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
+        # Each rank casts its own shard. Casting before sharding would take 1.6 TB of host memory per node for 405B.
+        shard = accelerator.fsdp2_prepare_model  # Axolotl's own; it gathers layers in bf16 (`param_dtype`)
+        accelerator.fsdp2_prepare_model = lambda *args: shard(*args).float()
 
 
-def preference_args(cfg: "DictDefault") -> dict[str, float | bool]:
+def preference_args(cfg: DictDefault) -> dict[str, float | bool]:
     """Trainer arguments with which NEFTune and LoRA's dropout act under preference training.
 
     Axolotl passes `neftune_noise_alpha` to the SFT trainer only. TRL sets every dropout of the model to 0 by default;
     Llama has no dropout but LoRA's, and the reference runs with the adapter off, so the reference does not change.
     """
-    args: dict[str, float | bool] = {}
-    if cfg.rl and cfg.neftune_noise_alpha is not None:
-        args["neftune_noise_alpha"] = cfg.neftune_noise_alpha
-    if cfg.rl in ("dpo", "ipo") and cfg.adapter and cfg.lora_dropout:
-        args["disable_dropout"] = False
-    return args
+    noise = {"neftune_noise_alpha": cfg.neftune_noise_alpha} if cfg.rl and cfg.neftune_noise_alpha is not None else {}
+    drops = cfg.rl in ("dpo", "ipo") and cfg.adapter and cfg.lora_dropout
+    return noise | ({"disable_dropout": False} if drops else {})
 
 
 def log_probs_in_fp32() -> None:
-    """Have TRL take DPO's log-probabilities, and so their sums, margins, rewards and loss, in fp32 from bf16 logits.
+    """Have TRL take DPO's, KTO's, ORPO's and SimPO's log-probabilities, and so all that is made of them, in fp32.
 
-    The sum over an answer of 1,000 tokens is near -10,000, where bf16 knows multiples of 64 alone. Two things round it:
-
-    - `selective_log_softmax` returns the dtype of the logits, unless TRL's Triton kernel runs, which returns fp32. Here
-      it gets the logits in fp32, CHUNK tokens at a time, and in the backward pass again: a copy of all logits would
-      take 4 x 128,256 bytes per token, 4.2 GB for two sequences of 4,096 tokens.
-    - Under DeepSpeed transformers casts every floating-point tensor of a batch to bf16. With
-      `precompute_ref_log_probs: true` those are the reference's sums.
-
-    Call it before the trainer is made: making it computes those sums.
+    The sum over an answer of 1,000 tokens is near -10,000, where bf16 knows multiples of 64 alone. Two things round it.
+    `selective_log_softmax` returns the dtype of the logits, unless TRL's Triton kernel runs, which returns fp32. Here
+    it gets the logits in fp32, CHUNK tokens at a time, and in the backward pass again: a copy of all logits would take
+    4.2 GB for two sequences of 4,096 tokens. And under DeepSpeed transformers casts a batch to bf16, such as the sums
+    of the reference that `precompute_ref_log_probs` stored as the trainer was made: call it before that.
     """
-    import torch
-    from torch.utils.checkpoint import checkpoint
-    from transformers import Trainer
-    from trl.trainer import dpo_trainer, utils
+    from trl.trainer import dpo_trainer, kto_trainer, utils
 
     of_trl = unwrap(utils.selective_log_softmax)
 
@@ -83,37 +104,31 @@ def log_probs_in_fp32() -> None:
         def of_chunk(logits, index):
             return of_trl(logits[None].float(), index[None], temperature)[0]
 
-        log_probs = torch.stack(
-            [
-                torch.cat(
-                    [
-                        checkpoint(of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False)
-                        for chunk in zip(sequence.split(CHUNK), ids.split(CHUNK), strict=True)
-                    ]
-                )
-                for sequence, ids in zip(logits, index, strict=True)
-            ]
-        )
+        chunks = [
+            checkpoint(of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False)
+            for sequence, ids in zip(logits, index, strict=True)
+            for chunk in zip(sequence.split(CHUNK), ids.split(CHUNK), strict=True)
+        ]
+        log_probs = torch.cat(chunks).view(index.shape)
         return log_probs if row_mask is None else log_probs.masked_fill(row_mask == 0, 0.0)
 
     def prepare_inputs(trainer, inputs):
         sums = {key: inputs[key].to(trainer.args.device) for key in inputs if key.startswith("ref_")}
         return Trainer._prepare_inputs(trainer, inputs) | sums
 
-    utils.selective_log_softmax = selective_log_softmax  # the policy's
-    dpo_trainer.selective_log_softmax = selective_log_softmax  # the reference's
-    dpo_trainer.DPOTrainer._prepare_inputs = prepare_inputs
+    for name, module in list(sys.modules.items()):  # the trainers import the function by name
+        if name.startswith("trl.") and "selective_log_softmax" in vars(module):
+            module.selective_log_softmax = selective_log_softmax
+    dpo_trainer.DPOTrainer._prepare_inputs = kto_trainer.KTOTrainer._prepare_inputs = prepare_inputs
 
 
-def noise_policy_alone(trainer: "Trainer") -> None:
+def noise_policy_alone(trainer: Trainer) -> None:
     """Add NEFTune's noise (arXiv 2310.05914) to the policy and not to DPO's reference.
 
     The noise is uniform in +-alpha / sqrt(L d): L is the padded length of the micro-batch, d the hidden size.
     transformers adds it wherever the embeddings are in training mode. TRL computes the reference in training mode too,
     with the adapter off and without gradients; so gradients tell the two apart.
     """
-    import torch
-
     alpha = trainer.args.neftune_noise_alpha
 
     def set_alpha(embeddings, args) -> None:
@@ -123,36 +138,29 @@ def noise_policy_alone(trainer: "Trainer") -> None:
     trainer.model.get_input_embeddings().register_forward_pre_hook(set_alpha)
 
 
-def save_adapter_alone(trainer: "Trainer") -> None:
+def save_adapter_alone(trainer: Trainer) -> None:
     """Have the last save of DPO write the adapter and not the base model with the adapter inside.
 
     Axolotl gives TRL a plain model, TRL puts the adapter into it, and at the end Axolotl saves that plain model beside
     the adapter: a `model.safetensors` with names such as `q_proj.base_layer.weight`. `from_pretrained` reads it without
     an error and fills every linear layer with random numbers.
     """
-    from peft import PeftModel
-
     if isinstance(trainer.model, PeftModel):
         trainer.model.get_base_model().save_pretrained = trainer.model.save_pretrained
 
 
-def save_shards_once(trainer: "Trainer") -> None:
+def save_shards_once(trainer: Trainer) -> None:
     """Write a ZeRO-3 model that stays in shards once per checkpoint, and not again when the run ends.
 
     With `stage3_gather_16bit_weights_on_model_save: false` transformers has DeepSpeed write the whole checkpoint in
     place of the gathered weights, then again as the optimizer's state, and once more when the run ends: 4.9 TB each
-    for 405B. Configuration and tokenizer are still written each time.
+    for 405B. Configuration and tokenizer are still written each time. An adapter is gathered, whatever the key says.
     """
-    if not trainer.is_deepspeed_enabled or trainer.args.save_only_model:
+    if not trainer.is_deepspeed_enabled or trainer.args.save_only_model or isinstance(trainer.model, PeftModel):
         return
     config = trainer.accelerator.state.deepspeed_plugin.hf_ds_config
     if not config.is_zero3() or config.is_true(GATHER):
         return
-    from peft import PeftModel
-    from transformers.trainer import SAFE_WEIGHTS_NAME, WEIGHTS_NAME, remove_dummy_checkpoint
-
-    if isinstance(trainer.model, PeftModel):
-        return  # the adapter alone is gathered, whatever the key says
     save_model = trainer.save_model
     saved_step = None  # not asked of the file system, where ranks might see different things
 

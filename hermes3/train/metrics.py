@@ -1,13 +1,10 @@
-"""What a run logs beside the loss, how fast it is, and the name that it has in wandb.
+"""What a run logs beside the loss: how fast it is, and the name that it has in wandb.
 
 `perf/tokens_per_second_per_gpu`: tokens without padding, over all ranks, per second and rank. Waiting for data counts
-as time, saves and evaluations do not. `perf/mfu`: model FLOPs of these tokens (hermes3/plan/cost.py) per peak FLOPs of
-the `hardware.gpu` that the recipe declares. `perf/packing_efficiency`: the share of positions that are not padding.
-`perf/memory_gb`: in 1e9 bytes, the peak since the start on the fullest rank; what torch has allocated on a GPU, the
-whole process on a CPU.
-
-Axolotl's `tokens/train_per_sec_per_gpu` counts only tokens that bear loss, and the time of saves; its `memory/*` are of
-one rank, and 0 on a CPU.
+as time, saves and evaluations do not (Axolotl's own rate counts them, and only tokens that bear loss). `perf/mfu`:
+model FLOPs of these tokens (hermes3/plan/cost.py) per peak FLOPs of the `hardware.gpu` that the recipe declares.
+`perf/packing_efficiency`: the share of positions that are not padding. `perf/memory_gb`: in 1e9 bytes, the peak since
+the start on the fullest rank; what torch has allocated on a GPU, the whole process on a CPU.
 """
 
 import os
@@ -24,6 +21,9 @@ from transformers import TrainerCallback
 
 from hermes3.files import write_text
 from hermes3.git import commit
+from hermes3.plan.cost import flops_per_token
+from hermes3.plan.shapes import shape_of, work_of
+from hermes3.recipe.hardware import gpu_of
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -57,19 +57,16 @@ class Throughput(TrainerCallback):
 
     def add_and_log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs and self.since:
-            self._tick()
+            self.on_step_end()
             logs.update(self._rates())
         self.log(logs, *args, **kwargs)
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, *args, **kwargs):
         self.since = time.perf_counter()
 
     on_save = on_evaluate = on_train_begin
 
-    def on_step_end(self, args, state, control, **kwargs):
-        self._tick()
-
-    def _tick(self) -> None:
+    def on_step_end(self, *args, **kwargs):
         now = time.perf_counter()
         self.seconds, self.since = self.seconds + now - self.since, now
 
@@ -93,16 +90,11 @@ def mfu_of(cfg) -> "Mfu | None":
     """None, with a line in the log, where no peak is known: on CPUs, undeclared GPUs, models other than Llama."""
     from axolotl.utils.logging import get_logger
 
-    from hermes3.plan.cost import flops_per_token
-    from hermes3.plan.shapes import shape_of, work_of
-    from hermes3.recipe.hardware import gpu_of
-
     try:
         gpu = gpu_of((cfg.hardware or {}).get("gpu") or "unknown")
         if gpu.is_cpu:
             raise ValueError("a CPU has no peak to compare with")
-        recipe = cfg.to_dict()
-        shape, work = shape_of(Path(cfg.axolotl_config_path), recipe), work_of(recipe)[0]
+        shape, work = shape_of(Path(cfg.axolotl_config_path), cfg.to_dict()), work_of(cfg.to_dict())[0]
     except ValueError as error:
         get_logger(__name__).warning(f"perf/mfu is left out: {error}")
         return None
@@ -112,10 +104,9 @@ def mfu_of(cfg) -> "Mfu | None":
 class NameRun(TrainerCallback):
     """Names the wandb run by recipe, size, phase, seed and git commit; all attempts at one run are one run of wandb.
 
-    It names the run before the trainer's own callback starts it, and writes the facts into its config as `hermes3`.
-    wandb's id is kept in the run's folder: a run that resumes there continues under it, online at once, offline when
-    `wandb sync` uploads the attempts in their order. Variables that are set, as WANDB_RUN_ID, win. Only rank 0 has a
-    wandb run, and only rank 0 asks git.
+    It names the run before the trainer's own callback starts it, and writes the facts into its config as `hermes3`. A
+    run that resumes continues under the id in its folder, online at once, offline when `wandb sync` uploads the
+    attempts in their order. Variables that are set, as WANDB_RUN_ID, win. Rank 0 alone has a wandb run and asks git.
     """
 
     def __init__(self, cfg, trainer: "Trainer"):
@@ -123,16 +114,12 @@ class NameRun(TrainerCallback):
             return
         self.facts = facts = facts_of(cfg)
         trainer.args.run_name = f"{facts['recipe']} seed {facts['seed']} {facts['commit']}"
-        names = {
-            "RUN_GROUP": facts["recipe"],
-            "JOB_TYPE": facts["phase"],
-            "TAGS": f"{facts['size']},{facts['phase']},seed-{facts['seed']},{facts['commit']}",
-            "RESUME": "allow",
-        }
-        if "WANDB_RUN_ID" not in os.environ:  # set by the user, or by the key wandb_run_id
-            names["RUN_ID"] = run_id(Path(cfg.output_dir), resumes=bool(cfg.auto_resume_from_checkpoints))
+        tags = f"{facts['size']},{facts['phase']},seed-{facts['seed']},{facts['commit']}"
+        names = {"RUN_GROUP": facts["recipe"], "JOB_TYPE": facts["phase"], "TAGS": tags, "RESUME": "allow"}
         for name, value in names.items():
             os.environ.setdefault(f"WANDB_{name}", value)
+        if "WANDB_RUN_ID" not in os.environ:  # set by the user, or by the key wandb_run_id
+            os.environ["WANDB_RUN_ID"] = run_id(Path(cfg.output_dir), resumes=bool(cfg.auto_resume_from_checkpoints))
 
     def on_train_begin(self, args, state, control, **kwargs):
         import wandb
@@ -146,16 +133,9 @@ def facts_of(cfg) -> dict[str, str | int | None]:
 
     Outside a checkout, or without git, the version of the package stands for the commit.
     """
-    from axolotl.utils.schemas.enums import RLType
-
     recipe = cfg.wandb_name or Path(cfg.axolotl_config_path).stem
-    return {
-        "recipe": recipe,
-        "size": recipe.split("_")[0],
-        "phase": RLType(cfg.rl).value if cfg.rl else "sft",
-        "seed": cfg.seed,
-        "commit": commit(ROOT, digits=7) or version("hermes3-recipes"),
-    }
+    facts = {"recipe": recipe, "size": recipe.split("_")[0], "phase": str(getattr(cfg.rl, "value", cfg.rl) or "sft")}
+    return facts | {"seed": cfg.seed, "commit": commit(ROOT, digits=7) or version("hermes3-recipes")}
 
 
 def run_id(output_dir: Path, resumes: bool) -> str:

@@ -8,9 +8,8 @@ from transformers import TrainerCallback
 
 from hermes3.recipe.hardware import check_world_size
 from hermes3.train import fixes
-from hermes3.train.consolidate import merge_in_parts
+from hermes3.train.checkpoints import merge_in_parts
 from hermes3.train.cpu_ranks import on_cpu_ranks, use_gloo
-from hermes3.train.data_order import RepackEveryEpoch, seed_packing
 from hermes3.train.metrics import NameRun, Throughput, mfu_of
 from hermes3.train.saving import STOP_FILE, RestartPoints, StopFile, mark_complete, resume_from_complete
 
@@ -19,7 +18,6 @@ class HermesPlugin(BasePlugin):
     """Calls the other modules of this package at the points where Axolotl calls its plugins."""
 
     def get_input_args(self) -> str:
-        """The keys that this adds to a recipe: `hardware`, `restart_steps` and `token_weighted_loss`."""
         return "hermes3.train.args.HermesArgs"
 
     def register(self, cfg: dict) -> None:
@@ -33,12 +31,12 @@ class HermesPlugin(BasePlugin):
         """Called before the data are loaded. Returns None: Axolotl loads them itself."""
         if cfg.hardware and not preprocess:
             check_world_size(cfg.hardware)
-        seed_packing(cfg)
+        fixes.seed_packing(cfg)
         if on_cpu_ranks(cfg):  # Axolotl would map the model to accelerator number `LOCAL_RANK`
             cfg.device_map = {"": "cpu"}
 
     def pre_model_load(self, cfg) -> None:
-        if cfg.rl in ("dpo", "ipo"):
+        if cfg.rl:
             fixes.log_probs_in_fp32()
 
     def get_training_args(self, cfg) -> dict | None:
@@ -65,5 +63,5 @@ class HermesPlugin(BasePlugin):
         if os.environ.get(STOP_FILE):
             callbacks.insert(0, StopFile(Path(os.environ[STOP_FILE]), restart, trainer))
         if cfg.sample_packing and not cfg.rl and not cfg.curriculum_sampling:
-            callbacks.insert(0, RepackEveryEpoch())
+            callbacks.insert(0, fixes.RepackEveryEpoch())
         return callbacks

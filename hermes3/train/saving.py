@@ -1,11 +1,9 @@
 """When a run saves: complete checkpoints, restart points between the epochs, and a checkpoint when it is told to stop.
 
-A save takes minutes at 405B, and a rank may die within it. Its parts come in this order (transformers 5,
-`Trainer._save_checkpoint`): weights and tokenizer by rank 0 or in shards, optimizer and scheduler by rank 0 or in
-shards, random states by every rank, `trainer_state.json` by rank 0, which waits for no other rank. So no file of the
-trainer says that all parts are there, and Axolotl resumes from the highest-numbered folder, whatever it holds. Here
-rank 0 writes `complete.json` once every rank is done and its node has flushed the files, which it lists; a run resumes
-from the newest checkpoint that has it and holds these files.
+A save takes minutes at 405B, and a rank may die within it. In transformers 5 (`Trainer._save_checkpoint`) no rank waits
+for another, so no file says that all parts are there, and Axolotl resumes from the highest-numbered folder. Here rank 0
+writes `complete.json` once every rank is done and its node has flushed the files, which it lists; a run resumes from
+the newest checkpoint that has it and holds these files.
 """
 
 import json
@@ -67,7 +65,7 @@ def _last_checkpoint(cfg, update: bool = True) -> str | None:
 
 
 def mark_complete(trainer: "Trainer") -> None:
-    """Have each save of the trainer write `complete.json` last, by rank 0, once every rank is done.
+    """Have rank 0 write `complete.json` last in each save of the trainer, once every rank is done.
 
     A save into an existing folder removes the file first. A checkpoint without its optimizer does not get the file:
     Axolotl only logs that failure, and transformers would resume with an empty optimizer without an error.
@@ -75,7 +73,7 @@ def mark_complete(trainer: "Trainer") -> None:
     save_checkpoint, args = trainer._save_checkpoint, trainer.args
 
     def save(*positional, **named) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{trainer.state.global_step}"
+        folder = _folder(args, trainer.state)
         if trainer.is_world_process_zero():
             (folder / COMPLETE).unlink(missing_ok=True)
         args.distributed_state.wait_for_everyone()
@@ -128,13 +126,10 @@ class RestartPoints(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         regular = bool(self.steps) and state.global_step % self.steps == 0
         self.due = (regular or self.stop_now) and not control.should_save
-        if not self.due:
-            return
-        control.should_save = True
-        if state.is_world_process_zero:
-            newest = self._newest(args, state)
-            newest.mkdir(parents=True, exist_ok=True)
-            (newest / RESTART_POINT).touch()
+        control.should_save |= self.due
+        if self.due and state.is_world_process_zero:
+            _folder(args, state).mkdir(parents=True, exist_ok=True)
+            (_folder(args, state) / RESTART_POINT).touch()
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if not control.should_save:
@@ -144,7 +139,7 @@ class RestartPoints(TrainerCallback):
             control.should_save = self.due = False
 
     def on_save(self, args, state, control, **kwargs):
-        newest = self._newest(args, state)
+        newest = _folder(args, state)
         if not state.is_world_process_zero or broken(newest):
             return
         for mark in Path(args.output_dir).glob(f"checkpoint-*/{RESTART_POINT}"):
@@ -153,11 +148,7 @@ class RestartPoints(TrainerCallback):
 
     def _unmark(self, args, state) -> None:
         if state.is_world_process_zero:
-            (self._newest(args, state) / RESTART_POINT).unlink(missing_ok=True)
-
-    @staticmethod
-    def _newest(args, state) -> Path:
-        return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (_folder(args, state) / RESTART_POINT).unlink(missing_ok=True)
 
 
 class StopFile(TrainerCallback):
@@ -165,10 +156,8 @@ class StopFile(TrainerCallback):
 
     The job script names the file in `HERMES3_STOP_FILE` and writes it before the time limit. A signal would reach the
     ranks at different steps, and Axolotl answers SIGINT by writing the unfinished model as if it were the final one.
-    Rank 0 looks for the file and broadcasts one number per step: 0.2 ms between two CPU ranks.
-
-    The run exits as the next step would begin: so a step that ends an epoch gets that epoch's checkpoint, and after the
-    last step, which has no next one, the run simply finishes.
+    Rank 0 looks for the file and broadcasts one number per step: 0.2 ms between two CPU ranks. The run exits as the
+    next step would begin: an epoch's last step gets its checkpoint, and after the last of all the run finishes.
     """
 
     def __init__(self, file: Path, restart: RestartPoints, trainer: "Trainer"):
@@ -197,6 +186,11 @@ class StopFile(TrainerCallback):
         raise SystemExit(STOPPED)
 
     on_epoch_begin = on_step_begin
+
+
+def _folder(args, state) -> Path:
+    """Where the trainer saves this step."""
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
 def _warn(text: str) -> None:

@@ -1,0 +1,82 @@
+"""`hermes3 init`: a mix spec and a recipe for a user's own rows, from the shipped recipes and what the rows show."""
+
+import re
+from itertools import islice
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from hermes3.chat.encode import Encoder
+from hermes3.files import UserError, read_text, read_yaml, write_text
+from hermes3.messages import BadRow
+from hermes3.mix import read
+from hermes3.mix.adapt import ADAPTERS, Example
+from hermes3.plan.shapes import shape_of
+from hermes3.recipe.hardware import gpu_of
+
+LOOKED_AT = 1000  # rows that are tried with every adapter
+BATCH, EPOCHS, FILL = 48, 4, 0.96  # the paper's: sequences per step, epochs, filled share of a packed sequence
+
+
+def init(name: str, base: str, data: Path, gpus: int, gpu: str) -> list[Path]:
+    """Write NAME/NAME_mix.yml and NAME/NAME_sft.yml for one node or more; return their paths, and the base model's.
+
+    Every parameter is trained where the states of that, 16 bytes per parameter over all GPUs, take at most six tenths
+    of the memory; else LoRA is. `UserError` for existing files, another model than a Llama, rows of no known shape.
+    """
+    spec, recipe = Path(name, f"{name}_mix.yml"), Path(name, f"{name}_sft.yml")
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise UserError(f"{name}: give a name of letters, digits, dots, dashes and underscores")
+    if gpus > 8 and gpus % 8:
+        raise UserError(f"--gpus {gpus}: nodes have eight GPUs; give 1 to 8, or a multiple of 8")
+    if there := [path for path in (spec, recipe) if path.exists()]:
+        raise UserError(f"{there[0]} is there; give another name, or delete it")
+    full = 16 * shape_of(Path("--base"), {"base_model": base}).parameters / gpus < 0.6 * gpu_of(gpu).memory
+    ready = Path(base, "chat_template.jinja").is_file()
+    own = Path(base) if ready else Path("outputs", name, Path(base).name)  # `plan` knows the shape by the model's name
+    rows = look(data, own)
+    accumulation = max(1, BATCH // gpus)
+    batch = gpus * accumulation
+    steps = ceil(rows["tokens"] / (FILL * 8192 * batch)) * EPOCHS
+    facts = rows | {"name": name, "base": base, "own": own, "data": data, "gpu": gpu, "batch": batch, "steps": steps}
+    facts |= {"nodes": ceil(gpus / 8), "gpus_per_node": min(gpus, 8), "accumulation": accumulation}
+    facts |= {"warmup": min(300, steps // 10), "kind": "full fine-tuning" if full else "LoRA"}
+    texts = read_yaml(Path(__file__).with_suffix(".yml"))
+    shipped = read_text(Path("recipes/8b_sft.yml" if full else "recipes/experiments/8b_sft_lora.yml"))
+    lines = [line for line in shipped.splitlines() if not re.match("#|reproduces:", line)]
+    for key, value in texts["recipe"].items():
+        at = next(number for number, line in enumerate(lines) if line.startswith(f"{key}: "))
+        lines[at] = f"{key}: {value.format(**facts)}"
+    write_text(spec, texts["spec"].format(**facts))
+    write_text(recipe, "\n".join([texts["head"].format(**facts), *lines, ""]).replace("# experiment: ", "# ours: "))
+    return [spec, recipe, own]
+
+
+def look(data: Path, tokenizer: Path) -> dict[str, Any]:
+    """Count the rows of `data`, find the adapter that fits most of the first ones, and count or estimate the tokens."""
+    if not data.is_file():
+        raise UserError(f"{data}: no such file; give one file of rows: {read.SUPPORTED}")
+    lines = (line for chunk in read.chunks(data.name, [read.File(data.name, data)]) for line in chunk.lines)
+    first = list(islice(lines, LOOKED_AT))
+    rest = [len(line) for line in lines]
+    fits = {name: [example for line in first if (example := _adapted(name, line))] for name in ADAPTERS}
+    adapter = max(fits, key=lambda name: len(fits[name]))
+    if not fits[adapter]:
+        raise UserError(f"{data}: none of its first {len(first)} rows fits an adapter; docs/mix.md lists their shapes")
+    if adapter == "preference":
+        raise UserError(f"{data}: preference pairs; copy recipes/8b_dpo.yml and data_mixes/hermes3_dpo.yml for them")
+    texts = ["\n".join(message["content"] for message in example["messages"]) for example in fits[adapter]]
+    if (tokenizer / "tokenizer.json").is_file():
+        counted, how = len(Encoder.load(tokenizer)(texts)[0]), "by the first rows"
+    else:
+        counted, how = sum(map(len, texts)) // 4, "one per four letters: the tokenizer is not there yet"
+    tokens = round(counted * (1 + sum(rest) / sum(map(len, first))))
+    rows = {"rows": len(first) + len(rest), "tried": len(first), "fit": len(texts)}
+    return rows | {"adapter": adapter, "tokens": tokens, "how": how}
+
+
+def _adapted(adapter: str, line: bytes) -> Example | None:
+    try:
+        return ADAPTERS[adapter](read.parse(line))
+    except BadRow:
+        return None

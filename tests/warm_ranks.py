@@ -1,0 +1,15 @@
+"""Imported once by the server that forks the ranks of tests/ranks.py: what each of them would load or compile anew."""
+
+import axolotl.cli.config
+import axolotl.common.datasets
+import axolotl.core.builders
+import axolotl.train
+import deepspeed
+import no_pools
+import numpy as np
+from axolotl.utils.samplers.multipack import pack_parallel
+
+assert axolotl and deepspeed
+no_pools.use()
+# numba compiles the packer at its first use: four seconds
+pack_parallel(np.array([2, 1]), bin_capacity=3, group_size=2, bin_size=2, num_processes=1)
