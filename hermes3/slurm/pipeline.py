@@ -99,7 +99,7 @@ def _unfinished(one: Stage, stamp: Path, last: record.Record | None) -> str:
     if stamp.exists():
         return "" if one.leaves.exists() else f"{one.leaves} is gone"
     if not last or not last.job:
-        return "its launch was ended, and it is not complete" if last else "never run"
+        return "never run"
     ended = f"ended unfinished: see {last.log}" if Path(last.log).is_file() else "was cancelled before it began"
     return f"job {last.job} {ended}"
 
@@ -213,8 +213,11 @@ class Submission:
         return text
 
     def write(self) -> None:
-        """submit.sh, and commands/NN-STAGE, as the report lists them."""
+        """submit.sh, with the records that its jobs look for, and commands/NN-STAGE, as the report lists them."""
         write_text(self.folder / "submit.sh", self.script())
+        for one, _, _ in self.lines():
+            if not record.read(stamp_of(self.name, one)):
+                record.write(stamp_of(self.name, one), self._record(one))
         for number, one in enumerate(self.stages, 1):
             write_text(self.folder / f"commands/{number:02}-{one.name}", one.command + "\n")
 
