@@ -150,9 +150,12 @@ def test_every_file_of_the_mix_is_read_by_two_nodes(mix):
     ("gpus", "faults"),
     [
         ([{}, {"ecc": 2}], {"health": "GPU 1: 2 uncorrected ECC errors (dram_uncorrectable) since"}),
-        ([{}, {"pending": "Yes"}], {"health": "GPU 1: row remapping is pending"}),
-        ([{}, {"action": "Reset"}], {"health": "GPU 1: the driver asks for: Reset"}),
-        ([{}, {"slow": "Active"}], {"health": "GPU 1: its clocks are held down (hw_slowdown)"}),
+        ([{}, {"pending": "Yes"}], {"health": "GPU 1: a repair awaits a reset (remapped_row_pending: Yes)"}),
+        ([{}, {"action": "Reset"}], {"health": "GPU 1: the driver asks for it (gpu_recovery_action: Reset)"}),
+        (
+            [{}, {"slow": "Active"}],
+            {"health": "GPU 1: its clocks are held down (clocks_event_reason_hw_slowdown: Active)"},
+        ),
         # a display server's process is none that computes
         ([{"processes": PROCESS.format("G")}, {"processes": PROCESS.format("C")}], {"idle": "GPU 1: python (pid 7)"}),
         ([{}], {"gpus": "1 GPUs, the recipe declares 2"}),

@@ -152,18 +152,14 @@ def memory(asked: Expected) -> Check:
 # GPUs: nvidia-smi says, and NVIDIA's DCGM too where it is installed
 
 DCGM_SECONDS = 90  # `-r 1` takes a few on an idle node
-# Tags of `nvidia-smi -q -x`, by what they say when a GPU must not be used. Drivers differ in which they have.
-YES = {
-    "remapped_row_pending": "row remapping is pending, a reset away",
-    "remapped_row_failure": "row remapping has failed",
-    "pending_retirement": "page retirement is pending, a reset away",
-    "pending_blacklist": "page retirement is pending, a reset away",
-    "channel_repair_pending": "a memory channel's repair is pending",
-    "unrepairable_memory": "its memory cannot be repaired",
-    "sram_threshold_exceeded": "its SRAM has had too many errors",
-}
-# Idle and capped by power are normal; what the hardware does to save itself is not
-SLOWED = ("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sw_thermal_slowdown")
+# Tags of `nvidia-smi -q -x`, values of them by which a GPU must not be used, and what these mean. Drivers differ in
+# which they have: clocks_throttle_reason_* before 535, clocks_event_reason_* from it on. Idle and capped are normal
+FAULTS = (
+    (r"remapped_row_pending|pending_(retirement|blacklist)|channel_repair_pending", "Yes", "a repair awaits a reset"),
+    (r"remapped_row_failure|unrepairable_memory|sram_threshold_exceeded", "Yes", "its memory has failed"),
+    (r"clocks_.*_reason_(hw_.*|sw_thermal)_?slowdown", "Active", "its clocks are held down"),
+    (r"gpu_recovery_action", r"(?!None$|N/A$).+", "the driver asks for it"),
+)
 
 
 def gpus(asked: Expected) -> Check:
@@ -209,14 +205,10 @@ def gpu_faults(gpu: ET.Element) -> Iterator[str]:
         if "uncorrectable" in count.tag and (count.text or "").strip().isdigit() and int(count.text):
             yield f"{int(count.text)} uncorrected ECC errors ({count.tag}) since the driver was loaded"
     for element in gpu.iter():
-        text = (element.text or "").strip()
-        if element.tag in YES and text == "Yes":
-            yield YES[element.tag]
-        # clocks_throttle_reason_* before driver 535, clocks_event_reason_* from it on
-        elif text == "Active" and any(element.tag.endswith(f"_reason_{reason}") for reason in SLOWED):
-            yield f"its clocks are held down ({element.tag.split('_reason_')[1]})"
-        elif element.tag == "gpu_recovery_action" and text not in ("", "None", "N/A"):
-            yield f"the driver asks for: {text}"
+        value = (element.text or "").strip()
+        for tags, bad, meaning in FAULTS:
+            if re.fullmatch(tags, element.tag) and re.fullmatch(bad, value):
+                yield f"{meaning} ({element.tag}: {value})"
 
 
 def dcgm_faults() -> list[str] | None:

@@ -44,8 +44,9 @@ OF_NODE = re.compile(
 # What a rank says whose partner is gone: another one's error came before
 PEER = re.compile(
     r"remote process|[Cc]onnection (was )?(closed|reset|refused|aborted)|closed by peer|Broken pipe|[Tt]imed out|"
-    r"[Tt]imeout|watchdog|[Hh]eartbeat|remote peer|ncclRemoteError|Socket"
+    r"[Tt]imeout|watchdog|[Hh]eartbeat|remote peer|ncclRemoteError|Socket|communicator was aborted|got 0 bytes"
 )
+AT_ONCE = 2.0  # seconds
 LINES = 60  # of a message that are shown
 TAIL = 400_000  # bytes of a log that are read: far more than the longest traceback
 TRACEBACK = "Traceback (most recent call last):"
@@ -124,29 +125,35 @@ def last_words(text: str) -> tuple[str, str] | None:
 def crash(attempt: Path) -> dict[str, Any]:
     """What ended the attempt: `log`, `node`, `kind` (class of the error), `message`, `epoch` (the last that is logged).
 
-    `met`: which ranks' logs have the same. The cause goes before what it makes other ranks say, a user's error before
-    others, and then the first in time.
+    `met`: which ranks' logs have the same. The cause goes before what it makes other ranks say, and the first in time
+    before later ones; of errors within `AT_ONCE` seconds a user's goes first.
     """
     ranks = sorted(attempt.glob("rank_*.log"))
     logs = ranks or sorted(attempt.glob("*.log"))  # preparation has ended well where ranks have begun
     texts = {log: tail(log) for log in logs}
     errors = [(log, *error) for log, text in texts.items() if (error := last_error(text))]
     errors = errors or [(log, *words) for log, text in texts.items() if (words := last_words(text))]
-    errors.sort(key=lambda one: (bool(PEER.search(one[2])), one[1] not in USERS, one[0].stat().st_mtime))
+    first = min((log.stat().st_mtime for log, _, words in errors if not PEER.search(words)), default=0.0)
+    errors.sort(
+        key=lambda one: (bool(PEER.search(one[2])), one[0].stat().st_mtime > first + AT_ONCE, one[1] not in USERS)
+    )
     epochs = EPOCH.findall(texts.get(attempt / "rank_0.log", ""))
     page: dict[str, Any] = {"epoch": epochs[-1] if epochs else None, "ranks": [log.name for log in ranks]}
-    if errors:
+    if errors and not PEER.search(errors[0][2]):
         log, kind, message = errors[0]
-        peer = bool(PEER.search(message))
-        met = [other.name for other, same, words in errors if same == kind and bool(PEER.search(words)) == peer]
+        met = [other.name for other, same, words in errors if same == kind and not PEER.search(words)]
         return page | {"log": log.name, "node": _node(log), "kind": kind, "message": message, "met": met}
     everything = "\n".join([*texts.values(), *map(tail, attempt.glob("node_*.log")), _job_log(attempt)])
     page |= {"log": None, "node": None, "met": []}
     if full := OUT_OF_MEMORY.search(everything):
         return page | {"kind": "OutOfMemoryError", "message": f"a node's own memory was full: {full[0].strip()}"}
     kind, message = ("Killed", KILLED) if ranks else ("NotStarted", NOT_STARTED)
-    hint = DISK.search(everything)
-    return page | {"kind": kind, "message": f"{message}; but: {hint[0].strip()}" if hint else message}
+    if errors:  # each says that another one is gone, which was killed; or that all wait for each other
+        log, of_peer, message = errors[0]
+        page |= {"log": log.name, "node": _node(log)}
+        kind = of_peer if re.search("[Tt]imed? ?out|watchdog", message) else kind
+    hint = f"; but: {full[0].strip()}" if (full := DISK.search(everything)) else ""
+    return page | {"kind": kind, "message": message + hint, "hint": hint}
 
 
 def _job_log(attempt: Path) -> str:
@@ -195,7 +202,7 @@ def verdict(attempt: Path, notified: bool = False) -> tuple[bool, str]:
         write_text(attempt / "notice.json", json.dumps({"epoch": now["epoch"]}))
         return True, f"{attempt.name}: ended on notice, in {place}"
     if notified and now["kind"] in VAGUE:
-        now |= {"kind": "NoCheckpoint", "message": NO_CHECKPOINT + now["message"].removeprefix(KILLED)}
+        now |= {"kind": "NoCheckpoint", "message": NO_CHECKPOINT + now["hint"]}
     before = [_load(path) for path in attempt.parent.glob("attempt_*/crash.json")]
     write_text(attempt / "crash.json", json.dumps(now, indent=1))
     most = int(os.environ.get("HERMES3_MAX_CRASHES", MAX_CRASHES))
