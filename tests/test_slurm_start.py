@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from hermes3.slurm import queue, start
-from hermes3.slurm.submit import KNOWN_BY, OF_PIPELINE, reject
+from hermes3.slurm.submit import KNOWN_BY, OF_PIPELINE, missing, reject
 
 
 @pytest.fixture
@@ -104,6 +104,11 @@ def test_a_run_goes_on_with_what_it_was_begun_or_not_at_all(run, monkeypatch, ed
         with pytest.raises(ValueError, match=r"begun with something else:(.|\n)*mv .*out .*out.old") as error:
             hold(run)
         assert line in str(error.value)
+
+
+def test_a_launch_says_so_before_it_waits_for_nodes(run):
+    keys(seed=3)(run)
+    assert any("seed was None, is 3, and" in line for line in missing(run / "r.yml", start.read(run / "r.yml")))
 
 
 @pytest.mark.parametrize(
