@@ -201,6 +201,19 @@ def test_a_controller_that_is_away_is_asked_again(slurm_is, tmp_path, capsys):
     assert capsys.readouterr().err.count("asked again") == 3
 
 
+def test_a_step_that_the_controller_has_not_made_is_asked_for_again(slurm_is, tmp_path, monkeypatch):
+    """But not a rank that cannot connect to another one: that is an answer."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "1")
+    away = "srun: error: Unable to create step for job 7: Unable to contact slurm controller (connect failure)"
+    slurm_is(
+        "srun", f"[[ -e {tmp_path}/asked ]] && echo ok && exit 0; touch {tmp_path}/asked; echo '{away}' >&2; exit 1"
+    )
+    assert queue.Srun([]).run(["n1"], ["true"])[:2] == (0, "ok\n")
+    slurm_is("srun", "echo 'gloo: connect failure' >&2; exit 3")
+    assert queue.Srun([]).run(["n1"], ["true"])[0] == 3
+
+
 @pytest.mark.parametrize(
     ("program", "words"),
     [
