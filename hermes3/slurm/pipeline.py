@@ -107,7 +107,7 @@ def _unfinished(one: Stage, stamp: Path, last: record.Record | None) -> str:
 def _changed(one: Stage, stamp: Path) -> str:
     """What is another now than when the stage's job read it; "" for nothing. Of an unfinished training its record."""
     if stamp.exists():
-        return record.changed(stamp, [*map(str, one.reads + one.made)], one.command)
+        return record.changed(stamp, [*map(str, one.reads + one.inputs)], one.command)
     path = Path(one.arguments[0])
     return "; ".join(start.changed(path, read(path), one.run)) if one.run and path.exists() else ""
 
@@ -238,17 +238,17 @@ class Submission:
             if after & set(other.needs):
                 after.add(other.name)
         needed_by = [other.name for other in self.stages if other.name in after - {one.name}]
-        return record.Record(one.name, one.command, [*map(str, one.reads + one.made)], needed_by, self.again)
+        return record.Record(one.name, one.command, [*map(str, one.reads + one.inputs)], needed_by, self.again)
 
 
 def prepare(
-    given: str, name: str, declared: Pipeline, options: list[str], done: list[str], check: bool, dry_run: bool
+    path: str, name: str, declared: Pipeline, options: list[str], done: list[str], check: bool, dry_run: bool
 ) -> Submission:
     """Look at recipes, files and queue, and write what would be submitted. `check`: as `submit.look`.
 
     A dry run goes on without Slurm. `UserError` for what cannot be launched.
     """
-    again = f"hermes3 launch --pipeline {given}"
+    again = f"hermes3 launch --pipeline {path}"
     stages = chain.stages(declared, FOLDER / name / "commands")
     jobs, unknown = {}, ""
     try:

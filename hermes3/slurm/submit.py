@@ -217,10 +217,10 @@ def reject(options: list[str], refused: dict[str, str], where: str = "") -> None
         wrong = f"{where}{options[0]}: options of sbatch go last, after --, as in: hermes3 launch RECIPE -- -A NAME"
         raise UserError(wrong)
     for option in options:
-        given = option.partition("=")[0]
+        word = option.partition("=")[0]
         for name, remedy in refused.items():
             short = re.fullmatch(r"-\w", name) and option.startswith(name)
-            if short or (len(given) > 3 and name.startswith(given)):  # sbatch takes --job for --job-name
+            if short or (len(word) > 3 and name.startswith(word)):  # sbatch takes --job for --job-name
                 raise UserError(f"{where}{option}: not for sbatch; {remedy}")
 
 

@@ -240,7 +240,7 @@ SKEW = 5.0  # seconds that a node's clock may be off: the logs of ranks are read
 OF_FILES = ("disk", "shared", "model", "mix")
 # Faults of single nodes, however many have them
 OF_NODES = ("health", "idle", "clock", "all-reduce")
-Answers = dict[str, dict[str, Any]]  # node -> {"checks": {name: {"ok", "said", "remedy", "same"}}}, as of `node_check`
+Answers = dict[str, dict[str, Any]]  # node -> {"checks": {name: {"ok", "text", "remedy", "same"}}}, as of `node_check`
 
 
 def clocks(offsets: dict[str, float]) -> dict[str, dict[str, Any]]:
@@ -256,7 +256,7 @@ def clocks(offsets: dict[str, float]) -> dict[str, dict[str, Any]]:
         text = f"its clock is off by {abs(mine - statistics.median(most)):.0f} s" if most else (
             f"the nodes' clocks differ by {apart:.0f} s, and nobody can tell which is right"
         )  # fmt: skip
-        checks[node] = {"ok": agreed(mine), "said": text, "remedy": "set its clock (chrony or ntpd)"}
+        checks[node] = {"ok": agreed(mine), "text": text, "remedy": "set its clock (chrony or ntpd)"}
     return checks
 
 
@@ -269,8 +269,8 @@ def compare(answers: Answers) -> None:
         usual = max(values, key=values.get, default=None)
         for check in checks:
             if check["ok"] and check["same"] != usual:
-                others = next(one["said"] for one in checks if one["same"] == usual)
-                check |= {"ok": False, "said": f"{_difference(check['said'], others)}"}
+                others = next(one["text"] for one in checks if one["same"] == usual)
+                check |= {"ok": False, "text": f"{_difference(check['text'], others)}"}
 
 
 def _difference(here: str, others: str) -> str:
@@ -287,7 +287,7 @@ def blame(answers: Answers) -> tuple[dict[str, list[str]], list[str]]:
     for name in dict.fromkeys(name for answer in answers.values() for name in answer["checks"]):
         looked = {node: answer["checks"][name] for node, answer in answers.items() if name in answer["checks"]}
         faulty = {node: check for node, check in looked.items() if check["ok"] is False}
-        lines = {node: f"{name}: {check['said']} -> {check['remedy']}" for node, check in faulty.items()}
+        lines = {node: f"{name}: {check['text']} -> {check['remedy']}" for node, check in faulty.items()}
         told_apart = len(looked) > 1 or (len(answers) == 1 and name.split()[0] in OF_FILES)
         if faulty and len(faulty) == len(looked) and told_apart and name not in OF_NODES:
             shared += dict.fromkeys(lines.values())
