@@ -3,7 +3,6 @@
 import subprocess
 from pathlib import Path
 
-import pytest
 from axolotl.utils.dict import DictDefault
 from conftest import ROOT
 
@@ -19,17 +18,13 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip() or done.stderr
 
 
-@pytest.fixture(autouse=True)
-def another_owner(monkeypatch):
-    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # as git's own tests say it
-
-
 def test_another_s_checkout_has_its_commit_and_says_whether_files_differ(tmp_path, monkeypatch):
     checkout = tmp_path / "checkout"
     (checkout / "within").mkdir(parents=True)
     (checkout / "file").write_text("1")
     for command in (["init"], ["add", "file"], ["commit", "-m", "one"], ["tag", "-a", "v1", "-m", "v1"]):
         git(checkout, *command)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # as git's own tests say it
     assert "dubious ownership" in git(checkout, "rev-parse", "HEAD")
     sha = (checkout / ".git" / (checkout / ".git/HEAD").read_text().split()[1]).read_text().strip()
     monkeypatch.chdir(checkout)
@@ -45,7 +40,8 @@ def test_another_s_checkout_has_its_commit_and_says_whether_files_differ(tmp_pat
     assert commit(tmp_path) is None
 
 
-def test_a_run_and_a_node_in_another_s_checkout_are_named_by_its_commit(tmp_path):
+def test_a_run_and_a_node_in_another_s_checkout_are_named_by_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     assert facts_of(DictDefault({"wandb_name": "8b_sft", "seed": 1}))["commit"] == commit(ROOT, digits=7)
     (tmp_path / "recipe.yml").write_text("")
     expected = dict.fromkeys(Expected.__dataclass_fields__) | {"gpu": "cpu", "repository": str(ROOT)}
