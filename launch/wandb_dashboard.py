@@ -20,95 +20,34 @@ from typing import Any
 
 import yaml
 
-EPOCH, STEP = "train/epoch", "train/global_step"
+STEP = "train/global_step"
 SUITES = Path(__file__).parents[1] / "eval/suites"
 GROUPS = tuple(yaml.safe_load((SUITES / "epoch_selection.yml").read_text(encoding="utf-8"))["groups"])
 PAPER_RUN = "paper: Hermes 3 70B, SFT"
+BY_EPOCH = "By epoch, beside the paper's 70B (Table 2): which is kept, and why."
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One panel. `intent`: what to look for in it, a sentence."""
+    """One panel. `intent`: what to look for in it, a sentence. `x` None: one bar per run, of its last value."""
 
     title: str
     metrics: tuple[str, ...]
-    x: str | None  # None: one bar per run, of its last value
+    x: str | None
     intent: str
 
 
-SECTIONS: dict[str, list[Plot]] = {
-    "Learning": [
-        Plot(
-            "Loss by epoch",
-            ("train/loss",),
-            EPOCH,
-            "Falls, and steps down where an epoch begins. A step up where a run was resumed: it reads the wrong data.",
-        ),
-        Plot(
-            "Learning rate",
-            ("train/learning_rate",),
-            STEP,
-            "Warmup, then the schedule down to its end. A jump: a resumed run counts on another number of steps.",
-        ),
-        Plot(
-            "Gradient norm",
-            ("train/grad_norm",),
-            STEP,
-            "Clipped at 1. A rise that stays comes before a loss that diverges.",
-        ),
-    ],
-    "Speed": [
-        Plot("Tokens/s per GPU", ("train/perf/tokens_per_second_per_gpu",), STEP, "Flat. A fall: a slow node or disk."),
-        Plot(
-            "MFU",
-            ("train/perf/mfu",),
-            STEP,
-            "What `hermes3 plan` assumes for the recipe. At half of that, look at the sharding and the offload.",
-        ),
-        Plot(
-            "Packing efficiency",
-            ("train/perf/packing_efficiency",),
-            STEP,
-            "The paper's 96 % or more. The rest is padding, which GPUs compute like tokens.",
-        ),
-        Plot(
-            "Memory",
-            ("train/perf/memory_gb",),
-            STEP,
-            "GB on the fullest rank. Flat after the first steps; near the GPU's size the next long batch may fail.",
-        ),
-    ],
-    "Preference": [
-        Plot(
-            "Margin",
-            ("train/rewards/margins",),
-            STEP,
-            "Reward of the chosen answer less that of the rejected: from 0 upwards. Flat at 0: nothing is learnt.",
-        ),
-        Plot(
-            "Accuracy",
-            ("train/rewards/accuracies",),
-            STEP,
-            "Share of pairs with a margin above 0. At 1 from the start: the pairs differ in something trivial.",
-        ),
-        Plot(
-            "Rewards",
-            ("train/rewards/chosen", "train/rewards/rejected"),
-            STEP,
-            "The rejected falls. Where the chosen falls with it, the margin is bought with good answers made unlikely.",
-        ),
-        Plot(
-            "End-of-turn rate",
-            ("eval/End of turn",),
-            None,
-            "DPO must not lower what SFT reached: answers would run on.",
-        ),
-    ],
-    "Evaluation": [
-        Plot(group, (f"eval/{group}",), "epoch", "By epoch, beside the paper's 70B (Table 2): which is kept, and why.")
-        for group in GROUPS
-    ],
-}
+def _sections() -> dict[str, list[Plot]]:
+    """Those of dashboard.yml, and the groups that an epoch is chosen by."""
+    declared = yaml.safe_load(Path(__file__).with_name("dashboard.yml").read_text(encoding="utf-8"))
+    sections = {
+        name: [Plot(one["title"], tuple(one["metrics"]), one.get("x", STEP) or None, one["intent"]) for one in plots]
+        for name, plots in declared.items()
+    }
+    return sections | {"Evaluation": [Plot(group, (f"eval/{group}",), "epoch", BY_EPOCH) for group in GROUPS]}
+
+
+SECTIONS = _sections()
 
 
 def _panel(plot: Plot) -> Any:

@@ -196,6 +196,13 @@ def test_a_pipeline_file_cannot_set_what_the_pipeline_sets(option, site, monkeyp
         cli.launch([], "mine.yml", None, [], False, True, False)
 
 
+def test_a_user_s_own_time_limit_wins(monkeypatch):
+    line = ("a.sbatch", [], "a", None, "9:00:00", [])
+    assert "--time=9:00:00" in submit.sbatch(*line)
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "60")
+    assert not any(option.startswith("--time") for option in submit.sbatch(*line))
+
+
 def test_it_is_launched_from_the_root(tmp_path):
     done = launch_alone(tmp_path, "recipes/8b_sft.yml")
     assert done.returncode == 1 and "run this from the root of the repository" in done.stderr

@@ -158,7 +158,9 @@ def complete(one: Stage) -> None:
     """As its job 7 leaves it."""
     stamp = pipeline.stamp_of("it", one)
     one.leaves.mkdir()
-    record.write(stamp, record.Record(one.name, one.command, [*map(str, one.reads + one.made)], [], AGAIN, 7, "a.log"))
+    record.write(
+        stamp, record.Record(one.name, one.command, [*map(str, one.reads + one.inputs)], [], AGAIN, 7, "a.log")
+    )
     record.begin(stamp)
     record.done(stamp)
 
@@ -171,7 +173,7 @@ def trained(tmp_path, monkeypatch):
     manifest = tmp_path / "manifest.json"
     manifest.write_text("1")
     mix = a_stage(tmp_path, "mix")
-    sft = a_stage(tmp_path, "sft", ["mix"], run=tmp_path / "sft.out", made=[manifest])
+    sft = a_stage(tmp_path, "sft", ["mix"], run=tmp_path / "sft.out", inputs=[manifest])
     for one in (mix, sft):
         complete(one)
 
@@ -213,7 +215,7 @@ def test_an_unfinished_training_goes_on_unless_what_it_is_made_of_has_changed(tr
     sft.reads[0].write_text(f"# a remark\n{RECIPE}")
     assert what()["sft"] == "to run"
     edit(mix)
-    with pytest.raises(ValueError, match=r"sft: mix, which it needs, runs again.*mv .*sft.out .*go on.*--done mix"):
+    with pytest.raises(ValueError, match=r"sft: mix, which it needs, runs again.*mv .*sft.out .*--done mix"):
         what()
     assert what("mix")["sft"] == "to run"
     edit(sft)
@@ -223,8 +225,10 @@ def test_an_unfinished_training_goes_on_unless_what_it_is_made_of_has_changed(tr
 
 def test_what_a_stage_was_made_of_or_left_and_is_another_or_gone(trained):
     mix, sft, what = trained
-    sft.made[0].write_text("2")
-    assert pipeline.states(AGAIN, "it", [mix, sft], {}, [])["sft"].why == f"{sft.made[0]} has changed since job 7 began"
+    sft.inputs[0].write_text("2")
+    assert (
+        pipeline.states(AGAIN, "it", [mix, sft], {}, [])["sft"].why == f"{sft.inputs[0]} has changed since job 7 began"
+    )
     mix.leaves.rmdir()
     assert pipeline.states(AGAIN, "it", [mix], {}, [])["mix"].why.endswith("mix.out is gone")
 

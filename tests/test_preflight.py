@@ -75,7 +75,7 @@ def asked(tmp_path, mix, base) -> node_check.Expected:
 
 
 def bad(asked: node_check.Expected) -> dict[str, str]:
-    return {name: check["said"] for name, check in node_check.answer(asked)["checks"].items() if check["ok"] is False}
+    return {name: check["text"] for name, check in node_check.answer(asked)["checks"].items() if check["ok"] is False}
 
 
 # a node's own checks
@@ -88,7 +88,7 @@ def test_a_good_node_passes_every_check(asked):
     assert bad(asked) == {}
     assert [name for name, check in checks.items() if check["ok"] is None] == ["gpus", "health", "idle"]
     assert {"mix train/part-00000.parquet", "mix train/part-00001.parquet"} < set(checks)
-    assert "torch 2" in checks["versions"]["said"] and "axolotl" in checks["versions"]["said"]
+    assert "torch 2" in checks["versions"]["text"] and "axolotl" in checks["versions"]["text"]
     assert asked.storage == plan(Path(asked.recipe), packed=False).checkpoints.storage > 0
 
 
@@ -150,9 +150,12 @@ def test_every_file_of_the_mix_is_read_by_two_nodes(mix):
     ("gpus", "faults"),
     [
         ([{}, {"ecc": 2}], {"health": "GPU 1: 2 uncorrected ECC errors (dram_uncorrectable) since"}),
-        ([{}, {"pending": "Yes"}], {"health": "GPU 1: row remapping is pending"}),
-        ([{}, {"action": "Reset"}], {"health": "GPU 1: the driver asks for: Reset"}),
-        ([{}, {"slow": "Active"}], {"health": "GPU 1: its clocks are held down (hw_slowdown)"}),
+        ([{}, {"pending": "Yes"}], {"health": "GPU 1: a repair awaits a reset (remapped_row_pending: Yes)"}),
+        ([{}, {"action": "Reset"}], {"health": "GPU 1: the driver asks for it (gpu_recovery_action: Reset)"}),
+        (
+            [{}, {"slow": "Active"}],
+            {"health": "GPU 1: its clocks are held down (clocks_event_reason_hw_slowdown: Active)"},
+        ),
         # a display server's process is none that computes
         ([{"processes": PROCESS.format("G")}, {"processes": PROCESS.format("C")}], {"idle": "GPU 1: python (pid 7)"}),
         ([{}], {"gpus": "1 GPUs, the recipe declares 2"}),
@@ -183,7 +186,7 @@ def answers(**checks: list) -> dict:
     for name, values in checks.items():
         for answer, value in zip(nodes.values(), values, strict=False):
             same = value if isinstance(value, str) else None
-            check = {"ok": True if same else value, "said": same or f"{name}!", "remedy": "do it", "same": same}
+            check = {"ok": True if same else value, "text": same or f"{name}!", "remedy": "do it", "same": same}
             if value is not None:
                 answer["checks"][name.replace("__", " ")] = check
     return nodes
@@ -233,7 +236,7 @@ def test_the_table_has_a_line_a_node():
 def test_the_clock_that_differs_from_most_is_the_wrong_one(offsets, off, text):
     checks = clocks({f"n{i}": offset for i, offset in enumerate(offsets, 1)})
     assert [node for node, check in checks.items() if not check["ok"]] == off
-    assert all(text in checks[node]["said"] for node in off)
+    assert all(text in checks[node]["text"] for node in off)
 
 
 class Answering(Srun):

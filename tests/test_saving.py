@@ -1,6 +1,7 @@
 """What makes a checkpoint complete, restart points between the epochs, and a run that is told to stop and goes on."""
 
 import contextlib
+import errno
 import json
 import subprocess
 import sys
@@ -84,6 +85,17 @@ def test_a_checkpoint_that_lost_a_file_is_passed_over_aloud(tmp_path, name, left
     state, control = TrainerState(global_step=2, is_world_process_zero=True), None
     RestartPoints(None).on_save(one_step(tmp_path).args, state, control)
     assert (tmp_path / "checkpoint-1").exists()  # what the newer one does not replace is kept
+
+
+@pytest.mark.parametrize(("number", "lost"), [(errno.EIO, True), (errno.ENOSPC, True), (errno.EINVAL, False)])
+def test_a_file_that_does_not_reach_the_disk_fails_the_save(tmp_path, monkeypatch, number, lost):
+    def fsync(descriptor):
+        raise OSError(number, "of the disk")
+
+    (tmp_path / "optimizer.pt").touch()
+    monkeypatch.setattr(saving.os, "fsync", fsync)
+    with pytest.raises(OSError, match="of the disk") if lost else contextlib.nullcontext():
+        saving.flush(tmp_path)
 
 
 @pytest.mark.parametrize("save_only_model", [False, True])

@@ -274,26 +274,6 @@ def test_a_user_s_error_ends_all_ranks_and_fails_once_with_its_message_last(slur
     assert "ValueError: lora_r: must be positive\n" in log and "stage stage failed" in log.splitlines()[-1]
 
 
-def test_a_recipe_that_cannot_be_read_fails_with_its_message_last(slurm, site):
-    recipe = site.recipe()
-    recipe.write_text("hardware: {gpu: cpu, nodes: two}\n")
-    jid = site.submit("", recipe=recipe)
-    assert site.end(jid) == ("FAILED", 0)
-    assert site.log(jid).splitlines()[-1].startswith(f"{recipe}: hardware.nodes: ")
-
-
-def test_a_failed_launch_is_tried_again(slurm, site):
-    """Slurm does not, when srun has ended before the lost node is noticed: the job is FAILED."""
-    site.script(
-        "bin/srun",
-        '#!/bin/bash\n[[ -n ${SLURM_RESTART_COUNT:-} || $* != *torchrun* ]] && exec /usr/bin/srun "$@"\n'
-        "echo 'srun: error: Application launch failed' >&2; exit 141\n",
-    )
-    jid = site.submit("")
-    assert site.end(jid) == ("COMPLETED", 1), site.log(jid)
-    assert "no rank has started" in site.log(jid)
-
-
 def test_a_node_lost_while_ranks_are_launched(slurm, site):
     site.script("launch/preflight.sh", "#!/bin/bash\ntouch ready\nuntil [ -e go ]; do sleep 0.1; done\n")
     jid = site.submit("")

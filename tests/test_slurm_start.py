@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from hermes3.slurm import queue, start
-from hermes3.slurm.submit import KNOWN_BY, OF_PIPELINE, reject
+from hermes3.slurm.submit import KNOWN_BY, OF_PIPELINE, missing, reject
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def best_is(folder: Path) -> None:
     """As `select` run again: the same name is another folder."""
     (folder / "base").rename(folder / "checkpoint-9")
     (folder / "base").symlink_to("checkpoint-9")
-    (folder / "base/trainer_state.json").write_text("{}")
+    (folder / "base/generation_config.json").write_text("{}")
 
 
 @pytest.mark.parametrize(
@@ -106,12 +106,18 @@ def test_a_run_goes_on_with_what_it_was_begun_or_not_at_all(run, monkeypatch, ed
         assert line in str(error.value)
 
 
+def test_a_launch_says_so_before_it_waits_for_nodes(run):
+    keys(seed=3)(run)
+    assert any("seed was None, is 3, and" in line for line in missing(run / "r.yml", start.read(run / "r.yml")))
+
+
 @pytest.mark.parametrize(
     "edit",
     [
         keys(wandb_project="mine", use_wandb=True, logging_steps=1, restart_steps=5, ddp_timeout=60, hub_model_id="me"),
         keys(hardware={"gpu": "cpu", "nodes": 2, "gpus_per_node": 1}, gradient_accumulation_steps=4),
         content("mix/manifest.json", '{"output": {"sha256": "1f"}, "built": "tuesday"}'),
+        content("base/trainer_state.json", "{}"),
         lambda folder: (folder / "mix/manifest.json").unlink(),  # of this node, which the preflight finds
         lambda folder: (folder / "r.yml").write_text("# a remark\n" + (folder / "r.yml").read_text()),
     ],
@@ -193,6 +199,19 @@ def test_a_controller_that_is_away_is_asked_again(slurm_is, tmp_path, capsys):
     slurm_is("squeue", f"{counted} echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1")
     assert queue.state("7") == "RUNNING"
     assert capsys.readouterr().err.count("asked again") == 3
+
+
+def test_a_step_that_the_controller_has_not_made_is_asked_for_again(slurm_is, tmp_path, monkeypatch):
+    """But not a rank that cannot connect to another one: that is an answer."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "1")
+    away = "srun: error: Unable to create step for job 7: Unable to contact slurm controller (connect failure)"
+    slurm_is(
+        "srun", f"[[ -e {tmp_path}/asked ]] && echo ok && exit 0; touch {tmp_path}/asked; echo '{away}' >&2; exit 1"
+    )
+    assert queue.Srun([]).run(["n1"], ["true"])[:2] == (0, "ok\n")
+    slurm_is("srun", "echo 'gloo: connect failure' >&2; exit 3")
+    assert queue.Srun([]).run(["n1"], ["true"])[0] == 3
 
 
 @pytest.mark.parametrize(

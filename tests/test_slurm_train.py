@@ -123,7 +123,8 @@ def test_two_nodes_train_as_one_does(two, recipe):
 
 def test_each_rank_has_a_log_and_the_mix_is_prepared_before(two_job, site):
     attempt = site / f"logs/{two_job}/attempt_1"
-    assert sorted(log.name for log in attempt.glob("*.log")) == ["preprocess.log", "rank_0.log", "rank_1.log"]
+    names = ["node_n1.log", "node_n2.log", "preprocess.log", "rank_0.log", "rank_1.log"]
+    assert sorted(log.name for log in attempt.glob("*.log")) == names
     assert (attempt / "rank_0.log").read_text() in log_of(site, two_job)
     assert "Loading prepared dataset from disk" in (attempt / "rank_0.log").read_text()
 

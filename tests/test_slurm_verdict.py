@@ -1,6 +1,7 @@
 """What a crash is told by its logs, those of tests/last_words.yml and some which Python itself has written here."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -90,11 +91,23 @@ def test_a_machine_s_error_is_tried_again_but_not_the_same_twice(tmp_path):
     assert not again and "the same crash as before" in why
 
 
+def test_of_two_errors_the_first_in_time_counts(tmp_path):
+    """A rank's clean-up fails long after another has met NCCL's error; a wrong value, and what comes of it at once."""
+    folder = spoken(tmp_path, 1, "step\n!KeyError: 'group'", "step\n!RuntimeError: NCCL error: unhandled system error")
+    os.utime(folder / "rank_1.log", (1e9, 1e9))
+    assert verdict(folder)[0]
+    os.utime(folder / "rank_0.log", (1e9 + 1, 1e9 + 1))
+    assert not verdict(folder)[0]
+
+
 def test_ranks_killed_twice_at_one_place_are_not_one_fault(tmp_path):
     """As Slurm kills them before it preempts, or a node that is short of memory."""
     for number in (1, 2):
-        again, why = verdict(attempt(tmp_path, number, KILLED, "raise SystemExit(1)"))
+        again, why = verdict(attempt(tmp_path / "a", number, KILLED, "raise SystemExit(1)"))
         assert again and "a rank was killed from outside" in why and "epoch 0.25" in why
+        assert verdict(spoken(tmp_path / "b", number, "peer", "step"))[0]
+        hang = "step\n!RuntimeError: [Rank 0] Watchdog caught collective operation timeout"  # which tells of a deadlock
+        assert verdict(spoken(tmp_path / "c", number, hang, hang))[0] == (number == 1)
 
 
 def test_what_preparation_left_is_no_crash_of_the_ranks(tmp_path):

@@ -60,7 +60,7 @@ class Stage:
     """One job. `reads`: what a user edits; a change of it makes the stage run again. `leaves`: what it makes.
 
     `hardware` None: a few CPUs, as the script says. `run`: a training run's output_dir. `spec`: a mix's spec.
-    `given`: the base model, which no stage makes. `made`: files of earlier stages, of whose contents it is made.
+    `base`: the model that no stage makes. `inputs`: files of earlier stages that it reads.
     """
 
     name: str
@@ -72,8 +72,8 @@ class Stage:
     hardware: Hardware | None = None
     run: Path | None = None
     spec: Path | None = None
-    given: Path | None = None
-    made: list[Path] = field(default_factory=list)
+    base: Path | None = None
+    inputs: list[Path] = field(default_factory=list)
     options: list[str] = field(default_factory=list)
 
     @property
@@ -81,9 +81,9 @@ class Stage:
         return " ".join([self.script, *self.arguments])
 
 
-def load(given: str) -> tuple[str, Pipeline]:
-    """(name, pipeline) of `given`, a name in launch/pipelines/ or a file. `UserError` names the file and the key."""
-    path = Path(given) if given.endswith((".yml", ".yaml")) else PIPELINES / f"{given}.yml"
+def load(pipeline: str) -> tuple[str, Pipeline]:
+    """(name, pipeline) of `pipeline`, a name in launch/pipelines/ or a file. `UserError` names the file and the key."""
+    path = Path(pipeline) if pipeline.endswith((".yml", ".yaml")) else PIPELINES / f"{pipeline}.yml"
     return path.stem, read_model(path, Pipeline, known=PIPELINES)
 
 
@@ -107,8 +107,8 @@ def stages(pipeline: Pipeline, commands: Path) -> list[Stage]:
     base, scored = Path(str(sft.get("base_model"))), {}  # scored: as the report names it -> results
     if pipeline.base:
         scored["base"] = scores / "base"
-        chain.append(replace(_eval("eval_base", pipeline, base, final, scored["base"], []), given=base))
-    chain.append(replace(_train("sft", pipeline.sft, sft, run, ["mix_sft"]), given=base))
+        chain.append(replace(_eval("eval_base", pipeline, base, final, scored["base"], []), base=base))
+    chain.append(replace(_train("sft", pipeline.sft, sft, run, ["mix_sft"]), base=base))
     for n in epochs:
         chain.append(_eval(f"eval_epoch_{n}", pipeline, run, suite, scores / f"epoch_{n}", ["sft"], "--epoch", n))
     select = ["hermes3", "select", str(run), *(f"{n}={scores / f'epoch_{n}'}" for n in epochs), "--suite", suite]
@@ -142,8 +142,8 @@ def missing(stages: list[Stage]) -> list[str]:
     lacks = []
     for one in stages:
         lacks += [f"{one.name}: {path} is not there" for path in one.reads if not path.exists()]
-        if one.given and not one.given.is_dir():
-            lacks.append(f"{one.name}: base_model: no {one.given}; see the comment on its line in the recipe")
+        if one.base and not one.base.is_dir():
+            lacks.append(f"{one.name}: base_model: no {one.base}; see the comment on its line in the recipe")
         if one.spec and one.spec.exists() and not (base := specs.load(one.spec).tokenizer).is_dir():
             lacks.append(f"{one.name}: tokenizer: no {base}; make it with `hermes3 tokenizer build BASE {base}`")
         if one.script == EVAL and not VLLM.is_dir() and {"vllm", "--backend=vllm"} & set(one.arguments):
@@ -168,8 +168,8 @@ def _mix(name: str, spec: Path, out: Path, packing: list[str]) -> Stage:
 
 def _train(name: str, path: Path, recipe: dict[str, Any], output: Path, needs: list[str]) -> Stage:
     reads = [path, *([Path(recipe["deepspeed"])] if isinstance(recipe.get("deepspeed"), str) else [])]
-    made = [mix_of(recipe) / "manifest.json"]
-    return Stage(name, TRAIN, [str(path)], needs, reads, output, hardware_of(path, recipe), run=output, made=made)
+    inputs = [mix_of(recipe) / "manifest.json"]
+    return Stage(name, TRAIN, [str(path)], needs, reads, output, hardware_of(path, recipe), run=output, inputs=inputs)
 
 
 def _eval(name: str, pipeline: Pipeline, model: Path, suite: str, out: Path, needs: list[str], *more: str) -> Stage:

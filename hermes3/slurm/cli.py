@@ -65,16 +65,16 @@ def _recipe(path: Path, nodes: int | None, options: list[str], check: bool, dry_
         print(f"  state:  squeue --job {job} --start\n  end it: scancel {job}")
 
 
-def _pipeline(given: str, options: list[str], done: list[str], check: bool, dry_run: bool, as_json: bool) -> None:
+def _pipeline(path: str, options: list[str], done: list[str], check: bool, dry_run: bool, as_json: bool) -> None:
     from hermes3.slurm import chain, pipeline, submit
 
     submit.in_repository()
-    name, declared = chain.load(given)
+    name, declared = chain.load(path)
     submit.reject(options, submit.OF_PIPELINE)
     for script, site in declared.sbatch.items():
-        submit.reject(site, submit.OF_PIPELINE, f"{given}: sbatch: {script}: ")
+        submit.reject(site, submit.OF_PIPELINE, f"{path}: sbatch: {script}: ")
     with pipeline.alone(pipeline.FOLDER / name):
-        plan = pipeline.prepare(given, name, declared, options, done, check, dry_run)
+        plan = pipeline.prepare(path, name, declared, options, done, check, dry_run)
         submitted = {} if dry_run else plan.submit(check)
     rows = plan.rows(submitted)
     if as_json:

@@ -1,7 +1,7 @@
 """What a node says of itself before it may train: `python -m hermes3.slurm.node_check <expected.json`, JSON to stdout.
 
-It runs on each node of a job, and imports neither torch nor Axolotl: seconds. What it is asked comes by stdin and what
-it answers goes by stdout, as a node that lacks the shared file system must be able to say so.
+It runs on each node of a job, and imports neither torch nor Axolotl: seconds. The question comes by stdin, the
+answer goes by stdout, as a node that lacks the shared file system must be able to say so.
 """
 
 import json
@@ -53,54 +53,54 @@ class Expected:
 
 @dataclass
 class Check:
-    """`ok` None: not looked at, and `said` why. `same`: what must be the same on every node."""
+    """`ok` None: not looked at, and `text` why. `same`: what must be the same on every node."""
 
     ok: bool | None
-    said: str
+    text: str
     same: str | None = None
 
 
-def versions(asked: Expected) -> Check:
+def versions(expected: Expected) -> Check:
     """The driver, the packages and the code are one on all nodes; else ranks compute different things, or hang."""
     parts = {}
-    if asked.gpu != "cpu":
+    if expected.gpu != "cpu":
         parts["driver"] = ask_nvidia_smi().findtext("driver_version", "?")
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
             parts[package] = version(package)
-    if code := commit(Path(asked.repository), digits=12, dirty=False):  # a file edited meanwhile is no node's fault
+    if code := commit(Path(expected.repository), digits=12, dirty=False):  # a file edited meanwhile is no node's fault
         parts["commit"] = code
-    parts["recipe"] = sha256(Path(asked.recipe).read_bytes()).hexdigest()[:12]
+    parts["recipe"] = sha256(Path(expected.recipe).read_bytes()).hexdigest()[:12]
     text = ", ".join(f"{name} {version}" for name, version in sorted(parts.items()))
     return Check(True, text, same=text)
 
 
-def disk(asked: Expected) -> Check:
+def disk(expected: Expected) -> Check:
     """Room for all that the run will hold there at once, less what it has written already."""
-    out = Path(asked.output_dir)
+    out = Path(expected.output_dir)
     there = next(folder for folder in (out, *out.parents) if folder.exists())
     held = sum(path.stat().st_size for path in out.rglob("*") if path.is_file() and not path.is_symlink())
-    free, needed = shutil.disk_usage(there).free, max(0.0, asked.storage - held)
+    free, needed = shutil.disk_usage(there).free, max(0.0, expected.storage - held)
     return Check(free >= needed, f"{free / 1e9:,.1f} GB free at {there}, {needed / 1e9:,.1f} GB needed")
 
 
-def shared(asked: Expected) -> Check:
+def shared(expected: Expected) -> Check:
     """The head node's files are seen with their content, and their folders, of logs and output, can be written."""
-    for path, content in asked.tokens.items():
+    for path, content in expected.tokens.items():
         if Path(path).read_text(encoding="utf-8") != content:
             return Check(False, f"{path}: another content than the head node wrote")
-    for folder in {asked.output_dir, *(str(Path(path).parent) for path in asked.tokens)}:
+    for folder in {expected.output_dir, *(str(Path(path).parent) for path in expected.tokens)}:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"written")
-    return Check(True, f"{len(asked.tokens)} files of the head node seen, their folders written")
+    return Check(True, f"{len(expected.tokens)} files of the head node seen, their folders written")
 
 
-def model(asked: Expected) -> Check:
+def model(expected: Expected) -> Check:
     from hermes3.model_folder import check_model
 
-    if asked.base_model is None:
+    if expected.base_model is None:
         return Check(None, "base_model is a name on the Hub")
-    folder = Path(asked.base_model)
+    folder = Path(expected.base_model)
     check_model(folder)
     files = sorted((path.name, path.stat().st_size) for path in folder.iterdir() if path.is_file())
     small = [(folder / name).read_bytes() for name, _ in files if name.endswith((".json", ".jinja"))]
@@ -108,12 +108,12 @@ def model(asked: Expected) -> Check:
     return Check(True, f"{len(files)} files, {seen}", same=seen)
 
 
-def mix(asked: Expected) -> Check:
+def mix(expected: Expected) -> Check:
     from hermes3.mix.manifest import prepared_folder
 
-    if asked.mix is None:
+    if expected.mix is None:
         return Check(None, "datasets name no mix")
-    folder = Path(asked.mix)
+    folder = Path(expected.mix)
     text = (folder / "manifest.json").read_bytes()
     name = prepared_folder(json.loads(text))
     if (folder / "prepared").resolve() != folder.resolve() / name:
@@ -122,56 +122,52 @@ def mix(asked: Expected) -> Check:
     return Check(True, f"manifest {seen}", same=seen)
 
 
-def mix_files(asked: Expected) -> dict[str, Check]:
-    """The hash of each file that this node was given to read, against the manifest."""
-    if asked.mix is None or not asked.hash_files:
+def mix_files(expected: Expected) -> dict[str, Check]:
+    """The hash of each file of this node's share, against the manifest."""
+    if expected.mix is None or not expected.hash_files:
         return {}
     from hermes3.files import sha256 as of_file
 
-    folder, checks = Path(asked.mix), {}
+    folder, checks = Path(expected.mix), {}
     listed = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["output"].get("files", {})
-    for name in asked.hash_files:
+    for name in expected.hash_files:
         ok = of_file(folder / name) == listed.get(name)
-        said = "as in the manifest" if ok else f"{folder / name}: not the hash that the manifest has"
-        checks[f"mix {name}"] = Check(ok, said)
+        text = "as in the manifest" if ok else f"{folder / name}: not the hash that the manifest has"
+        checks[f"mix {name}"] = Check(ok, text)
     return checks
 
 
-def shm(asked: Expected) -> Check:
+def shm(expected: Expected) -> Check:
     size = shutil.disk_usage("/dev/shm").free
     return Check(size >= SHM, f"{size / 1e9:,.1f} GB free in /dev/shm, {SHM / 1e9:g} needed")
 
 
-def memory(asked: Expected) -> Check:
+def memory(expected: Expected) -> Check:
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(lines["MemAvailable"].split()[0]) * 1024
-    said = f"{free / 1e9:,.0f} GB of memory available, {asked.host_memory / 1e9:,.0f} needed"
-    return Check(free >= asked.host_memory, said)
+    text = f"{free / 1e9:,.0f} GB of memory available, {expected.host_memory / 1e9:,.0f} needed"
+    return Check(free >= expected.host_memory, text)
 
 
 # GPUs: nvidia-smi says, and NVIDIA's DCGM too where it is installed
 
 DCGM_SECONDS = 90  # `-r 1` takes a few on an idle node
-# Tags of `nvidia-smi -q -x`, by what they say when a GPU must not be used. Drivers differ in which they have.
-YES = {
-    "remapped_row_pending": "row remapping is pending, a reset away",
-    "remapped_row_failure": "row remapping has failed",
-    "pending_retirement": "page retirement is pending, a reset away",
-    "pending_blacklist": "page retirement is pending, a reset away",
-    "channel_repair_pending": "a memory channel's repair is pending",
-    "unrepairable_memory": "its memory cannot be repaired",
-    "sram_threshold_exceeded": "its SRAM has had too many errors",
-}
-# Idle and capped by power are normal; what the hardware does to save itself is not
-SLOWED = ("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sw_thermal_slowdown")
+# Tags of `nvidia-smi -q -x`, values of them by which a GPU must not be used, and what these mean. Drivers differ in
+# which they have: clocks_throttle_reason_* before 535, clocks_event_reason_* from it on. Idle and capped are normal
+FAULTS = (
+    (r"remapped_row_pending|pending_(retirement|blacklist)|channel_repair_pending", "Yes", "a repair awaits a reset"),
+    (r"remapped_row_failure|unrepairable_memory|sram_threshold_exceeded", "Yes", "its memory has failed"),
+    (r"clocks_.*_reason_(hw_.*|sw_thermal)_?slowdown", "Active", "its clocks are held down"),
+    (r"gpu_recovery_action", r"(?!None$|N/A$).+", "the driver asks for it"),
+)
 
 
-def gpus(asked: Expected) -> Check:
+def gpus(expected: Expected) -> Check:
     count = len(list(ask_nvidia_smi().iter("gpu")))
-    return Check(count == asked.gpus_per_node, f"{count} GPUs, the recipe declares {asked.gpus_per_node}")
+    return Check(count == expected.gpus_per_node, f"{count} GPUs, the recipe declares {expected.gpus_per_node}")
 
 
-def health(asked: Expected) -> Check:
+def health(expected: Expected) -> Check:
     """No uncorrected memory errors, no repairs that wait for a reset, no clocks that the hardware lowers."""
     dcgm = dcgm_faults()
     faults = [f"GPU {n}: {fault}" for n, gpu in enumerate(ask_nvidia_smi().iter("gpu")) for fault in gpu_faults(gpu)]
@@ -180,7 +176,7 @@ def health(asked: Expected) -> Check:
     return Check(True, "nvidia-smi and dcgmi find nothing" if dcgm is not None else "nvidia-smi finds nothing")
 
 
-def idle(asked: Expected) -> Check:
+def idle(expected: Expected) -> Check:
     """Nothing computes on the GPUs already; a display server does not count."""
     running = []
     for index, gpu in enumerate(ask_nvidia_smi().iter("gpu")):
@@ -209,14 +205,10 @@ def gpu_faults(gpu: ET.Element) -> Iterator[str]:
         if "uncorrectable" in count.tag and (count.text or "").strip().isdigit() and int(count.text):
             yield f"{int(count.text)} uncorrected ECC errors ({count.tag}) since the driver was loaded"
     for element in gpu.iter():
-        text = (element.text or "").strip()
-        if element.tag in YES and text == "Yes":
-            yield YES[element.tag]
-        # clocks_throttle_reason_* before driver 535, clocks_event_reason_* from it on
-        elif text == "Active" and any(element.tag.endswith(f"_reason_{reason}") for reason in SLOWED):
-            yield f"its clocks are held down ({element.tag.split('_reason_')[1]})"
-        elif element.tag == "gpu_recovery_action" and text not in ("", "None", "N/A"):
-            yield f"the driver asks for: {text}"
+        value = (element.text or "").strip()
+        for tags, bad, meaning in FAULTS:
+            if re.fullmatch(tags, element.tag) and re.fullmatch(bad, value):
+                yield f"{meaning} ({element.tag}: {value})"
 
 
 def dcgm_faults() -> list[str] | None:
@@ -248,20 +240,20 @@ REMEDY = {
 }
 
 
-def answer(asked: Expected) -> dict[str, Any]:
+def answer(expected: Expected) -> dict[str, Any]:
     """All checks of this node. A check that fails by an error is bad, and says the error."""
     start, checks = time.time(), {}
     for name, check in CHECKS.items():
-        if name in OF_GPUS and asked.gpu == "cpu":
+        if name in OF_GPUS and expected.gpu == "cpu":
             checks[name] = Check(None, "the recipe declares CPUs")
             continue
         print(name, file=sys.stderr, flush=True)  # where a node that hangs has come to
         try:
-            checks[name] = check(asked)
+            checks[name] = check(expected)
         except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
             checks[name] = Check(False, f"{error}")
     try:
-        checks |= mix_files(asked)
+        checks |= mix_files(expected)
     except (OSError, ValueError, KeyError) as error:
         checks["mix"] = Check(False, f"{error}")
     answers = {name: asdict(check) | {"remedy": REMEDY[name.split()[0]]} for name, check in checks.items()}

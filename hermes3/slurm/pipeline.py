@@ -84,40 +84,30 @@ def _state(
         by_job = last and last.job and stamp.exists()
         return State(COMPLETE, f"job {last.job}" if by_job else f"{one.leaves} is there")
     if one.run and (changed or rerun) and any(one.run.glob("checkpoint-*")):
+        ways = "to go on from them, put that back and launch again"
+        if stamp.exists() or not changed:  # what is finished stays, or goes on with what the stage before has left
+            ways = f"to keep them as they are: {again} --done {one.name if stamp.exists() else rerun[0]}"
         raise UserError(
             f"{one.name}: {changed or f'{rerun[0]}, which it needs, runs again'}, and {one.run} holds the checkpoints "
-            f"of another run, from which this one would go on. To train anew: mv {one.run} {one.run}.old. "
-            + _kept(again, one, stamp.exists(), "" if changed else rerun[0])
+            f"of another run, from which this one would go on; to train anew: mv {one.run} {one.run}.old; {ways}"
         )
     return State(RUN, why or changed or f"{', '.join(rerun)}: not complete")
-
-
-def _kept(again: str, one: Stage, finished: bool, need: str) -> str:
-    """The way out that keeps a training's checkpoints. `need`: the stage before it that runs again, if that is why."""
-    if finished:
-        return f"To keep them as they are: {again} --done {one.name}"
-    if need:
-        return f"To go on from them, with what {need} has left: {again} --done {need}"
-    return "To go on from them: put that back, and launch again"
 
 
 def _unfinished(one: Stage, stamp: Path, last: record.Record | None) -> str:
     """Why a stage is not complete; "" if it is."""
     if stamp.exists():
         return "" if one.leaves.exists() else f"{one.leaves} is gone"
-    if last is None:
+    if not last or not last.job:
         return "never run"
-    if not last.job:
-        return "submitted by a launch that was ended, and not complete"
-    if Path(last.log).is_file():
-        return f"job {last.job} ended unfinished: see {last.log}"
-    return f"job {last.job} was cancelled before it began"
+    ended = f"ended unfinished: see {last.log}" if Path(last.log).is_file() else "was cancelled before it began"
+    return f"job {last.job} {ended}"
 
 
 def _changed(one: Stage, stamp: Path) -> str:
     """What is another now than when the stage's job read it; "" for nothing. Of an unfinished training its record."""
     if stamp.exists():
-        return record.changed(stamp, [*map(str, one.reads + one.made)], one.command)
+        return record.changed(stamp, [*map(str, one.reads + one.inputs)], one.command)
     path = Path(one.arguments[0])
     return "; ".join(start.changed(path, read(path), one.run)) if one.run and path.exists() else ""
 
@@ -223,8 +213,11 @@ class Submission:
         return text
 
     def write(self) -> None:
-        """submit.sh, and commands/NN-STAGE, as the report lists them."""
+        """submit.sh, with the records that its jobs look for, and commands/NN-STAGE, as the report lists them."""
         write_text(self.folder / "submit.sh", self.script())
+        for one, _, _ in self.lines():
+            if not record.read(stamp_of(self.name, one)):
+                record.write(stamp_of(self.name, one), self._record(one))
         for number, one in enumerate(self.stages, 1):
             write_text(self.folder / f"commands/{number:02}-{one.name}", one.command + "\n")
 
@@ -245,17 +238,17 @@ class Submission:
             if after & set(other.needs):
                 after.add(other.name)
         needed_by = [other.name for other in self.stages if other.name in after - {one.name}]
-        return record.Record(one.name, one.command, [*map(str, one.reads + one.made)], needed_by, self.again)
+        return record.Record(one.name, one.command, [*map(str, one.reads + one.inputs)], needed_by, self.again)
 
 
 def prepare(
-    given: str, name: str, declared: Pipeline, options: list[str], done: list[str], check: bool, dry_run: bool
+    path: str, name: str, declared: Pipeline, options: list[str], done: list[str], check: bool, dry_run: bool
 ) -> Submission:
     """Look at recipes, files and queue, and write what would be submitted. `check`: as `submit.look`.
 
     A dry run goes on without Slurm. `UserError` for what cannot be launched.
     """
-    again = f"hermes3 launch --pipeline {given}"
+    again = f"hermes3 launch --pipeline {path}"
     stages = chain.stages(declared, FOLDER / name / "commands")
     jobs, unknown = {}, ""
     try:

@@ -51,7 +51,7 @@ def expected(path: Path, out: Path) -> tuple[Expected, list[str]]:
             tokens[str(token)] = content
         except OSError as error:
             lacks.append(f"{folder}: {error}")
-    asked = Expected(
+    needs = Expected(
         gpu=hardware.gpu,
         gpus_per_node=hardware.gpus_per_node,
         repository=str(Path.cwd()),
@@ -63,7 +63,7 @@ def expected(path: Path, out: Path) -> tuple[Expected, list[str]]:
         mix=str(mix_of(recipe).absolute()),
         tokens=tokens,
     )
-    return asked, lacks
+    return needs, lacks
 
 
 def shares(mix: Path, nodes: int) -> list[list[str]]:
@@ -80,28 +80,28 @@ def shares(mix: Path, nodes: int) -> list[list[str]]:
     return [[name for i, name in enumerate(names) if node in {i % nodes, (i + 1) % nodes}] for node in range(nodes)]
 
 
-def ask(srun: Srun, nodes: list[str], asked: Expected, out: Path) -> Answers:
+def ask(srun: Srun, nodes: list[str], needs: Expected, out: Path) -> Answers:
     """node -> its answer, kept as NODE.json too. A node that gives none has one check, `answer`, that is bad.
 
     One step per node, so that one which cannot start, or hangs, keeps no other from answering.
     """
-    files, offsets = shares(Path(asked.mix or ""), len(nodes)), {}
+    files, offsets = shares(Path(needs.mix or ""), len(nodes)), {}
 
     def of_one(i: int) -> dict:
-        node, question = nodes[i], json.dumps(asdict(asked) | {"hash_files": files[i]})
+        node, question = nodes[i], json.dumps(asdict(needs) | {"hash_files": files[i]})
         before = time.time()
         code, stdout, stderr = srun.python([node], ["-m", "hermes3.slurm.node_check"], question)
         try:
             answer = json.loads(stdout.strip().splitlines()[-1])
             offsets[node] = max(answer["clock"] - time.time(), 0) + min(answer["clock"] - before, 0)
-            in_time = {"ok": True, "said": f"in {answer['seconds']} s", "remedy": ""}
+            in_time = {"ok": True, "text": f"in {answer['seconds']} s", "remedy": ""}
             answer["checks"] = {"answer": in_time} | answer["checks"]
         except (ValueError, IndexError):
             lines = [line for line in stderr.strip().splitlines() if not line.startswith(("srun:", "slurmstepd"))]
             last = (lines or stderr.strip().splitlines() or ["no word"])[-1]
             why = f"no answer in {limit():g} s, last at {last}" if code is None else f"exit code {code}: {last}"
             remedy = "log in to it: is the shared file system there, does the environment start?"
-            answer = {"node": node, "checks": {"answer": {"ok": False, "said": why, "remedy": remedy}}}
+            answer = {"node": node, "checks": {"answer": {"ok": False, "text": why, "remedy": remedy}}}
         write_text(out / f"{node}.json", json.dumps(answer, indent=1) + "\n")
         return answer
 
@@ -123,7 +123,7 @@ def table(answers: Answers) -> str:
             ok = [check["ok"] for full, check in answer["checks"].items() if full.split()[0] == name]
             cells.append(f"{'BAD' if False in ok else 'ok' if True in ok else '-':{len(name)}}")
         lines.append(" ".join([f"{node:{wide}}", *cells]).rstrip())
-        skipped |= {name: check["said"] for name, check in answer["checks"].items() if check["ok"] is None}
+        skipped |= {name: check["text"] for name, check in answer["checks"].items() if check["ok"] is None}
     return "\n".join([*lines, *(f"{name}: not looked at, as {why}" for name, why in skipped.items())])
 
 
@@ -133,20 +133,20 @@ def run(path: Path, logs: Path, options: list[str]) -> int:
     srun = Srun(options)
     nodes = srun.nodes()
     out = logs / "preflight"
-    asked, lacks = expected(path, out)
+    needs, lacks = expected(path, out)
     try:
-        answers = ask(srun, nodes, asked, out)
+        answers = ask(srun, nodes, needs, out)
     finally:
-        for token in asked.tokens:
+        for token in needs.tokens:
             Path(token).unlink(missing_ok=True)
     compare(answers)
     bad, shared = blame(answers)
     summary = "all-reduce: not tried"
     if not (bad or shared or lacks):
-        slow, summary = allreduce.over(srun, nodes, asked.gpu, asked.gpus_per_node, out)
+        slow, summary = allreduce.over(srun, nodes, needs.gpu, needs.gpus_per_node, out)
         bad = {node: [f"all-reduce: {fault}"] for node, fault in slow.items()}
         for node in nodes:
-            check = {"ok": node not in bad, "said": slow.get(node, summary), "remedy": ""}
+            check = {"ok": node not in bad, "text": slow.get(node, summary), "remedy": ""}
             answers[node]["checks"]["all-reduce"] = check
     for node, answer in answers.items():
         write_text(out / f"{node}.json", json.dumps(answer, indent=1) + "\n")

@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hermes3.files import UserError
 
@@ -24,6 +26,7 @@ NOT_SENT = re.compile(r"[Uu]nable to contact|[Cc]onnection refused|connect failu
 AWAY = re.compile(
     rf"{NOT_SENT.pattern}|communication failure|timed out|Unexpected message|Zero Bytes|temporarily|backup controller"
 )
+NO_STEP = re.compile(r"^srun: error: .*([Uu]nable to contact|connect failure|Socket timed out)", re.MULTILINE)
 # A user's settings that would change what is asked or answered, or how jobs are known, logged and queued again
 DROPPED = re.compile(
     r"(SQUEUE|SCONTROL|SINFO|SCANCEL)_|SLURM_TIME_FORMAT$|"
@@ -32,28 +35,30 @@ DROPPED = re.compile(
 
 
 def slurm(*argv: str, strict: bool = True) -> str:
-    """What a command of Slurm prints. `UserError` with its own words if it fails; "" then where not `strict`.
-
-    A controller that is away is asked again, for `PATIENCE` seconds or what is left of this job.
-    """
+    """What a command of Slurm prints. `UserError` with its own words if it fails; "" then where not `strict`."""
     if not shutil.which(argv[0]):
         raise UserError(
             f"{argv[0]}: no such command here; run this on a login node of the cluster (--dry-run runs anywhere)"
         )
     env = {name: value for name, value in os.environ.items() if not DROPPED.match(name)}
-    away, end = (NOT_SENT if argv[0] == "sbatch" else AWAY), time.time() + ON_LOGIN_NODE
-    if "SLURM_JOB_ID" in env:
-        end = min(time.time() + PATIENCE, float(env.get("SLURM_JOB_END_TIME") or "inf") - GRACE)
-    while True:
-        done = subprocess.run(argv, text=True, capture_output=True, env=env)
-        if not done.returncode or not away.search(done.stderr) or time.time() > end:
-            break
-        print(f"{argv[0]}: {done.stderr.strip()}; asked again in 5 s", file=sys.stderr, flush=True)
-        time.sleep(5)
+    done = patiently(NOT_SENT if argv[0] == "sbatch" else AWAY, argv, env=env)
     if done.returncode and strict:
         reason = done.stderr.strip() or f"exit code {done.returncode}"
         raise UserError(f"{reason}\n  the command was: {' '.join(argv)}")
     return done.stdout
+
+
+def patiently(away: re.Pattern[str], argv: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command; again for `PATIENCE` seconds, or what is left of this job, while it fails with words of `away`."""
+    end = time.time() + ON_LOGIN_NODE
+    if "SLURM_JOB_ID" in os.environ:
+        end = min(time.time() + PATIENCE, float(os.environ.get("SLURM_JOB_END_TIME") or "inf") - GRACE)
+    while True:
+        done = subprocess.run(argv, text=True, capture_output=True, **options)
+        if not done.returncode or not away.search(done.stderr) or time.time() > end:
+            return done
+        print(f"{argv[0]}: {done.stderr.strip()}; asked again in 5 s", file=sys.stderr, flush=True)
+        time.sleep(5)
 
 
 @dataclass(frozen=True)
@@ -214,7 +219,7 @@ class Srun:
             ]
         # timeout tells srun to end its step on all nodes; SIGKILL would leave it there
         argv = ["timeout", f"--kill-after={GRACE}", str(limit()), *prefix, *command]
-        done = subprocess.run(argv, input=text, text=True, capture_output=True, env=os.environ | env)
+        done = patiently(NO_STEP, argv, input=text, env=os.environ | env)
         return (None if done.returncode in (124, 137, -9) else done.returncode), done.stdout, done.stderr
 
 

@@ -22,7 +22,7 @@ STAMP = "HERMES3_STAMP"
 class Record:
     """A submitted stage. `reads`: files and folders; `needed_by`: stages that wait for it; `again`: the user's command.
 
-    `job` and `log` are not known where the launch was killed before it had noted them.
+    `job` and `log` are not known of a dry run, nor where the launch was killed before it had noted them.
     """
 
     stage: str
@@ -77,9 +77,10 @@ def done(stamp: Path) -> None:
 
 
 def changed(stamp: Path, reads: list[str], command: str) -> str:
-    """What differs from what a complete stage was made of; "" for nothing."""
+    """What differs from what a complete stage was made of; "" for nothing, or where its stamp does not say of what."""
     page, now = _load(stamp), hashes(reads)
-    was = page.get("of", {})
+    if (was := page.get("of")) is None:
+        return ""
     if files := sorted(file for file in now.keys() | was.keys() if now.get(file) != was.get(file)):
         return f"{files[0]} has changed since job {page['job']} began"
     return "" if page.get("command") == command else f"its command is another than job {page['job']}'s"

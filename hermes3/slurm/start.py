@@ -14,12 +14,12 @@ import shlex
 import sys
 import time
 from datetime import datetime
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
 from hermes3.files import UserError, sha256, write_text
 from hermes3.git import commit
-from hermes3.plan.cost import mix_of
 from hermes3.recipe.hardware import CPU, Hardware, hardware_of
 from hermes3.recipe.read import deepspeed_config, read
 from hermes3.slurm import queue
@@ -35,8 +35,8 @@ FREE = re.compile(
     r"(restart_steps|save_total_limit|ddp_timeout|output_dir|dataset_prepared_path|dataset_num_proc|"
     r"(auto_)?resume_from_checkpoints?|hardware|gradient_accumulation_steps|reproduces)$"
 )
-OF_MODEL = (".safetensors", ".bin", ".json", ".jinja", ".model")
-SAMPLES, SAMPLE = 16, 2**16  # places in a file of weights, and bytes of each, that tell it from another of its size
+NOT_READ = re.compile(r"\.|optimizer|scheduler|rng_state|trainer_state|README")  # of a model's folder
+SAMPLES, SAMPLE = 16, 2**16  # places in a file, and bytes of each, that tell it from another of its size
 # What `scontrol show job` knows of the options that a job was submitted with
 KEPT = {
     "Partition": "partition", "TimeLimit": "time", "Account": "account", "QOS": "qos", "Reservation": "reservation",
@@ -170,28 +170,31 @@ def values(path: Path, recipe: dict[str, Any]) -> dict[str, Any]:
 def made_of(path: Path, recipe: dict[str, Any]) -> dict[str, Any]:
     """What a training of the recipe is made of: `values`, and `files`, hashes of the mix and of what values name."""
     kept = values(path, recipe)
-    named = {Path(value) for value in kept.values() if isinstance(value, str) and os.path.exists(value)}
-    files = {str(file): fingerprint(file) if file.is_dir() else sha256(file) for file in named}
-    manifest = mix_of(recipe) / "manifest.json"
-    if recipe.get("datasets") and manifest.is_file():
-        output = json.loads(manifest.read_text(encoding="utf-8")).get("output", {})
-        files[str(manifest)] = output.get("sha256") or sha256(manifest)
+    files = {value: fingerprint(Path(value)) for value in kept.values() if isinstance(value, str) and exists(value)}
+    for data in {str(entry.get("path")) for entry in recipe.get("datasets") or []}:
+        manifest = Path(data).parent / "manifest.json"
+        if manifest.is_file():
+            output = json.loads(manifest.read_text(encoding="utf-8")).get("output", {})
+            files[str(manifest)] = output.get("sha256") or sha256(manifest)
+        elif exists(data):
+            files[data] = fingerprint(Path(data))
     lock, hardware = Path("requirements.txt"), hardware_of(path, recipe).model_dump()
     page = {"recipe": str(path), "values": kept, "files": files, "hardware": hardware}
     page |= {"commit": commit(Path()), "lock": sha256(lock) if lock.is_file() else None}
     return json.loads(json.dumps(page, default=str))  # as it is read back
 
 
-def fingerprint(model: Path) -> str:
-    """Hash of a model's files, by name, size and content; of weights, `SAMPLES` places of each file."""
+def fingerprint(path: Path) -> str:
+    """Hash of a file, or of the files in a folder but for `NOT_READ`: name, size and `SAMPLES` places of each."""
     digest = hashlib.sha256()
-    for file in sorted(path for path in model.iterdir() if path.suffix in OF_MODEL and path.is_file()):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size} ".encode())
-        with file.open("rb") as data:
-            for place in range(SAMPLES) if size > SAMPLES * SAMPLE else [0]:
-                data.seek(size * place // SAMPLES)
-                digest.update(data.read(SAMPLE if size > SAMPLES * SAMPLE else size))
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if file.is_file() and not NOT_READ.match(file.name):
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size} ".encode())
+            with file.open("rb") as data:
+                for place in range(SAMPLES):
+                    data.seek(size * place // SAMPLES)
+                    digest.update(data.read(SAMPLE))
     return digest.hexdigest()
 
 

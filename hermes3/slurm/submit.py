@@ -20,7 +20,7 @@ from hermes3.plan.plan import Plan, plan
 from hermes3.recipe.finding import ERROR
 from hermes3.recipe.hardware import CPU, Hardware, hardware_of
 from hermes3.recipe.read import on_hub, read
-from hermes3.slurm import queue
+from hermes3.slurm import queue, start
 
 TRAIN = "launch/train.sbatch"
 # Options of sbatch that would break how jobs are known, logged and queued again; and those that a pipeline sets itself
@@ -193,8 +193,11 @@ def fit(plans: dict[Path, Plan | None]) -> None:
 
 
 def missing(path: Path, recipe: dict[str, Any]) -> list[str]:
-    """What the run reads and is not there, each with its remedy: the mix, and the model where it is a folder."""
-    lacks, base, mix = [], str(recipe.get("base_model")), mix_of(recipe)
+    """What the run reads and is not there, or is not what it was begun with, each with its remedy."""
+    lacks, base, mix, output = [], str(recipe.get("base_model")), mix_of(recipe), Path(str(recipe.get("output_dir")))
+    if any(output.glob("checkpoint-*")):
+        ways = f"and {output} has checkpoints of a run before: put that back, or mv {output} {output}.old"
+        lacks += [f"{line}, {ways}" for line in start.changed(path, recipe, output)]
     if not Path(base).is_dir() and not on_hub(base):
         lacks.append(f"{path}: base_model: {base} is not there; see the comment on its line")
     if not (mix / "manifest.json").is_file():
@@ -214,10 +217,10 @@ def reject(options: list[str], refused: dict[str, str], where: str = "") -> None
         wrong = f"{where}{options[0]}: options of sbatch go last, after --, as in: hermes3 launch RECIPE -- -A NAME"
         raise UserError(wrong)
     for option in options:
-        given = option.partition("=")[0]
+        word = option.partition("=")[0]
         for name, remedy in refused.items():
             short = re.fullmatch(r"-\w", name) and option.startswith(name)
-            if short or (len(given) > 3 and name.startswith(given)):  # sbatch takes --job for --job-name
+            if short or (len(word) > 3 and name.startswith(word)):  # sbatch takes --job for --job-name
                 raise UserError(f"{where}{option}: not for sbatch; {remedy}")
 
 

@@ -44,8 +44,9 @@ OF_NODE = re.compile(
 # What a rank says whose partner is gone: another one's error came before
 PEER = re.compile(
     r"remote process|[Cc]onnection (was )?(closed|reset|refused|aborted)|closed by peer|Broken pipe|[Tt]imed out|"
-    r"[Tt]imeout|watchdog|[Hh]eartbeat|remote peer|ncclRemoteError|Socket"
+    r"[Tt]imeout|watchdog|[Hh]eartbeat|remote peer|ncclRemoteError|Socket|communicator was aborted|got 0 bytes"
 )
+AT_ONCE = 2.0  # seconds
 LINES = 60  # of a message that are shown
 TAIL = 400_000  # bytes of a log that are read: far more than the longest traceback
 TRACEBACK = "Traceback (most recent call last):"
@@ -124,29 +125,35 @@ def last_words(text: str) -> tuple[str, str] | None:
 def crash(attempt: Path) -> dict[str, Any]:
     """What ended the attempt: `log`, `node`, `kind` (class of the error), `message`, `epoch` (the last that is logged).
 
-    `met`: which ranks' logs have the same. The cause goes before what it makes other ranks say, a user's error before
-    others, and then the first in time.
+    `met`: which ranks' logs have the same. The cause goes before what it makes other ranks say, and the first in time
+    before later ones; of errors within `AT_ONCE` seconds a user's goes first.
     """
     ranks = sorted(attempt.glob("rank_*.log"))
     logs = ranks or sorted(attempt.glob("*.log"))  # preparation has ended well where ranks have begun
     texts = {log: tail(log) for log in logs}
     errors = [(log, *error) for log, text in texts.items() if (error := last_error(text))]
     errors = errors or [(log, *words) for log, text in texts.items() if (words := last_words(text))]
-    errors.sort(key=lambda one: (bool(PEER.search(one[2])), one[1] not in USERS, one[0].stat().st_mtime))
+    first = min((log.stat().st_mtime for log, _, words in errors if not PEER.search(words)), default=0.0)
+    errors.sort(
+        key=lambda one: (bool(PEER.search(one[2])), one[0].stat().st_mtime > first + AT_ONCE, one[1] not in USERS)
+    )
     epochs = EPOCH.findall(texts.get(attempt / "rank_0.log", ""))
     page: dict[str, Any] = {"epoch": epochs[-1] if epochs else None, "ranks": [log.name for log in ranks]}
-    if errors:
+    if errors and not PEER.search(errors[0][2]):
         log, kind, message = errors[0]
-        peer = bool(PEER.search(message))
-        met = [other.name for other, same, words in errors if same == kind and bool(PEER.search(words)) == peer]
+        met = [other.name for other, same, words in errors if same == kind and not PEER.search(words)]
         return page | {"log": log.name, "node": _node(log), "kind": kind, "message": message, "met": met}
     everything = "\n".join([*texts.values(), *map(tail, attempt.glob("node_*.log")), _job_log(attempt)])
     page |= {"log": None, "node": None, "met": []}
     if full := OUT_OF_MEMORY.search(everything):
         return page | {"kind": "OutOfMemoryError", "message": f"a node's own memory was full: {full[0].strip()}"}
     kind, message = ("Killed", KILLED) if ranks else ("NotStarted", NOT_STARTED)
-    hint = DISK.search(everything)
-    return page | {"kind": kind, "message": f"{message}; but: {hint[0].strip()}" if hint else message}
+    if errors:  # each says that another one is gone, which was killed; or that all wait for each other
+        log, of_peer, message = errors[0]
+        page |= {"log": log.name, "node": _node(log)}
+        kind = of_peer if re.search("[Tt]imed? ?out|watchdog", message) else kind
+    hint = f"; but: {full[0].strip()}" if (full := DISK.search(everything)) else ""
+    return page | {"kind": kind, "message": message + hint, "hint": hint}
 
 
 def _job_log(attempt: Path) -> str:
@@ -195,7 +202,7 @@ def verdict(attempt: Path, notified: bool = False) -> tuple[bool, str]:
         write_text(attempt / "notice.json", json.dumps({"epoch": now["epoch"]}))
         return True, f"{attempt.name}: ended on notice, in {place}"
     if notified and now["kind"] in VAGUE:
-        now |= {"kind": "NoCheckpoint", "message": NO_CHECKPOINT + now["message"].removeprefix(KILLED)}
+        now |= {"kind": "NoCheckpoint", "message": NO_CHECKPOINT + now["hint"]}
     before = [_load(path) for path in attempt.parent.glob("attempt_*/crash.json")]
     write_text(attempt / "crash.json", json.dumps(now, indent=1))
     most = int(os.environ.get("HERMES3_MAX_CRASHES", MAX_CRASHES))
@@ -233,7 +240,7 @@ SKEW = 5.0  # seconds that a node's clock may be off: the logs of ranks are read
 OF_FILES = ("disk", "shared", "model", "mix")
 # Faults of single nodes, however many have them
 OF_NODES = ("health", "idle", "clock", "all-reduce")
-Answers = dict[str, dict[str, Any]]  # node -> {"checks": {name: {"ok", "said", "remedy", "same"}}}, as of `node_check`
+Answers = dict[str, dict[str, Any]]  # node -> {"checks": {name: {"ok", "text", "remedy", "same"}}}, as of `node_check`
 
 
 def clocks(offsets: dict[str, float]) -> dict[str, dict[str, Any]]:
@@ -249,7 +256,7 @@ def clocks(offsets: dict[str, float]) -> dict[str, dict[str, Any]]:
         text = f"its clock is off by {abs(mine - statistics.median(most)):.0f} s" if most else (
             f"the nodes' clocks differ by {apart:.0f} s, and nobody can tell which is right"
         )  # fmt: skip
-        checks[node] = {"ok": agreed(mine), "said": text, "remedy": "set its clock (chrony or ntpd)"}
+        checks[node] = {"ok": agreed(mine), "text": text, "remedy": "set its clock (chrony or ntpd)"}
     return checks
 
 
@@ -262,8 +269,8 @@ def compare(answers: Answers) -> None:
         usual = max(values, key=values.get, default=None)
         for check in checks:
             if check["ok"] and check["same"] != usual:
-                others = next(one["said"] for one in checks if one["same"] == usual)
-                check |= {"ok": False, "said": f"{_difference(check['said'], others)}"}
+                others = next(one["text"] for one in checks if one["same"] == usual)
+                check |= {"ok": False, "text": f"{_difference(check['text'], others)}"}
 
 
 def _difference(here: str, others: str) -> str:
@@ -280,7 +287,7 @@ def blame(answers: Answers) -> tuple[dict[str, list[str]], list[str]]:
     for name in dict.fromkeys(name for answer in answers.values() for name in answer["checks"]):
         looked = {node: answer["checks"][name] for node, answer in answers.items() if name in answer["checks"]}
         faulty = {node: check for node, check in looked.items() if check["ok"] is False}
-        lines = {node: f"{name}: {check['said']} -> {check['remedy']}" for node, check in faulty.items()}
+        lines = {node: f"{name}: {check['text']} -> {check['remedy']}" for node, check in faulty.items()}
         told_apart = len(looked) > 1 or (len(answers) == 1 and name.split()[0] in OF_FILES)
         if faulty and len(faulty) == len(looked) and told_apart and name not in OF_NODES:
             shared += dict.fromkeys(lines.values())

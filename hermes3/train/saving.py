@@ -6,6 +6,7 @@ writes `complete.json` once every rank is done and its node has flushed the file
 the newest checkpoint that has it and holds these files.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -101,6 +102,9 @@ def flush(folder: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):  # others: the file system has no such call
+                raise
         finally:
             os.close(descriptor)
 
