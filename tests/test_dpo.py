@@ -315,7 +315,10 @@ def test_gradients_of_the_log_probabilities_are_those_of_fp64(measured):
     assert sum(saved) < 1.1 * logits.nbytes
 
 
+BARE = "ranks.OnCPU"
 METRICS = ("loss", "logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected", "rewards/margins")
+TWO = {"gpu": "cpu", "nodes": 1, "gpus_per_node": 2}
+RECOMPUTED = {key: read(ROOT / "recipes/8b_dpo.yml")[key] for key in CHECKPOINTED}
 FSDP2 = {key: read(ROOT / "recipes/8b_sft_fsdp.yml")[key] for key in ("fsdp_version", "fsdp_config")}
 
 
@@ -327,8 +330,10 @@ def in_bf16(recipe):
         keys = {"bf16": True, "deepspeed": str(ROOT / "deepspeed_configs/zero3_bf16.json"), "lora_dropout": 0.0}
         keys |= {"plugins": [plugin, "ranks.Recorder"], "max_steps": 3, "save_strategy": "no"}
         with mock.patch.dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT / "tests")):
-            ended = ranks.train(recipe(name, **keys | changes), 1)
-        assert ended.codes == [0], ended.logs[0][-3000:]
+            processes = changes.get("hardware", {}).get("gpus_per_node", 1)
+            ended = ranks.train(recipe(name, **keys | changes), processes)
+        assert ended.codes == [0] * processes, ended.logs[0][-3000:]
+        assert ended.dtypes() == (["torch.float32"], ["torch.float32"]) or plugin == BARE  # adapter, RMSProp's state
         return [line for line in ended.lines() if "loss" in line]
 
     return run
@@ -341,7 +346,7 @@ def in_bf16_steps(lines: list[dict]) -> set[str]:
 
 
 def test_without_our_measure_dpo_takes_its_differences_in_bf16(in_bf16):
-    lines = in_bf16("coarse", "ranks.OnCPU")
+    lines = in_bf16("coarse", BARE)
     assert lines[0]["loss"] == 0.69140625
     assert in_bf16_steps(lines) >= {"loss", "logps/chosen", "logps/rejected"}
 
@@ -352,6 +357,7 @@ def test_without_our_measure_dpo_takes_its_differences_in_bf16(in_bf16):
         ("zero3", {}),
         ("zero3-precomputed", {"precompute_ref_log_probs": True}),
         ("fsdp2", {"deepspeed": None, **FSDP2}),
+        ("data-parallel", {"deepspeed": None, **RECOMPUTED, "hardware": TWO}),
     ],
 )
 def test_dpo_takes_its_differences_in_fp32(in_bf16, name, changes):
