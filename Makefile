@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := demo
 .DELETE_ON_ERROR:
-.PHONY: demo test test-fast lint bench gpu-check quantize-check canary reads lock audit clean
+.PHONY: demo test test-fast lint bench gpu-check wheelhouse quantize-check canary reads lock audit clean
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export AXOLOTL_DO_NOT_TRACK := 1# Axolotl calls home without it
@@ -97,8 +97,11 @@ lint: .venv/.installed
 bench: .venv/.installed # 15 minutes on two cores, 8 GB of disk
 	python -m bench.mix
 
-gpu-check: .venv/.installed # needs CUDA and requirements-gpu.txt; one GPU, 20 GB of disk
+gpu-check: .venv/.installed # needs CUDA and requirements-gpu.txt; one GPU, 40 GB of disk; run it twice, six minutes each
 	python -m bench.gpu_check
+
+wheelhouse: # for machines without a network: make wheelhouse PYTHON=3.12 CUDA=13
+	bash launch/wheelhouse.sh $(or $(PYTHON),3.12) $(or $(CUDA),13)
 
 quantize-check: $(S)/07-sft # 5 minutes, 7 GB of disk
 	bash launch/install.sh .venv-quantize requirements-quantize.txt

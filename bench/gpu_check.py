@@ -1,69 +1,158 @@
 """What only a GPU can show: `make gpu-check`, or `python -m bench.gpu_check --help`.
 
-The packing proof with flash-attention; then a recipe's own settings through Axolotl, on random weights and generated
-rows: as many layers of its model as the plan says fit one GPU. Speed, MFU and peak memory stand beside the plan's and
-are appended to docs/benchmarks.md. Without CUDA it ends with code 2 and changes nothing. `--device cpu` runs the same
-path on a small stand-in of the model, whose figures say nothing of GPUs: they are printed, and not written down.
+Sections in the order of their worth, each with a time limit. A run ends when its minutes are over, and the same command
+goes on with the sections that are left: two runs of six minutes. Each training is written to bench/baselines/ as JSON,
+from which `hermes3 plan` takes its speed, and to docs/benchmarks.md. Without CUDA it ends with code 2 and changes
+nothing. `--device cpu` runs every section on a stand-in, whose figures say nothing of GPUs: they are printed, and not
+written down.
 """
 
 import argparse
 import json
+import math
 import os
-import platform
-import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from bench.llama_tokenizer import make
-from hermes3.plan.cost import ROW_TOKENS, flops_per_token, paper_mfu
-from hermes3.plan.memory import OVERHEAD, Memory, memory, setting_of
-from hermes3.plan.plan import plannable, size
-from hermes3.plan.shapes import Shape, Work, published, work_of
+from bench.gpu_run import ROOT, Failed, Training, train, versions
 from hermes3.recipe.hardware import Gpu, gpu_of, gpus
-from hermes3.recipe.paper import paper_of
 
-if TYPE_CHECKING:
-    from transformers import LlamaConfig
-
-ROOT = Path(__file__).parents[1]
 NO_CUDA = 2
-WARM = 3  # steps that are not timed: kernels are compiled and ZeRO-3 learns the order of the modules
-ROOM = 0.9  # of a GPU that the plan may fill: it does not know the allocator's fragments
-PACKAGES = ("torch", "axolotl", "transformers", "deepspeed", "flash-attn", "liger-kernel")
-# What a recipe for GPUs must leave out on a CPU
-CPU = {"bf16": False, "tf32": False, "attn_implementation": "sdpa", "deepspeed": None}
-QUICK = {"dataset_num_proc": 1, "dataloader_num_workers": 0, "dataloader_prefetch_factor": None}  # few rows
+LEAST = 20  # seconds that must be left for a section to begin
+FEW = 8  # layers: they load in a quarter of the time, and leave room for settings that take more memory
+
+RECOMPUTED = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+ZERO3 = {"deepspeed": "deepspeed_configs/zero3_bf16.json", **RECOMPUTED}
+# What the recipe's speed is compared with, one change at a time
+SETTINGS = {
+    "recomputed": RECOMPUTED,
+    "no ZeRO": {"deepspeed": None},
+    "plain loss": {"liger_fused_linear_cross_entropy": None},
+    "compiled": {"torch_compile": True},
+}
+SEGMENTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+
+
+@dataclass
+class Section:
+    """`run(gpu, out, limit)` returns what was seen, and the run of a training; it raises `Failed`."""
+
+    name: str
+    limit: float  # seconds
+    run: Callable[[Gpu, Path, float], tuple[str, dict[str, Any] | None]]
+
+
+def command(arguments: list[str], limit: float, env: dict[str, str] | None = None) -> str:
+    """What a Python command printed. `Failed` with its last lines if it fails, or takes longer than `limit` seconds."""
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = os.environ | {"PYTHONPATH": paths, "AXOLOTL_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"} | (env or {})
+    try:
+        ended = subprocess.run(
+            [sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=limit
+        )
+    except subprocess.TimeoutExpired:
+        raise Failed(f"more than {limit:.0f} s") from None
+    if ended.returncode:
+        raise Failed(f"exit code {ended.returncode}\n{(ended.stdout + ended.stderr)[-1500:]}")
+    return ended.stdout.strip()
+
+
+def imports(gpu: Gpu, out: Path, limit: float) -> tuple[str, None]:
+    names = ["torch", "deepspeed", "axolotl.cli.train", "axolotl.core.builders", "trl", "hermes3.train.plugin"]
+    names += [] if gpu.is_cpu else ["flash_attn", "liger_kernel.transformers"]
+    command(["-c", f"import {', '.join(names)}"], limit)
+    return ", ".join(f"{name} {version}" for name, version in versions().items()), None
+
+
+def packing(gpu: Gpu, out: Path, limit: float) -> tuple[str, None]:
+    """Packed samples do not see each other: with flash-attention, on a CPU with that of torch."""
+    chosen = ["-k", "sdpa and logits_in_a_pack"] if gpu.is_cpu else ["-m", "gpu"]
+    last = command(["-m", "pytest", "-q", *chosen, "tests/test_packing.py"], limit).splitlines()[-1].strip("= ")
+    if "skipped" in last:  # as without flash-attention
+        raise Failed(f"the packing proof was skipped: {last}")
+    return last, None
+
+
+def first_loss(gpu: Gpu, out: Path, limit: float) -> tuple[str, dict[str, Any]]:
+    """Without noise the first loss is ln 2 to six digits, and sums of log-probabilities are not in steps of bf16."""
+    import torch
+
+    run = train(Training("8b_dpo", layers=FEW, setting="first loss", steps=4), gpu, out, limit)
+    loss, sums = run["losses"][0], torch.tensor(run["logps"])
+    seen = f"first loss {loss:.6f}, logps {', '.join(f'{one:.3f}' for one in sums)}"
+    if abs(loss - math.log(2)) > 5e-7 or torch.equal(sums, sums.bfloat16().float()):
+        raise Failed(f"DPO takes its differences in bf16: {seen}; ln 2 is 0.693147 (docs/traps.md, row 38)")
+    return seen, run
+
+
+def trains(training: Training) -> Callable[[Gpu, Path, float], tuple[str, dict[str, Any]]]:
+    def run(gpu: Gpu, out: Path, limit: float) -> tuple[str, dict[str, Any]]:
+        result = train(training, gpu, out, limit)
+        return f"{result['tokens_per_s']:,.0f} tokens/s", result
+
+    return run
+
+
+def node(gpu: Gpu, out: Path, limit: float) -> tuple[str, None]:
+    """The preflight's own checks of this machine: NCCL adds up, nvidia-smi finds no fault."""
+    device, seen = ("cpu" if gpu.is_cpu else "cuda"), []
+    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20_000 + os.getpid() % 10_000)}
+    reduced = command(["-m", "hermes3.slurm.allreduce", "1", device], limit, env)
+    seen.append(json.loads(reduced.splitlines()[-1])["backend"])
+    if not gpu.is_cpu:
+        code = "from hermes3.slurm.node_check import ask_nvidia_smi, gpu_faults as f; "
+        code += "print(*(fault for gpu in ask_nvidia_smi().iter('gpu') for fault in f(gpu)), sep='; ')"
+        if faults := command(["-c", code], limit):
+            raise Failed(faults)
+        seen.append("nvidia-smi finds nothing")
+    return ", ".join(seen), None
+
+
+SECTIONS = [
+    Section("imports", 90, imports),
+    Section("packing", 120, packing),
+    Section("dpo: first loss", 90, first_loss),
+    Section("sft: speed", 90, trains(Training("8b_sft", layers=FEW))),
+    *(
+        Section(f"sft: {name}", 75, trains(Training("8b_sft", layers=FEW, setting=name, changes=changes, steps=9)))
+        for name, changes in SETTINGS.items()
+    ),
+    Section("sft: segments", 75, trains(Training("8b_sft", layers=FEW, setting="segments", env=SEGMENTS, steps=9))),
+    Section("sft: memory", 170, trains(Training("8b_sft", steps=7))),
+    Section("dpo: speed", 150, trains(Training("8b_dpo", layers=32, steps=9))),
+    Section("dpo: ZeRO-3", 150, trains(Training("8b_dpo", layers=32, setting="ZeRO-3", changes=ZERO3, steps=9))),
+    Section("fsdp2", 90, trains(Training("8b_sft_fsdp", layers=FEW, steps=9))),
+    Section("node", 60, node),
+]
 
 
 def main() -> None:
-    """Prove, measure, compare, write down."""
+    """Run what is left to run, print the table, and write down what was measured on a GPU."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--recipe", type=Path, default=Path("recipes/8b_sft.yml"), help="an SFT recipe (8b_sft)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--layers", type=int, help="of the model; as many as fit by default")
-    parser.add_argument("--width", type=int, help="hidden size of a stand-in; the recipe's own by default")
-    parser.add_argument("--sequence-len", type=int, help="the recipe's own by default")
-    parser.add_argument("--steps", type=int, default=13, help=f"of which the first {WARM} are not timed (13)")
-    parser.add_argument("--out", type=Path, default=Path("outputs/gpu_check"), help="folder for model, rows and run")
+    parser.add_argument("--section", action="append", choices=[one.name for one in SECTIONS], help="again, this alone")
+    parser.add_argument("--minutes", type=float, default=6, help="after which no section begins (6)")
+    parser.add_argument("--out", type=Path, default=Path("outputs/gpu_check"), help="20 GB; /dev/shm is quickest")
+    parser.add_argument("--again", action="store_true", help="from the start, not only what is left or failed")
     args = parser.parse_args()
-    gpu = find_gpu(args.device)
-    proof = prove_packing() if args.device == "cuda" else "needs CUDA, not run"
-    args.out.mkdir(parents=True, exist_ok=True)
-    recipe, shape, held = prepare(args, gpu)
-    table = compare(shape, work_of(recipe)[0], held, gpu, train(args.out, recipe, args.steps), proof)
-    Console(width=120).print(table)
-    if args.device == "cuda":
-        record(table, args.recipe)
+    gpu, out = find_gpu(args.device), args.out.absolute()
+    (out / "results").mkdir(parents=True, exist_ok=True)
+    measured = run_sections(gpu, out, args.minutes * 60, args.section, args.again)
+    results = {one.name: result_of(out, one.name) for one in SECTIONS}
+    Console(width=140).print(table(results, gpu))
+    if not gpu.is_cpu and measured:
+        write_down(measured, results, gpu)
+    if left := [name for name, result in results.items() if result is None]:
+        print(f"left: {', '.join(left)}; run the same command again")
+    sys.exit(any(result and not result["ok"] for result in results.values()))
 
 
 def find_gpu(device: str) -> Gpu:
@@ -82,197 +171,80 @@ def find_gpu(device: str) -> Gpu:
     return replace(min(known, key=lambda gpu: abs(gpu.memory - total)), memory=total)
 
 
-def prove_packing() -> str:
-    """Run the tests that need a GPU; they must pass before anything is measured."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/test_packing.py"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    said = done.stdout.strip().splitlines()[-1].strip("= ")
-    if done.returncode or "skipped" in said:  # without flash-attention it would be
-        raise ValueError(f"the packing proof failed or was skipped:\n{done.stdout[-3000:]}")
-    return said
+def result_file(out: Path, name: str) -> Path:
+    return out / "results" / f"{name.replace(': ', '_').replace(' ', '_')}.json"
 
 
-def prepare(args: argparse.Namespace, gpu: Gpu) -> tuple[dict[str, Any], Shape, Memory]:
-    """The recipe as it is run, its model's shape, and the plan for that; model and rows are written."""
-    recipe = plannable(args.recipe)
-    if gpu.is_cpu:
-        liger = [key for key in recipe if key.startswith("liger_")]
-        recipe = {key: value for key, value in (recipe | CPU | QUICK).items() if key not in liger and value is not None}
-        recipe["plugins"] = [name for name in recipe["plugins"] if "liger" not in name]
-    recipe["sequence_len"] = args.sequence_len or recipe["sequence_len"]
-    paper = paper_of(args.recipe)
-    if paper is None or recipe.get("rl"):
-        raise ValueError(f"{args.recipe}: give an SFT recipe of a size that the paper has, such as recipes/8b_sft.yml")
-    shape = stand_in(published()[paper.base], args.width)
-    work, setting = work_of(recipe)[0], setting_of(args.recipe, recipe)
-
-    def plan(layers: int) -> Memory:
-        return memory(replace(shape, layers=layers), work, setting, gpu, nodes=1, per_node=1)
-
-    fitting = [n for n in range(1, shape.layers + 1) if plan(n).headroom >= 1 - ROOM]
-    layers = args.layers or (fitting[-1] if fitting else 1)
-    shape = replace(shape, layers=layers)
-    write_model(args.out / "base", shape, gpu)
-    longest = recipe["sequence_len"]
-    write_rows(args.out / "mix/train", args.steps * longest * recipe["micro_batch_size"], longest)
-    recipe |= {
-        "base_model": str(args.out / "base"),
-        "dataset_prepared_path": str(args.out / "mix/prepared"),
-        "output_dir": str(args.out / "run"),
-        "hardware": {"gpu": gpu.name, "nodes": 1, "gpus_per_node": 1},
-        "gradient_accumulation_steps": 1,
-        "max_steps": args.steps,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "use_wandb": False,
-        "plugins": [*recipe["plugins"], "bench.gpu_meter.MeterPlugin"],
-    }
-    recipe["datasets"][0]["path"] = str(args.out / "mix/train")
-    for key in ("restart_steps", "wandb_project", "wandb_name"):
-        recipe.pop(key, None)
-    return recipe, shape, plan(layers)
+def result_of(out: Path, name: str) -> dict[str, Any] | None:
+    """None: not run yet, or cut short by the end of a run."""
+    file = result_file(out, name)
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def stand_in(shape: Shape, width: int | None) -> Shape:
-    """The shape at another hidden size, in the 8B's proportions."""
-    if width is None:
-        return shape
-    heads = max(4, width // 128)
-    return replace(
-        shape,
-        hidden=width,
-        intermediate=width * 7 // 2,
-        heads=heads,
-        kv_heads=heads // 4,
-        head_dim=width // heads,
-        layers=min(shape.layers, 32),
-    )
+def run_sections(gpu: Gpu, out: Path, seconds: float, only: list[str] | None, again: bool) -> list[dict[str, Any]]:
+    """Run the sections that have no good result, as long as there is time; the trainings that were measured."""
+    end, measured = time.time() + seconds, []
+    for one in SECTIONS:
+        before = result_of(out, one.name)
+        if one.name not in only if only else before and before["ok"] and not again:
+            continue
+        left = end - time.time()
+        if left < LEAST:
+            break
+        print(f"{one.name}: at most {min(one.limit, left):.0f} s", flush=True)
+        start, run = time.time(), None
+        try:
+            seen, run = one.run(gpu, out, min(one.limit, left))
+            ok = True
+        except Failed as error:
+            if left < one.limit and "more than" in str(error).split("\n")[0]:
+                break  # it had less than its time: the next run gives it all
+            seen, ok = str(error), False
+        measured += [run] if run else []
+        result = {"ok": ok, "seconds": round(time.time() - start, 1), "seen": seen, "run": run}
+        result_file(out, one.name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return measured
 
 
-def llama_config(shape: Shape, **others: Any) -> "LlamaConfig":
-    """The transformers configuration of this shape."""
-    from transformers import LlamaConfig
-
-    return LlamaConfig(
-        num_hidden_layers=shape.layers,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        vocab_size=shape.vocab,
-        tie_word_embeddings=shape.tied,
-        **others,
-    )
+HEAD = ("section", "layers", "tokens/s", "MFU", "used GB", "plan GB", "plan / used", "seconds", "seen")
 
 
-def write_model(out: Path, shape: Shape, gpu: Gpu) -> None:
-    """Random weights with the Hermes tokenizer over Llama 3.1's vocabulary."""
-    import torch
-    from transformers import LlamaForCausalLM
-
-    shutil.rmtree(out, ignore_errors=True)
-    made = make(out.parent / "tokenizer")
-    config = llama_config(shape, max_position_embeddings=131_072, dtype="float32" if gpu.is_cpu else "bfloat16")
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(config).to(config.dtype)  # on the CPU: this process must hold nothing on the GPU
-    assert sum(p.numel() for p in model.parameters()) == shape.parameters
-    model.save_pretrained(out)
-    for file in made.iterdir():
-        if file.name != "config.json" and file.is_file():
-            shutil.copy(file, out)
+def cells(name: str, result: dict[str, Any] | None) -> list[str]:
+    """One row of the table."""
+    if result is None:
+        return [name, *[""] * (len(HEAD) - 2), "not run yet"]
+    run, seconds = result["run"], f"{result['seconds']:.0f}"
+    seen = result["seen"].splitlines()[0] if result["ok"] else f"FAILED: {result['seen']}"
+    if not run:
+        return [name, *[""] * 6, seconds, seen]
+    mfu, used, planned = f"{run['mfu']:.1%}" if run["mfu"] else "", run["memory_gb"], run["planned_gb"]
+    sizes = [f"{used:.1f}", f"{planned:.1f}", f"{planned / used:.2f}"]
+    return [name, f"{run['layers']}", f"{run['tokens_per_s']:,.0f}", mfu, *sizes, seconds, seen]
 
 
-def write_rows(out: Path, tokens: int, longest: int) -> None:
-    """Generated rows, twice `tokens`, that bear loss throughout; lognormal about the mean of real conversations."""
-    from datasets import Dataset
-
-    shutil.rmtree(out.parent, ignore_errors=True)
-    out.mkdir(parents=True)
-    draw = np.random.default_rng(0)
-    lengths = draw.lognormal(np.log(ROW_TOKENS) - 0.8**2 / 2, 0.8, 2 * tokens // ROW_TOKENS + 8)
-    rows = [draw.integers(1000, 100_000, n).tolist() for n in np.clip(lengths, 8, longest).astype(int)]
-    columns = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows], "labels": rows}
-    Dataset.from_dict(columns).to_parquet(out / "rows.parquet")
-
-
-def train(out: Path, recipe: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Train the recipe as its users do, and read what the meter wrote."""
-    shutil.rmtree(out / "run", ignore_errors=True)
-    (out / "run").mkdir()
-    (out / "recipe.yml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-    command = ["accelerate", "launch", "--num_processes", "1", "-m", "axolotl.cli.train", str(out / "recipe.yml")]
-    environment = os.environ | {"AXOLOTL_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    meter = out / "run/meter.json"
-    if done.returncode or not meter.is_file():
-        raise ValueError(f"training failed:\n{(done.stdout + done.stderr)[-3000:]}")
-    found = json.loads(meter.read_text(encoding="utf-8"))
-    if len(found["steps"]) != steps:
-        raise ValueError(f"{len(found['steps'])} steps were made, not {steps}")
-    return found
-
-
-def compare(shape: Shape, work: Work, held: Memory, gpu: Gpu, found: dict[str, Any], proof: str) -> Table:
-    """Measured beside planned."""
-    timed = found["steps"][WARM:] or found["steps"]
-    speed = sum(step["tokens"] for step in timed) / sum(step["seconds"] for step in timed)
-    each = flops_per_token(shape, work, ROW_TOKENS)
-    whole = None if gpu.is_cpu else paper_mfu(published()[shape.name])
-    what = f"{shape.name} cut to {shape.layers} layers of width {shape.hidden:,}, {shape.parameters:,} parameters"
-    table = Table(title=f"{what}; 1 {gpu.name}{', a stand-in' * gpu.is_cpu}")
-    for name in ("", "measured", "plan", "plan / measured"):
-        table.add_column(name, justify="left" if not name else "right")
-    table.add_row("packing proof with flash-attention", proof, "", "")
-    table.add_row("setting", held.setting.name, "", "")
-    table.add_row("tokens per micro-batch", f"{work.tokens:,}", "", "")
-    table.add_row("tokens/s", f"{speed:,.0f}", f"{whole * gpu.flops / each:,.0f}" if whole else "", "")
-    mfu = f"{whole:.1%}" if whole else ""
-    table.add_row("MFU (plan: what explains the paper's GPU-hours)", f"{speed * each / gpu.flops:.1%}", mfu, "")
-    planned = sum(held.gpu.values())
-    peaks = [("resident memory, imports and all", found["resident"], planned)] if gpu.is_cpu else []
-    if not gpu.is_cpu:
-        peaks = [
-            ("peak that tensors take", found["allocated"], planned - OVERHEAD),
-            ("peak with the allocator's fragments", found["reserved"], planned - OVERHEAD),
-            ("used on the device", found["used"], planned),
-        ]
-    for name, measured, plan in peaks:
-        table.add_row(name, size(measured), size(plan), f"{plan / measured:.2f}")
+def table(results: dict[str, dict[str, Any] | None], gpu: Gpu) -> Table:
+    table = Table(title=f"1 {gpu.name}" + ", a stand-in: its figures say nothing of GPUs" * gpu.is_cpu)
+    for head in HEAD:
+        table.add_column(head, justify="left" if head in ("section", "seen") else "right")
+    for name, result in results.items():
+        table.add_row(*cells(name, result))
     return table
 
 
-def record(table: Table, recipe: Path) -> None:
-    """Append the table with hardware, versions and date to docs/benchmarks.md."""
-    import torch
-
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    found = [f"{name} {installed}" for name in PACKAGES if (installed := _version(name))]
-    head = [str(column.header) for column in table.columns]
-    lines = [
-        f"\n## On a GPU: {recipe.name}, {time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip()}",
-        f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; Python {platform.python_version()}, "
-        + ", ".join(found),
-        "",
-        f"{table.title}",
-        "",
-        "| " + " | ".join(head) + " |",
-        "|---" + "|---:" * (len(head) - 1) + "|",
-    ]
-    cells = zip(*(column.cells for column in table.columns), strict=True)
-    lines += ["| " + " | ".join(map(str, row)) + " |" for row in cells]
+def write_down(measured: list[dict[str, Any]], results: dict[str, dict[str, Any] | None], gpu: Gpu) -> None:
+    """A JSON file per training to bench/baselines/, and the table to docs/benchmarks.md."""
+    for run in measured:
+        setting = run["setting"].replace(" ", "-")
+        name = f"{run['date']}_{run['gpu']}_{run['recipe']}_{run['layers']}-layers_{setting}.json"
+        (ROOT / "bench/baselines").mkdir(exist_ok=True)
+        (ROOT / "bench/baselines" / name).write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    head = f"\n## On one {gpu.name}, {measured[-1]['date']}, commit {measured[-1]['commit']}\n"
+    lines = [head + ", ".join(f"{name} {version}" for name, version in measured[-1]["versions"].items()), ""]
+    lines += ["| " + " | ".join(HEAD) + " |", "|---" + "|---:" * (len(HEAD) - 2) + "|---|"]
+    rows = (cells(name, result) for name, result in results.items())
+    lines += ["| " + " | ".join(cell.replace("\n", " ")[:200] for cell in row) + " |" for row in rows]
     with (ROOT / "docs/benchmarks.md").open("a", encoding="utf-8") as file:
         file.write("\n".join(lines) + "\n")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

@@ -22,14 +22,19 @@ os.environ["OMP_WAIT_POLICY"] = "passive"  # threads that spin while they wait m
 # What trains, evaluates or runs Slurm: left out by `make test-fast`
 SLOW_FIXTURES = {"chain", "slurm", "slurm16", "stopped_sft", "stopped_dpo", "axolotl_process"}
 SLOW_FILES = {"alignment_tasks", "bench", "chain", "check", "dashboard", "distributed", "dpo", "eval_runs", "launch"}
-SLOW_FILES |= {"metrics", "mix_restart", "pack", "packing", "pipeline", "plan_gpu_check", "plan_memory", "preflight"}
-SLOW_FILES |= {"saving", "traps"}
+SLOW_FILES |= {"metrics", "mix_restart", "pack", "packing", "pipeline", "gpu_check", "plan_memory", "preflight"}
+SLOW_FILES |= {"precision", "saving", "traps"}
 SLOW_FILES |= {f"slurm_{name}" for name in ("docs", "scripts", "train", "verdict")}
 
 
 # What several files share is made once: their tests go to one of `make test`'s two processes, the longest first
 SHARED = ("chain", "slurm", "stopped")  # slurm16, stopped_sft and stopped_dpo go by their first word
-BY_NAME = {"metrics": "stopped", "saving": "stopped", "slurm_docs": "slurm"}  # they ask for a fixture while they run
+BY_NAME = {
+    "distributed": "stopped",
+    "metrics": "stopped",
+    "saving": "stopped",
+    "slurm_docs": "slurm",
+}  # they ask for a fixture while they run
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
@@ -112,7 +117,7 @@ def axolotl_process():
     import torch
     from axolotl.integrations.base import PluginManager
     from datasets import Dataset
-    from no_pools import METHODS
+    from ranks import IN_PROCESS
 
     manager = PluginManager.get_instance()
     plugins, manager.plugins = manager.plugins, type(manager.plugins)()
@@ -122,7 +127,7 @@ def axolotl_process():
     with (
         mock.patch.dict(os.environ),
         mock.patch("axolotl.cli.config.prepare_debug_log"),
-        mock.patch.multiple(Dataset, **METHODS),
+        mock.patch.multiple(Dataset, **IN_PROCESS),
     ):
         yield
     gc.unfreeze()

@@ -26,7 +26,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AttentionInterface, LlamaConfig
 
-from bench.gpu_check import llama_config
+from bench.gpu_run import llama_config
 from hermes3.plan.shapes import Shape
 
 AS_IMPORTED = {name: getattr(llama, name) for name in ("LlamaRMSNorm", "LlamaMLP", "apply_rotary_pos_emb")}

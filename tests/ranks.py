@@ -12,12 +12,14 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 
 import torch
 import yaml
 from axolotl.integrations.base import BasePlugin
-from safetensors.torch import load_file
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from hermes3.train.cpu_ranks import use_gloo
@@ -27,11 +29,31 @@ FORK.set_forkserver_preload(["warm_ranks"])
 TIMEOUT = 400  # seconds; a minute or two of them to compile DeepSpeed's Adam for CPUs, once on a machine
 
 
+def in_process(method):
+    """datasets 5 starts a process where `num_proc` is 1: a fork of all that torch has loaded, seconds for few rows."""
+
+    @wraps(method)
+    def call(self, *args, num_proc=None, **kwargs):
+        return method(self, *args, num_proc=None if num_proc == 1 else num_proc, **kwargs)
+
+    return call
+
+
+IN_PROCESS = {name: in_process(getattr(Dataset, name)) for name in ("map", "filter", "save_to_disk")}
+
+
 class Recorder(BasePlugin):
     """Writes what each rank trains on to `record-RANK.jsonl` in the output folder: a line a step, one at the end."""
 
     def add_callbacks_post_trainer(self, cfg, trainer) -> list[TrainerCallback]:
         return [Record(trainer)]
+
+
+class Gradients(BasePlugin):
+    """Keeps the first step's gradients, as the optimizer sees them, in `gradients.safetensors` of the output folder."""
+
+    def add_callbacks_post_trainer(self, cfg, trainer) -> list[TrainerCallback]:
+        return [KeepGradients(trainer)]
 
 
 class OnCPU(BasePlugin):
@@ -90,6 +112,37 @@ class Record(TrainerCallback):
         names = ("exp_avg", "exp_avg_sq", "square_avg")  # Adam's, and RMSProp's
         moments = [state[name] for state in states for name in names if name in state]
         self.write({"dtypes": [sorted({str(t.dtype) for t in tensors}) for tensors in (weights, moments)]})
+
+
+class KeepGradients(TrainerCallback):
+    def __init__(self, trainer):
+        self.trainer, self.file = trainer, Path(trainer.args.output_dir) / "gradients.safetensors"
+
+    def write(self, gradient_of) -> None:
+        """Every rank calls it: under ZeRO-3 each has a part of every gradient."""
+        named = {name: p for name, p in self.trainer.model.named_parameters() if p.requires_grad}
+        gradients = {name: gradient_of(p).float().contiguous() for name, p in named.items()}
+        if self.trainer.is_world_process_zero() and not self.file.exists():
+            save_file(gradients, self.file)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if not self.trainer.is_deepspeed_enabled or state.global_step:
+            return
+        from deepspeed.utils import safe_get_full_grad
+
+        engine = self.trainer.model_wrapped
+        step = engine.step  # accelerate calls it after each micro-batch
+
+        def keep_and_step(*positional, **named):
+            if engine.is_gradient_accumulation_boundary():
+                self.write(safe_get_full_grad)
+            return step(*positional, **named)
+
+        engine.step = keep_and_step
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if not self.trainer.is_deepspeed_enabled and not state.global_step:
+            self.write(lambda p: p.grad)
 
 
 @dataclass

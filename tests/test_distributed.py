@@ -283,6 +283,14 @@ def test_bf16_trains_fp32_weights_and_computes_in_bf16(engine, request, two, bas
     assert all(loss % 2**-5 for loss in run.losses())  # of 8 to 16 bf16 knows sixteenths; here a mean of two ranks
 
 
+def test_an_adapter_and_its_loss_are_fp32_under_fsdp2(bf16):
+    keys = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True, "max_steps": 2}
+    keys |= {f"lora_{name}_kernel": False for name in ("mlp", "qkv", "o", "embedding")}  # they need CUDA
+    run = bf16("lora", fsdp=True, final="SHARDED_STATE_DICT", save_steps=2, **keys)
+    assert run.dtypes() == (["torch.float32"], ["torch.float32"])
+    assert all(loss % 2**-5 for loss in run.losses())
+
+
 @pytest.mark.parametrize("fsdp", [True, False])
 def test_without_our_plugin_bf16_trains_bf16_weights(fsdp, bf16, base):
     """When this fails Axolotl has mended it, and keep_fp32 can go."""

@@ -14,7 +14,7 @@ import yaml
 from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
-from bench.gpu_check import llama_config
+from bench.gpu_run import llama_config
 from hermes3.cli import app
 from hermes3.files import UserError
 from hermes3.mix.pack import preview

@@ -12,7 +12,7 @@ from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import LlamaForCausalLM
 
-from bench.gpu_check import llama_config
+from bench.gpu_run import llama_config
 from hermes3.plan.memory import FSDP2, HOST_SHARE, OVERHEAD, REPLICATED, SETTINGS, ZERO3, Setting, memory, runnable
 from hermes3.plan.shapes import Shape, Work, published
 from hermes3.recipe.hardware import gpu_of

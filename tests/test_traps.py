@@ -167,7 +167,7 @@ TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"ty
 
 def test_preprocessing_loads_the_base_model_and_ours_does_not(base, tmp_path, monkeypatch):
     recipe = write_recipe(tmp_path / "run", write_mix(tmp_path / "mix", [20] * 8), base)
-    ours = re.search(r"axolotl\.cli\.preprocess \S+ (--\S+)", (ROOT / "launch/train.sbatch").read_text())[1]
+    ours = re.search(r"axolotl\.cli\.preprocess .*(--download=\S+)", (ROOT / "launch/train.sbatch").read_text())[1]
     loaded = []
     monkeypatch.setattr(preprocess.AutoModelForCausalLM, "from_pretrained", lambda name, **keys: loaded.append(name))
     for options, expected in ([], [str(base)]), ([ours], []):

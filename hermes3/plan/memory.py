@@ -40,6 +40,7 @@ class Setting:
     buckets: dict[str, float] = field(default_factory=dict)
     group: int = 0
     overlap: bool = True  # reductions run beside the backward pass
+    gradient: int = 2  # bytes per parameter in which ZeRO adds gradients up
 
     def gathering(self) -> "Setting":
         """The same with whole saves: FSDP2 gathers the weights that it trains, ZeRO-3 their bf16 copies."""
@@ -91,6 +92,8 @@ def setting_of(path: Path, recipe: dict[str, Any]) -> Setting:
     group = int(zero.get("zero_hpz_partition_size", 1))
     own = _setting(ZERO3, True, OFFLOADS[devices], group if group > 1 else 0)
     own = replace(own, buckets=buckets, overlap=zero.get("overlap_comm", True) is not False)
+    if str((config.get("data_types") or {}).get("grad_accum_dtype")) in ("fp32", "float32", "float"):
+        own = replace(own, gradient=4)
     return own.gathering() if zero.get("stage3_gather_16bit_weights_on_model_save") else own
 
 
@@ -178,8 +181,8 @@ def _states(shape: Shape, work: Work, setting: Setting, nodes: int, per_node: in
     n = copy if setting.engine == FSDP2 else n
     on_node = per_node / n  # share of the model whose owner is on one node
     frozen = (whole if work.rank else 0) * work.width
-    if setting.engine == ZERO3:  # bf16 for computing, fp32 for Adam; gradients are kept in bf16
-        sizes = {"parameters": (trained if work.rank else whole) * 2 + frozen, "gradients": 2 * trained}
+    if setting.engine == ZERO3:  # bf16 for computing, fp32 for Adam
+        sizes = {"parameters": (trained if work.rank else whole) * 2 + frozen, "gradients": setting.gradient * trained}
         sizes["optimizer"] = 4 * (1 + work.moments) * trained
     else:
         byte = 4 if setting.fp32 or work.width == 4 or work.rank else 2  # peft keeps an adapter in fp32

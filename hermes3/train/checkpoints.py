@@ -1,10 +1,8 @@
 """The checkpoints of a run: which are complete, which end an epoch, and one whole model from one. Read without torch.
 
-A checkpoint is complete once it holds `complete.json`, which is written last (hermes3/train/saving.py).
-
-The 405B recipes have each rank save its part (DeepSpeed's ZeRO, FSDP2), because gathering 812 GB on rank 0's node at
-every save is slow and may not fit. DeepSpeed's own converter writes fp32, 1.6 TB for 405B; those of Axolotl and torch,
-for FSDP, hold all of that in memory. `consolidate` holds the tensors of one file and writes bf16.
+A checkpoint is complete once it holds `complete.json`, which is written last (hermes3/train/saving.py). Each rank of a
+405B run saves its own part, because gathering 812 GB on rank 0's node is slow and may not fit. The converters of
+DeepSpeed, Axolotl and torch write fp32, 1.6 TB, or hold it all in memory; this writes bf16, a file at a time.
 """
 
 import hashlib
@@ -13,16 +11,13 @@ import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from hermes3.files import UserError, new_folder, read_json
 from hermes3.model_folder import INDEX, check_model
 
-if TYPE_CHECKING:
-    from torch import Size, Tensor
-
-    Shapes = dict[str, Size]
-    Read = Callable[[Iterable[str]], dict[str, Tensor]]  # some tensors, by name
+Shapes = dict[str, Any]  # torch.Size by tensor's name
+Read = Callable[[Iterable[str]], dict[str, Any]]  # some tensors, by name
 
 # {"step": optimizer steps done, "epoch": passes over the data, as the trainer counts them, "files": name -> mark_of}
 COMPLETE = "complete.json"
@@ -156,7 +151,7 @@ def _merge(checkpoint_dir: str, output_path: str, **kwargs) -> None:
             _write(*_fsdp(Path(checkpoint_dir)), folder, MAX_SHARD_SIZE)
 
 
-def _write(shapes: "Shapes", read: "Read", folder: Path, max_shard_size: str) -> int:
+def _write(shapes: Shapes, read: Read, folder: Path, max_shard_size: str) -> int:
     import torch
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
@@ -176,7 +171,7 @@ def _write(shapes: "Shapes", read: "Read", folder: Path, max_shard_size: str) ->
     return split.metadata["total_size"]
 
 
-def _zero(checkpoint: Path) -> tuple["Shapes", "Read"]:
+def _zero(checkpoint: Path) -> tuple[Shapes, Read]:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     lazy = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), lazy_mode=True)
@@ -184,14 +179,14 @@ def _zero(checkpoint: Path) -> tuple["Shapes", "Read"]:
     return shapes, lambda names: {name: lazy[name].contiguous() for name in names}
 
 
-def _fsdp(folder: Path) -> tuple["Shapes", "Read"]:
+def _fsdp(folder: Path) -> tuple[Shapes, Read]:
     import torch
     import torch.distributed.checkpoint as dcp
 
     stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     tensors = {name.removeprefix("model."): tensor for name, tensor in stored.items()}  # of {"model": ...}
 
-    def read(names: Iterable[str]) -> dict[str, "Tensor"]:
+    def read(names: Iterable[str]) -> dict[str, Any]:
         state = {name: torch.empty(tensors[name].size, dtype=tensors[name].properties.dtype) for name in names}
         dcp.load({"model": state}, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
         return state

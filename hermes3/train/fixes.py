@@ -1,7 +1,4 @@
-"""Corrections of Axolotl 0.21, TRL and transformers, one per trap of docs/traps.md; HermesPlugin applies them.
-
-A function can be deleted once the test of its trap shows that the trap is mended upstream.
-"""
+"""Corrections of Axolotl, TRL and transformers, one per trap of docs/traps.md, until its test shows it mended."""
 
 import sys
 from dataclasses import replace
@@ -18,7 +15,6 @@ from transformers import Trainer, TrainerCallback, set_seed
 from transformers.trainer import SAFE_WEIGHTS_NAME, WEIGHTS_NAME, remove_dummy_checkpoint
 
 CHUNK = 256  # tokens: 131 MB of fp32 logits, where Llama's vocabulary has 128,256 entries
-GATHER = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
 
 
 def seed_packing(cfg: DictDefault) -> None:
@@ -56,19 +52,22 @@ def keep_fp32(cfg: DictDefault, trainer: Trainer) -> None:
 
     Axolotl loads the model in bf16 and, unless DeepSpeed makes fp32 copies, has Adam change these very weights. bf16
     has 8 bits: a change of less than 1/512 of a weight is lost, as nearly all are at a learning rate of 7e-6.
-    Adapters are fp32 already, and so are the weights under FSDP1.
     """
-    if not cfg.bf16 or cfg.deepspeed or cfg.adapter:
+    if not cfg.bf16 or cfg.deepspeed:
         return
-    if not cfg.fsdp_config:
+    if cfg.adapter:
+        for parameter in filter(lambda p: p.requires_grad, trainer.model.parameters()):
+            parameter.data = parameter.data.float()
+    elif not cfg.fsdp_config:
         trainer.model.float()  # autocast computes in bf16
-    elif str(cfg.fsdp_version) == "2":
+    if cfg.fsdp_config and str(cfg.fsdp_version) == "2":
         # The loss leaves the model in fp32; accelerate would round it to bf16, to steps of 0.0078 between 1 and 2.
         plugin = trainer.accelerator.state.fsdp_plugin
         plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
-        # Each rank casts its own shard. Casting before sharding would take 1.6 TB of host memory per node for 405B.
-        shard = accelerator.fsdp2_prepare_model  # Axolotl's own; it gathers layers in bf16 (`param_dtype`)
-        accelerator.fsdp2_prepare_model = lambda *args: shard(*args).float()
+        if not cfg.adapter:
+            # Each rank casts its own shard. Casting before sharding would take 1.6 TB of host memory per node for 405B.
+            shard = accelerator.fsdp2_prepare_model  # Axolotl's own; it gathers layers in bf16 (`param_dtype`)
+            accelerator.fsdp2_prepare_model = lambda *args: shard(*args).float()
 
 
 def preference_args(cfg: DictDefault) -> dict[str, float | bool]:
@@ -159,7 +158,7 @@ def save_shards_once(trainer: Trainer) -> None:
     if not trainer.is_deepspeed_enabled or trainer.args.save_only_model or isinstance(trainer.model, PeftModel):
         return
     config = trainer.accelerator.state.deepspeed_plugin.hf_ds_config
-    if not config.is_zero3() or config.is_true(GATHER):
+    if not config.is_zero3() or config.is_true("zero_optimization.stage3_gather_16bit_weights_on_model_save"):
         return
     save_model = trainer.save_model
     saved_step = None  # not asked of the file system, where ranks might see different things

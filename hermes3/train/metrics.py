@@ -14,10 +14,9 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from hermes3.files import write_text
 from hermes3.git import commit
@@ -25,11 +24,7 @@ from hermes3.plan.cost import flops_per_token
 from hermes3.plan.shapes import shape_of, work_of
 from hermes3.recipe.hardware import gpu_of
 
-if TYPE_CHECKING:
-    from transformers import Trainer
-
-    Mfu = Callable[[float, float], float]  # (tokens/s per GPU, mean tokens per row) -> share of the peak
-
+Mfu = Callable[[float, float], float]  # (tokens/s per GPU, mean tokens per row) -> share of the peak
 ROOT = Path(__file__).parents[2]
 RUN_ID = "wandb_id"  # file in output_dir
 
@@ -37,7 +32,7 @@ RUN_ID = "wandb_id"  # file in output_dir
 class Throughput(TrainerCallback):
     """Counts the trainer's inputs and adds the rates to its log. One gather of four numbers per log entry."""
 
-    def __init__(self, trainer: "Trainer", mfu: "Mfu | None"):
+    def __init__(self, trainer: Trainer, mfu: Mfu | None):
         self.trainer, self.mfu = trainer, mfu
         self.pad = getattr(trainer.processing_class, "pad_token_id", None)
         self.since = self.seconds = 0.0
@@ -77,8 +72,8 @@ class Throughput(TrainerCallback):
         ranks = self.trainer.accelerator.gather(torch.cat([self.counts, self.counts.new_tensor([memory])])).view(-1, 4)
         tokens, positions, rows = ranks[:, :3].sum(0).tolist()
         rate = tokens / self.seconds / len(ranks)
-        rates = {"tokens_per_second_per_gpu": rate, "packing_efficiency": tokens / positions}
-        rates["memory_gb"] = ranks[:, 3].max().item() / 1e9
+        memory_gb = ranks[:, 3].max().item() / 1e9
+        rates = {"tokens_per_second_per_gpu": rate, "packing_efficiency": tokens / positions, "memory_gb": memory_gb}
         if self.mfu:
             rates["mfu"] = self.mfu(rate, tokens / rows)
         self.counts.zero_()
@@ -86,7 +81,7 @@ class Throughput(TrainerCallback):
         return {f"perf/{name}": float(f"{value:.5g}") for name, value in rates.items()}
 
 
-def mfu_of(cfg) -> "Mfu | None":
+def mfu_of(cfg) -> Mfu | None:
     """None, with a line in the log, where no peak is known: on CPUs, undeclared GPUs, models other than Llama."""
     from axolotl.utils.logging import get_logger
 
@@ -109,7 +104,7 @@ class NameRun(TrainerCallback):
     attempts in their order. Variables that are set, as WANDB_RUN_ID, win. Rank 0 alone has a wandb run and asks git.
     """
 
-    def __init__(self, cfg, trainer: "Trainer"):
+    def __init__(self, cfg, trainer: Trainer):
         if not trainer.is_world_process_zero():
             return
         self.facts = facts = facts_of(cfg)
@@ -129,10 +124,8 @@ class NameRun(TrainerCallback):
 
 
 def facts_of(cfg) -> dict[str, str | int | None]:
-    """`recipe` (`wandb_name`, else its file's name), `size` (its first part), `phase` (sft, dpo), `seed`, `commit`.
-
-    Outside a checkout, or without git, the version of the package stands for the commit.
-    """
+    """`recipe` (`wandb_name`, else its file's name), `size` (its first part), `phase` (sft, dpo), `seed`, and `commit`,
+    or outside a checkout, or without git, the version of the package."""
     recipe = cfg.wandb_name or Path(cfg.axolotl_config_path).stem
     facts = {"recipe": recipe, "size": recipe.split("_")[0], "phase": str(getattr(cfg.rl, "value", cfg.rl) or "sft")}
     return facts | {"seed": cfg.seed, "commit": commit(ROOT, digits=7) or version("hermes3-recipes")}

@@ -12,9 +12,8 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from hermes3.files import write_text
 from hermes3.train.checkpoints import (
@@ -26,9 +25,6 @@ from hermes3.train.checkpoints import (
     newest_complete,
     step_of,
 )
-
-if TYPE_CHECKING:
-    from transformers import Trainer
 
 OPTIMIZER = ("latest", "optimizer*")  # DeepSpeed's pointer to its shards; a file, or FSDP2's folder
 STOP_FILE = "HERMES3_STOP_FILE"
@@ -65,7 +61,7 @@ def _last_checkpoint(cfg, update: bool = True) -> str | None:
     return cfg.resume_from_checkpoint
 
 
-def mark_complete(trainer: "Trainer") -> None:
+def mark_complete(trainer: Trainer) -> None:
     """Have rank 0 write `complete.json` last in each save of the trainer, once every rank is done.
 
     A save into an existing folder removes the file first. A checkpoint without its optimizer does not get the file:
@@ -164,7 +160,7 @@ class StopFile(TrainerCallback):
     next step would begin: an epoch's last step gets its checkpoint, and after the last of all the run finishes.
     """
 
-    def __init__(self, file: Path, restart: RestartPoints, trainer: "Trainer"):
+    def __init__(self, file: Path, restart: RestartPoints, trainer: Trainer):
         self.file, self.restart, self.trainer = file, restart, trainer
 
     def on_step_end(self, args, state, control, **kwargs):
