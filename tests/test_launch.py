@@ -82,7 +82,8 @@ def test_a_launch_asks_for_the_declared_hardware_once(slurm, ready):
     said = json.loads(launch(slurm, ready, "recipes/8b_sft.yml", "--nodes", 3, "--no-check", "--", "--hold").stdout)
     job = slurm.job(said["job"])
     assert job["JobName"] == "8b_sft" and job["NumNodes"].startswith("3") and job["TresPerNode"].endswith("gpu:8")
-    assert job["TimeLimit"] == "09:00:00" and job["Requeue"] == "1" and job["JobState"] == "PENDING"
+    assert job["TimeLimit"] == said["settings"]["time_limit"].zfill(8) > "01:00:00"
+    assert job["Requeue"] == "1" and job["JobState"] == "PENDING"
     assert job["Command"].endswith("launch/train.sbatch")
     recipe = ready / said["settings"]["recipe"]
     assert batch(recipe) == said["settings"]["global_batch"] == batch(ready / "recipes/8b_sft.yml") == 48
