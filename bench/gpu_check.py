@@ -106,7 +106,7 @@ def node(gpu: Gpu, out: Path, limit: float) -> tuple[str, None]:
     device, seen = ("cpu" if gpu.is_cpu else "cuda"), []
     env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20_000 + os.getpid() % 10_000)}
     reduced = command(["-m", "hermes3.slurm.allreduce", "1", device], limit, env)
-    seen.append(json.loads(reduced.splitlines()[-1])["backend"])
+    seen.append(json.loads(reduced.splitlines()[-1])[-1])  # ["busbw", GB/s, what was done]
     if not gpu.is_cpu:
         code = "from hermes3.slurm.node_check import ask_nvidia_smi, gpu_faults as f; "
         code += "print(*(fault for gpu in ask_nvidia_smi().iter('gpu') for fault in f(gpu)), sep='; ')"
