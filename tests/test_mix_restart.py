@@ -104,6 +104,7 @@ def test_kills_lose_nothing_and_leave_nothing(spec, whole, tmp_path):
             time.sleep(0.005)
         if number % 2:
             os.kill(process.pid, signal.SIGKILL)
+            process.wait()  # one that nobody has waited for counts as alive
             alive = ["pgrep", "-g", str(process.pid)]
             deadline = time.time() + 20
             while subprocess.run(alive, capture_output=True, check=False).stdout.strip() and time.time() < deadline:
