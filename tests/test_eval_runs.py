@@ -266,10 +266,14 @@ def test_questions_are_fetched_ahead_and_what_is_missing_is_named(local, tmp_pat
     assert lines[1].startswith("2 of 4: arc_easy: failed: ")
     assert lines[2:] == ["3 of 4: mixed: here", "4 of 4: lsat: here"]
     assert list((tmp_path / "cache/json").iterdir()) and not list(tmp_path.rglob("cache-*.arrow"))
-    order = random.Random(42)
-    random.seed(42)
-    docs = get_task_dict(["mixed"], TaskManager(include_path=str(tmp_path / "tasks")))["mixed"].eval_docs
-    assert [doc["gold"] for doc in docs] == [order.randrange(3) for _ in CHOICES]
+    orders = []
+    for cache in ("cache", "fresh"):  # as fetched, and where nothing was
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / cache)
+        monkeypatch.setattr(datasets.config, "IN_MEMORY_MAX_SIZE", 0)
+        random.seed(42)
+        docs = get_task_dict(["mixed"], TaskManager(include_path=str(tmp_path / "tasks")))["mixed"].eval_docs
+        orders.append([doc["gold"] for doc in docs])
+    assert orders[0] == orders[1]
 
 
 def test_a_model_is_needed_but_to_fetch(capsys):
