@@ -2,7 +2,7 @@
 # wheelhouse.sh PYTHON CUDA: collect in wheelhouse/ what a machine without a network needs to install this repository.
 # It must be a machine like this one (Linux, architecture, glibc no older). PYTHON: 3.12 or 3.13, or such a Python's
 # path. CUDA: 13, as in the lock, 3 GB; or none, where the machine has a torch of its own. flash-attention is built where
-# nvcc is, for the GPUs that ARCH names (90: Hopper).
+# nvcc is, for the GPUs that ARCH names (90: Hopper; none: not at all, as it takes hours on a few cores).
 set -euo pipefail
 cuda=$2 out=wheelhouse arch=${ARCH:-90}
 for python in "$1" "python$1" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1"*/bin/python ''; do
@@ -23,13 +23,13 @@ skip='^$'
 grep -vE "$skip" requirements.txt >"$folder/out/requirements.txt"
 # DeepSpeed's own kernels are compiled at first use, where they are used
 DS_BUILD_OPS=0 "${pip[@]}" wheel --no-deps --wheel-dir "$folder/out/wheels" -r "$folder/out/requirements.txt"
-if command -v nvcc >/dev/null && [[ $cuda == 13 ]]; then
+if command -v nvcc >/dev/null && [[ $cuda == 13 && $arch != none ]]; then
   "${pip[@]}" install --no-index --no-deps --find-links "$folder/out/wheels" -r "$folder/out/requirements.txt"
   FLASH_ATTN_CUDA_ARCHS=$arch "${pip[@]}" wheel --no-deps --no-build-isolation --wheel-dir "$folder/out/wheels" \
     "$(grep '^flash-attn==' requirements-gpu.txt)"
   grep '^flash-attn==' requirements-gpu.txt >>"$folder/out/requirements.txt"
 else
-  echo "flash-attention is not in it: no nvcc here, or no torch to build against; recipes for GPUs need it" >&2
+  echo "flash-attention is not in it: ARCH=none, no nvcc here, or no torch to build against; recipes for GPUs need it" >&2
 fi
 git archive --format=tar.gz -o "$folder/out/hermes3-recipes.tar.gz" HEAD
 site=$([[ $cuda == none ]] && echo --system-site-packages || true)
