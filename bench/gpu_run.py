@@ -95,6 +95,7 @@ def train(training: Training, gpu: Gpu, out: Path, limit: float) -> dict[str, An
         "layers": shape.layers,
         "hidden": shape.hidden,
         "sequence_len": recipe["sequence_len"],
+        "recomputed": bool(recipe.get("gradient_checkpointing")),
         "versions": versions(),
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit(ROOT, digits=7),

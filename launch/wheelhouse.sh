@@ -36,11 +36,12 @@ site=$([[ $cuda == none ]] && echo --system-site-packages || true)
 cat >"$folder/out/install.sh" <<END
 #!/usr/bin/env bash
 # install.sh FOLDER: unpack the repository into FOLDER and install it in FOLDER/.venv, from the files beside this alone.
+# PYTHON: the Python $version to use, if it is not python$version.
 set -euo pipefail
 here=\$(cd "\$(dirname "\$0")" && pwd)
 mkdir -p "\$1"
 tar xzf "\$here/hermes3-recipes.tar.gz" -C "\$1"
-python$version -m venv $site "\$1/.venv"
+"\${PYTHON:-python$version}" -m venv $site "\$1/.venv"
 pip=("\$1/.venv/bin/pip" --disable-pip-version-check --quiet install --no-index --no-deps)
 "\${pip[@]}" --find-links "\$here/wheels" -r "\$here/requirements.txt"
 "\${pip[@]}" --no-build-isolation -e "\$1"

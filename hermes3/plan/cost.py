@@ -148,6 +148,13 @@ def flops_per_token(shape: Shape, work: Work, row_tokens: float) -> float:
     return passes * matrices + attention + adapter + reference
 
 
+def recomputed_share(shape: Shape, work: Work, row_tokens: float) -> float:
+    """FLOPs that computing all layers twice adds, per model FLOP: a forward pass without the output matrix."""
+    matrices, width = shape.multiplied - shape.embedding, shape.heads * shape.head_dim
+    again = 2 * matrices + 4 * shape.layers * width * row_tokens / 2 + (2 * work.trained(shape) if work.rank else 0)
+    return again / flops_per_token(shape, work, row_tokens)
+
+
 def paper_hours(shape: Shape) -> int | None:
     """The paper's GPU-hours for four epochs of 390 M tokens on H100, None if it has none for this model."""
     return next((row.gpu_hours for row in rows().values() if row.base == shape.name and row.gpu_hours), None)
@@ -168,8 +175,8 @@ def measurements() -> list[dict[str, Any]]:
     return sorted((run for run in runs if run["mfu"]), key=lambda run: run["date"], reverse=True)
 
 
-def usual_mfu(shape: Shape, work: Work, setting: Setting, gpu: Gpu) -> tuple[float, str, list[str]]:
-    """(MFU, its source, what was assumed): that of the nearest measurement, less 45 % with parameters on the host.
+def nearest(shape: Shape, work: Work, gpu: Gpu) -> tuple[dict[str, Any] | None, bool]:
+    """The measurement nearest to this run, None for none, and whether it is of this very run but for the sharding.
 
     Nearest: of the same loss, then with or without an adapter alike, then on the same GPU, then as the recipe was
     shipped, then of the nearest size.
@@ -182,12 +189,18 @@ def usual_mfu(shape: Shape, work: Work, setting: Setting, gpu: Gpu) -> tuple[flo
         return adapter != bool(work.rank), run["gpu"] != gpu.name, not shipped, abs(math.log(size))
 
     alike = [run for run in measurements() if ("dpo" in run["recipe"]) == work.preference and not gpu.is_cpu]
-    if not alike:
+    run = min(alike, key=distance, default=None)
+    return run, run is not None and not any(distance(run))
+
+
+def usual_mfu(shape: Shape, work: Work, setting: Setting, gpu: Gpu) -> tuple[float, str, list[str]]:
+    """(MFU, its source, what was assumed): that of the nearest measurement, less 45 % with parameters on the host."""
+    run, same = nearest(shape, work, gpu)
+    if run is None:
         return ASSUMED_MFU, "assumed", [f"MFU {ASSUMED_MFU:.0%} is assumed: nothing like it was measured; give --mfu"]
-    run = min(alike, key=distance)
     mfu, what, warnings = run["mfu"], f"{run['recipe']}, {run['layers']} layers, {run['setting']}", []
     source = f"measured on {run['gpus']} {run['gpu']}, {run['date']}: {what}"
-    if any(distance(run)):
+    if not same:
         warnings.append(f"MFU {mfu:.1%} is the nearest measured, of {what}; this run was not measured")
     if setting.offload == "all":
         mfu, source = mfu * PAPER_OFFLOAD, f"{source}, less the 45 % that the paper gives for CPU offload"
@@ -198,6 +211,7 @@ def cost(
     shape: Shape, work: Work, planned: Schedule, own: Memory, gpu: Gpu, gpus: int, mfu: float | None, price: float
 ) -> tuple[Cost, list[str]]:
     """The run's cost on `gpus` GPUs, and what was assumed of it. `mfu` None: `usual_mfu`."""
+    measured = nearest(shape, work, gpu)[0] if mfu is None else None
     mfu, source, warnings = (mfu, "given", []) if mfu is not None else usual_mfu(shape, work, own.setting, gpu)
     per_token = flops_per_token(shape, work, planned.row_tokens)
     arithmetic, adam = planned.tokens * per_token / (mfu * gpu.flops * gpus) / planned.steps, 0.0  # seconds per step
@@ -208,6 +222,14 @@ def cost(
         warnings.append(f"Adam on the host is estimated at {rate}, on top of the MFU")
     step = arithmetic + adam + sent.exposed
     hours = step * planned.steps / 3600
+    recomputed = (measured or {}).get("recomputed")
+    if recomputed is not None and recomputed != work.checkpointing:
+        more = 1 + recomputed_share(shape, work, planned.row_tokens)
+        change = arithmetic * ((1 / more if recomputed else more) - 1)
+        likely = f"{(step + change) * planned.steps / 3600 * gpus:,.0f} GPU-hours (modelled, not counted above)"
+        faster = f"with all layers recomputed, and this recipe recomputes none: up to {more:.2f} times as fast"
+        slower = f"without recomputation, and this recipe recomputes all layers: 1/{more:.2f} of the speed"
+        warnings.append(f"the MFU was measured {faster if recomputed else slower}, {likely}")
     paper = paper_hours(shape) if not work.rank and not work.preference else None
     total = Cost(
         flops_per_token=per_token,
