@@ -36,7 +36,7 @@ SETTINGS = {
     "recomputed": RECOMPUTED,
     "no ZeRO": {"deepspeed": None},
     "plain loss": {"liger_fused_linear_cross_entropy": None},
-    "compiled": {"torch_compile": True},
+    "compiled": {"torch_compile": True, "torch_compile_regional": True},  # layer by layer
 }
 SEGMENTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 
