@@ -80,6 +80,7 @@ def train(training: Training, gpu: Gpu, out: Path, limit: float) -> dict[str, An
         why = f"more than {limit:.0f} s" if code is None else f"exit code {code}"
         raise Failed(f"{training.recipe}, {training.setting}: {why}\n{log.read_text(errors='replace')[-1500:]}")
     measured = json.loads(meter.read_text(encoding="utf-8"))
+    archived = ROOT / "COMMIT"  # of a wheelhouse
     timed = measured["steps"][WARM:] or measured["steps"]
     seconds = sum(step["seconds"] for step in timed)
 
@@ -98,7 +99,7 @@ def train(training: Training, gpu: Gpu, out: Path, limit: float) -> dict[str, An
         "recomputed": bool(recipe.get("gradient_checkpointing")),
         "versions": versions(),
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit(ROOT, digits=7),
+        "commit": archived.read_text() if archived.is_file() else commit(ROOT, digits=7),
         "tokens_per_s": mean("perf/tokens_per_second_per_gpu"),
         "mfu": mean("perf/mfu"),
         "memory_gb": measured.get("used", measured["resident"]) / 1e9,

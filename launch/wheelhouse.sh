@@ -31,7 +31,8 @@ if command -v nvcc >/dev/null && [[ $cuda == 13 && $arch != none ]]; then
 else
   echo "flash-attention is not in it: ARCH=none, no nvcc here, or no torch to build against; recipes for GPUs need it" >&2
 fi
-git archive --format=tar.gz -o "$folder/out/hermes3-recipes.tar.gz" HEAD
+git archive --format=tar.gz -o "$folder/out/hermes3-recipes.tar.gz" \
+  --add-virtual-file="COMMIT:$(git describe --always --abbrev=7 '--exclude=*' HEAD)" HEAD
 site=$([[ $cuda == none ]] && echo --system-site-packages || true)
 cat >"$folder/out/install.sh" <<END
 #!/usr/bin/env bash
