@@ -69,6 +69,8 @@ def _texts(stage: Evaluation, wanted: set[tuple[ScoreKey, int]]) -> dict[tuple[S
     for key in {key for key, _ in wanted}:
         docs = {doc for of, doc in wanted if of == key}
         for line in stage.samples_files[key[0]].open("rb"):
+            if not docs:  # most of the kept ones stand near the start of a long file
+                break
             if (start := DOC.match(line)) and int(start[1]) not in docs:
                 continue
             try:
@@ -76,6 +78,7 @@ def _texts(stage: Evaluation, wanted: set[tuple[ScoreKey, int]]) -> dict[tuple[S
             except orjson.JSONDecodeError:
                 record = json.loads(line)  # NaN and Infinity
             if record["doc_id"] in docs and record.get("filter", key[2]) == key[2]:
+                docs.discard(record["doc_id"])
                 texts[key, record["doc_id"]] = _text(record)
     return texts
 
