@@ -80,7 +80,7 @@ $(S)/14-report: $(S)/06-eval-base $(S)/09-select $(S)/13-eval-alignment $(wildca
 	  --scores base=$(T)/eval/base --scores SFT=$(T)/sft/best_results --scores SFT+DPO=$(T)/eval/dpo
 
 # two processes: most tests keep one core busy, and those with Slurm wait
-pytest = .venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+pytest = .venv/bin/python -m pytest -n 2 --no-loadscope-reorder
 
 test: .venv/.installed
 	$(pytest)

@@ -27,29 +27,38 @@ SLOW_FILES |= {"precision", "saving", "traps"}
 SLOW_FILES |= {f"slurm_{name}" for name in ("docs", "scripts", "train", "verdict")}
 
 
-# What several files share is made once: their tests go to one of `make test`'s two processes, the longest first
-SHARED = ("chain", "slurm", "stopped")  # slurm16, stopped_sft and stopped_dpo go by their first word
-BY_NAME = {
-    "distributed": "stopped",
-    "metrics": "stopped",
-    "saving": "stopped",
-    "slurm_docs": "slurm",
-}  # they ask for a fixture while they run
+# What several files share is made once: they go to one of `make test`'s two processes, in this order
+TOGETHER = {
+    "chain": ("chain", "cli"),
+    "slurm": ("slurm_docs", "slurm_scripts", "slurm_train", "preflight", "pipeline", "launch"),
+    "stopped": ("dashboard", "distributed", "metrics", "saving"),
+}
+GROUPS = {file: group for group, files in TOGETHER.items() for file in files}
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Mark what is slow, and what runs in one process."""
-    places = {}
+    """Mark what is slow; in one of several processes, begin with what takes longest."""
     for item in items:
-        fixtures, file = set(getattr(item, "fixturenames", ())), item.path.stem.removeprefix("test_")
-        if file in SLOW_FILES or SLOW_FIXTURES & fixtures:
+        if _file(item.nodeid) in SLOW_FILES or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
-        group = BY_NAME.get(file) or next((name for name in SHARED for one in fixtures if one.startswith(name)), file)
-        item.add_marker(pytest.mark.xdist_group(group))
-        places[item] = SHARED.index(group) if group in SHARED else len(SHARED)
     if os.environ.get("PYTEST_XDIST_WORKER"):
-        items.sort(key=places.get)
+        items.sort(key=lambda item: [*TOGETHER, None].index(GROUPS.get(_file(item.nodeid))))
+
+
+def _file(nodeid: str) -> str:
+    return Path(nodeid.split("::")[0]).stem.removeprefix("test_")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Tests of one file, or of one entry of TOGETHER, run in one process."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return GROUPS.get(_file(nodeid), _file(nodeid))
+
+    return ByGroup(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -155,7 +155,6 @@ def test_an_lm_eval_task_is_read_by_lm_eval(samples, tmp_path, monkeypatch):
     """On the split that it scores, where none is named."""
     (tmp_path / "outputs/tiny").mkdir(parents=True)
     (tmp_path / "outputs/tiny/data").symlink_to(samples)
-    (tmp_path / "eval").symlink_to(ROOT / "eval")
     monkeypatch.chdir(tmp_path)
     index = Index(Decontaminate(against=[{"task": "tiny_choice"}]), tmp_path)
     assert index.grams or index.unsearched["tiny_choice"]

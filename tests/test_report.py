@@ -18,7 +18,7 @@ from hermes3.report.runs import gpu_hours, gpu_hours_beside_plan, read_run, reci
 from hermes3.report.stages import score_table
 from hermes3.results.groups import Group, compare, score_of
 from hermes3.results.lm_eval import read_evaluation
-from hermes3.results.suite import load
+from hermes3.results.suite import Suite, load
 from hermes3.stats import mean_of, wilson
 
 PAGES = ["answers.html", "index.html", "report.json", "summary.txt"]
@@ -138,6 +138,19 @@ def test_what_is_left_out_of_the_mean(inputs: dict, tmp_path: Path) -> None:
     marks = [pair["mark"] for pair in row_of({"scores": table}, "tiny_end_of_turn", "ended")["comparisons"]]
     assert marks == ["better", "worse"]
     assert row_of({"scores": table}, "tiny_json_mode", "valid")["scores"]["base"] is None
+
+
+def test_a_mean_of_a_part_of_the_questions_says_so_and_one_that_lacks_says_why(tmp_path: Path) -> None:
+    folder = write_scores(
+        tmp_path / "a", {"a": {"acc": 2}}, n=2, **{"n-samples": {"a": {"original": 90, "effective": 2}}}
+    )
+    write_report(tmp_path / "out", [], {}, {"SFT": folder}, [])
+    assert "Mean of a (only a part of the questions of a), with" in (tmp_path / "out/summary.txt").read_text()
+    assert "<strong>only a part of the questions</strong> of a</p>" in (tmp_path / "out/index.html").read_text()
+    folder = write_scores(tmp_path / "b", {"b": {"acc": 50}}, higher_is_better={"b": {"acc": False}})
+    write_report(tmp_path / "out", [], {}, {"SFT": folder}, [])
+    sentence = "No mean is given. Left out of the mean: b: lower is better."
+    assert (tmp_path / "out/summary.txt").read_text().startswith(sentence)
 
 
 def test_scores_that_are_not_shares_of_samples(inputs: dict, tmp_path: Path) -> None:
@@ -340,3 +353,31 @@ def test_answers_that_changed_can_be_read(tmp_path: Path) -> None:
     assert a["questions"][0]["prompt"].endswith("why?</script>")
     assert 'href="index.html"' in page
     assert 'href="answers.html"' in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_answers_of_a_task_under_two_protocols_are_those_of_the_row(tmp_path: Path) -> None:
+    """0-shot and 5-shot of one task, and in each stage another of them is the newest."""
+    right = {"base": {0: 50, 5: 60}, "SFT": {0: 53, 5: 58}}
+    for stage, of_shots in right.items():
+        for place, (shots, k) in enumerate(of_shots.items() if stage == "base" else reversed(of_shots.items())):
+            date = f"2025-01-0{place + 1}T00-00-00.000000"
+            folder = write_scores(tmp_path / stage / f"{shots}_shot", {"a": {"acc": k}}, date=date, shots=shots)
+            for path in folder.rglob("samples_*.jsonl"):
+                records = [json.loads(line) for line in path.read_text().splitlines()]
+                more = {"arguments": {"gen_args_0": {"arg_0": f"{shots} examples"}}, "resps": [[f"{stage}, {shots}"]]}
+                path.write_text("".join(json.dumps(record | more) + "\n" for record in records))
+    facts = {"batch_size": 1, "max_length": 1, "device": "cpu", "dtype": "float32", "seed": 1}
+    suites = [
+        Suite(name=f"s{shots}", groups={f"A{shots}": {"tasks": {"a": "acc"}, "num_fewshot": shots}}, **facts)
+        for shots in (0, 5)
+    ]
+    folders = {stage: tmp_path / stage for stage in right}
+    report = write_report(tmp_path / "out", [], {}, folders, [], suites=suites)
+    assert [row["task_label"] for row in report["scores"]["rows"]] == ["A0", "A5"]
+    counts = [(one["row"], one["gained"], one["lost"]) for one in report["answers"]]
+    assert counts == [("A0", 3, 0), ("A5", 0, 2)]
+    data = (tmp_path / "out/answers.html").read_text().partition('id="data">')[2].partition("</script>")[0]
+    for step, shots, ids in zip(json.loads(data), (0, 5), ({"50", "51", "52"}, {"58", "59"}), strict=True):
+        assert {one["id"].rpartition("/")[2] for one in step["questions"]} == ids
+        for one in step["questions"]:
+            assert (one["prompt"], one["answers"]) == (f"{shots} examples", [f"base, {shots}", f"SFT, {shots}"])

@@ -1,6 +1,7 @@
 """The report on input that is not as it should be: refused, or called not comparable in words; never averaged."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -120,18 +121,22 @@ def test_prompts_that_no_setting_explains(folder: Path, tmp_path: Path) -> None:
 
 
 def test_seeds(folder: Path, tmp_path: Path) -> None:
-    """60, 64 and 65 of 100: mean 63, the stage's score, deviation 2.65; a seed evaluated otherwise is left out."""
+    """60, 64 and 65 of 100: mean 63, the stage's score, deviation 2.65; a seed evaluated otherwise keeps its column."""
     seeds = [folder] + [write_scores(tmp_path / str(k), {"a": {"acc": k}, "b": {"acc": 50}}) for k in (64, 65)]
-    seeds.append(write_scores(tmp_path / "other", TASKS, chat_template_sha="f" * 64))
+    seeds.insert(1, write_scores(tmp_path / "other", TASKS, chat_template_sha="f" * 64))
     groups = {name.upper(): {"tasks": {name: "acc"}, "num_fewshot": 0} for name in TASKS}
     suite = Suite(name="s", groups=groups, batch_size=1, max_length=1, device="cpu", dtype="float32", seed=1)
     report = write_report(tmp_path / "out", [], {}, {"SFT": seeds}, [], suites=[suite])
     a, b = report["seeds"][0]["rows"]
-    assert a["values"] == [0.6, 0.64, 0.65]
+    assert (a["values"], a["n"]) == ([0.6, None, 0.64, 0.65], 3)
     assert (a["mean"], a["deviation"]) == (pytest.approx(0.63), pytest.approx(0.0264575))
     assert a["sampling"] == pytest.approx(0.048, abs=0.001)
-    assert a["left_out"] == ["SFT, seed 4: chat templates 01234567 and ffffffff"]
-    assert a["left_out"][0] in (tmp_path / "out/index.html").read_text()
+    assert a["left_out"] == ["SFT, seed 2: chat templates 01234567 and ffffffff"]
+    page = (tmp_path / "out/index.html").read_text()
+    assert f"over 3 of 4 seeds; left out: {a['left_out'][0]}" in page
+    assert re.search(
+        "left out.*?\n" + "".join(f'<td class="n">{one}.*?</td>' for one in ("60", "–", "64", "65", "63")), page
+    )
     assert b["deviation"] == 0
     assert report["scores"]["rows"][0]["scores"]["SFT"]["value"] == pytest.approx(0.63)
     assert [one["stage"] for one in report["evaluations"]] == ["SFT", *(f"SFT, seed {n}" for n in (2, 3, 4))]

@@ -80,6 +80,25 @@ def test_not_comparable_says_why(case: dict) -> None:
     assert case["reason"] in words.reproduced(table)
 
 
+def test_a_row_under_another_protocol_is_shown_and_is_no_part_of_the_verdict(tmp_path: Path) -> None:
+    """Of two rows of multiple choice one was asked through the template, the other as the paper's."""
+    write_scores(tmp_path / "plain", {"arc_easy": {"acc_norm": 80}}, chat_template_sha=None)
+    write_scores(tmp_path / "chat", {"arc_challenge": {"acc_norm": 30}}, date="2025-02-03T04-05-06.000000")
+    report = write_report(tmp_path / "out", [], {}, {"SFT": [tmp_path]}, [], "8b")
+    easy, hard = (row_of(report["paper"], name) for name in ("ARC-E", "ARC-C"))
+    ours, paper = "0-shot, with the chat template", "0-shot, without the chat template"
+    assert easy["protocol"] == {"ours": paper, "paper": paper} and "p" in easy["against"]["hermes3_8b"]
+    assert hard["protocol"] == {"ours": ours, "paper": paper}
+    for pair in hard["against"].values():
+        assert pair["mark"] == words.OTHERWISE and "p" not in pair and pair["low"] < pair["difference"] < -0.2
+    assert report["paper"]["mean"]["rows"] == 1
+    assert report["verdict"][0].startswith("Compared on 1 of 17 rows")
+    assert f"ARC-C (under another protocol: {ours}; the paper's: {paper})" in report["verdict"][0]
+    page = (tmp_path / "out/index.html").read_text()
+    assert f"<small>here: {ours}; the paper: {paper}</small>" in page
+    assert f'<span class="{words.OTHERWISE}">{words.OTHERWISE}</span>' in page
+
+
 def test_a_group_lacking_tasks_is_not_averaged() -> None:
     group = Group("A", tuple((task, "acc", "none") for task in "abc"), by_question=False, suite="paper")
     stage = stage_of({"a": 500, "c": 700})

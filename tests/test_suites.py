@@ -1,6 +1,7 @@
 """The suites: every task, metric and number of shots is one that the installed lm-eval has."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 import yaml
@@ -112,3 +113,10 @@ def test_a_suite_with_a_fault_names_the_key(change, message, tmp_path):
 def test_an_unknown_suite_names_those_that_there_are():
     with pytest.raises(ValueError, match="eval/suites/papr.yml: no such file; there are .*paper"):
         load("papr")
+
+
+def test_tasks_of_our_own_are_found_from_any_folder_and_those_of_a_user_where_they_are_named(tmp_path, monkeypatch):
+    named = load("tiny").model_copy(update={"include_path": Path("eval/tasks")})
+    assert str(load("tiny").tasks_folder) == "eval/tasks"  # so the printed commands are short
+    monkeypatch.chdir(tmp_path)
+    assert load("tiny").tasks_folder == ROOT / "eval/tasks" and str(named.tasks_folder) == "eval/tasks"

@@ -52,7 +52,7 @@ def command(
         *("lm_eval", "run", "--model", backend),
         *("--model_args", f"pretrained={model},{model_args(suite, backend, more)}"),
         *(("--device", suite.device) if backend == "hf" else ()),
-        *("--include_path", str(suite.include_path), "--tasks", ",".join(tasks)),
+        *("--include_path", str(suite.tasks_folder), "--tasks", ",".join(tasks)),
         *("--num_fewshot", str(protocol.shots), *(("--apply_chat_template", *turns) if protocol.chat_template else ())),
         *("--batch_size", str(batch_size), "--seed", ",".join(map(str, [*[suite.seed] * 3, suite.fewshot_seed]))),
         *(("--limit", str(suite.limit)) if suite.limit else ()),
@@ -81,7 +81,7 @@ def run(model: Path, out: Path, suite: Suite, backend: str = "hf", more: str = "
     setting = setting_of(model, backend, model_args(suite, backend, more), suite.seed, suite.limit)
     setting["fewshot_seed"] = suite.fewshot_seed
     protocols = {task: protocol for protocol, tasks in suite.by_protocol().items() for task in tasks}
-    own_names, own_hash = own_tasks(suite.include_path)
+    own_names, own_hash = own_tasks(suite.tasks_folder)
     if own_names & protocols.keys():
         setting["own_tasks"] = own_hash
     before = read_json(out / "run.json") if (out / "run.json").is_file() else {}
@@ -227,7 +227,7 @@ def fetch(suite: Suite) -> None:
 
     datasets.config.IN_MEMORY_MAX_SIZE = float(IN_MEMORY_BYTES)
     random.seed(suite.seed)
-    manager = TaskManager(include_path=str(suite.include_path))
+    manager = TaskManager(include_path=str(suite.tasks_folder))
     tasks = [task for of_protocol in suite.by_protocol().values() for task in of_protocol]
     failed = []
     for number, task in enumerate(tasks, 1):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from hermes3.chat.render import assistant_text
-from hermes3.files import UserError, read_yaml
+from hermes3.files import ROOT, UserError, read_yaml
 from hermes3.mix.ngrams import Words, edges, folded
 from hermes3.mix.spec import Decontaminate, EvalSet, Spec
 
@@ -187,7 +187,7 @@ def _docs(one: EvalSet, data_root: Path) -> Iterator[Any]:
 def _task_manager() -> Any:
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path="eval/tasks")
+    return TaskManager(include_path=str(ROOT / "eval/tasks"))
 
 
 def _task_docs(task: str, split: str | None) -> Iterator[Any]:

@@ -75,7 +75,7 @@ def write_report(
         "dpo": what_dpo_changed(table, paper.get("size")),
     }
     report["verdict"] = words.verdict(report)
-    steps = answers.changed(stages, table["rows"])
+    steps = answers.changed(stages, rows_of(stages, groups), table["rows"])
     report["answers"] = [{key: step[key] for key in ("row", "step", "changed", "gained", "lost")} for step in steps]
     facts = report | {"smoke": words.smoke(report["scores"]["alignment"])}
     page = render(TEMPLATE, facts, _charts(report), text.FILTERS)

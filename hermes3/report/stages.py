@@ -63,7 +63,7 @@ def seed_table(name: str, seeds: list[Evaluation], groups: list[Group]) -> dict[
 
     `sampling` is the standard error from the questions. Seeds answer the same questions, so it is no part of the
     deviation: it says how far the whole row may lie off. A seed that cannot be compared with the first one is left out
-    of the row, and `left_out` says why.
+    of the row: `values` has None in its place, `n` counts the others, and `left_out` says why.
     """
     rows = []
     for group in groups:
@@ -71,9 +71,10 @@ def seed_table(name: str, seeds: list[Evaluation], groups: list[Group]) -> dict[
         if first is None:
             continue
         reasons = {one.name: why_not(seeds[0], one, group) for one in seeds[1:]}
-        values = [score_of(one, group).value for one in seeds if not reasons.get(one.name)]
-        row = {"name": group.name, "scale": first.scale, "values": values, "mean": mean(values)}
-        row["deviation"] = stdev(values) if len(values) > 1 else None
+        values = [None if reasons.get(one.name) else score_of(one, group).value for one in seeds]
+        alike = [value for value in values if value is not None]
+        row = {"name": group.name, "scale": first.scale, "values": values, "mean": mean(alike), "n": len(alike)}
+        row["deviation"] = stdev(alike) if len(alike) > 1 else None
         row["sampling"] = None if first.low is None else (first.high - first.low) / 2 / Z
         row["left_out"] = [f"{seed}: {reason}" for seed, reason in reasons.items() if reason]
         rows.append(row)

@@ -120,6 +120,7 @@ def summary(report: dict[str, Any]) -> str:
     table = report["scores"]["means"]
     width = max(map(len, table["stages"]), default=0)
     lines = [f"{name:<{width}}  {percent(one['value'])} ({interval(one)})" for name, one in table["stages"].items()]
-    tasks = f"Mean of {', '.join(table['tasks'])}, with 95 % intervals:"
-    head = answer + (tasks if lines else "No task was measured at every stage.")
+    part = f" (only a part of the questions of {', '.join(table['part'])})" if table["part"] else ""
+    tasks = f"Mean of {', '.join(table['tasks'])}{part}, with 95 % intervals:"
+    head = answer + (tasks if lines else say("means", table))
     return "\n".join([head, *lines]).replace("\u00a0", " ").replace("\u2009", "") + "\n"

@@ -45,6 +45,7 @@ class Evaluation:
     docs: dict[str, dict[int, tuple[str, str]]] = field(default_factory=dict)  # task -> doc_id -> document, prompt hash
     clusters: dict[str, dict[int, str]] = field(default_factory=dict)  # task -> doc_id -> the passage that it shares
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)  # task -> `ResultsFile.facts`
+    samples_files: dict[str, Path] = field(default_factory=dict)  # task -> its samples, whether they are there or not
     harness: dict[str, str | None] = field(default_factory=dict)
     subtasks: dict[str, list[str]] = field(default_factory=dict)  # lm-eval's group -> its tasks or groups
     skipped: list[str] = field(default_factory=list)
@@ -273,6 +274,7 @@ def read_evaluation(name: str, folder: Path) -> Evaluation:
             scores = file.scores(task, samples, one.skipped)
             if facts["samples"] is None:
                 facts["samples"] = len(one.docs[key]) or max((score.n for score in scores.values()), default=0)
+            one.samples_files[key] = file.samples_file(task)
             one.tasks[key] = facts | {"questions": facts["questions"] or facts["samples"]}
             one.scores.update({(key, metric, filter_key): score for (metric, filter_key), score in scores.items()})
             if file not in used:

@@ -98,6 +98,13 @@ class Suite(BaseModel):
                     raise UserError(f"groups.{name}: {task} is asked {first} too; make it two suites")
         return self
 
+    @property
+    def tasks_folder(self) -> Path:
+        """`include_path` as a suite names it, or by default the checkout's own, from whatever folder it is run."""
+        own = ROOT / self.include_path
+        elsewhere = self.include_path.resolve() != own.resolve()
+        return own if elsewhere and "include_path" not in self.model_fields_set else self.include_path
+
     def by_protocol(self) -> dict[Protocol, list[str]]:
         """Protocol -> the tasks that one call of lm_eval asks by it, in the suite's order; fewest examples first."""
         tasks: dict[Protocol, list[str]] = {}
