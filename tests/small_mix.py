@@ -22,8 +22,16 @@ def write_counts(mix: Path, lengths: list[int], n_loss: list[int], kind: str = "
     for part, rows in enumerate((slice(0, len(lengths) // 3), slice(len(lengths) // 3, None))):
         table = pa.table({"n_tokens": lengths[rows], "n_loss_tokens": n_loss[rows]})
         pq.write_table(table, mix / f"rows/part-{part:05d}.parquet")
-    (mix / "manifest.json").write_text(json.dumps({"kind": kind}))
+    write_manifest(mix, kind, "")
     return mix
+
+
+def write_manifest(mix: Path, kind: str, digest: str) -> dict:
+    """Every key that readers of a manifest ask for, of a mix that no build made."""
+    manifest = {"name": "small", "kind": kind, "sequence_len": SEQUENCE_LEN, "sources": {}, "categories": {}}
+    manifest |= {"rejects": {}, "total": {"tokens": 0}, "output": {"sha256": digest}}
+    (mix / "manifest.json").write_text(json.dumps(manifest))
+    return manifest
 
 
 def write_mix(mix: Path, lengths: list[int], digest: str = "0123456789abcdef") -> Path:
@@ -37,8 +45,7 @@ def write_mix(mix: Path, lengths: list[int], digest: str = "0123456789abcdef") -
     (mix / "train").mkdir()
     for part, some in enumerate((rows[: len(rows) // 3], rows[len(rows) // 3 :])):
         pq.write_table(pa.Table.from_pylist(some), mix / f"train/part-{part:05d}.parquet")
-    manifest = {"kind": "sft", "output": {"sha256": digest}}
-    (mix / "manifest.json").write_text(json.dumps(manifest))
+    manifest = write_manifest(mix, "sft", digest)
     (mix / prepared_folder(manifest)).mkdir()
     (mix / "prepared").symlink_to(prepared_folder(manifest))
     return mix
