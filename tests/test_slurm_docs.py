@@ -12,7 +12,13 @@ from test_readme import parse_hermes3
 
 PAGE = (ROOT / "docs/slurm.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.strip().splitlines()]
-PLACEHOLDERS = {"1234", "logs/8b_sft-1234.log", "logs/1234/attempt_1", "logs/1234/attempt_1/rank_17.log"}
+PLACEHOLDERS = {
+    "wheelhouse/install.sh",
+    "1234",
+    "logs/8b_sft-1234.log",
+    "logs/1234/attempt_1",
+    "logs/1234/attempt_1/rank_17.log",
+}
 
 
 def are_known(words: list[str], help_text: str) -> None:
@@ -48,7 +54,7 @@ def test_a_command_is_what_its_program_takes(command, request):
         said = subprocess.run([ROOT / ".venv/bin/torchfrtrace", "--help"], capture_output=True, text=True).stdout
         are_known(words[1:], said)
     elif program in ("bash", "source"):
-        assert words[1] in ("launch/install.sh", ".venv/bin/activate")
+        assert words[1] in ("launch/install.sh", "wheelhouse/install.sh", ".venv/bin/activate")
     elif program == "python" and words[1] == "-m":
         assert find_spec(words[2])
     elif program == "python":
@@ -61,7 +67,7 @@ def test_a_command_is_what_its_program_takes(command, request):
 
         assert words[1] in cli.commands
     else:
-        assert program in ("export", "tail", "less", "enroot"), f"no check for {command}"
+        assert program in ("export", "cd", "tail", "less", "enroot"), f"no check for {command}"
     files = [word for word in words[1:] if re.fullmatch(r"[\w.]+(/[\w.-]+)+|[\w-]+\.txt", word)]
     missing = [word for word in files if word not in PLACEHOLDERS and not word.startswith(("outputs/", "logs/here"))]
     assert [word for word in missing if not (ROOT / word).exists() and "meta-llama" not in word] == []
