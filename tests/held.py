@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from transformers import TrainerCallback
 class Held(BasePlugin):
     """With HOLD=10,20 every rank waits before steps 10 and 20 (counted from 0) until `free-STEP` is in HOLD_IN.
 
-    Rank R writes `held-STEP-R` there when it has come so far. The rank that `free-STEP` names then reads a broken disk.
+    Rank R writes `held-STEP-R` there when it has come so far. The node that `free-STEP` names then reads a broken disk.
     """
 
     def add_callbacks_post_trainer(self, cfg, trainer) -> list[TrainerCallback]:
@@ -31,5 +32,5 @@ class Hold(TrainerCallback):
         free = self.folder / f"free-{state.global_step}"
         while not free.exists():
             time.sleep(0.1)
-        if free.read_text() == str(self.rank):
+        if free.read_text() == socket.gethostname():
             raise OSError(errno.EIO, os.strerror(errno.EIO))

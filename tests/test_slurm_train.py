@@ -155,7 +155,7 @@ def test_a_job_survives_all_that_ends_it_and_trains_the_same_model(slurm, site, 
 
     held(27)
     bad = last_node(slurm, jid)
-    free(27, broken="1")
+    free(27, broken=bad)
 
     held(29)
     end_of_time(slurm, jid)
