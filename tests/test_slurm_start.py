@@ -266,10 +266,11 @@ def test_bad_nodes_are_added_to_those_that_were_left_out_already(slurm_is, tmp_p
     monkeypatch.setattr(queue.signal, "signal", lambda *_: None)
     (tmp_path / "logs/7").mkdir(parents=True)
     (tmp_path / "logs/7/bad_nodes").write_text("n3\tshared: gone\n")
-    fields = "JobId=7 ExcNodeList=n9 ReqNodeList=$(cat wanted 2>/dev/null || echo '(null)')"
-    slurm_is("scontrol", f'echo "$*" >>asked; [[ $* == *hostnames* ]] && printf "n2\\nn3\\n"; echo "{fields}"')
-    assert "without n9,n3" in queue.requeue()
-    assert (tmp_path / "asked").read_text().splitlines()[-2:] == ["requeue 7", "update JobId=7 ExcNodeList=n9,n3"]
-    (tmp_path / "wanted").write_text("n[2-3]")
+    fields = "JobId=7 ExcNodeList=n[3,9] ReqNodeList=$(cat wanted 2>/dev/null || echo '(null)')"
+    names = """echo "$*" | grep -o '[0-9],*' | sed 's/^/n/; s/,//' """
+    slurm_is("scontrol", f'echo "$*" >>asked; [[ $* == *hostnames* ]] && {names} || echo "{fields}"')
+    assert "without n3,n9;" in queue.requeue()
+    assert (tmp_path / "asked").read_text().splitlines()[-2:] == ["requeue 7", "update JobId=7 ExcNodeList=n3,n9"]
+    (tmp_path / "wanted").write_text("n[2,3]")
     with pytest.raises(ValueError, match=r"n3: bad, and asked for by name \(--nodelist\)"):
         queue.requeue()

@@ -121,9 +121,10 @@ def test_two_nodes_train_as_one_does(two, recipe):
     assert two.losses() == pytest.approx(one.losses(), abs=ROUNDING)
 
 
-def test_each_rank_has_a_log_and_the_mix_is_prepared_before(two_job, site):
+def test_each_rank_has_a_log_and_the_mix_is_prepared_before(slurm, two_job, site):
     attempt = site / f"logs/{two_job}/attempt_1"
-    names = ["node_n1.log", "node_n2.log", "preprocess.log", "rank_0.log", "rank_1.log"]
+    nodes = hosts(slurm, slurm.job(two_job)["NodeList"])
+    names = [*(f"node_{node}.log" for node in nodes), "preprocess.log", "rank_0.log", "rank_1.log"]
     assert sorted(log.name for log in attempt.glob("*.log")) == names
     assert (attempt / "rank_0.log").read_text() in log_of(site, two_job)
     assert "Loading prepared dataset from disk" in (attempt / "rank_0.log").read_text()

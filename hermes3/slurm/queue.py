@@ -160,7 +160,7 @@ def requeue() -> str:
     slurm("scontrol", "requeue", job)
     if not bad:
         return f"job {job} is queued again"
-    excluded = ",".join([*filter(None, [fields.get("ExcNodeList")]), *bad])
+    excluded = ",".join(dict.fromkeys([*hosts(fields.get("ExcNodeList", "")), *bad]))
     slurm("scontrol", "update", f"JobId={job}", f"ExcNodeList={excluded}")
     return f"job {job} is queued again without {excluded}; pending for long: the partition has no other nodes"
 
