@@ -157,6 +157,7 @@ app.command("eval")(evaluate_cli.evaluate)
 app.command("mt-bench")(evaluate_cli.mt_bench)
 app.command("select")(evaluate_cli.select)
 app.command("report")(report_cli.report)
+app.command("runs")(report_cli.runs)
 
 
 @app.command()

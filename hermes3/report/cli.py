@@ -1,12 +1,13 @@
 """The verb `hermes3 report`."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hermes3.evaluate.cli import name_and_folder
-from hermes3.files import UserError
+from hermes3.files import ROOT, UserError, write_text
 
 
 def report(
@@ -42,3 +43,30 @@ def report(
         stages.setdefault(name, []).append(folder)
     write_report(out, mix, runs, stages, lines, size)
     print((out / "summary.txt").read_text(encoding="utf-8"))
+
+
+def runs(
+    add: Annotated[str | None, typer.Option(help="name of a record to write first, as runs/NAME.yml")] = None,
+    report: Annotated[Path | None, typer.Option(help="report.json that --add reads")] = None,
+    run: Annotated[str, typer.Option(help="training in that report")] = "SFT",
+    stage: Annotated[str | None, typer.Option(help="whose scores; RUN by default")] = None,
+    by: Annotated[str, typer.Option(help="who trained it")] = "",
+    title: Annotated[str | None, typer.Option(help="the record's title; NAME by default")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the records as JSON")] = False,
+) -> None:
+    """Write RUNS.md, the table of all recorded runs. With --add, record one of your own first, as runs/NAME.yml.
+
+    Example: hermes3 runs --json
+    """
+    from hermes3.report import ledger
+
+    if add:
+        if not (report and by):
+            raise UserError("--add needs --report FILE and --by NAME: what was trained, and by whom")
+        print(ledger.add(add, ledger.record(report, run, stage or run, by, title or add)))
+    records = ledger.load()
+    if as_json:
+        print(json.dumps({name: one.model_dump(mode="json") for name, one in records.items()}, indent=1))
+    else:
+        write_text(ROOT / "RUNS.md", ledger.page(records))
+        print(f"{ROOT / 'RUNS.md'}: {len(records)} runs")
