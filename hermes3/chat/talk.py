@@ -1,6 +1,7 @@
 """A conversation in the terminal: the model's own chat template, and transformers' own generation and streaming."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def talk(
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # of torchao's enums
     offered = read_tools(tools) if tools else None
     first = [] if system is None else [{"role": "system", "content": system}]
     speakers = [Speaker(name, [*first], offered, device) for name in names]
