@@ -23,7 +23,7 @@ os.environ["OMP_WAIT_POLICY"] = "passive"  # threads that spin while they wait m
 SLOW_FIXTURES = {"chain", "slurm", "slurm16", "stopped_sft", "stopped_dpo", "axolotl_process"}
 SLOW_FILES = {"alignment_tasks", "bench", "chain", "check", "dashboard", "distributed", "dpo", "eval_runs", "launch"}
 SLOW_FILES |= {"metrics", "mix_restart", "pack", "packing", "pipeline", "gpu_check", "plan_memory", "preflight"}
-SLOW_FILES |= {"precision", "saving", "traps"}
+SLOW_FILES |= {"saving", "traps"}
 SLOW_FILES |= {f"slurm_{name}" for name in ("docs", "scripts", "train", "verdict")}
 
 

@@ -14,12 +14,13 @@ import sys
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
+from unittest import mock
 
 import torch
 import yaml
 from axolotl.integrations.base import BasePlugin
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hermes3.train.cpu_ranks import use_gloo
@@ -42,20 +43,6 @@ def in_process(method):
 IN_PROCESS = {name: in_process(getattr(Dataset, name)) for name in ("map", "filter", "save_to_disk")}
 
 
-class Recorder(BasePlugin):
-    """Writes what each rank trains on to `record-RANK.jsonl` in the output folder: a line a step, one at the end."""
-
-    def add_callbacks_post_trainer(self, cfg, trainer) -> list[TrainerCallback]:
-        return [Record(trainer)]
-
-
-class Gradients(BasePlugin):
-    """Keeps the first step's gradients, as the optimizer sees them, in `gradients.safetensors` of the output folder."""
-
-    def add_callbacks_post_trainer(self, cfg, trainer) -> list[TrainerCallback]:
-        return [KeepGradients(trainer)]
-
-
 class OnCPU(BasePlugin):
     """What lets Axolotl train on CPU ranks, and nothing else of our plugin."""
 
@@ -66,8 +53,15 @@ class OnCPU(BasePlugin):
         cfg.device_map = {"": "cpu"}
 
 
+class Recorder(BasePlugin):
+    """Writes what each rank trains on to `record-RANK.jsonl` in the output folder: a line a step, one at the end."""
+
+    def add_callbacks_post_trainer(self, cfg, trainer) -> list[TrainerCallback]:
+        return [Record(trainer)]
+
+
 class Record(TrainerCallback):
-    """STOP_AT=STEP writes the stop file before the step after it.
+    """STOP_AT=STEP writes the stop file before the step after it; KEEP_MOMENTS=FILE has the optimizer's first moments.
 
     KILL_SAVING="STEP RANK METHOD": that rank is killed at that step's save, as the trainer's METHOD would begin.
     """
@@ -112,37 +106,8 @@ class Record(TrainerCallback):
         names = ("exp_avg", "exp_avg_sq", "square_avg")  # Adam's, and RMSProp's
         moments = [state[name] for state in states for name in names if name in state]
         self.write({"dtypes": [sorted({str(t.dtype) for t in tensors}) for tensors in (weights, moments)]})
-
-
-class KeepGradients(TrainerCallback):
-    def __init__(self, trainer):
-        self.trainer, self.file = trainer, Path(trainer.args.output_dir) / "gradients.safetensors"
-
-    def write(self, gradient_of) -> None:
-        """Every rank calls it: under ZeRO-3 each has a part of every gradient."""
-        named = {name: p for name, p in self.trainer.model.named_parameters() if p.requires_grad}
-        gradients = {name: gradient_of(p).float().contiguous() for name, p in named.items()}
-        if self.trainer.is_world_process_zero() and not self.file.exists():
-            save_file(gradients, self.file)
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if not self.trainer.is_deepspeed_enabled or state.global_step:
-            return
-        from deepspeed.utils import safe_get_full_grad
-
-        engine = self.trainer.model_wrapped
-        step = engine.step  # accelerate calls it after each micro-batch
-
-        def keep_and_step(*positional, **named):
-            if engine.is_gradient_accumulation_boundary():
-                self.write(safe_get_full_grad)
-            return step(*positional, **named)
-
-        engine.step = keep_and_step
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        if not self.trainer.is_deepspeed_enabled and not state.global_step:
-            self.write(lambda p: p.grad)
+        if file := os.environ.get("KEEP_MOMENTS"):
+            torch.save(torch.cat([state["exp_avg"].flatten() for state in states]), file)
 
 
 @dataclass
@@ -169,23 +134,23 @@ class Run:
         """Of the weights that the optimizer changes, and of its moments."""
         return tuple(self.lines()[-1]["dtypes"])
 
-    def weights(self, folder: str = ".") -> dict[str, torch.Tensor]:
-        return load_file(self.folder / folder / "model.safetensors")
+    def weights(self) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / "model.safetensors")
 
 
 def train(recipe: Path, ranks: int = 2, **env) -> Run:
     """Train `recipe` on so many ranks; `env`: further variables of theirs, such as STOP_AT and KILL_SAVING."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    shared |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)} | {key: str(env[key]) for key in env}
-    logs = [recipe.with_name(f"rank-{rank}.log") for rank in range(ranks)]
-    processes = [
-        FORK.Process(target=_rank, args=(recipe, log, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}))
-        for rank, log in enumerate(logs)
-    ]
-    for process in processes:
-        process.start()
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
+    env |= {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    processes = [FORK.Process(target=_rank, args=(recipe, rank, env)) for rank in range(ranks)]
+    paths = f"{Path(__file__).parent}:{Path(__file__).parents[1]}"
+    with mock.patch.dict(
+        os.environ, OMP_NUM_THREADS="1", PYTHONPATH=paths
+    ):  # of the server, which the first run starts
+        for process in processes:
+            process.start()
     for process in processes:
         process.join(TIMEOUT)
         process.kill()
@@ -199,11 +164,11 @@ def result(recipe: Path, codes: list[int]) -> Run:
     return Run(folder, codes, logs)
 
 
-def _rank(recipe: Path, log: Path, env: dict[str, str]) -> None:
-    with log.open("wb") as file:
+def _rank(recipe: Path, rank: int, env: dict) -> None:
+    with recipe.with_name(f"rank-{rank}.log").open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    os.environ |= env
+    os.environ |= {key: str(value) for key, value in env.items()} | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)  # so small a model only waits for a second
     gc.freeze()  # the packer collects garbage at every packing: 0.4 s each over all that is imported
     sys.argv = ["axolotl.cli.train", str(recipe)]
