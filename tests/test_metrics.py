@@ -11,11 +11,10 @@ import pytest
 import torch
 from axolotl.utils.dict import DictDefault
 from conftest import ROOT
+from ranks import EPOCH, HALF, SECRET, wandb_runs
 from small_mix import SEQUENCE_LEN
-from stopped import EPOCH, HALF, SECRET
 from tiny_trainer import tiny_trainer
 from transformers import TrainingArguments
-from wandb_file import attempts
 
 from hermes3.plan.cost import PAPER_EPOCHS, PAPER_TOKENS, ROW_TOKENS, paper_mfu
 from hermes3.plan.shapes import published
@@ -31,7 +30,7 @@ def log_of(run) -> list[dict]:
     return [entry for entry in history if "loss" in entry]
 
 
-def test_packing_efficiency_is_that_of_all_ranks(stopped_sft):
+def test_every_entry_has_the_rates_of_all_ranks_and_no_mfu_on_a_cpu(stopped_sft, stopped_dpo):
     """One pack per rank and step; each rank's tokens are also written by the test's recorder."""
     run = stopped_sft.through
     ranks = [[line["tokens"] for line in run.lines(rank) if "tokens" in line] for rank in (0, 1)]
@@ -39,16 +38,10 @@ def test_packing_efficiency_is_that_of_all_ranks(stopped_sft):
     shares = [sum(step) / (2 * SEQUENCE_LEN) for step in zip(*ranks, strict=True)]
     for log in (log_of(run), log_of(stopped_sft.last)):
         assert [entry["perf/packing_efficiency"] for entry in log] == pytest.approx(shares, rel=1e-4)
-
-
-def test_every_entry_has_speed_and_memory_and_no_mfu_on_a_cpu(stopped_sft, stopped_dpo):
-    for stopped in (stopped_sft, stopped_dpo):
-        for entry in log_of(stopped.last):
-            assert entry["perf/tokens_per_second_per_gpu"] > 0
-            assert 0.1 < entry["perf/memory_gb"] < 10
-            assert 0 < entry["perf/packing_efficiency"] <= 1
-            assert "perf/mfu" not in entry
-        assert "perf/mfu is left out: a CPU has no peak" in stopped.last.logs[0]
+    for entry in log_of(stopped_sft.last) + log_of(stopped_dpo.last):
+        assert entry["perf/tokens_per_second_per_gpu"] > 0 and 0.1 < entry["perf/memory_gb"] < 10
+        assert 0 < entry["perf/packing_efficiency"] <= 1 and "perf/mfu" not in entry
+    assert "perf/mfu is left out: a CPU has no peak" in run.logs[0]
 
 
 def test_saves_are_not_counted_as_time_and_padding_not_as_tokens(tmp_path, monkeypatch):
@@ -108,7 +101,7 @@ def test_without_a_peak_there_is_no_mfu_and_the_log_says_why(changes, why, caplo
 def test_all_attempts_are_one_run_of_wandb_whose_curve_goes_on(phase, request):
     """It is named by what it is, and holds no secret."""
     stopped = request.getfixturevalue(f"stopped_{phase}")
-    offline = attempts(stopped.wandb_dir)
+    offline = wandb_runs(stopped.wandb_dir)
     assert len(offline) == {"sft": 3, "dpo": 2}[phase]  # the attempt that is killed has no tracker
     commit = offline[0].name.split()[-1]
     assert re.fullmatch(r"[0-9a-f]{7,40}(-dirty)?", commit)
@@ -126,26 +119,19 @@ def test_all_attempts_are_one_run_of_wandb_whose_curve_goes_on(phase, request):
     assert all(point["train/loss"] == losses[point["train/global_step"]] for point in points)
 
 
-def named(folder, rank: int = 0, **changes) -> tuple[str | None, str | None]:
-    """Name and id that a run of this rank gets."""
-    keys = {"wandb_name": "8b_sft", "seed": 1, "output_dir": str(folder), "auto_resume_from_checkpoints": True}
-    trainer = SimpleNamespace(args=SimpleNamespace(run_name=None), is_world_process_zero=lambda: rank == 0)
-    with mock.patch.dict(os.environ):
-        name_run(DictDefault(keys | changes), trainer)
-        return trainer.args.run_name, os.environ.get("WANDB_RUN_ID")
-
-
 def test_a_run_that_does_not_resume_gets_an_id_of_its_own(tmp_path):
-    first = named(tmp_path)
-    assert named(tmp_path) == first != named(tmp_path, auto_resume_from_checkpoints=False)
+    def named(rank: int = 0, **keys) -> tuple[str | None, str | None]:
+        trainer = SimpleNamespace(args=SimpleNamespace(run_name=None), is_world_process_zero=lambda: rank == 0)
+        with mock.patch.dict(os.environ):
+            name_run(DictDefault({"wandb_name": "8b_sft", "seed": 1, "output_dir": str(tmp_path)} | keys), trainer)
+            return trainer.args.run_name, os.environ.get("WANDB_RUN_ID")
+
+    first = named(auto_resume_from_checkpoints=True)
+    assert first[0].startswith("8b_sft seed 1 ")
+    assert named(auto_resume_from_checkpoints=True) == first != named(auto_resume_from_checkpoints=False)
+    assert named(rank=1) == (None, None)  # at 128 ranks it would be 128 looks of git at every file
 
 
-def test_rank_0_alone_asks_git_and_without_it_the_version_stands_for_the_commit(tmp_path, monkeypatch):
-    """At 128 ranks it would be 128 looks at every file of the repository, on a shared file system."""
-    (tmp_path / "git").write_text("#!/bin/sh\necho abc\n")
-    (tmp_path / "git").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert named(tmp_path)[0] == "8b_sft seed 1 abc" and named(tmp_path, rank=1) == (None, None)
-    (tmp_path / "git").unlink()
+def test_without_git_the_version_stands_for_the_commit(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert code_version() == version("hermes3-recipes")

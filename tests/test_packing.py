@@ -7,7 +7,9 @@ What each sample gives alone comes from a plain transformers model without paddi
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +19,7 @@ from axolotl.common.datasets import load_datasets
 from axolotl.train import setup_model_and_trainer
 from small_mix import IGNORE, SEQUENCE_LEN, write_mix, write_recipe
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, Trainer
+from transformers import AutoModelForCausalLM
 
 ROUNDING = 1e-5  # float32, on logits of order 1
 LEAK = 1e-2
@@ -31,25 +33,11 @@ class Forward:
     logits: torch.Tensor
     training: bool
 
-    def starts(self) -> list[int]:
-        return (self.inputs["position_ids"][0] == 0).nonzero().flatten().tolist()
-
     def parts(self) -> list[slice]:
         """Where each sample of the pack stands; the padding, a document of its own, is left out."""
-        parts = [slice(*bounds) for bounds in zip(self.starts(), [*self.starts()[1:], SEQUENCE_LEN], strict=True)]
+        starts = (self.inputs["position_ids"][0] == 0).nonzero().flatten().tolist()
+        parts = [slice(*bounds) for bounds in pairwise([*starts, SEQUENCE_LEN])]
         return [part for part in parts if len(self.inputs["input_ids"][0, part].unique()) > 1]
-
-
-@dataclass
-class Run:
-    """An evaluation and one step of two micro-batches, both from the base model's weights."""
-
-    trainer: Trainer
-    forwards: list[Forward]
-
-    @property
-    def training(self) -> list[Forward]:
-        return [forward for forward in self.forwards if forward.training]
 
 
 @contextmanager
@@ -73,9 +61,12 @@ def mix(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def train(base, mix, axolotl_process):
-    """The demo's recipe for one step, as `axolotl train` sets it up. `attention` None: the key is left out."""
+    """An evaluation and one step of two micro-batches, both from the base model's weights, as `axolotl train` does.
 
-    def train(attention: str | None, **changes) -> Run:
+    `attention` None: the key is left out.
+    """
+
+    def train(attention: str | None, **changes) -> SimpleNamespace:
         keys = {"attn_implementation": attention, "gradient_accumulation_steps": 2, "max_steps": 1, "logging_steps": 1}
         keys |= {"test_datasets": [{"path": str(mix / "train"), "type": None, "split": "train"}], "eval_strategy": "no"}
         cfg = load_cfg(str(write_recipe(mix.parent / str(attention), mix, base, **keys | changes)))
@@ -83,7 +74,7 @@ def train(base, mix, axolotl_process):
         with recorded(trainer.model) as forwards:
             trainer.evaluate()
             trainer.train()
-        return Run(trainer, forwards)
+        return SimpleNamespace(trainer=trainer, forwards=forwards, training=[one for one in forwards if one.training])
 
     return train
 
@@ -102,65 +93,52 @@ def alone(base, mix) -> dict[tuple[int, ...], tuple[torch.Tensor, float, int]]:
 
 
 @pytest.fixture(scope="module", params=["sdpa", "eager"])
-def run(train, request) -> Run:
+def run(train, request) -> SimpleNamespace:
     return train(request.param)
 
 
-def samples_of(forward: Forward, alone: dict) -> list[tuple[torch.Tensor, float, int]]:
-    return [alone[tuple(forward.inputs["input_ids"][0, part].tolist())] for part in forward.parts()]
-
-
-def differences(forward: Forward, alone: dict) -> list[float]:
-    """max |logit in the pack - logit alone| of each sample of the pack."""
-    pairs = zip(forward.parts(), samples_of(forward, alone), strict=True)
-    return [(forward.logits[0, part] - logits).abs().max().item() for part, (logits, *_) in pairs]
+def samples_of(forward: Forward, alone: dict) -> list[tuple[float, float, int]]:
+    """Of each sample of the pack: max |logit in the pack - logit alone|, the sum of its loss, its trained tokens."""
+    samples = []
+    for part in forward.parts():
+        logits, loss, n_loss = alone[tuple(forward.inputs["input_ids"][0, part].tolist())]
+        samples.append(((forward.logits[0, part] - logits).abs().max().item(), loss, n_loss))
+    return samples
 
 
 def test_logits_in_a_pack_are_those_of_each_sample_alone(run, alone):
     assert len(run.training) == 2 < len(run.forwards)  # the others are of evaluation
     for forward in run.forwards:
         assert len(forward.parts()) > 2
-        assert max(differences(forward, alone)) < ROUNDING
+        assert max(samples_of(forward, alone))[0] < ROUNDING
 
 
 def test_without_an_attention_implementation_samples_leak(train, alone):
     """The same check fails where Axolotl hands the packs' mask to the model, which reads every number in it as 1."""
     for forward in train(None).training:
         assert forward.inputs["attention_mask"].max() > 1
-        first, *others = differences(forward, alone)
-        assert first < ROUNDING  # nothing stands before it
-        assert min(others) > LEAK
+        first, *others = samples_of(forward, alone)
+        assert first[0] < ROUNDING  # nothing stands before it
+        assert min(others)[0] > LEAK
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_changing_a_sample_leaves_its_neighbours_as_they_are(run, training):
-    """Bit for bit. Every token of the pack's second sample but its first is changed."""
-    forward = next(forward for forward in run.forwards if forward.training == training)
-    changed = {key: value.clone() for key, value in forward.inputs.items()}
-    second = forward.parts()[1]
-    changed["input_ids"][0, second.start + 1 : second.stop] += 1
-    with recorded(run.trainer.model) as seen:
-        for inputs in (dict(forward.inputs), changed):
-            if training:
-                run.trainer.training_step(run.trainer.model, inputs)
-            else:
-                run.trainer.model.eval()
-                run.trainer.prediction_step(run.trainer.model, inputs, prediction_loss_only=True)
-    before, after = (one.logits[0] for one in seen)
-    assert not torch.equal(before[second], after[second])
-    assert torch.equal(before[: second.start], after[: second.start])
-    assert torch.equal(before[second.stop :], after[second.stop :])
-
-
-def test_no_sample_s_first_token_is_learnt_from_the_sample_before(run):
-    """Axolotl shifts labels across the borders of samples: that first tokens bear no loss is what keeps them apart."""
-    pack, borders = run.training[0].inputs, run.training[0].starts()
-    assert (pack["labels"][0, borders] == IGNORE).all()
-    labelled = pack["labels"].clone()
-    labelled[0, borders] = pack["input_ids"][0, borders]
-    with torch.no_grad():
-        as_packed = run.trainer.compute_loss(run.trainer.model, dict(pack))
-        assert as_packed != run.trainer.compute_loss(run.trainer.model, pack | {"labels": labelled})
+def test_changing_a_sample_leaves_its_neighbours_as_they_are(run):
+    """Bit for bit, in training and in evaluation. Every token of the pack's second sample but its first is changed."""
+    for forward in (run.training[0], next(one for one in run.forwards if not one.training)):
+        changed = {key: value.clone() for key, value in forward.inputs.items()}
+        second = forward.parts()[1]
+        changed["input_ids"][0, second.start + 1 : second.stop] += 1
+        run.trainer.model.eval()
+        with recorded(run.trainer.model) as seen:
+            for inputs in (dict(forward.inputs), changed):
+                if forward.training:
+                    run.trainer.training_step(run.trainer.model, inputs)
+                else:
+                    run.trainer.prediction_step(run.trainer.model, inputs, prediction_loss_only=True)
+        before, after = (one.logits[0] for one in seen)
+        assert not torch.equal(before[second], after[second])
+        assert torch.equal(before[: second.start], after[: second.start])
+        assert torch.equal(before[second.stop :], after[second.stop :])
 
 
 def test_a_step_s_loss_is_the_mean_over_its_tokens(run, alone):
@@ -179,6 +157,5 @@ def test_a_step_s_loss_is_the_mean_over_its_tokens(run, alone):
 def test_flash_attention_keeps_samples_apart(train, alone):
     run = train("flash_attention_2", bf16=True)
     for forward in run.forwards:
-        assert max(differences(forward, alone)) < 0.05  # bfloat16: 8 bits, through four layers
-    for training in (True, False):
-        test_changing_a_sample_leaves_its_neighbours_as_they_are(run, training)
+        assert max(samples_of(forward, alone))[0] < 0.05  # bfloat16: 8 bits, through four layers
+    test_changing_a_sample_leaves_its_neighbours_as_they_are(run)

@@ -11,8 +11,8 @@ from unittest import mock
 import pytest
 import torch
 from axolotl.utils.dict import DictDefault
+from ranks import EPOCH, PAIRS
 from safetensors.torch import load_file
-from stopped import EPOCH, PAIRS
 from tiny_trainer import tiny_trainer
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
@@ -22,12 +22,10 @@ from hermes3.train.checkpoints import COMPLETE, RESTART_POINT, epochs_of, newest
 from hermes3.train.saving import STOPPED, Saving, last_checkpoint
 
 
-def write(run: Path, step: int, epoch: float | None, *files: str) -> Path:
+def write(run: Path, step: int, epoch: float | None) -> Path:
     """A checkpoint of a run; epoch None: a save that was broken off."""
     checkpoint = run / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True)
-    for file in files:
-        (checkpoint / file).touch()
     if epoch is not None:
         (checkpoint / COMPLETE).write_text(json.dumps({"step": step, "epoch": epoch}))
     return checkpoint
@@ -118,7 +116,7 @@ def test_epochs_are_told_from_restart_points_and_broken_off_saves(tmp_path):
         epochs_of(tmp_path)
     first, second = write(tmp_path, 12, 1.0), write(tmp_path, 23, 1.917)  # packed a batch short of 24
     write(tmp_path, 18, 1.5)
-    write(tmp_path, 24, 2.0, RESTART_POINT)
+    (write(tmp_path, 24, 2.0) / RESTART_POINT).touch()
     write(tmp_path, 1, 0.01)
     write(tmp_path, 36, None)
     assert epochs_of(tmp_path) == {1: first, 2: second}
@@ -163,16 +161,13 @@ def test_every_epoch_is_kept_and_one_restart_point_at_most(tmp_path):
     assert not list(tmp_path.rglob(RESTART_POINT))
 
 
-def test_a_run_that_died_goes_on_from_its_restart_point(tmp_path):
-    run(tmp_path, stop=9)
+def test_a_run_that_died_goes_on_from_its_restart_point_and_has_lost_its_epoch_without(tmp_path):
+    run(tmp_path, steps=None, stop=9)
+    assert steps_in(tmp_path) == [5]
+    run(tmp_path, stop=9, resume=True)
     assert steps_in(tmp_path) == [5, 8]
     assert run(tmp_path, resume=True)[0] == [5, 10]  # it went on at 8, which is gone once the next is whole
     assert steps_in(tmp_path) == [5, 10, 15]
-
-
-def test_without_it_a_run_that_died_has_lost_its_epoch(tmp_path):
-    run(tmp_path, steps=None, stop=9)
-    assert steps_in(tmp_path) == [5]
 
 
 def test_a_restart_point_stays_until_the_next_checkpoint_is_complete(tmp_path):
@@ -202,11 +197,7 @@ def test_every_rank_leaves_at_the_end_of_a_step_which_is_saved(stopped_sft):
     # the last step of all: there is nothing left to go on with
     assert at_end.codes == [0, 0], at_end.logs[0][-2000:]
     assert epochs_of(at_end.folder) == {n: at_end.folder / f"checkpoint-{n * EPOCH}" for n in (1, 2)}
-
-
-def test_the_final_model_is_written_at_the_end_alone(stopped_sft, stopped_dpo):
-    assert stopped_sft.final == [False, False, False, True]
-    assert stopped_dpo.final == [False, True]
+    assert stopped_sft.final == [False, False, False, True]  # nobody takes what was stopped for the model
 
 
 def test_dpo_goes_on_as_if_it_had_never_stopped(stopped_dpo):

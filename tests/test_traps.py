@@ -1,15 +1,13 @@
 """What Axolotl does unasked: each shown on Axolotl itself, and gone with our measure. docs/traps.md lists them all.
 
-That `hermes3 check` refuses what it should: tests/faults.yml.
+That `hermes3 check` refuses the recipes concerned, and no shipped one: tests/test_check.py.
 """
 
-import ast
 import copy
-import os
 import re
-import stat
 from importlib.metadata import version
 from pathlib import Path
+from unittest import mock
 
 import axolotl
 import numpy as np
@@ -19,6 +17,7 @@ import yaml
 from axolotl.cli import preprocess
 from axolotl.cli.config import gpu_capabilities, load_cfg, prepare_plugins
 from axolotl.common.datasets import load_datasets, load_preference_datasets
+from axolotl.integrations import lm_eval
 from axolotl.integrations.base import PluginManager
 from axolotl.prompt_strategies.chat_template import load as load_strategy
 from axolotl.train import setup_model_and_trainer
@@ -27,16 +26,16 @@ from axolotl.utils.data.shared import generate_dataset_hash_from_config
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.schemas.datasets import SFTDataset
 from axolotl.utils.trainer import calculate_total_num_steps
+from ranks import dpo_recipe
 from small_mix import SEQUENCE_LEN, write_mix, write_recipe
-from stopped import dpo_recipe
 
 from hermes3.chat.render import Renderer
 from hermes3.recipe.read import read
+from hermes3.train.plugin import HermesPlugin
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/traps.md").read_text(encoding="utf-8")
 TEMPLATE = (ROOT / "hermes3/chat/hermes3.jinja").read_text(encoding="utf-8")
-RECIPES = {path: read(path) for path in sorted((ROOT / "recipes").rglob("*.yml"))}
 H100 = {"bf16": True, "fp8": True, "tf32": True, "compute_capability": "sm_90"}
 TORCH = {"torch_version": version("torch").split("+")[0]}
 FSDP = {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
@@ -100,7 +99,7 @@ def test_without_a_seed_rows_come_in_another_order_each_time(base, tmp_path):
     assert (first := order(seeded)) == order(seeded) != sorted(first)
 
 
-def test_prepared_data_outlive_their_template_and_a_mix_holds_tokens(base, tmp_path):
+def test_prepared_data_outlive_their_template(base, tmp_path):
     keys = {"chat_template_jinja": str(tmp_path / "own.jinja"), "excess_length_strategy": "raise"}
     cfg, names = DictDefault(recipe_of("8b_sft", **keys)), set()
     for turn, cfg.seed, cfg.excess_length_strategy in (
@@ -113,10 +112,6 @@ def test_prepared_data_outlive_their_template_and_a_mix_holds_tokens(base, tmp_p
         names.add(generate_dataset_hash_from_config(cfg, cfg.datasets, str(base)))
     cfg.sequence_len = 4096
     assert len(names) == 1 and generate_dataset_hash_from_config(cfg, cfg.datasets, str(base)) not in names
-    # ours: rows are tokens before Axolotl sees them, so that another template is another mix, in another folder
-    for recipe in RECIPES.values():
-        assert not {"chat_template", "chat_template_jinja"} & set(recipe)
-        assert all(dataset.get("type") in (None, "passthrough") for dataset in recipe["datasets"])
 
 
 def test_long_rows_are_dropped_and_ours_stop_the_run(base, tmp_path):
@@ -125,7 +120,6 @@ def test_long_rows_are_dropped_and_ours_stop_the_run(base, tmp_path):
     assert sorted(order(silent)) == [10, 12, 13]
     with pytest.raises(ValueError, match="65 tokens"):
         order(loud)
-    assert {recipe["excess_length_strategy"] for recipe in RECIPES.values()} == {"raise"}
 
 
 def test_workers_multiply_with_ranks(monkeypatch):
@@ -134,8 +128,6 @@ def test_workers_multiply_with_ranks(monkeypatch):
     keys = dict.fromkeys(("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory"))
     recipe = taken(recipe_of("405b_sft", **keys), gpus=128)
     assert (recipe["dataloader_num_workers"], recipe["dataloader_prefetch_factor"]) == (128, 256)
-    for recipe in RECIPES.values():
-        assert recipe["dataloader_num_workers"] <= 4 and recipe.get("dataloader_prefetch_factor", 2) <= 4
 
 
 def test_preprocessing_loads_the_base_model_and_ours_does_not(base, tmp_path, monkeypatch):
@@ -185,23 +177,18 @@ def test_columns_named_for_tools_and_thinking_are_not_read(tokenizer, base):
     assert "<tools>" in tokenizer.decode(Renderer(base).render([(MESSAGES, TOOLS)])[0].input_ids)
 
 
-def test_lm_eval_runs_once_a_rank(tmp_path, monkeypatch):
-    log, stand_in = tmp_path / "log", tmp_path / "lm_eval"
-    stand_in.write_text(f'#!/bin/sh\necho "$LOCAL_RANK $@" >> {log}\n')
-    stand_in.chmod(stat.S_IRWXU)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    plugin = "axolotl.integrations.lm_eval.LMEvalPlugin"
-    recipe = recipe_of("8b_sft", lm_eval_tasks=["ifeval"])
-    recipe["plugins"].append(plugin)
-    cfg, manager = DictDefault(taken(recipe)), PluginManager.get_instance()
+def test_lm_eval_runs_once_a_rank(monkeypatch):
+    ran = []
+    monkeypatch.setattr(lm_eval.subprocess, "run", lambda command, **keys: ran.append(command))
     monkeypatch.setenv("WORLD_SIZE", "2")
+    recipe = recipe_of("8b_sft", lm_eval_tasks=["ifeval"])
+    recipe["plugins"].append("axolotl.integrations.lm_eval.LMEvalPlugin")
+    cfg = DictDefault(taken(recipe))
     for rank in "01":
         monkeypatch.setenv("LOCAL_RANK", rank)
-        manager.post_train_unload(cfg)
-    ran = log.read_text().splitlines()
-    assert [line[0] for line in ran] == ["0", "1"] and ran[0][1:] == ran[1][1:]
-    assert "chat_template" not in ran[0]
-    assert not [path for path, recipe in RECIPES.items() if plugin in recipe["plugins"]]
+        PluginManager.get_instance().post_train_unload(cfg)
+    assert len(ran) == 2 and ran[0] == ran[1] and "lm_eval" in ran[0]
+    assert not any("chat_template" in word for word in ran[0])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is what a machine without a GPU makes of auto")
@@ -210,7 +197,6 @@ def test_bf16_auto_is_fp16_without_a_gpu(base, tmp_path):
     for value in ("auto", None):
         cfg = load_cfg(str(write_recipe(tmp_path, mix, base, bf16=value)))
         assert cfg.fp16 is True and cfg.bf16 is False
-    assert {type(recipe["bf16"]) for recipe in RECIPES.values()} == {bool}
 
 
 def test_save_strategy_no_is_refused():
@@ -223,7 +209,6 @@ def test_keys_of_the_trainer_that_are_absent_or_one(base, tmp_path):
     cfg = load_cfg(str(write_recipe(tmp_path, mix, base, warmup_steps=1, weight_decay=None, save_total_limit=None)))
     args = setup_model_and_trainer(cfg, load_datasets(cfg=cfg))[0].args
     assert (args.warmup_steps, args.weight_decay, args.save_total_limit) == (2, 0, 4)
-    assert all("weight_decay" in recipe for recipe in RECIPES.values())
 
 
 def test_the_number_of_steps_is_drawn_before_the_seed_is_set(base, tmp_path):
@@ -246,14 +231,13 @@ def test_the_number_of_steps_is_drawn_before_the_seed_is_set(base, tmp_path):
 
 
 def test_padding_free_dpo_is_switched_off_and_neftune_not_handed_to_it(base, tmp_path):
-    """test_plugin.py::test_neftune_reaches_the_preference_trainer: with our plugin it is."""
+    """With our plugin it is: tests/test_dpo.py."""
     recipe = dpo_recipe(tmp_path / "dpo", base, plugins=[], neftune_noise_alpha=5, dpo_padding_free=True)
     PluginManager.get_instance().plugins.clear()
     cfg = load_cfg(str(recipe))
     trainer = setup_model_and_trainer(cfg, load_preference_datasets(cfg=cfg))[0]
     assert trainer.args.neftune_noise_alpha is None
     assert trainer.args.padding_free and not trainer.padding_free
-    assert not any(recipe.get("dpo_padding_free") for recipe in RECIPES.values())
 
 
 def test_the_prefix_of_fsdp_keys_is_stripped_and_they_act():
@@ -262,25 +246,50 @@ def test_the_prefix_of_fsdp_keys_is_stripped_and_they_act():
     assert plain == prefixed and plain["fsdp_config"]["offload_params"] is True
 
 
-# Of what is mended upstream there is no place and no test
-ROWS = re.findall(r"(?m)^\| \d+ \|.*$", PAGE.split("## Mended upstream")[0])
+CPU = {"gpu": "cpu", "nodes": 1, "gpus_per_node": 1}
 
 
-def test_every_row_of_the_page_names_tests_that_exist():
-    assert len(ROWS) >= 30
-    for row in ROWS:
-        named = re.findall(r"`(test_\w+)\.py::(test_\w+)`", row)
-        assert named, row
-        for file, name in named:
-            tree = ast.parse((ROOT / f"tests/{file}.py").read_text(encoding="utf-8"))
-            assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{file}::{name}"
+def test_another_number_of_processes_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    cfg = DictDefault({"hardware": CPU | {"gpus_per_node": 2}})
+    HermesPlugin().load_datasets(cfg, preprocess=True)
+    with pytest.raises(ValueError, match="for 1 x 2 = 2 processes, this run has 1, and so another global batch"):
+        HermesPlugin().load_datasets(cfg)
 
 
-def test_every_place_of_the_page_is_in_the_axolotl_that_is_installed():
+@pytest.mark.parametrize(
+    ("gpu", "cuda", "env", "expected"),
+    [
+        ("cpu", False, {"RANK": "0"}, True),
+        ("cpu", False, {}, False),  # no launcher started the process
+        ("cpu", True, {"RANK": "0"}, False),
+        ("h100-80gb", False, {"RANK": "0"}, False),  # a GPU whose driver fails: the run must fail too
+    ],
+)
+def test_only_launched_recipes_for_cpus_train_on_cpus(monkeypatch, gpu, cuda, env, expected):
+    """Elsewhere Axolotl's own choice stands."""
+    monkeypatch.delenv("RANK", raising=False)
+    cfg = DictDefault({"hardware": CPU | {"gpu": gpu}})
+    with (
+        mock.patch("torch.cuda.is_available", return_value=cuda),
+        mock.patch.dict("os.environ", env),
+        mock.patch("hermes3.train.plugin.use_gloo") as use_gloo,
+    ):
+        HermesPlugin().register(cfg)
+        HermesPlugin().load_datasets(cfg)
+    assert cfg.device_map == ({"": "cpu"} if expected else None)
+    assert use_gloo.called == expected
+
+
+def test_every_row_of_the_page_names_tests_that_exist_and_places_in_the_axolotl_that_is_installed():
     assert f"Axolotl {version('axolotl')} " in PAGE
-    for row in ROWS:
-        places = re.findall(r"`([\w/]+\.py):(\d+)`", row)
-        assert places, row
+    rows = re.findall(r"(?m)^\| \d+ \|.*$", PAGE.split("## Mended upstream")[0])
+    assert len(rows) >= 30
+    for row in rows:
+        named, places = re.findall(r"`(test_\w+)\.py::(test_\w+)`", row), re.findall(r"`([\w/]+\.py):(\d+)`", row)
+        assert named and places, row
+        for file, name in named:
+            assert f"\ndef {name}(" in (ROOT / f"tests/{file}.py").read_text(encoding="utf-8"), f"{file}::{name}"
         for file, line in places:
             text = (Path(axolotl.__file__).parents[1] / file).read_text(encoding="utf-8")
             assert text.splitlines()[int(line) - 1].strip(), f"{file}:{line}"
