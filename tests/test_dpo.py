@@ -168,7 +168,6 @@ def test_a_merged_model_is_base_plus_adapter(run, base):
 
 # log-probabilities in fp32 from bf16 logits
 
-TOKENS = 1000  # an answer's
 TRAINERS = (dpo_trainer, kto_trainer, orpo_trainer, cpo_trainer)
 
 
@@ -184,7 +183,7 @@ def trl(monkeypatch):
 def answers() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """bf16 logits [2, 1200, 4096] of two sequences of 1,000 and 700 answer tokens, the tokens, the answers' mask."""
     random = torch.Generator().manual_seed(0)
-    logits = (3 * torch.randn(2, TOKENS + 200, 4096, generator=random)).bfloat16()
+    logits = (3 * torch.randn(2, 1200, 4096, generator=random)).bfloat16()
     index = torch.randint(4096, logits.shape[:2], generator=random)
     mask = torch.zeros_like(index)
     mask[0, 200:] = mask[1, 200:900] = 1

@@ -267,7 +267,6 @@ def test_another_number_of_processes_is_refused(monkeypatch):
     ],
 )
 def test_only_launched_recipes_for_cpus_train_on_cpus(monkeypatch, gpu, cuda, env, expected):
-    """Elsewhere Axolotl's own choice stands."""
     monkeypatch.delenv("RANK", raising=False)
     cfg = DictDefault({"hardware": CPU | {"gpu": gpu}})
     with (
