@@ -122,9 +122,6 @@ def test_epochs_are_told_from_restart_points_and_broken_off_saves(tmp_path):
     assert epochs_of(tmp_path) == {1: first, 2: second}
 
 
-# Restart points
-
-
 class Note(TrainerCallback):
     """What is on disk after each save; ends the run as step `stop` begins, like a crash."""
 
