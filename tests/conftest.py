@@ -21,9 +21,9 @@ os.environ["OMP_WAIT_POLICY"] = "passive"  # threads that spin while they wait m
 
 # What trains, evaluates or runs Slurm: left out by `make test-fast`
 SLOW_FIXTURES = {"chain", "slurm", "slurm16", "stopped_sft", "stopped_dpo", "axolotl_process"}
-SLOW_FILES = {"alignment_tasks", "bench", "chain", "check", "dashboard", "distributed", "dpo", "eval_runs", "launch"}
+SLOW_FILES = {"alignment_tasks", "chain", "check", "dashboard", "distributed", "dpo", "eval_runs", "launch"}
 SLOW_FILES |= {"metrics", "mix_restart", "pack", "packing", "pipeline", "gpu_check", "plan_memory", "preflight"}
-SLOW_FILES |= {"precision", "saving", "traps"}
+SLOW_FILES |= {"saving", "traps"}
 SLOW_FILES |= {f"slurm_{name}" for name in ("docs", "scripts", "train", "verdict")}
 
 
@@ -186,18 +186,18 @@ def idle_slurm(request):
 
 @pytest.fixture(scope="session")
 def stopped_sft(base, tmp_path_factory):
-    """A packed run on two ranks, stopped three times, beside one that went through: tests/stopped.py."""
-    import stopped
+    """A packed run on two ranks, stopped three times, beside one that went through."""
+    import ranks
 
-    return stopped.sft(base, tmp_path_factory.mktemp("stopped_sft"))
+    return ranks.stopped_sft(base, tmp_path_factory.mktemp("stopped_sft"))
 
 
 @pytest.fixture(scope="session")
 def stopped_dpo(base, tmp_path_factory):
     """The same of DPO with LoRA, stopped once."""
-    import stopped
+    import ranks
 
-    return stopped.dpo(base, tmp_path_factory.mktemp("stopped_dpo"))
+    return ranks.stopped_dpo(base, tmp_path_factory.mktemp("stopped_dpo"))
 
 
 def real_rows() -> list[dict]:

@@ -23,7 +23,7 @@ WRONG = yaml.safe_load(Path(__file__).with_name("wrong_inputs.yml").read_text(en
     ("modules", "heavy"),
     [
         ("hermes3.cli", (*HEAVY, "pydantic", "yaml", "numpy", "jinja2")),  # `hermes3 --help` takes 0.3 s
-        ("hermes3.mix.spec, hermes3.mix.adapt, hermes3.report.build", HEAVY),
+        ("hermes3.mix.spec, hermes3.mix.adapt, hermes3.report.build, hermes3.train.checkpoints", HEAVY),
         ("hermes3.mix.build", ["torch"]),
     ],
 )

@@ -3,13 +3,12 @@
 import subprocess
 from pathlib import Path
 
-from axolotl.utils.dict import DictDefault
 from conftest import ROOT
 
 from hermes3.git import commit
 from hermes3.report.build import repository
 from hermes3.slurm.node_check import Expected, versions
-from hermes3.train.metrics import facts_of
+from hermes3.train.metrics import code_version
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -42,7 +41,7 @@ def test_another_s_checkout_has_its_commit_and_says_whether_files_differ(tmp_pat
 
 def test_a_run_and_a_node_in_another_s_checkout_are_named_by_its_commit(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
-    assert facts_of(DictDefault({"wandb_name": "8b_sft", "seed": 1}))["commit"] == commit(ROOT, digits=7)
+    assert code_version() == commit(ROOT, digits=7)
     (tmp_path / "recipe.yml").write_text("")
     expected = dict.fromkeys(Expected.__dataclass_fields__) | {"gpu": "cpu", "repository": str(ROOT)}
     # without -dirty: a file that somebody changes while nodes are asked is no node's fault
