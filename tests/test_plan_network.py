@@ -13,7 +13,7 @@ from hermes3.recipe.hardware import gpu_of
 EIGHT = published()["meta-llama/Llama-3.1-8B"]
 LLAMA_2 = replace(EIGHT, name="Llama 2 7B", intermediate=11_008, kv_heads=32, vocab=32_000)
 H100, A100 = gpu_of("h100-80gb"), gpu_of("a100-80gb")
-FULL, ONE = Setting("ZeRO-3", ZERO3), Work(8192)
+FULL, FSDP, ONE = Setting("ZeRO-3", ZERO3), Setting("FSDP2", FSDP2), Work(8192)
 WEIGHTS = 2 * EIGHT.parameters
 
 
@@ -37,16 +37,18 @@ def test_zero_3_moves_three_times_the_model():
     ],
 )
 def test_what_was_hidden_is_hidden(shape, gpu, nodes, gbps, tokens, speed, kept):
-    arithmetic, fast = tokens / speed, replace(gpu, network=gbps / 8 * 1e9)
-    sent = traffic(shape, Work(tokens), Setting("FSDP2", FSDP2), fast, nodes, 8, arithmetic)
-    assert arithmetic / (arithmetic + sent.exposed) == pytest.approx(kept, abs=0.03)
-    slow = traffic(shape, Work(tokens), Setting("FSDP2", FSDP2), replace(gpu, network=12.5e9), nodes, 8, arithmetic)
+    arithmetic = tokens / speed
+    fast, slow = (
+        traffic(shape, Work(tokens), FSDP, replace(gpu, network=rate), nodes, 8, arithmetic)
+        for rate in (gbps / 8 * 1e9, 12.5e9)
+    )
+    assert arithmetic / (arithmetic + fast.exposed) == pytest.approx(kept, abs=0.03)
     assert slow.seconds > 3 and slow.exposed > 0.5  # one adapter of 100 Gb/s per node rules
 
 
 def test_copies_per_node_spare_a_slow_network():
     slow, arithmetic = replace(H100, network=12.5e9), 1.3
-    settings = [FULL, replace(FULL, group=8), Setting("FSDP2", FSDP2), Setting("copy per node", FSDP2, group=8)]
+    settings = [FULL, replace(FULL, group=8), FSDP, replace(FSDP, group=8)]
     zero, hpz, fsdp, copies = (traffic(EIGHT, ONE, one, slow, 6, 8, arithmetic) for one in settings)
     assert zero.seconds == pytest.approx(fsdp.seconds)
     assert hpz.bytes_per_node == pytest.approx(2 / 3 * zero.bytes_per_node)
@@ -62,22 +64,17 @@ def test_copies_cost_memory():
     def gpu(setting: Setting, work: Work = ONE) -> dict[str, int]:
         return memory(EIGHT, work, setting, H100, 6, 8).gpu
 
-    states = ("parameters", "gradients", "optimizer")
-    whole, copies = gpu(Setting("FSDP2", FSDP2)), gpu(Setting("copies", FSDP2, group=8))
-    assert sum(copies.get(part, 0) for part in ("parameters", "optimizer")) == pytest.approx(
-        6 * sum(whole.get(part, 0) for part in ("parameters", "optimizer")), rel=1e-6
-    )
-    assert gpu(replace(FULL, group=8))["weights, a copy per group"] == round(WEIGHTS / 8)
-    assert all(gpu(replace(FULL, group=8)).get(part) == gpu(FULL).get(part) for part in states)
+    whole, copies, zero, hpz = (gpu(one) for one in (FSDP, replace(FSDP, group=8), FULL, replace(FULL, group=8)))
+    for part in ("parameters", "optimizer"):
+        assert copies[part] == pytest.approx(6 * whole[part], rel=1e-6)
+    assert hpz["weights, a copy per group"] == round(WEIGHTS / 8)
+    assert all(hpz.get(part) == zero.get(part) for part in ("parameters", "gradients", "optimizer"))
     # accelerate lets FSDP2 reduce the last micro-batch alone, so that whole gradients wait
-    accumulated = gpu(Setting("FSDP2", FSDP2), replace(ONE, accumulation=2))
-    assert accumulated["gradients, not yet reduced"] == WEIGHTS
+    assert gpu(FSDP, replace(ONE, accumulation=2))["gradients, not yet reduced"] == WEIGHTS
 
 
 def test_offloaded_layer_inputs_and_selected_outputs():
-    fsdp = Setting("FSDP2", FSDP2)
-    plain = memory(EIGHT, ONE, fsdp, H100, 6, 8)
-    offloaded = memory(EIGHT, replace(ONE, offloaded=True), fsdp, H100, 6, 8)
+    plain, offloaded = (memory(EIGHT, work, FSDP, H100, 6, 8) for work in (ONE, replace(ONE, offloaded=True)))
     one = ONE.layer_input(EIGHT)
     assert (plain.gpu["layer inputs"], offloaded.gpu["layer inputs"]) == (32 * one, 2 * one)
     assert offloaded.host["layer inputs"] == 8 * 32 * one
@@ -86,32 +83,22 @@ def test_offloaded_layer_inputs_and_selected_outputs():
     assert work.saved == ("attention",) and work.selected(EIGHT) == 8192 * (2 * 4096 + 4 * 32)
     work, warnings = work_of(recipe | {"selective_checkpointing": {"save_modules": ["mlp.down_proj"]}})
     assert work.saved == ("attention", "down_proj") and warnings == []
-    assert memory(EIGHT, work, fsdp, H100, 6, 8).gpu["selected outputs"] == 32 * work.selected(EIGHT)
+    assert memory(EIGHT, work, FSDP, H100, 6, 8).gpu["selected outputs"] == 32 * work.selected(EIGHT)
 
 
 def test_the_nearest_measured_mfu_is_taken_and_named(monkeypatch):
-    def run(recipe: str, gpu: str, setting: str, layers: int, mfu: float) -> dict:
-        row = {
-            "recipe": recipe,
-            "gpu": gpu,
-            "gpus": 1,
-            "setting": setting,
-            "layers": layers,
-            "hidden": 4096,
-            "mfu": mfu,
-        }
-        return row | {"hidden": 4096, "date": "2026-01-01"}
-
-    runs = [
-        run("8b_sft", "h200", "as shipped", 32, 0.1),
-        run("8b_sft", "h100-80gb", "as shipped", 8, 0.2),
-        run("8b_sft", "h100-80gb", "as shipped", 30, 0.3),
-        run("8b_sft", "h100-80gb", "no recompute", 32, 0.4),
-        run("8b_sft_lora", "h200", "as shipped", 4, 0.5),
-        run("8b_dpo", "h200", "as shipped", 32, 0.6),
+    rows = [
+        ("8b_sft", "h200", "as shipped", 32, 0.1),
+        ("8b_sft", "h100-80gb", "as shipped", 8, 0.2),
+        ("8b_sft", "h100-80gb", "as shipped", 30, 0.3),
+        ("8b_sft", "h100-80gb", "no recompute", 32, 0.4),
+        ("8b_sft_lora", "h200", "as shipped", 4, 0.5),
+        ("8b_dpo", "h200", "as shipped", 32, 0.6),
     ]
+    keys, same = ("recipe", "gpu", "setting", "layers", "mfu"), {"gpus": 1, "hidden": 4096, "date": "2026-01-01"}
+    runs = [dict(zip(keys, row, strict=True)) | same for row in rows]
     monkeypatch.setattr("hermes3.plan.cost.measurements", lambda: runs)
-    mfu, source, warnings = usual_mfu(EIGHT, ONE, FULL, H100)
+    mfu, source, warnings, _ = usual_mfu(EIGHT, ONE, FULL, H100)
     assert (mfu, source) == (0.3, "measured on 1 h100-80gb, 2026-01-01: 8b_sft, 30 layers, as shipped")
     assert len(warnings) == 1 and usual_mfu(replace(EIGHT, layers=30), ONE, FULL, H100)[2] == []
     assert usual_mfu(EIGHT, replace(ONE, rank=32), FULL, H100)[0] == 0.5

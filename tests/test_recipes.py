@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
 
-from hermes3.recipe import paper, schema
+from hermes3.recipe import schema
 from hermes3.recipe.check import validate
 from hermes3.recipe.hardware import hardware_of
 from hermes3.recipe.paper import paper_of, rows
 from hermes3.recipe.read import read
 
-ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yml"))
 TINY = [path for path in RECIPES if path.stem.startswith("tiny_")]
 # Recipes for other hardware than the paper's, and what they do otherwise than another recipe, beside their own names
@@ -30,13 +30,6 @@ FULL = [path for path in RECIPES if path not in TINY and path.stem not in HARDWA
 EXPERIMENTS = sorted((ROOT / "recipes/experiments").glob("*.yml"))
 DEEPSPEED = sorted((ROOT / "deepspeed_configs").glob("*.json"))
 MARKED = re.compile(r"^(?:(\w+): .*  # experiment: |# experiment: (\w+) )", re.MULTILINE)
-
-TINY_DIFFERENCES = yaml.safe_load((ROOT / "tests/tiny_differences.yml").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(autouse=True)
-def at_root(monkeypatch):
-    monkeypatch.chdir(ROOT)  # recipes name their files from here
 
 
 def stems(paths: list[Path]):
@@ -64,16 +57,9 @@ def test_axolotl_accepts_every_recipe_and_keeps_its_values(examined, path):
 
 
 @stems(FULL)
-def test_it_is_what_the_paper_states(path):
-    """Held to its row of paper.yml even if it did not say that it reproduces it."""
-    recipe, name = read(path), "_".join(path.stem.split("_")[:2])
-    assert list(paper.findings(recipe, hardware_of(path, recipe), name)) == []
-    assert recipe["reproduces"] == name
-
-
-@stems(FULL)
-def test_header_agrees_with_the_paper_and_the_hardware(path):
+def test_it_says_what_it_reproduces_and_its_header_agrees_with_the_paper_and_the_hardware(path):
     paper, recipe, text = paper_of(path), read(path), path.read_text(encoding="utf-8")
+    assert recipe["reproduces"] == "_".join(path.stem.split("_")[:2])  # tests/test_check.py holds it to that
     assert f"# {hardware_of(path, recipe).gpus} H100" in text
     if paper.gpu_hours:
         assert f"{paper.gpu_hours} GPU-hours" in text
@@ -91,11 +77,6 @@ def test_recipe_is_seeded_and_named_after_its_file(path):
     assert Path(recipe["dataset_prepared_path"]).parent == Path(recipe["datasets"][0]["path"]).parent
 
 
-def test_every_row_of_the_paper_has_its_recipe():
-    assert {f"{name}.yml" for name in rows()} <= {path.name for path in RECIPES}
-    assert None not in [paper_of(path) for path in FULL]
-
-
 @stems(RECIPES)
 def test_siblings_have_their_keys_in_the_same_order(path):
     size, phase, *variant = path.stem.split("_")
@@ -107,28 +88,27 @@ def test_siblings_have_their_keys_in_the_same_order(path):
 @pytest.mark.parametrize("name", HARDWARE)
 def test_a_recipe_for_other_hardware_differs_only_where_listed(name):
     base, listed = HARDWARE[name]
-    path, original = ROOT / f"recipes/{name}.yml", read(ROOT / f"recipes/{base}.yml")
+    path = ROOT / f"recipes/{name}.yml"
     recipe = read(path)
-    changed = {key for key in original | recipe if original.get(key) != recipe.get(key)}
-    assert changed == listed | {"hardware", "output_dir", "wandb_name"}
-    gpus = hardware_of(path, recipe).gpus
-    batch = gpus * recipe["gradient_accumulation_steps"]
+    assert differences(path, f"{base}.yml") == listed | {"hardware", "output_dir", "wandb_name"}
+    batch = hardware_of(path, recipe).gpus * recipe["gradient_accumulation_steps"]
     assert batch == {"70b_sft_4nodes": 64, "8b_dpo_1gpu": 64}.get(name, 48)
     assert "not measured" in path.read_text(encoding="utf-8").split("\n\n")[0]
 
 
-def differences(path: Path) -> set[str]:
-    tiny, full = read(path), read(ROOT / "recipes" / path.name.replace("tiny", "8b"))
-    return {key for key in tiny | full if tiny.get(key) != full.get(key)}
+def differences(path: Path, base: str) -> set[str]:
+    """The keys that the recipe has otherwise than the recipe `base`."""
+    recipe, other = read(path), read(ROOT / "recipes" / base)
+    return {key for key in other | recipe if other.get(key) != recipe.get(key)}
 
 
-@stems(TINY)
-def test_tiny_differs_only_where_listed(path):
-    assert differences(path) <= set(TINY_DIFFERENCES)
+def test_tiny_differs_where_listed_and_only_there():
+    listed = yaml.safe_load((ROOT / "tests/tiny_differences.yml").read_text(encoding="utf-8"))
+    assert set().union(*(differences(path, path.name.replace("tiny", "8b")) for path in TINY)) == set(listed)
 
 
-def test_every_listed_difference_exists():
-    assert set().union(*map(differences, TINY)) == set(TINY_DIFFERENCES)
+def test_every_row_of_the_paper_has_its_recipe():
+    assert {f"{name}.yml" for name in rows()} <= {path.name for path in RECIPES}
 
 
 @stems(DEEPSPEED)
@@ -153,24 +133,19 @@ def test_the_first_fault_is_an_error_with_file_and_key(tmp_path, changes, messag
         validate(path)
 
 
-def changed(path: Path) -> set[str]:
-    base, recipe = read(base_of(path)), read(path)
-    return {key for key in base | recipe if base.get(key) != recipe.get(key)}
-
-
-def base_of(path: Path) -> Path:
-    return ROOT / "recipes" / f"{'_'.join(path.stem.split('_')[:2])}.yml"
+def base_of(path: Path) -> str:
+    return f"{'_'.join(path.stem.split('_')[:2])}.yml"
 
 
 @stems(EXPERIMENTS)
 def test_an_experiment_differs_from_its_base_in_its_marked_lines_alone(path):
     text = path.read_text(encoding="utf-8")
     marked = {key or left_out for key, left_out in MARKED.findall(text)}
-    assert changed(path) == marked
+    assert differences(path, base_of(path)) == marked
     assert marked > {"output_dir", "wandb_name"}
     assert read(path)["wandb_name"] == path.stem
-    assert f"recipes/{base_of(path).name}" in text.splitlines()[1]
-    base = base_of(path).read_text(encoding="utf-8")
+    assert f"recipes/{base_of(path)}" in text.splitlines()[1]
+    base = (ROOT / "recipes" / base_of(path)).read_text(encoding="utf-8")
     unmarked = {line for line in text.splitlines()[2:] if line and "experiment" not in line}
     assert unmarked <= set(base.splitlines())  # comments too
 
@@ -186,5 +161,5 @@ def test_the_open_questions_are_covered():
     assert values("learning_rate", "8b_sft")[:6] == [5e-6, 6e-6, 7e-6, 8e-6, 9e-6, 10e-6]  # the paper's sweep
     assert values("seed", "8b_sft") == values("seed", "8b_dpo") == [42, 43, 44]
     assert values("lora_r", "8b_dpo") == [8, 16, 32, 64]
-    assert "neftune_noise_alpha" in changed(ROOT / "recipes/experiments/8b_dpo_no_neftune.yml")
+    assert "neftune_noise_alpha" in differences(ROOT / "recipes/experiments/8b_dpo_no_neftune.yml", "8b_dpo.yml")
     assert read(ROOT / "recipes/experiments/8b_sft_lora.yml")["adapter"] == "lora"

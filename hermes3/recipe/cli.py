@@ -36,7 +36,7 @@ def check(
                 print(f"     {key:<40} {line or 'nothing'}")
         notes: dict[str, list[Path]] = {}  # each once, with the recipes of which it is true
         for report in reports:
-            for finding in report.notes:
+            for finding in (one for one in report.findings if one not in report.errors):
                 notes.setdefault(str(finding), []).append(report.path)
         for text, paths in notes.items():
             print(f"note {paths[0]}{f' (and {len(paths) - 1} more)' * (len(paths) > 1)}: {text}")

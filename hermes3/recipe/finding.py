@@ -15,15 +15,10 @@ class Finding:
     key: str
     wrong: str
     remedy: str
-    level: str = ERROR
+    level: str = ERROR  # a NOTE is something to know that does not make a recipe wrong
 
     def __str__(self) -> str:
         return f"{self.key}: {self.wrong}; {self.remedy}"
-
-
-def note(key: str, wrong: str, remedy: str) -> Finding:
-    """Something to know that does not make a recipe wrong."""
-    return Finding(key, wrong, remedy, NOTE)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

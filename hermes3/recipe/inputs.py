@@ -7,67 +7,61 @@ data cannot be taken for another's.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from hermes3.files import UserError, read_json
 from hermes3.model_folder import check_model
-from hermes3.recipe.finding import Finding, from_error, note
+from hermes3.recipe.finding import ERROR, NOTE, Finding, from_error
 from hermes3.recipe.read import on_hub, read
 
 BEST = "best"  # in a run's folder: the link to the epoch that `hermes3 select` chose
 
 
-def neighbours(path: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The recipes in the folder of the one at `path`, above and below it, and the repository's; not its own copies.
-
-    A file of the same name elsewhere is a copy, which takes the place of the other.
-    """
-    folders = dict.fromkeys([path.resolve().parent, Path("recipes").resolve(), Path("recipes/experiments").resolve()])
-    recipes = {file: recipe for folder in folders if folder.is_dir() for file, recipe in _in_folder(folder)}
-    return [(file, recipe) for file, recipe in recipes.items() if file.name != path.name]
-
-
 @lru_cache
-def _in_folder(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    recipes = []
+def _in_folder(folder: Path) -> dict[Path, dict[str, Any]]:
+    """The recipes in `folder`, above and below it."""
+    recipes = {}
     for file in sorted({*folder.glob("*.yml"), *folder.glob("experiments/*.yml"), *folder.parent.glob("*.yml")}):
-        try:
-            recipe = read(file)
-        except (UserError, OSError):
-            continue
-        if isinstance(recipe.get("output_dir"), str):
-            recipes.append((file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file, recipe))
+        with suppress(UserError, OSError):
+            recipe, inside = read(file), file.is_relative_to(Path.cwd())
+            if isinstance(recipe.get("output_dir"), str):
+                recipes[file.relative_to(Path.cwd()) if inside else file] = recipe
     return recipes
 
 
 def findings(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     """What is wrong with what the recipe at `path` starts from, reads and writes; a note for what is not there yet."""
-    base, output, beside = recipe.get("base_model"), recipe.get("output_dir"), neighbours(path)
+    base, output = recipe.get("base_model"), recipe.get("output_dir")
+    folders = dict.fromkeys([path.resolve().parent, Path("recipes").resolve(), Path("recipes/experiments").resolve()])
+    recipes = {file: its for folder in folders if folder.is_dir() for file, its in _in_folder(folder).items()}
+    # a file of the same name elsewhere is a copy, which takes the place of the other
+    beside = {file: its for file, its in recipes.items() if file.name != path.name}
     if isinstance(base, str):
         yield from _base_model(recipe, base, beside)
     else:
         yield Finding("base_model", "missing", "name the folder of the model to start from")
-    for other, its in beside:
-        if isinstance(output, str) and Path(its["output_dir"]) == Path(output):
-            wrong = f"{output} is where {other} writes too, and the later run would take up its checkpoints"
-            yield Finding("output_dir", wrong, "give this recipe a folder of its own")
-            break
+    same = [
+        other for other, its in beside.items() if isinstance(output, str) and Path(its["output_dir"]) == Path(output)
+    ]
+    if same:
+        wrong = f"{output} is where {same[0]} writes too, and the later run would take up its checkpoints"
+        yield Finding("output_dir", wrong, "give this recipe a folder of its own")
     try:
         check_prepared(path, recipe)
     except UserError as error:
         yield from_error(error, "datasets", path)
 
 
-def _base_model(recipe: dict[str, Any], base: str, beside: list[tuple[Path, dict[str, Any]]]) -> Iterator[Finding]:
-    for other, its in beside if recipe.get("rl") else []:
-        if its.get("base_model") == base and not its.get("rl"):
-            finding = Finding if recipe.get("reproduces") else note
-            wrong = f"{base} is what {other} starts from, and so has not learnt to chat"
-            yield finding("base_model", wrong, f"set {its['output_dir']}/{BEST}, the epoch that `hermes3 select` chose")
-            break
-    for other, its in beside:
+def _base_model(recipe: dict[str, Any], base: str, beside: dict[Path, dict[str, Any]]) -> Iterator[Finding]:
+    raw = [other for other, its in beside.items() if its.get("base_model") == base and not its.get("rl")]
+    if recipe.get("rl") and raw:
+        wrong = f"{base} is what {raw[0]} starts from, and so has not learnt to chat"
+        remedy = f"set {beside[raw[0]]['output_dir']}/{BEST}, the epoch that `hermes3 select` chose"
+        yield Finding("base_model", wrong, remedy, ERROR if recipe.get("reproduces") else NOTE)
+    for other, its in beside.items():
         output = Path(its["output_dir"])
         if its.get("adapter") and Path(base) in (output, output / BEST):
             wrong = f"{base} is what {other} writes, an adapter and no whole model"
@@ -78,10 +72,10 @@ def _base_model(recipe: dict[str, Any], base: str, beside: list[tuple[Path, dict
         except UserError as error:
             yield from_error(error, "base_model")
     elif on_hub(base):
-        wrong = f"{base} is a Hub id, which was not looked at"
-        yield note("base_model", wrong, f"`hermes3 tokenizer build {base} FOLDER` gives it the Hermes tokenizer")
+        remedy = f"`hermes3 tokenizer build {base} FOLDER` gives it the Hermes tokenizer"
+        yield Finding("base_model", f"{base} is a Hub id, which was not looked at", remedy, NOTE)
     else:
-        yield note("base_model", f"{base} is not built yet", "see the comment on its line")
+        yield Finding("base_model", f"{base} is not built yet", "see the comment on its line", NOTE)
 
 
 def check_prepared(path: Path, recipe: dict[str, Any]) -> None:
@@ -95,10 +89,9 @@ def check_prepared(path: Path, recipe: dict[str, Any]) -> None:
     folders = sorted({str(Path(str(entry.get("path")))) for entry in entries})
     mix = Path(folders[0]).parent if folders else Path()
     if folders != [str(mix / "train")]:
-        raise UserError(
-            f"{path}: datasets: {', '.join(folders) or 'nothing'} is not the train folder of one mix, so that data "
-            "prepared from it cannot be told apart from stale data; make a mix of it with `hermes3 mix build`"
-        )
+        wrong = f"{', '.join(folders) or 'nothing'} is not the train folder of one mix, so that data prepared from it"
+        remedy = "make a mix of it with `hermes3 mix build`"
+        raise UserError(f"{path}: datasets: {wrong} cannot be told apart from stale data; {remedy}")
     link = mix / "prepared"
     if Path(recipe.get("dataset_prepared_path") or "").absolute() != link.absolute():
         raise UserError(f"{path}: dataset_prepared_path: must be {link}, in the mix that datasets name; set that")

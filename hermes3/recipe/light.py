@@ -17,14 +17,9 @@ HEAVY = (
     *("axolotl.loaders", "axolotl.utils.bench", "axolotl.utils.distributed"),
 )
 # Modules below these that hold schemas, and import nothing else that matters
-SCHEMAS = (
-    "deepspeed.runtime.config_utils",
-    "deepspeed.runtime.precision_config",
-    "deepspeed.runtime.zenflow.zenflow_config",
-    "deepspeed.runtime.zero.config",
-    "deepspeed.runtime.zero.leaf_module_config",
-    "deepspeed.runtime.zero.offload_config",
-)
+CONFIGS = ("config_utils", "precision_config", "zenflow.zenflow_config")
+CONFIGS += ("zero.config", "zero.leaf_module_config", "zero.offload_config")
+SCHEMAS = {f"deepspeed.runtime.{name}" for name in CONFIGS}
 # What the schemas call while they validate, answered for a machine without an accelerator, as a laptop is
 ANSWERS = {
     "axolotl.utils.distributed.is_main_process": lambda: True,
@@ -41,15 +36,13 @@ class _StandIn(type):
     def __getattr__(cls, name: str) -> Any:
         return _attribute(cls, f"{cls.__module__}.{cls.__qualname__}", name)
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        if cls.__dict__.get("stands_in"):
-            raise NeedsTorch(f"{cls.__module__}.{cls.__qualname__}")
-        return super().__call__(*args, **kwargs)
-
-    def __bool__(cls) -> bool:
+    def _refuse(cls, *args: Any) -> Any:
         raise NeedsTorch(f"{cls.__module__}.{cls.__qualname__}")
 
-    __contains__ = __iter__ = __len__ = __bool__
+    __bool__ = __contains__ = __iter__ = __len__ = _refuse
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return cls._refuse() if cls.__dict__.get("stands_in") else super().__call__(*args, **kwargs)
 
     def __or__(cls, other: Any) -> Any:
         return Union[cls, other]  # noqa: UP007, an annotation `torch.Tensor | None`

@@ -33,13 +33,10 @@ def read(path: Path) -> dict[str, Any]:
     fsdp = recipe.get("fsdp_config") or {}
     if not isinstance(fsdp, dict):
         raise UserError(f"{path}: fsdp_config: not a mapping; write its keys below it")
-    plain: dict[str, Any] = {}
-    for key, value in fsdp.items():
-        name = key if key == "fsdp_version" else key.removeprefix("fsdp_")
-        if name in plain:
-            raise UserError(f"{path}: fsdp_config.{name}: given twice, with and without fsdp_; keep one of them")
-        plain[name] = value
-    return recipe | ({"fsdp_config": plain} if fsdp else {})
+    names = [key if key == "fsdp_version" else key.removeprefix("fsdp_") for key in fsdp]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{path}: fsdp_config.{twice[0]}: given twice, with and without fsdp_; keep one of them")
+    return recipe | ({"fsdp_config": dict(zip(names, fsdp.values(), strict=True))} if fsdp else {})
 
 
 def deepspeed_config(path: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
@@ -47,48 +44,42 @@ def deepspeed_config(path: Path, recipe: dict[str, Any]) -> dict[str, Any] | Non
 
     A part that is null counts as absent, as in DeepSpeed.
     """
-    file = config = recipe.get("deepspeed")
-    if not file:
+    config = recipe.get("deepspeed")
+    if not config:
         return None
-    if not isinstance(file, dict):
-        if not Path(file).is_file():
-            there = ", ".join(sorted(map(str, Path(file).parent.glob("*.json"))))
-            remedy = f"there are {there}" if there else "run from the root of the repository"
-            raise UserError(f"{path}: deepspeed: no file {file} (relative to the working directory); {remedy}")
-        try:
-            config = json.loads(Path(file).read_text(encoding="utf-8"), object_pairs_hook=_once)
-        except ValueError as error:
-            raise UserError(f"{path}: deepspeed: {file} is not JSON: {error}; mend it") from None
-    file = "the mapping" if isinstance(file, dict) else file
+    where, file = f"{path}: deepspeed: {_named(recipe)}", None if isinstance(config, dict) else Path(str(config))
+    if file and not file.is_file():
+        there = ", ".join(sorted(map(str, file.parent.glob("*.json"))))
+        remedy = f"there are {there}" if there else "run from the root of the repository"
+        raise UserError(f"{path}: deepspeed: no file {file} (relative to the working directory); {remedy}")
+    try:
+        text = file.read_text(encoding="utf-8") if file else json.dumps(config, default=str)
+        config = json.loads(text, object_pairs_hook=_object)
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON: {error}; mend it") from None
     if not isinstance(config, dict):
-        raise UserError(f"{path}: deepspeed: {file}: no JSON object; write its keys in {{ }}")
-    config = _without_nulls(config)
+        raise UserError(f"{where}: no JSON object; write its keys in {{ }}")
     for part in OBJECTS:
         if not isinstance(value_at(config, part) or {}, dict):
-            raise UserError(f"{path}: deepspeed: {file}: {part} is no JSON object; write its keys in {{ }}")
+            raise UserError(f"{where}: {part} is no JSON object; write its keys in {{ }}")
     return config
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. `ValueError` for a key that stands twice, as DeepSpeed refuses it."""
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object without its nulls. `ValueError` for a key that stands twice, as DeepSpeed refuses it."""
     for key, count in Counter(key for key, _ in pairs).items():
         if count > 1:
             raise ValueError(f"{key} is given twice")
-    return dict(pairs)
+    return {key: value for key, value in pairs if value is not None}
 
 
-def _without_nulls(config: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_nulls(value) if isinstance(value, dict) else value
-        for key, value in config.items()
-        if value is not None
-    }
+def _named(recipe: dict[str, Any]) -> str:
+    return "the mapping" if isinstance(recipe["deepspeed"], dict) else recipe["deepspeed"]
 
 
 def in_deepspeed(recipe: dict[str, Any], finding: Finding) -> Finding:
     """The finding with the name of the DeepSpeed file that it is about."""
-    file = recipe["deepspeed"] if isinstance(recipe["deepspeed"], str) else "the mapping"
-    return replace(finding, key="deepspeed", wrong=f"{file}: {finding.wrong}")
+    return replace(finding, key="deepspeed", wrong=f"{_named(recipe)}: {finding.wrong}")
 
 
 def value_at(recipe: dict[str, Any], key: str) -> Any:

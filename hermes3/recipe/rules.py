@@ -20,7 +20,7 @@ from hermes3.recipe.schema import PLUGIN
 
 DDP_TIMEOUT = 7200  # seconds; a save of 812 GB, or reading them, takes longer than torch's 1800 on a slow file system
 SPLIT = re.compile(r"train(\[[^\]]*\])?(\+train\[[^\]]*\])*")
-NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+NUMBER = re.compile(r"([-+]?\d+)(\.\d*)?[eE]([-+]?)(\d+)")
 # Numbers of a DeepSpeed file that the recipe has too, as transformers fills an "auto"
 SAME_AS = {
     "gradient_accumulation_steps": "gradient_accumulation_steps",
@@ -33,25 +33,26 @@ def findings(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     """Everything that the lines of the recipe at `path`, and of its DeepSpeed file, tell."""
     yield from basic(path, recipe)
     yield from _values(path, recipe, resolve=False)
-    yield from _numbers(recipe)
+    for key, value in _leaves(recipe):
+        if isinstance(value, str) and (number := NUMBER.fullmatch(value)):
+            whole, rest, sign, power = number.groups()
+            remedy = f"write {whole}{rest or '.0'}e{sign or '+'}{power}"
+            yield Finding(key, f"YAML reads {value} as text, not as a number", remedy)
     yield from _saving(recipe)
 
 
 def basic(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     """Those of them without which a recipe cannot be resolved to what it means."""
     yield from _values(path, recipe, resolve=True)
-    for entry in recipe.get("datasets") or []:
+    datasets = recipe.get("datasets") or []
+    for entry in datasets:
         split = str(entry.get("split") or "train")
         if Path(str(entry.get("path"))).name == "train" and not SPLIT.fullmatch(split):
             yield Finding("datasets.split", f"{split}: a mix has the split train alone", "set train, or train[:10%]")
-    for key, part in [("", recipe), *(("datasets.", entry) for entry in recipe.get("datasets") or [])]:
+    for key, part in [("", recipe), *(("datasets.", entry) for entry in datasets)]:
         template = part.get("chat_template_jinja")
         if isinstance(template, str) and not re.search(r"[{\n]", template) and not Path(template).is_file():
             yield Finding(f"{key}chat_template_jinja", f"no file {template}", "run from the root of the repository")
-    try:
-        deepspeed_config(path, recipe)
-    except UserError as error:
-        yield from_error(error, "deepspeed", path)
 
 
 @lru_cache
@@ -71,18 +72,17 @@ def _values(path: Path, recipe: dict[str, Any], resolve: bool) -> Iterator[Findi
     }
     try:
         config = deepspeed_config(path, recipe)
-    except UserError:
-        config = None  # `basic` says so
-    rows = [row for row in table() if row.get("resolve", False) == resolve]
-    for row in rows:
+    except UserError as error:
+        config = None
+        if resolve:
+            yield from_error(error, "deepspeed", path)
+    for row in (row for row in table() if row.get("resolve", False) == resolve):
         names = {name.removeprefix("not "): not name.startswith("not ") for name in row.get("when", [])}
-        if any(facts.get(name, False) != wanted for name, wanted in names.items()):
+        _, in_file, key = row["key"].rpartition("deepspeed.")
+        if in_file and config is None or any(facts.get(name, False) != wanted for name, wanted in names.items()):
             continue
-        if not row["key"].startswith("deepspeed."):
-            yield from _refused(row, value_at(recipe, row["key"]))
-        elif config is not None:
-            refused = _refused(row, value_at(config, row["key"].removeprefix("deepspeed.")))
-            yield from (in_deepspeed(recipe, finding) for finding in refused)
+        for finding in _refused(row, value_at(config if in_file else recipe, key)):
+            yield in_deepspeed(recipe, finding) if in_file else finding
     if config is not None and not resolve:
         yield from (in_deepspeed(recipe, finding) for finding in _deepspeed(config, recipe))
 
@@ -103,28 +103,21 @@ def _deepspeed(config: dict[str, Any], recipe: dict[str, Any]) -> Iterator[Findi
         if value != "auto" and value != recipe.get(key, 1):
             wrong = f"{name} is {value}, and the recipe has {key}: {recipe.get(key)}"
             yield Finding("deepspeed", wrong, f'set "{name}": "auto"')
-    for name in _auto(config):
-        if name not in reads().deepspeed_auto:
+    for name, value in _leaves(config):
+        if value == "auto" and name not in reads().deepspeed_auto:
             yield Finding("deepspeed", f'{name} is "auto", and transformers fills no such key', "give a value")
 
 
-def _auto(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for name, value in config.items():
-        if isinstance(value, dict):
-            yield from _auto(value, f"{prefix}{name}.")
-        elif value == "auto":
-            yield prefix + name
-
-
-def _numbers(recipe: dict[str, Any], prefix: str = "") -> Iterator[Finding]:
-    for key, value in recipe.items():
-        for inner in value if isinstance(value, list) else [value]:
-            if isinstance(inner, dict):
-                yield from _numbers(inner, f"{prefix}{key}.")
-            elif isinstance(inner, str) and NUMBER.fullmatch(inner):
-                base, _, power = inner.lower().partition("e")
-                number = f"{base if '.' in base else base + '.0'}e{power if power[0] in '+-' else '+' + power}"
-                yield Finding(f"{prefix}{key}", f"YAML reads {inner} as text, not as a number", f"write {number}")
+def _leaves(part: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of all that is no mapping and no list."""
+    if isinstance(part, dict):
+        for name, value in part.items():
+            yield from _leaves(value, f"{key}.{name}" if key else f"{name}")
+    elif isinstance(part, list):
+        for value in part:
+            yield from _leaves(value, key)
+    else:
+        yield key, part
 
 
 def _number(recipe: dict[str, Any], key: str, default: int) -> int | float:
@@ -138,17 +131,16 @@ def _saving(recipe: dict[str, Any]) -> Iterator[Finding]:
         timeout = recipe.get("ddp_timeout", "absent, so torch's 1800")
         wrong = f"{timeout}: ranks that wait for a save of the weights would end the run"
         yield Finding("ddp_timeout", wrong, f"set ddp_timeout: {DDP_TIMEOUT}")
-    steps, restart = recipe.get("save_steps"), recipe.get("restart_steps")
-    strategy = recipe.get("save_strategy", "epoch")
+    steps, strategy = recipe.get("save_steps"), recipe.get("save_strategy", "epoch")
     if not recipe.get("rl") and (steps or strategy != "epoch" and not recipe.get("saves_per_epoch")):
         wrong = "keeps no checkpoint of each epoch, and the best epoch is chosen of them"
         wrong = f"{f'save_steps: {steps}' if steps else strategy} {wrong}"
         yield Finding("save_strategy", wrong, "set save_strategy: epoch; restart_steps saves in between")
-    epochs = int(_number(recipe, "num_epochs", 1))
-    needed = epochs * int(_number(recipe, "saves_per_epoch", 1)) + bool(restart)
+    epochs, restart = int(_number(recipe, "num_epochs", 1)), bool(recipe.get("restart_steps"))
+    needed = epochs * int(_number(recipe, "saves_per_epoch", 1)) + restart
     limit = _number(recipe, "save_total_limit", 4)  # Axolotl's default
     if limit < needed:
-        by_default = "" if "save_total_limit" in recipe else " by default"
+        limit = f"{limit}{'' if 'save_total_limit' in recipe else ' by default'}"
         saves = f"{epochs} epochs{', and a restart point' if restart else ''}"
-        wrong = f"{limit}{by_default}, and {needed} checkpoints must survive ({saves}): the oldest would be deleted"
+        wrong = f"{limit}, and {needed} checkpoints must survive ({saves}): the oldest would be deleted"
         yield Finding("save_total_limit", wrong, f"set save_total_limit: {needed} or more")
