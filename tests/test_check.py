@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from hermes3.cli import app
 from hermes3.recipe import check as checker
-from hermes3.recipe import inputs, rules, schema
+from hermes3.recipe import rules, schema
 from hermes3.recipe.hardware import Hardware
 from hermes3.recipe.read import read
 from hermes3.recipe.reads import findings, reads
@@ -151,7 +151,7 @@ def test_another_axolotl_and_a_foreign_plugin_make_notes_of_it(monkeypatch):
     ("base", "wrong"), [("meta-llama/Llama-3.2-3B", "is a Hub id"), ("outputs/mine", "is not built yet")]
 )
 def test_a_hub_id_is_not_a_folder_to_be_built(tmp_path, base, wrong):
-    notes = inputs.findings(tmp_path / "mine.yml", {"base_model": base})
+    notes = rules.findings(tmp_path / "mine.yml", {"base_model": base})
     assert [wrong in finding.wrong for finding in notes if finding.key == "base_model"] == [True]
 
 

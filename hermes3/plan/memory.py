@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hermes3.files import UserError
+from hermes3.files import UserError, read_yaml
 from hermes3.plan.shapes import Shape, Work
 from hermes3.recipe.hardware import Gpu
 from hermes3.recipe.read import deepspeed_config
@@ -41,22 +41,12 @@ class Setting:
         return replace(self, gathered=4 if self.engine == FSDP2 and self.fp32 else 2)
 
 
-PER_NODE = 8
 # In elements, where a DeepSpeed file gives none: in units of hidden^2 what transformers' HfTrainerDeepSpeedConfig fills
 # into an "auto", else DeepSpeed's own default
 BUCKETS = {"reduce_bucket_size": 1, "stage3_prefetch_bucket_size": 0.9}
 BUCKETS |= {"stage3_max_reuse_distance": 1e9, "sub_group_size": 1e9}
-SETTINGS = (
-    Setting("ZeRO-3", ZERO3),
-    Setting("ZeRO-3, optimizer on the host", ZERO3, offload="optimizer"),
-    Setting("ZeRO-3, optimizer and parameters on the host", ZERO3, offload="all"),
-    Setting("FSDP2, fp32 weights", FSDP2),
-    Setting("FSDP2, bf16 throughout", FSDP2, fp32=False),
-    Setting("ZeRO-3, weights in each node (hpZ)", ZERO3, group=PER_NODE),
-    Setting("FSDP2, fp32 weights, a copy per node", FSDP2, group=PER_NODE),
-    Setting("FSDP2, fp32 weights, all on the host", FSDP2, offload="all"),
-    Setting("FSDP2, bf16 throughout, all on the host", FSDP2, fp32=False, offload="all"),
-)
+TABLE = read_yaml(Path(__file__).with_name("settings.yml"))
+SETTINGS = tuple(Setting(name, **row) for name, row in TABLE.items())
 
 
 def setting_of(path: Path, recipe: dict[str, Any]) -> Setting:

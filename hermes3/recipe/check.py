@@ -1,7 +1,7 @@
 """Everything that can be known of a recipe on a laptop: `hermes3 check`.
 
-In turn: its own lines (`rules.py`), what it starts from, reads and writes (`inputs.py`), Axolotl's and DeepSpeed's
-schemas for the declared hardware (`schema.py`), its keys that nothing reads (`reads.py`), and the paper (`paper.py`).
+In turn: its own lines and what it starts from, reads and writes (`rules.py`), Axolotl's and DeepSpeed's schemas for
+the declared hardware (`schema.py`), its keys that nothing reads (`reads.py`), and the paper (`paper.py`).
 """
 
 from dataclasses import asdict, dataclass, field
@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hermes3.files import UserError
-from hermes3.recipe import inputs, paper, reads, rules, schema
-from hermes3.recipe.finding import ERROR, Finding, from_error
+from hermes3.recipe import paper, reads, rules, schema
 from hermes3.recipe.hardware import hardware_of
-from hermes3.recipe.read import read
+from hermes3.recipe.read import ERROR, Finding, from_error, read
 
 
 @dataclass
@@ -61,7 +60,7 @@ def check_all(paths: list[Path], against: str | None = None) -> list[Report]:
     for report in reports:
         try:
             recipe = read(report.path)
-            report.findings += [*rules.findings(report.path, recipe), *inputs.findings(report.path, recipe)]
+            report.findings += rules.findings(report.path, recipe)
             readable[report.path] = recipe, hardware_of(report.path, recipe)
         except UserError as error:
             report.findings.append(from_error(error, "file", report.path))
@@ -89,7 +88,6 @@ def validate(path: Path) -> dict[str, Any]:
     hardware_of(path, recipe)
     wrong, resolved = schema.examine([path])[path]
     for finding in (*rules.basic(path, recipe), *wrong):
-        if finding.level == ERROR:
-            raise UserError(f"{path}: {finding}")
-    inputs.check_prepared(path, recipe)
+        raise UserError(f"{path}: {finding}")
+    rules.check_prepared(path, recipe)
     return resolved

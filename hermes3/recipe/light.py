@@ -1,31 +1,20 @@
 """Import the schemas of Axolotl and DeepSpeed without what they import beside them: 0.6 s instead of 15.
 
-The modules that hold a schema are the installed ones. In place of torch, transformers and the like stand modules whose
-attributes are empty classes: enough for annotations and subclasses. Whoever asks more of one, whether it calls it or
-tests it, gets `NeedsTorch`; then the whole is imported (`hermes3/recipe/schema.py`). So no answer is invented.
+In place of torch, transformers and the like stand modules whose attributes are empty classes: enough for annotations
+and subclasses. Whoever asks more of one gets `NeedsTorch`, and the whole is imported: no answer is invented.
 """
 
 import sys
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Union
 
-HEAVY = (
-    *("torch", "transformers", "accelerate", "peft", "datasets", "trl", "bitsandbytes", "triton", "torchao", "numba"),
-    *("scipy", "sklearn", "liger_kernel", "deepspeed"),
-    *("axolotl.loaders", "axolotl.utils.bench", "axolotl.utils.distributed"),
-)
-# Modules below these that hold schemas, and import nothing else that matters
-CONFIGS = ("config_utils", "precision_config", "zenflow.zenflow_config")
-CONFIGS += ("zero.config", "zero.leaf_module_config", "zero.offload_config")
-SCHEMAS = {f"deepspeed.runtime.{name}" for name in CONFIGS}
-# What the schemas call while they validate, answered for a machine without an accelerator, as a laptop is
-ANSWERS = {
-    "axolotl.utils.distributed.is_main_process": lambda: True,
-    "torch.cuda.is_available": lambda: False,
-    "transformers.utils.import_utils.is_torch_npu_available": lambda: False,
-}
+from hermes3.files import read_yaml
+
+TABLE = read_yaml(Path(__file__).with_suffix(".yml"))
+HEAVY = tuple(f"{name}." for name in TABLE["heavy"])
 
 
 class NeedsTorch(BaseException):
@@ -56,8 +45,8 @@ class _StandIn(type):
 def _attribute(owner: Any, path: str, name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
-    if f"{path}.{name}" in ANSWERS:
-        return ANSWERS[f"{path}.{name}"]
+    if (answer := TABLE["answers"].get(f"{path}.{name}")) is not None:
+        return lambda: answer
     stand_in = _StandIn(name, (), {"__module__": path, "__qualname__": name, "stands_in": True})
     setattr(owner, name, stand_in)
     return stand_in
@@ -65,7 +54,7 @@ def _attribute(owner: Any, path: str, name: str) -> Any:
 
 class _Finder(MetaPathFinder, Loader):
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name in SCHEMAS or not f"{name}.".startswith(tuple(f"{heavy}." for heavy in HEAVY)):
+        if name in TABLE["schemas"] or not f"{name}.".startswith(HEAVY):
             return None
         installed = PathFinder.find_spec(name, path)
         if installed is None and "." not in name:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hermes3.files import read_yaml
-from hermes3.recipe.finding import NOTE, Finding
 from hermes3.recipe.hardware import Hardware
+from hermes3.recipe.read import NOTE, Finding
 
 OR = "or leave out `reproduces`"
 SIZE = re.compile(r"(?<![\w.])\d+b(?![a-z0-9])")  # 8b of outputs/8b/base and of meta-llama/Llama-3.1-8B

@@ -1,15 +1,16 @@
-"""The only reader of recipes: a recipe as written, and the DeepSpeed configuration that it names."""
+"""The only reader of recipes and of the DeepSpeed files that they name; and what `check` finds wrong with a key."""
 
+import difflib
 import json
 import re
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from hermes3.files import UserError, read_yaml
-from hermes3.recipe.finding import Finding
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 # Parts of a DeepSpeed file that are looked into
@@ -17,6 +18,20 @@ ZERO = "zero_optimization"
 OBJECTS = (ZERO, "bf16", "fp16", f"{ZERO}.offload_optimizer", f"{ZERO}.offload_param")
 # Keys whose values are looked into, and the form that these must have
 LISTS = {"plugins": str, "datasets": dict, "test_datasets": dict}
+ERROR, NOTE = "error", "note"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`key`: as in the file, `datasets.type` for a nested one. `wrong` and `remedy` are clauses without a full stop."""
+
+    key: str
+    wrong: str
+    remedy: str
+    level: str = ERROR  # a NOTE is something to know that does not make a recipe wrong
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.wrong}; {self.remedy}"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -90,3 +105,18 @@ def value_at(recipe: dict[str, Any], key: str) -> Any:
 def on_hub(base: str) -> bool:
     """Whether `base` names a model of the Hub, owner/name, and no folder: not even one that is not made yet."""
     return bool(HUB_ID.fullmatch(base)) and not base.startswith("outputs/") and not Path(base).parent.exists()
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The remedy for a name that is not among the known ones."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else "leave it out"
+
+
+def from_error(error: ValueError, key: str, path: Path | None = None) -> Finding:
+    """The finding of an error that reads `FILE: KEY: what is wrong; what to do`; `key` if it names none."""
+    wrong, separator, remedy = str(error).removeprefix(f"{path}: ").rpartition("; ")
+    wrong, remedy = (wrong, remedy) if separator else (remedy, "mend it")
+    first, colon, rest = wrong.partition(": ")
+    names_key = colon and first.replace("_", "").replace(".", "").isalnum()
+    return Finding(first, rest, remedy) if names_key else Finding(key, wrong, remedy)

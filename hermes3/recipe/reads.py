@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from hermes3.files import read_json
-from hermes3.recipe.finding import ERROR, NOTE, Finding
+from hermes3.recipe.read import ERROR, NOTE, Finding
 
 OURS = "hermes3/train"
 # Keys whose own keys are read singly, and their name in `reads.json`

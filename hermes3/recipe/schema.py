@@ -23,9 +23,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from hermes3.files import UserError, wrong_keys
-from hermes3.recipe.finding import Finding, nearest
 from hermes3.recipe.hardware import Hardware, gpu_of, hardware_of
-from hermes3.recipe.read import deepspeed_config, in_deepspeed, read, value_at
+from hermes3.recipe.read import Finding, deepspeed_config, in_deepspeed, nearest, read, value_at
 from hermes3.recipe.reads import reads
 
 PLUGIN = "hermes3.train.plugin.HermesPlugin"
