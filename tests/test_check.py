@@ -3,7 +3,6 @@
 import json
 import re
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from typer.testing import CliRunner
 from hermes3.cli import app
 from hermes3.recipe import check as checker
 from hermes3.recipe import rules, schema
-from hermes3.recipe.hardware import Hardware
 from hermes3.recipe.read import read
 from hermes3.recipe.reads import findings, reads
 
@@ -87,20 +85,15 @@ def test_a_fault_is_found_with_its_key_and_remedy(reports, name):
     texts = [str(finding) for finding in report.errors if re.fullmatch(fault["key"], finding.key)]
     patterns = [".*".join(re.escape(part) for part in text.split(".*")) for text in fault["said"]]
     assert any(all(re.search(one, text) for one in patterns) for text in texts), report.errors
+    if name in ("wrong learning rate", "a key given twice", "typo in datasets", "no seed", "max_prompt_len", "ZeRO-2"):
+        assert len(report.errors) == 1  # of a change of one line that is no more than that
 
 
 def test_every_row_of_the_rules_is_planted(reports):
     every = [(finding.key, finding.remedy) for name in FAULTS for finding in reports[name].errors]
     for row in rules.table():
-        assert ("deepspeed" if row["key"].startswith("deepspeed.") else row["key"], row["remedy"].format()) in every, (
-            row
-        )
-
-
-def test_a_fault_is_the_only_error(reports):
-    """A change of one line makes one error, where it is no more than that."""
-    for name in ("wrong learning rate", "a key given twice", "typo in datasets", "no seed", "max_prompt_len", "ZeRO-2"):
-        assert len(reports[name].errors) == 1, name
+        key = "deepspeed" if row["key"].startswith("deepspeed.") else row["key"]
+        assert (key, row["remedy"].format()) in every, row
 
 
 def test_without_torch_axolotl_says_the_same(reports, answers):
@@ -116,21 +109,9 @@ def test_what_is_right_is_no_error(reports, name):
     assert reports[name].errors == []
 
 
-def test_reads_json_is_of_the_locked_axolotl_and_names_lines_that_read():
+def test_reads_json_is_of_the_locked_axolotl():
     locked = re.search(r"^axolotl(\[deepspeed\])?==([\d.]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)[2]
     assert reads().axolotl == locked == version("axolotl")
-    root = Path(find_spec("axolotl").submodule_search_locations[0]).parent
-    text = {}
-    for key, lines in reads().keys.items():
-        for line in lines.values():
-            file, _, number = line.partition(":")
-            if number:
-                text.setdefault(file, (root / file).read_text(encoding="utf-8").splitlines())
-                read_there = text[file][int(number) - 1]
-                aliased = key in ("model_type", "model_config", "model_kwargs", "model_revision", "base_model_config")
-                by_prefix = re.search(r'startswith\("(\w+_)"\)', read_there)
-                name = key.rpartition(".")[2]
-                assert aliased or name in read_there or by_prefix and key.startswith(by_prefix[1]), (key, line)
 
 
 @pytest.mark.parametrize("case", UNREAD, ids=str)
@@ -147,26 +128,16 @@ def test_another_axolotl_and_a_foreign_plugin_make_notes_of_it(monkeypatch):
     assert "9.9 is installed" in both[0].wrong and {finding.level for finding in both} == {"note"}
 
 
-@pytest.mark.parametrize(
-    ("base", "wrong"), [("meta-llama/Llama-3.2-3B", "is a Hub id"), ("outputs/mine", "is not built yet")]
-)
-def test_a_hub_id_is_not_a_folder_to_be_built(tmp_path, base, wrong):
-    notes = rules.findings(tmp_path / "mine.yml", {"base_model": base})
-    assert [wrong in finding.wrong for finding in notes if finding.key == "base_model"] == [True]
+def test_a_hub_id_is_not_a_folder_to_be_built(tmp_path):
+    for base, wrong in {"meta-llama/Llama-3.2-3B": "is a Hub id", "outputs/mine": "is not built yet"}.items():
+        notes = rules.findings(tmp_path / "mine.yml", {"base_model": base})
+        assert [wrong in finding.wrong for finding in notes if finding.key == "base_model"] == [True]
 
 
 def test_elsewhere_than_at_the_root_there_is_nothing_to_check(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="run from the root of the repository"):
         checker.default_recipes()
-
-
-def test_a100_has_no_fp8():
-    hopper, ampere = (
-        schema._capabilities(Hardware(gpu=gpu, nodes=1, gpus_per_node=8))[0] for gpu in ("h100-80gb", "a100-80gb")
-    )
-    assert (hopper["fp8"], hopper["compute_capability"]) == (True, "sm_90")
-    assert (ampere["fp8"], ampere["bf16"], ampere["compute_capability"]) == (False, True, "sm_80")
 
 
 def test_the_command_reports_and_fails(tmp_path):

@@ -54,8 +54,8 @@ def test_copies_per_node_spare_a_slow_network():
     assert hpz.bytes_per_node == pytest.approx(2 / 3 * zero.bytes_per_node)
     assert copies.bytes_per_node == pytest.approx(2 * WEIGHTS * 5 / 6)  # gradients alone, there and back
     assert zero.exposed > hpz.exposed > 0 and zero.exposed > copies.exposed > 0
-    adapter = Setting("data parallel", REPLICATED)
-    assert traffic(EIGHT, Work(8192, rank=32), adapter, slow, 6, 8, arithmetic).exposed == 0
+    adapter = traffic(EIGHT, Work(8192, rank=32), Setting("data parallel", REPLICATED), slow, 6, 8, arithmetic)
+    assert adapter.exposed == 0
     late = traffic(EIGHT, ONE, replace(FULL, overlap=False), H100, 6, 8, 100.0)
     assert late.exposed == pytest.approx(late.seconds / 3)
 

@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hermes3.files import UserError, read_text
+from hermes3.files import UserError
+from hermes3.page.shell import environment
 from hermes3.plan.cost import Checkpoints, Cost, Schedule, batches, checkpoints, cost, schedule
 from hermes3.plan.memory import HOST_SHARE, REPLICATED, SETTINGS, Memory, memory, runnable, setting_of
 from hermes3.plan.network import Traffic, traffic
@@ -88,8 +89,7 @@ def plan(
 ) -> Plan:
     """Plan the recipe at `path`, on its own hardware unless `gpus` or `gpu` say other. `UserError` if it cannot.
 
-    `bandwidth` in bytes/s, `host_memory` in bytes, `network` in Gb/s per node. `packed` False: the mix is not packed,
-    which takes Axolotl and seconds; the steps of SFT are then the paper's.
+    `bandwidth` in bytes/s, `host_memory` in bytes, `network` in Gb/s per node. Not `packed`: SFT's steps by the paper.
     """
     recipe = plannable(path)
     hardware = hardware_of(path, recipe)
@@ -161,12 +161,9 @@ def duration(seconds: float) -> str:
 
 def show(plan: Plan) -> None:
     """Print a head, a table of the settings, the parts of the recipe's own, and what was assumed."""
-    import jinja2
-
-    page = jinja2.Environment(undefined=jinja2.StrictUndefined)
-    page.filters["total"] = lambda parts: size(sum(parts.values())) if parts else ""
-    page.filters["count"] = lambda number, digits=0: f"{number:,.{digits}f}"
-    page.filters["percent"] = lambda share, digits=1: f"{share:.{digits}%}"
-    page.filters |= {"size": size, "duration": duration}
-    template = page.from_string(read_text(Path(__file__).with_name("plan.txt.jinja")))
-    print(template.render(plan=plan, parts=dict.fromkeys([*plan.own.gpu, *plan.own.host])))
+    template = Path(__file__).with_name("plan.txt.jinja")
+    filters: dict[str, Any] = {"size": size, "duration": duration}
+    filters["total"] = lambda parts: size(sum(parts.values())) if parts else ""
+    filters["count"] = lambda number, digits=0: f"{number:,.{digits}f}"
+    filters["percent"] = lambda share, digits=1: f"{share:.{digits}%}"
+    print(environment(template, filters).get_template(template.name).render(plan=plan), end="")

@@ -1,7 +1,7 @@
 """Everything that can be known of a recipe on a laptop: `hermes3 check`.
 
-In turn: its own lines and what it starts from, reads and writes (`rules.py`), Axolotl's and DeepSpeed's schemas for
-the declared hardware (`schema.py`), its keys that nothing reads (`reads.py`), and the paper (`paper.py`).
+In turn: its lines and files (`rules.py`), Axolotl's and DeepSpeed's schemas for the declared hardware (`schema.py`),
+the paper (`paper.py`), and keys that nothing reads (`reads.py`).
 """
 
 from dataclasses import asdict, dataclass, field
@@ -81,8 +81,7 @@ def check_all(paths: list[Path], against: str | None = None) -> list[Report]:
 def validate(path: Path) -> dict[str, Any]:
     """The recipe as Axolotl resolves it, defaults filled in, on the hardware that it declares.
 
-    `UserError` names the file, the key and the remedy: for what is missing, what `schema` finds, and stale prepared
-    data. All else is `hermes3 check`'s alone.
+    `UserError` for what is missing, what `schema` finds, and stale prepared data; all else is `hermes3 check`'s alone.
     """
     recipe = read(path)
     hardware_of(path, recipe)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -55,8 +56,6 @@ def pack(
 
     Example: hermes3 mix pack mixes/tiny_sft --recipe recipes/tiny_sft.yml
     """
-    from dataclasses import asdict
-
     from hermes3.mix.pack import as_text, preview
     from hermes3.recipe.check import validate
 
