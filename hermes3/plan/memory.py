@@ -142,7 +142,6 @@ def memory(shape: Shape, work: Work, setting: Setting, gpu: Gpu, nodes: int, per
 
 
 def _states(shape: Shape, work: Work, setting: Setting, nodes: int, per_node: int) -> tuple[dict, dict]:
-    """Parts of the model states on a GPU, and on a node's host."""
     trained, whole = work.trained(shape), shape.parameters
     n = 1 if setting.engine == REPLICATED else nodes * per_node
     copy = min(setting.group or n, n)  # GPUs that hold one

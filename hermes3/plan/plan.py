@@ -122,6 +122,7 @@ def plan(
         there, _ = cost(shape, share, planned, one, device, count, mfu, rate)
         choices[one.nodes] = (there.hours, there.gpu_hours)
     saved = checkpoints(recipe, planned, shape, work, settings[0], run, n, bandwidth or BANDWIDTH)
+    autocast = own.engine == REPLICATED and own.fp32 and work.width == 2
     assumed_link = network is None and hardware.network is None and not device.is_cpu
     every = recipe.get("restart_steps") or recipe.get("save_steps") or max(planned.steps_per_epoch)
     best, spare = saved.interval_steps or every, settings[0].headroom
@@ -133,9 +134,7 @@ def plan(
         f"storage: {BANDWIDTH / 1e9:.0f} GB/s per node are assumed; give --bandwidth": bandwidth is None,
         f"network: {8e-9 * device.network:,.0f} Gb/s per node are assumed; give --network": assumed_link,
         f"host: {on_host}, are assumed; give --host-memory": host_memory is None and not device.is_cpu,
-        f"autocast on fp32 weights: {copies} are not counted": own.engine == REPLICATED
-        and own.fp32
-        and work.width == 2,
+        f"autocast on fp32 weights: {copies} are not counted": autocast,
         f"{spare:.0%} of a GPU is left: fragments of the allocator may take more": settings[0].fits and spare < TIGHT,
         f"save_only_model: {interrupted}": recipe.get("save_only_model") and run.interruption_chance > 0.01,
         f"a restart point each {every:,} steps is rare: about {best:,} are best": every > 3 * best,

@@ -50,7 +50,6 @@ def default_recipes() -> list[Path]:
 
 
 def check(path: Path, against: str | None = None) -> Report:
-    """The report of one recipe."""
     return check_all([path], against)[0]
 
 

@@ -34,7 +34,6 @@ class Gpu:
 
 @lru_cache
 def gpus() -> dict[str, Gpu]:
-    """Every device of `gpus.yml` by name."""
     return {name: Gpu(name, **row) for name, row in read_yaml(Path(__file__).with_name("gpus.yml")).items()}
 
 

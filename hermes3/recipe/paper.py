@@ -27,7 +27,6 @@ class Paper:
     gpus: int | None = None
     global_batch: int | None = None
     gpu_hours: int | None = None
-    epoch_kept: int | None = None
 
 
 @lru_cache

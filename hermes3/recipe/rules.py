@@ -60,7 +60,6 @@ def basic(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
 
 @lru_cache
 def table() -> list[dict[str, Any]]:
-    """The rows of `rules.yml`."""
     return yaml.safe_load(Path(__file__).with_name("rules.yml").read_text(encoding="utf-8"))
 
 
@@ -151,7 +150,6 @@ def _saving(recipe: dict[str, Any]) -> Iterator[Finding]:
 
 @lru_cache
 def _in_folder(folder: Path) -> dict[Path, dict[str, Any]]:
-    """The recipes in `folder`, above and below it."""
     recipes = {}
     for file in sorted({*folder.glob("*.yml"), *folder.glob("experiments/*.yml"), *folder.parent.glob("*.yml")}):
         with suppress(UserError, OSError):

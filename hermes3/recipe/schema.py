@@ -195,13 +195,12 @@ def _unknown(part: dict[str, Any], model: Any, prefix: str) -> Iterator[Finding]
 
 
 def _deepspeed(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
-    """Names and forms in the recipe's DeepSpeed file; that it cannot be read is for `rules.py` to say."""
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     try:
         config = deepspeed_config(path, recipe) or {}
-    except UserError:
+    except UserError:  # said by `rules.py`
         return
     for name in config:
         if name not in reads().deepspeed:
