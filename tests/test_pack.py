@@ -20,8 +20,8 @@ from transformers import Trainer, set_seed
 
 from hermes3.mix import pack
 from hermes3.recipe.check import validate
-from hermes3.recipe.inputs import check_prepared
 from hermes3.recipe.read import read
+from hermes3.recipe.rules import check_prepared
 from hermes3.train.fixes import RepackEveryEpoch
 
 ROOT = Path(__file__).parents[1]

@@ -17,9 +17,8 @@ from hermes3.files import UserError, write_text
 from hermes3.git import commit
 from hermes3.plan.cost import batches, mix_of
 from hermes3.plan.plan import Plan, plan
-from hermes3.recipe.finding import ERROR
 from hermes3.recipe.hardware import CPU, Hardware, hardware_of
-from hermes3.recipe.read import on_hub, read
+from hermes3.recipe.read import ERROR, on_hub, read
 from hermes3.slurm import queue, start
 
 TRAIN = "launch/train.sbatch"
