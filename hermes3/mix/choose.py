@@ -34,60 +34,45 @@ class Choice:
 def choose(rows: pa.Table, spec: Spec, row_at: Callable[[int], dict[str, Any]]) -> Choice:
     """Choose among `rows` (the columns `SHORT` of hermes3/mix/shard.py); `row_at` gives what a row says."""
     sources = [source for _, source in spec.sources()]
-    source_of = _index(rows["source"], [source.name for source in sources])
-    category_of = _index(rows["category"], list(CATEGORIES))
-    tokens = rows["n_tokens"].to_numpy()
-    drawn = _drawn(rows["words"], spec.seed)
-    ids = rows["id"]
-    rejected: dict[str, tuple[np.ndarray, list[str]]] = {}
-
-    def without(reason: str, repeats: dict[int, tuple[int, dict[str, float]]], order: np.ndarray) -> np.ndarray:
-        """`order` without the rows that repeat another; each reject names the row that it repeats, and how alike."""
-        if not repeats:
-            return order
-        removed, details = np.array(sorted(repeats), np.int64), []
-        for other, alike in map(repeats.get, removed.tolist()):
-            parts = "".join(f", {part} {value:.2f}" for part, value in alike.items())
-            details.append(f"of {ids[other].as_py()} in {sources[source_of[other]].name}{parts}")
-        rejected[f"dedup/{reason}"] = (removed, details)
-        return order[~np.isin(order, removed)]
-
+    source_of = pc.index_in(rows["source"], value_set=pa.array([source.name for source in sources])).to_numpy()
+    category_of, tokens = rows["category"].to_numpy(), rows["n_tokens"].to_numpy()
+    drawn = mix(_bytes(rows["words"], "<u8")[:, 0] ^ mix(np.array([spec.seed], np.uint64)))
     rank = np.array([source.rank for source in sources])[source_of]
     order = np.lexsort((np.arange(len(drawn)), drawn, rank))  # strongest first, then as drawn, then as read
-    order = without("exact_duplicate", _copies(rows["hash"], order), order)
-    if spec.near_duplicates and len(order):
-        signed = _bytes(rows["signature"]).view("<u4")
-        compare = dedup.comparer(row_at, spec.near_duplicates.ngram)
-        repeats = dedup.near_duplicates(signed, order, spec.near_duplicates.threshold, compare)
-        order = without("near_duplicate", repeats, order)
+    rejected, shortfalls, unmet = {}, {}, {}
+    for reason, search in (("exact_duplicate", _copies), ("near_duplicate", _near_copies)):
+        repeats = search(rows, order, spec, row_at)
+        removed, details = sorted(repeats), []
+        for other, alike in map(repeats.__getitem__, removed):
+            parts = "".join(f", {part} {value:.2f}" for part, value in alike.items())
+            details.append(f"of {rows['id'][other]} in {sources[source_of[other]].name}{parts}")
+        if removed:
+            rejected[f"dedup/{reason}"] = np.array(removed), details
+            order = order[~np.isin(order, removed)]
 
-    budgets, shortfalls, unmet = spec.budgets(), {}, {}
-    kept, uses = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    over, details = [], []
-    for code, name in enumerate(CATEGORIES):
-        pool = order[category_of[order] == code]
-        if name not in budgets:
-            kept.append(pool)
-            uses.append(np.zeros(len(pool), np.int64))
+    budgets, kept, over = spec.budgets(), [], []
+    for name in CATEGORIES:
+        pool = order[category_of[order] == name]
+        if not (budget := budgets.get(name)):
+            kept.append((pool, np.zeros(len(pool), np.int64)))
             continue
-        own = {i: source for i, source in enumerate(sources) if (source_of[pool] == i).any()}
-        taken, use = _fill(pool, tokens, budgets[name], source_of, own)
-        kept.append(taken)
-        uses.append(use)
-        left = np.setdiff1d(pool, taken)
-        over.append(left)
-        details += [f"{name} has its {budgets[name]:,} tokens"] * len(left)
+        own = {i: sources[i] for i in np.unique(source_of[pool])}
+        taken, uses = _fill(pool, tokens, budget, source_of, own)
+        kept.append((taken, uses))
+        over += [(row, f"{name} has its {budget:,} tokens") for row in np.setdiff1d(pool, taken)]
         have = int(tokens[taken].sum())
-        if budgets[name] - have > (tokens[pool].max() if len(pool) else 0):
-            shortfalls[name] = _shortfall(budgets[name], have, own)
-        unmet |= _unmet(spec.categories[name].sources, sources, source_of[taken], tokens[taken], budgets[name])
-    if details:
-        rejected["budget/over_budget"] = (np.concatenate(over), details)
-    chosen, use = np.concatenate(kept), np.concatenate(uses)
-    with np.errstate(over="ignore"):
-        place = mix(drawn[chosen] + use.astype(np.uint64))  # a repeated row stands elsewhere than its first use
+        if budget - have > tokens[pool].max(initial=0):
+            repeat = max((source.max_repeat for source in own.values()), default=1)
+            remedy = f"raise max_repeat to {-(-budget * repeat // have)} or add a source" if have else "add a source"
+            shortfalls[name] = f"{have / 1e6:.4g} of {budget / 1e6:.4g} M tokens available; {remedy}"
+        unmet |= _unmet(spec.categories[name].sources, sources, source_of[taken], tokens[taken], budget)
+    if over:
+        numbers, details = zip(*over, strict=True)
+        rejected["budget/over_budget"] = np.array(numbers), list(details)
+    chosen, uses = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+    place = mix(drawn[chosen] + uses.astype(np.uint64))  # a repeated row stands elsewhere than its first use
     final = np.lexsort((chosen, place))
-    return Choice(chosen[final], use[final], rejected, shortfalls, unmet)
+    return Choice(chosen[final], uses[final], rejected, shortfalls, unmet)
 
 
 def _fill(
@@ -98,29 +83,22 @@ def _fill(
     With weights, each source first has its share of the budget; what a source cannot fill, the others do.
     """
     total = sum(source.weight or 0 for source in sources.values())
-    first = np.empty(0, np.int64)
+    first = pool[:0]
     for code, source in sources.items():
         if source.weight:
             own = pool[source_of[pool] == code]
             first = np.append(first, own[np.cumsum(tokens[own]) <= budget * source.weight / total])
-    queue = [(first, 0), (pool[~np.isin(pool, first)], 0)]  # (rows, use) in the order in which they are taken
-    for use in range(1, max((source.max_repeat for source in sources.values()), default=1)):
+    queue = [first, pool[~np.isin(pool, first)]]  # in the order in which they are taken
+    most = max((source.max_repeat for source in sources.values()), default=1)
+    for use in range(1, most):
         again = [code for code, source in sources.items() if source.max_repeat > use]
-        queue.append((pool[np.isin(source_of[pool], again)], use))
-    rows = np.concatenate([rows for rows, _ in queue])
-    uses = np.concatenate([np.full(len(rows), use) for rows, use in queue])
+        queue.append(pool[np.isin(source_of[pool], again)])
+    rows, uses = np.concatenate(queue), np.repeat([0, *range(most)], [len(part) for part in queue])
     ends = np.cumsum(tokens[rows])
     n = int(np.searchsorted(ends, budget))  # rows that fit whole; one more if that ends nearer to the budget
     if n < len(rows) and ends[n] - budget <= budget - (ends[n - 1] if n else 0):
         n += 1
     return rows[:n], uses[:n]
-
-
-def _shortfall(budget: int, have: int, sources: dict[int, Source]) -> str:
-    """What is missing, and what would fill it."""
-    now = max((source.max_repeat for source in sources.values()), default=1)
-    remedy = f"raise max_repeat to {-(-budget * now // have)} or add a source" if have else "add a source"
-    return f"{have / 1e6:.4g} of {budget / 1e6:.4g} M tokens available; {remedy}"
 
 
 def _unmet(
@@ -137,27 +115,26 @@ def _unmet(
     return unmet
 
 
-def _index(column: pa.ChunkedArray, names: list[str]) -> np.ndarray:
-    return pc.index_in(column, value_set=pa.array(names)).to_numpy()
-
-
-def _bytes(column: pa.ChunkedArray) -> np.ndarray:
-    """uint8[n_rows, width] of a fixed-size binary column."""
+def _bytes(column: pa.ChunkedArray, kind: str) -> np.ndarray:
+    """A fixed-size binary column as numbers: `kind`[n_rows, bytes of a row / bytes of a number]."""
     whole, width = column.combine_chunks(), column.type.byte_width
     data = np.frombuffer(whole.buffers()[1] or b"", np.uint8)
-    return data[whole.offset * width : (whole.offset + len(whole)) * width].reshape(-1, width)
+    return data[whole.offset * width : (whole.offset + len(whole)) * width].reshape(-1, width).view(kind)
 
 
-def _drawn(hashes: pa.ChunkedArray, seed: int) -> np.ndarray:
-    """A number drawn for each row by its content and the seed, uint64[n_rows]."""
-    first = np.ascontiguousarray(_bytes(hashes)[:, :8]).view("<u8")[:, 0]
-    return mix(first ^ mix(np.array([seed], np.uint64)))
-
-
-def _copies(hashes: pa.ChunkedArray, order: np.ndarray) -> dict[int, tuple[int, dict[str, float]]]:
+def _copies(rows: pa.Table, order: np.ndarray, *_: Any) -> dict[int, tuple[int, dedup.Alike]]:
     """{row: (the row before it in `order` that says the same, nothing to add)}."""
-    codes = hashes.combine_chunks().dictionary_encode().indices.to_numpy()[order]
+    codes = rows["hash"].combine_chunks().dictionary_encode().indices.to_numpy()[order]
     _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
-    kept = first[inverse]
-    again = np.flatnonzero(kept != np.arange(len(codes)))
-    return {row: (other, {}) for row, other in zip(order[again].tolist(), order[kept[again]].tolist(), strict=True)}
+    pairs = zip(order.tolist(), order[first[inverse]].tolist(), strict=True)
+    return {row: (other, {}) for row, other in pairs if row != other}
+
+
+def _near_copies(
+    rows: pa.Table, order: np.ndarray, spec: Spec, row_at: Callable[[int], dict[str, Any]]
+) -> dict[int, tuple[int, dedup.Alike]]:
+    near = spec.near_duplicates
+    if not near:
+        return {}
+    compare = dedup.comparer(row_at, near.ngram)
+    return dedup.near_duplicates(_bytes(rows["signature"], "<u4"), order, near.threshold, compare)

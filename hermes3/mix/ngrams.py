@@ -1,8 +1,7 @@
 """Words of many texts as arrays, so that their n-grams can be hashed and compared without a loop over words.
 
 A word is a run of letters, marks and digits; of a script that is written without blanks (Chinese, Japanese, Thai ...)
-each character is one. Hashes are polynomials modulo 2^64: prefix sums give the hash of every run of bytes, and again of
-every run of words, at memory speed.
+each character is one. Hashes are polynomials modulo 2^64: prefix sums give that of every run of bytes and of words.
 """
 
 import html
@@ -20,8 +19,9 @@ _SIGN[33:127] = ~_WORD[33:127]
 _BLANK[[*b" \t"]] = True
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|[ntr])")
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
-_WITHOUT_BLANKS = ("CJK ", "HIRAGANA ", "KATAKANA ", "HALFWIDTH KATAKANA ", "BOPOMOFO ", "YI SYLLABLE ")
-_WITHOUT_BLANKS += ("THAI ", "LAO ", "KHMER ", "MYANMAR ", "TIBETAN ")  # scripts, by the names of their characters
+# scripts, by the names of their characters
+_WITHOUT_BLANKS = ("CJK ", "HIRAGANA ", "KATAKANA ", "HALFWIDTH KATAKANA ", "BOPOMOFO ", "YI SYLLABLE ", "THAI ")
+_WITHOUT_BLANKS += ("LAO ", "KHMER ", "MYANMAR ", "TIBETAN ")
 
 
 class _Spelling(dict[int, str]):
@@ -41,6 +41,9 @@ class _Spelling(dict[int, str]):
             self[code] = self.signs.format(char) if kind[0] in "PS" else " "
         return self[code]
 
+    def of(self, text: str) -> str:
+        return _NOT_ASCII.sub(lambda beyond: beyond[0].translate(self), text)
+
 
 _FOLDED, _FOLDED_APART, _WRITTEN = _Spelling(" ", ""), _Spelling(" ", " "), _Spelling(" {} ", "")
 
@@ -58,41 +61,35 @@ def folded(text: str) -> list[str]:
     if text.isascii():
         return [text.lower()]
     text = unicodedata.normalize("NFKC", text).casefold()
-    spellings = [_NOT_ASCII.sub(lambda m, s=s: m[0].translate(s), text) for s in (_FOLDED, _FOLDED_APART)]
-    return list(dict.fromkeys(spellings))
+    return list(dict.fromkeys([_FOLDED.of(text), _FOLDED_APART.of(text)]))
 
 
 def written(text: str) -> str:
     """`text` with each sign beyond ASCII as a word of its own, and characters of scripts without blanks apart."""
-    return text if text.isascii() else _NOT_ASCII.sub(lambda m: m[0].translate(_WRITTEN), text)
+    return text if text.isascii() else _WRITTEN.of(text)
 
 
 @cache
 def _powers(base: int, n: int) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        return np.concatenate(([np.uint64(1)], np.cumprod(np.full(n - 1, base, np.uint64))))
+    return np.concatenate(([np.uint64(1)], np.cumprod(np.full(n - 1, base, np.uint64))))
 
 
 def mix(x: np.ndarray) -> np.ndarray:
     """Spread a hash over all of its 64 bits (the finaliser of splitmix64, Steele et al. 2014)."""
-    with np.errstate(over="ignore"):
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 class _Runs:
-    """Hashes of runs of `values`, which do not depend on where the run lies."""
+    """Hashes of runs of `values` (uint64), which do not depend on where the run lies."""
 
     def __init__(self, values: np.ndarray):
         self.size = 1 << int(len(values)).bit_length()  # few sizes, so that few tables of powers are kept
-        with np.errstate(over="ignore"):
-            sums = np.cumsum(values * _powers(_BASE, self.size)[: len(values)], dtype=np.uint64)
-        self.sums = np.concatenate(([np.uint64(0)], sums))
+        self.sums = np.append(np.uint64(0), np.cumsum(values * _powers(_BASE, self.size)[: len(values)]))
 
     def hash(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):
-            return mix((self.sums[end] - self.sums[start]) * _powers(_INVERSE, self.size)[start])
+        return mix((self.sums[end] - self.sums[start]) * _powers(_INVERSE, self.size)[start])
 
 
 class Words:

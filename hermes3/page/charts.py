@@ -17,15 +17,23 @@ VARIABLES = ("ink", "muted", "rule", "paper", "better", "worse", "series-1", "se
 COLOURS = [f"#{3 * f'{place:02d}'}" for place, _ in enumerate(VARIABLES, start=1)]
 INK, MUTED, RULE, PAPER, BETTER, WORSE, *SERIES = COLOURS
 WIDTH = 9.2  # inches of 72 units; the page shows them at about 1.3 px a unit, so 9-point text is 12 px
-
 STYLE, BARS = (Path(__file__).with_name(name) for name in ("charts.mplstyle", "bars.html.jinja"))
+
+
+def bars(rows: list[dict[str, Any]]) -> str:
+    """A bar per row from `start` to `end` in the colour `series`, with a `tick` or None, `label` and `text`: SVG."""
+    longest = max(max(row["end"], row["tick"] or 0) for row in rows)
+    return render(BARS, {"rows": rows, "longest": longest}, {}, {})
 
 
 def mix_chart(mix: dict[str, Any]) -> str:
     """Share of tokens per category as bars, the paper's share as a tick across each: SVG text."""
-    rows = mix["categories"]
-    longest = max(max(row["share"], row["paper_share"] or 0) for row in rows)
-    return render(BARS, {"rows": rows, "longest": longest}, {}, {"percent": percent})
+    rows = []
+    for one in mix["categories"]:
+        share, paper = one["share"], one["paper_share"]
+        text = percent(share) + (f"  (paper {percent(paper)})" if paper is not None else "")
+        rows.append({"label": one["label"], "start": 0, "end": share, "tick": paper, "series": 1, "text": text})
+    return bars(rows)
 
 
 def svg(draw: Callable[[Any], None], name: str, height: float) -> str:

@@ -8,6 +8,11 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}\u00a0%"
 
 
+def portion(value: float) -> str:
+    """A fraction as percent; what would round to nothing is `< 0.1 %`."""
+    return "<\u00a00.1\u00a0%" if 0 < value < 0.0005 else percent(value)
+
+
 def shown(score: dict[str, Any], scale: float = 100) -> str:
     """A score's value: 0.6104 -> `61.0 %`; on MT-Bench's scale, which is 1, 8.27 -> `8.27`."""
     return percent(score["value"]) if scale == 100 else f"{score['value']:.2f}"
@@ -45,4 +50,4 @@ def join(items: list[str]) -> str:
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
-FILTERS = {f.__name__: f for f in (percent, shown, interval, signed, p_value, count, number)}
+FILTERS = {f.__name__: f for f in (percent, portion, shown, interval, signed, p_value, count, number)}
