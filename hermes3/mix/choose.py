@@ -18,17 +18,11 @@ from hermes3.mix.spec import CATEGORIES, Source, Spec
 
 @dataclass(frozen=True)
 class Choice:
-    """`rows`: int64[n_kept], numbers of the rows to write, in order; `uses`: int64[n_kept], 0 for a row's first use.
-
-    `rejected`: {stage/reason: (rows, details)} of rows left out; `shortfalls`: {category: sentence};
-    `unmet_weights`: {source: sentence}.
-    """
-
-    rows: np.ndarray
-    uses: np.ndarray
-    rejected: dict[str, tuple[np.ndarray, list[str]]]
-    shortfalls: dict[str, str]
-    unmet_weights: dict[str, str]
+    rows: np.ndarray  # int64[n_kept], numbers of the rows to write, in order
+    uses: np.ndarray  # int64[n_kept], 0 for a row's first use
+    rejected: dict[str, tuple[np.ndarray, list[str]]]  # {stage/reason: (rows, details)} of rows left out
+    shortfalls: dict[str, str]  # {category: sentence}
+    unmet_weights: dict[str, str]  # {source: sentence}
 
 
 def choose(rows: pa.Table, spec: Spec, row_at: Callable[[int], dict[str, Any]]) -> Choice:
@@ -40,8 +34,11 @@ def choose(rows: pa.Table, spec: Spec, row_at: Callable[[int], dict[str, Any]]) 
     rank = np.array([source.rank for source in sources])[source_of]
     order = np.lexsort((np.arange(len(drawn)), drawn, rank))  # strongest first, then as drawn, then as read
     rejected, shortfalls, unmet = {}, {}, {}
-    for reason, search in (("exact_duplicate", _copies), ("near_duplicate", _near_copies)):
-        repeats = search(rows, order, spec, row_at)
+    for reason in ("exact_duplicate", "near_duplicate") if spec.near_duplicates else ("exact_duplicate",):
+        if reason == "exact_duplicate":
+            repeats = _copies(rows["hash"], order)
+        else:
+            repeats = dedup.near_duplicates(_bytes(rows["signature"], "<u4"), order, spec.near_duplicates, row_at)
         removed, details = sorted(repeats), []
         for other, alike in map(repeats.__getitem__, removed):
             parts = "".join(f", {part} {value:.2f}" for part, value in alike.items())
@@ -78,21 +75,16 @@ def choose(rows: pa.Table, spec: Spec, row_at: Callable[[int], dict[str, Any]]) 
 def _fill(
     pool: np.ndarray, tokens: np.ndarray, budget: int, source_of: np.ndarray, sources: dict[int, Source]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of `pool` (best first) up to `budget` tokens, and their use: 0, or 1, 2.. for a row that is used again.
-
-    With weights, each source first has its share of the budget; what a source cannot fill, the others do.
-    """
+    """Rows of `pool` (best first) up to `budget` tokens, and their use: 0, or 1, 2.. for a row that is used again."""
     total = sum(source.weight or 0 for source in sources.values())
-    first = pool[:0]
+    first = pool[:0]  # each source's share by weight; what one cannot fill, the others do
     for code, source in sources.items():
         if source.weight:
             own = pool[source_of[pool] == code]
             first = np.append(first, own[np.cumsum(tokens[own]) <= budget * source.weight / total])
-    queue = [first, pool[~np.isin(pool, first)]]  # in the order in which they are taken
     most = max((source.max_repeat for source in sources.values()), default=1)
-    for use in range(1, most):
-        again = [code for code, source in sources.items() if source.max_repeat > use]
-        queue.append(pool[np.isin(source_of[pool], again)])
+    again = [[code for code, source in sources.items() if source.max_repeat > use] for use in range(1, most)]
+    queue = [first, pool[~np.isin(pool, first)], *(pool[np.isin(source_of[pool], codes)] for codes in again)]
     rows, uses = np.concatenate(queue), np.repeat([0, *range(most)], [len(part) for part in queue])
     ends = np.cumsum(tokens[rows])
     n = int(np.searchsorted(ends, budget))  # rows that fit whole; one more if that ends nearer to the budget
@@ -122,19 +114,9 @@ def _bytes(column: pa.ChunkedArray, kind: str) -> np.ndarray:
     return data[whole.offset * width : (whole.offset + len(whole)) * width].reshape(-1, width).view(kind)
 
 
-def _copies(rows: pa.Table, order: np.ndarray, *_: Any) -> dict[int, tuple[int, dedup.Alike]]:
+def _copies(hashes: pa.ChunkedArray, order: np.ndarray) -> dict[int, tuple[int, dedup.Alike]]:
     """{row: (the row before it in `order` that says the same, nothing to add)}."""
-    codes = rows["hash"].combine_chunks().dictionary_encode().indices.to_numpy()[order]
+    codes = hashes.combine_chunks().dictionary_encode().indices.to_numpy()[order]
     _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
     pairs = zip(order.tolist(), order[first[inverse]].tolist(), strict=True)
     return {row: (other, {}) for row, other in pairs if row != other}
-
-
-def _near_copies(
-    rows: pa.Table, order: np.ndarray, spec: Spec, row_at: Callable[[int], dict[str, Any]]
-) -> dict[int, tuple[int, dedup.Alike]]:
-    near = spec.near_duplicates
-    if not near:
-        return {}
-    compare = dedup.comparer(row_at, near.ngram)
-    return dedup.near_duplicates(_bytes(rows["signature"], "<u4"), order, near.threshold, compare)

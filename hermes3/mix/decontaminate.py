@@ -1,33 +1,29 @@
 """Finding evaluation questions in training rows, by word n-grams (13 by default, as in the GPT-3 report, appendix C).
 
-Words are compared in lower case after NFKC (hermes3/mix/ngrams.py). A text of an evaluation set that is shorter than
-the n-gram is searched for whole, down to `min_words`. A question without a text of that length cannot be told from
-ordinary speech and is counted as unsearched. Reference answers are not searched for: others give the same answers. An
-n-gram that stands in more than half of a set's texts is its instruction or answer format, and is left out and counted,
-unless it is part of a passage: a field of its own, which is one text, or `PASSAGE` words in a row.
+A text of an evaluation set that is shorter than the n-gram is searched for whole, down to `min_words`. A question
+without a text of that length cannot be told from ordinary speech and is counted as unsearched. Reference answers are
+not searched for: others give the same answers. An n-gram that stands in more than half of a set's texts is its
+instruction or answer format, and is left out and counted, unless it is part of a passage of `PASSAGE` words.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hermes3.chat.render import assistant_text
+from hermes3.chat.prompts import to_json
 from hermes3.files import ROOT, UserError, read_yaml
 from hermes3.mix.ngrams import Words, edges, folded
 from hermes3.mix.spec import Decontaminate, EvalSet, Spec
 
 # names of fields that hold a question's solution
-ANSWER = re.compile(
-    r"answer|target|label|gold|solution|output|response|completion|reference|rationale|explanation|reasoning|\bcot"
-    r"|truth|\bideal|expected",
-    re.IGNORECASE,
-)
+ANSWER = r"answer|target|label|gold|solution|output|response|completion|reference|rationale|explanation|reasoning|truth"
+ANSWER = re.compile(rf"{ANSWER}|\bcot|\bideal|expected", re.IGNORECASE)
 SUITE = ROOT / "eval/suites/paper.yml"
 LEADERBOARD = "leaderboard_"  # lm-eval has some sets under two names
 PASSAGE = 30  # words; shared instructions of BIG-Bench Hard have up to 23
@@ -35,38 +31,18 @@ FEW = 10  # texts of a set that may share words however small the set is
 PLANTED = 20  # questions of each set, in all disguises
 SHIFT = np.uint64(64 - 24)  # a table of 24 bits is 16 MB: of two million n-grams, one word in ten is looked up exactly
 
-# ways in which a question may stand in a training row without being seen
-DISGUISES: dict[str, Callable[[str], str]] = {
-    "upper case": str.upper,
-    "no-break spaces": lambda text: "\u00a0".join(text.split()),
-    "zero-width spaces for blanks": lambda text: "\u200b".join(text.split()),
-    "zero-width spaces in words": lambda text: re.sub(r"(?<=\w)(?=\w)", "\u200b", text),
-    "dashes for blanks": lambda text: "\u2014".join(text.split()),
-    "no punctuation": lambda text: re.sub(r"[^\w\s]", " ", text),
-    "full width": lambda text: "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text),
-    "a quotation": lambda text: "> " + "\n> ".join(text.split()),
-    "a tool call": lambda text: assistant_text(
-        {"content": "", "tool_calls": [{"function": {"name": "solve", "arguments": {"problem": text}}}]}
-    ),
-    "within a text": lambda text: f"Once more, as it was asked: {text} That was all.",
-}
-
 
 class Index:
-    """The n-grams of all evaluation sets. It can be pickled.
-
-    `unsearched`: {set: questions without a text that is long enough}; `shared`: {set: n-grams that were left out};
-    `planted`: {set: texts of `PLANTED` questions that are sought}; `grams`: {n: (hashes in order, set of each)}.
-    """
+    """The n-grams of all evaluation sets. It can be pickled."""
 
     def __init__(self, settings: Decontaminate, data_root: Path):
         self.names = [one.name for one in settings.against]
         self.first = settings.min_words
-        self.unsearched: dict[str, int] = {}
-        self.shared: dict[str, int] = dict.fromkeys(self.names, 0)
-        self.planted: dict[str, list[str]] = {}
+        self.unsearched: dict[str, int] = {}  # by set: questions without a text that is long enough
+        self.shared: dict[str, int] = dict.fromkeys(self.names, 0)  # by set: n-grams that were left out
+        self.planted: dict[str, list[str]] = {}  # by set: texts of `PLANTED` questions that are sought
         self.table = np.zeros(1 << 64 - int(SHIFT), bool)  # of hashes of the first words of what is sought
-        grams: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+        grams: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}  # by n: hashes, and the set of each
         for owner, one in enumerate(settings.against):
             raw = [list(_question(doc, one)) for doc in _docs(one, data_root)]
             questions = [[spelling for text in each for spelling in folded(text)] for each in raw]
@@ -77,7 +53,7 @@ class Index:
             sought = [max(each, key=len) for each, question in pairs if not long.isdisjoint(question)]
             self.unsearched[one.name] = len(questions) - len(sought)
             self.planted[one.name] = sought[:: max(1, len(sought) // PLANTED)][:PLANTED]
-            limit = max(FEW, sum(len(question) > 0 for question in questions) / 2)
+            limit = max(FEW, sum(map(bool, questions)) / 2)
             for n in range(self.first, settings.ngram + 1):
                 at, hashes = words.ngrams(n)
                 if n < settings.ngram:  # whole texts alone
@@ -87,11 +63,9 @@ class Index:
                 self.shared[one.name] += len(np.unique(hashes[~keep]))
                 grams.setdefault(n, []).append((hashes[keep], np.full(keep.sum(), owner, np.uint8)))
                 self.table[words.at(at[keep], self.first)[1] >> SHIFT] = True
-        self.grams: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        for n, parts in grams.items():
-            known, first = np.unique(np.concatenate([hashes for hashes, _ in parts]), return_index=True)
-            if len(known):
-                self.grams[n] = known, np.concatenate([owners for _, owners in parts])[first]
+        joined = {n: [np.concatenate(parts) for parts in zip(*each, strict=True)] for n, each in grams.items()}
+        firsts = {n: np.unique(hashes, return_index=True) for n, (hashes, _) in joined.items() if len(hashes)}
+        self.grams = {n: (known, joined[n][1][first]) for n, (known, first) in firsts.items()}
 
     def digest(self) -> str:
         """Hash of all that is searched for."""
@@ -127,11 +101,24 @@ def _common(words: Words, at: np.ndarray, hashes: np.ndarray, n: int, limit: flo
     return common[at]
 
 
-def record(spec: Spec, index: Index | None) -> dict[str, Any]:
-    """For the manifest: `unsearched` questions and `shared` n-grams by set; rows of the paper's table `not_searched`.
+def disguised(text: str) -> list[str]:
+    """Ten ways in which a question may stand in a training row without being seen."""
+    words = text.split()
+    return [
+        *(blank.join(words) for blank in ("\u00a0", "\u200b", "\u2014")),  # no-break and zero-width spaces, dashes
+        "> " + "\n> ".join(words),
+        re.sub(r"(?<=\w)(?=\w)", "\u200b", text),  # hidden characters within words
+        re.sub(r"[^\w\s]", " ", text),
+        text.upper(),
+        "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text),  # full width
+        f'<tool_call>\n{{"name": "solve", "arguments": {to_json({"problem": text})}}}\n</tool_call>',
+        f"Once more, as it was asked: {text} That was all.",
+    ]
 
-    `planted`: of some questions of each set in all `DISGUISES`, how many the search finds.
-    A row of Table 5 (eval/suites/paper.yml) is searched for when a task that measures it is.
+
+def record(spec: Spec, index: Index | None) -> dict[str, Any]:
+    """For the manifest: `unsearched`, `shared`; `planted`: how many of some questions in ten disguises are found;
+    `not_searched`: rows of the paper's Table 5 (eval/suites/paper.yml) of which no task is among the sets.
     """
     against = spec.decontaminate.against if spec.decontaminate else []
     names = {(one.task or "").removeprefix(LEADERBOARD) for one in against}
@@ -139,8 +126,8 @@ def record(spec: Spec, index: Index | None) -> dict[str, Any]:
     missing = [name for name in tasks if names.isdisjoint(task.removeprefix(LEADERBOARD) for task in tasks[name])]
     planted = {}
     for name, texts in index.planted.items() if index else ():
-        disguised = [disguise(text) for disguise in DISGUISES.values() for text in texts]
-        planted[name] = {"planted": len(disguised), "found": len(index.hits(disguised))}
+        hidden = [one for text in texts for one in disguised(text)]
+        planted[name] = {"planted": len(hidden), "found": len(index.hits(hidden))}
     counts = {key: getattr(index, key, {}) for key in ("unsearched", "shared")}
     return counts | {"planted": planted, "not_searched": missing}
 

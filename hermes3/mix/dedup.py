@@ -1,9 +1,8 @@
 """Duplicates: rows that say the same, and near-duplicates by MinHash (Broder 1997), LSH and a comparison of the texts.
 
 A row repeats another only where all of its parts do: what is asked (user turns), what is trained (answers, or both
-answers of a preference pair) and the tool calls, each call as a whole. The row that comes first in the given order
-stays, so the caller's order is the rule of which row is better. rensa makes the signatures. They find candidates alone:
-the similarity that decides and is recorded is counted on the texts.
+answers of a preference pair) and the tool calls, each call as a whole. Signatures find candidates alone: the similarity
+that decides and is recorded is counted on the texts.
 """
 
 import hashlib
@@ -60,10 +59,9 @@ def shingles(rows: list[dict[str, Any]], ngram: int) -> tuple[np.ndarray, np.nda
     words = Words([written(text) for _, _, text in every], signs=True)
     is_call = part_of == PARTS.index("calls")
     (text, hashes), (call, whole) = words.shingles(ngram), words.shingles(1 << 62)  # the latter: every text as one
-    text, hashes = (
-        np.concatenate([run[~is_call[text]], one[is_call[call]]]) for run, one in ((text, call), (hashes, whole))
-    )
-    return row_of[text], part_of[text], hashes
+    runs, calls = ~is_call[text], is_call[call]
+    text = np.concatenate([text[runs], call[calls]])
+    return row_of[text], part_of[text], np.concatenate([hashes[runs], whole[calls]])
 
 
 def signatures(rows: list[dict[str, Any]], settings: NearDuplicates) -> np.ndarray:
@@ -82,25 +80,6 @@ def signatures(rows: list[dict[str, Any]], settings: NearDuplicates) -> np.ndarr
     return out
 
 
-def comparer(row_at: Callable[[int], dict[str, Any]], ngram: int) -> Callable[[int, int], Alike]:
-    """(row, other) -> the Jaccard similarity of their parts; `row_at` gives a row by its number."""
-
-    @lru_cache(20_000)  # 200 MB: those of a group of copies are asked for again and again
-    def sets(number: int) -> list[np.ndarray]:
-        _, part, hashes = shingles([row_at(number)], ngram)
-        return [np.unique(hashes[part == i]) for i in range(len(PARTS))]
-
-    def compare(row: int, other: int) -> Alike:
-        alike = {}
-        for name, a, b in zip(PARTS, sets(row), sets(other), strict=True):
-            if len(a) or len(b):
-                common = len(np.intersect1d(a, b, assume_unique=True))
-                alike[name] = common / (len(a) + len(b) - common)
-        return alike
-
-    return compare
-
-
 def bands(threshold: float, permutations: int) -> int:
     """The fewest bands that find a pair at the threshold with probability 0.95 or more: 1 - (1 - t^r)^b."""
     sizes = [b for b in range(1, permutations + 1) if permutations % b == 0]
@@ -108,19 +87,35 @@ def bands(threshold: float, permutations: int) -> int:
 
 
 def near_duplicates(
-    signed: np.ndarray, order: np.ndarray, threshold: float, compare: Callable[[int, int], Alike]
+    signed: np.ndarray, order: np.ndarray, settings: NearDuplicates, row_at: Callable[[int], dict[str, Any]]
 ) -> dict[int, tuple[int, Alike]]:
     """{row: (the better row that it repeats, how alike)} over signatures uint32[n_rows, permutations].
 
-    `order`: rows from best to worst. A row goes when each part of it is similar to that of a better one that stays.
+    `order`: rows from best to worst; `row_at` gives one by its number. A row goes when each part of it is similar to
+    that of a better one that stays.
     """
+    # 200 MB: those of a group of copies are asked for again and again
+    parts = lru_cache(20_000)(lambda number: parts_of(row_at(number), settings.ngram))
     repeats: dict[int, tuple[int, Alike]] = {}
-    for row, other in _candidates(signed, order[signed[order, 0] > 0], threshold):  # zeros: without shingles
+    for row, other in _candidates(signed, order[signed[order, 0] > 0], settings.threshold):  # zeros: without shingles
         if row not in repeats and other not in repeats:
-            alike = compare(row, other)
-            if min(alike.values()) >= threshold:
+            alike = similarity(parts(row), parts(other))
+            if min(alike.values()) >= settings.threshold:
                 repeats[row] = other, alike
     return repeats
+
+
+def parts_of(row: dict[str, Any], ngram: int) -> dict[str, np.ndarray]:
+    """Of each of `PARTS` the distinct hashes of its shingles, in order."""
+    _, part, hashes = shingles([row], ngram)
+    return {name: np.unique(hashes[part == i]) for i, name in enumerate(PARTS)}
+
+
+def similarity(row: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Alike:
+    """Jaccard similarity of each part that one of the rows has."""
+    common = {name: len(np.intersect1d(row[name], other[name], assume_unique=True)) for name in PARTS}
+    every = {name: len(row[name]) + len(other[name]) - common[name] for name in PARTS}
+    return {name: common[name] / every[name] for name in PARTS if every[name]}
 
 
 def _candidates(signed: np.ndarray, order: np.ndarray, threshold: float) -> Iterator[list[int]]:

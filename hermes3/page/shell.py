@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-FILES = {"style": "page.css", "script": "page.js"}
 SCROLL = '<div class="scroll" tabindex="0" role="group" aria-label="{}">'  # reached without a mouse
 FIGURE = re.compile(r"<p>figure:(\w+)\n(.*?)</p>", re.DOTALL)
 
@@ -27,9 +26,10 @@ def render(template: Path, facts: dict[str, Any], charts: dict[str, str], filter
     """`template` filled with `facts`, with `charts` (SVG by name), and with the page's `style` and `script`."""
     from markupsafe import Markup
 
-    drawn = {name: Markup(svg) for name, svg in charts.items()}
-    files = {name: Markup((HERE / file).read_text(encoding="utf-8")) for name, file in FILES.items()}
-    return environment(template, filters).get_template(template.name).render(facts | {"charts": drawn} | files)
+    files = {"style": "page.css", "script": "page.js"}
+    shared = {name: Markup((HERE / file).read_text(encoding="utf-8")) for name, file in files.items()}
+    shared["charts"] = {name: Markup(svg) for name, svg in charts.items()}
+    return environment(template, filters).get_template(template.name).render(facts | shared)
 
 
 def as_page(markdown: str, title: str, charts: dict[str, str]) -> str:
@@ -40,17 +40,15 @@ def as_page(markdown: str, title: str, charts: dict[str, str]) -> str:
     from markdown_it import MarkdownIt
     from markupsafe import Markup
 
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
-    body = body.replace('style="text-align:right"', 'class="n"')
-    body = body.replace("<table>", f"{SCROLL.format('table')}\n<table>")
-
     def figure(match: re.Match[str]) -> str:
         name, caption = match.groups()
         drawn = f'{SCROLL.format(caption)}<div role="img" aria-label="{caption}">{charts[name]}</div></div>'
         return f"<figure>\n{drawn}\n<figcaption>{caption}</figcaption>\n</figure>"
 
-    body = FIGURE.sub(figure, body.replace("</table>", "</table>\n</div>").replace("<pre>", '<pre tabindex="0">'))
-    return render(HERE / "shell.html.jinja", {"title": title, "body": Markup(body)}, {}, {})
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+    body = body.replace('style="text-align:right"', 'class="n"')
+    body = body.replace("<table>", f"{SCROLL.format('table')}\n<table>").replace("</table>", "</table>\n</div>")
+    return render(HERE / "shell.html.jinja", {"title": title, "body": Markup(FIGURE.sub(figure, body))}, {}, {})
 
 
 def table_row(cells: list[object]) -> str:
