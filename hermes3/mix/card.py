@@ -1,7 +1,6 @@
 """The card of a mix: README.md for the Hub, and card.html, the same text with charts.
 
-Text is read of a sample: rows lie in an order drawn by hash, so the first are a random sample, and a share of them has
-Wilson's 95 % interval, unless the sample is the whole mix.
+Text is read of a sample: rows lie in an order drawn by hash, so the first are a random sample.
 """
 
 import json
@@ -24,12 +23,11 @@ from hermes3.mix.manifest import Manifest, batches, composition
 from hermes3.mix.spec import CATEGORIES, Spec
 from hermes3.page import charts, text
 from hermes3.page.shell import as_page, render, table_row
-from hermes3.stats import wilson
 
 TEMPLATE, LENGTHS = (Path(__file__).with_name(name) for name in ("card.md.jinja", "lengths.html.jinja"))
 STAGES = ("read", "adapt", "filter", "tokenise", "decontaminate", "dedup", "budget")
 MOST_TURNS = 12  # conversations of this many turns or more share one line
-SAMPLE = 10_000  # rows; a share of 1 % is then known to within 0.2 points
+SAMPLE = 10_000  # rows; a share of 1 % is then known to within 0.2 points (95 %)
 LANGUAGE_CHARACTERS = 500  # of the question and of the answer each: py3langid is sure long before
 CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 # of the identifiers that the Hub knows; any other licence is `other`
@@ -55,19 +53,18 @@ def facts(mix: Path, manifest: Manifest) -> dict[str, Any]:
     reasons = rejects.group_by(["stage", "reason", "source"], use_threads=False)
     reasons = reasons.aggregate([([], "count_all"), ("detail", "first")]).to_pylist()
     hits = rejects.filter(pc.equal(rejects["stage"], "decontaminate")).to_pylist()
-    # by the evaluation set that the detail names before its first colon, and by source
-    contaminated = Counter((hit["detail"].partition(":")[0], hit["source"]) for hit in hits)
     licences = {(source["licence"] or "").lower() for source in manifest["sources"] if source["rows_kept"]}
     return manifest | {
         "categories": composition(manifest),
         "left_out": sorted(reasons, key=lambda one: (STAGES.index(one["stage"]), one["reason"], one["source"])),
         "funnel": _funnel(manifest),
-        "contaminated": [(*key, n) for key, n in sorted(contaminated.items())],
+        # by evaluation set, which the detail names before its first colon
+        "contaminated": Counter(hit["detail"].partition(":")[0] for hit in hits),
         "lengths": _lengths(rows["n_tokens"].to_numpy(), rows["category"].to_numpy()),
         "turns": sorted(Counter(np.minimum(rows["n_turns"].to_numpy(), MOST_TURNS).tolist()).items()),
         # a list of tools, as JSON text, that is neither absent nor empty
         "with_tools": (pc.sum(pc.greater(pc.utf8_length(rows["tools"]), len("null"))).as_py() or 0) / len(rows),
-        "sample": _sample(mix, manifest["total"]["rows"], manifest["kind"]),
+        "sample": _sample(mix, manifest["kind"]),
         "licences": sorted({licence if licence in HUB_LICENCES else "other" for licence in licences}),
         "unpinned": lock.unpinned(Spec.model_validate(manifest["spec"]), manifest["lock"]),
     }
@@ -103,20 +100,14 @@ def _lengths(lengths: np.ndarray, category: np.ndarray) -> dict[str, Any]:
     return {"bins": high - low, "ticks": ticks, "categories": categories}
 
 
-def _sample(mix: Path, total: int, kind: str) -> dict[str, Any]:
-    """Figures of the first `SAMPLE` of `total` rows: languages, system prompts, words of both sides of a pair."""
+def _sample(mix: Path, kind: str) -> dict[str, Any]:
+    """Figures of the first `SAMPLE` rows: languages, share of system prompts, words of both sides of a pair."""
     columns = ["messages", *(("chosen", "rejected") if kind == "preference" else ())]
     rows = list(islice(chain.from_iterable(batches(mix / "rows", columns)), SAMPLE))
     parts = [[json.loads(row[name]) for name in columns] for row in rows]
-
-    def share(k: int) -> dict[str, Any]:
-        low, high = (None, None) if len(rows) == total else wilson(k, len(rows))
-        return {"k": k, "share": k / len(rows), "low": low, "high": high}
-
     languages = Counter(_language([*messages, *answers[:1]]) for messages, *answers in parts)
-    sample = {"rows": len(rows), "of": total, "sides": None}
-    sample["languages"] = [{"language": language, **share(k)} for language, k in languages.most_common()]
-    sample["with_system"] = share(sum(messages[0]["role"] == "system" for messages, *_ in parts))
+    with_system = sum(messages[0]["role"] == "system" for messages, *_ in parts) / len(parts)
+    sample = {"rows": len(rows), "languages": languages.most_common(), "with_system": with_system, "sides": None}
     if kind == "preference":  # a chosen answer that is the longer one is a bias that DPO learns
         sides = [[sum(len(m["content"].split()) for m in side) for side in (p, [c], [r])] for p, c, r in parts]
         medians = dict(zip(("prompt", "chosen", "rejected"), np.median(sides, axis=0).tolist(), strict=True))

@@ -62,7 +62,14 @@ def choose(rows: pa.Table, spec: Spec, row_at: Callable[[int], dict[str, Any]]) 
             repeat = max((source.max_repeat for source in own.values()), default=1)
             remedy = f"raise max_repeat to {-(-budget * repeat // have)} or add a source" if have else "add a source"
             shortfalls[name] = f"{have / 1e6:.4g} of {budget / 1e6:.4g} M tokens available; {remedy}"
-        unmet |= _unmet(spec.categories[name].sources, sources, source_of[taken], tokens[taken], budget)
+        declared = spec.categories[name].sources
+        total = sum(source.weight or 0 for source in declared) or 1
+        for source in declared:
+            wanted, longest = budget * (source.weight or 0) / total, tokens[taken].max(initial=0)
+            filled = tokens[taken[source_of[taken] == sources.index(source)]].sum()
+            if wanted - filled > longest:
+                sentence = f"its weight asks for {wanted / 1e6:.4g} M tokens, it has {filled / 1e6:.4g}"
+                unmet[source.name] = f"{sentence}; raise its max_repeat or lower its weight"
     if over:
         numbers, details = zip(*over, strict=True)
         rejected["budget/over_budget"] = np.array(numbers), list(details)
@@ -91,20 +98,6 @@ def _fill(
     if n < len(rows) and ends[n] - budget <= budget - (ends[n - 1] if n else 0):
         n += 1
     return rows[:n], uses[:n]
-
-
-def _unmet(
-    weighted: list[Source], sources: list[Source], source_of: np.ndarray, tokens: np.ndarray, budget: int
-) -> dict[str, str]:
-    """{source: sentence} for each of a category's sources that fills less of the budget than its weight says."""
-    total, unmet = sum(source.weight or 0 for source in weighted), {}
-    for source in weighted:
-        wanted = budget * (source.weight or 0) / (total or 1)
-        have = int(tokens[source_of == sources.index(source)].sum())
-        if wanted - have > tokens.max(initial=0):
-            sentence = f"its weight asks for {wanted / 1e6:.4g} M tokens, it has {have / 1e6:.4g}"
-            unmet[source.name] = f"{sentence}; raise its max_repeat or lower its weight"
-    return unmet
 
 
 def _bytes(column: pa.ChunkedArray, kind: str) -> np.ndarray:

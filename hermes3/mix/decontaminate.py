@@ -1,9 +1,8 @@
 """Finding evaluation questions in training rows, by word n-grams (13 by default, as in the GPT-3 report, appendix C).
 
-A text of an evaluation set that is shorter than the n-gram is searched for whole, down to `min_words`. A question
-without a text of that length cannot be told from ordinary speech and is counted as unsearched. Reference answers are
-not searched for: others give the same answers. An n-gram that stands in more than half of a set's texts is its
-instruction or answer format, and is left out and counted, unless it is part of a passage of `PASSAGE` words.
+A shorter text is searched for whole, down to `min_words`; a question without such a text cannot be told from ordinary
+speech. Reference answers are not searched for: others give the same answers. What stands in more than half of a set's
+texts is its instruction or answer format, and is left out, unless it is part of a passage of `PASSAGE` words.
 """
 
 import hashlib
@@ -33,7 +32,7 @@ SHIFT = np.uint64(64 - 24)  # a table of 24 bits is 16 MB: of two million n-gram
 
 
 class Index:
-    """The n-grams of all evaluation sets. It can be pickled."""
+    """The n-grams of all evaluation sets, for every worker."""
 
     def __init__(self, settings: Decontaminate, data_root: Path):
         self.names = [one.name for one in settings.against]
@@ -48,9 +47,8 @@ class Index:
             questions = [[spelling for text in each for spelling in folded(text)] for each in raw]
             texts = list(dict.fromkeys(text for question in questions for text in question))
             words = Words(texts)
-            long = {text for text, n in zip(texts, words.counts.tolist(), strict=True) if n >= self.first}
-            pairs = zip(raw, questions, strict=True)
-            sought = [max(each, key=len) for each, question in pairs if not long.isdisjoint(question)]
+            long = {text for text, n in zip(texts, words.counts, strict=True) if n >= self.first}
+            sought = [max(r, key=len) for r, q in zip(raw, questions, strict=True) if not long.isdisjoint(q)]
             self.unsearched[one.name] = len(questions) - len(sought)
             self.planted[one.name] = sought[:: max(1, len(sought) // PLANTED)][:PLANTED]
             limit = max(FEW, sum(map(bool, questions)) / 2)
@@ -93,7 +91,7 @@ def _common(words: Words, at: np.ndarray, hashes: np.ndarray, n: int, limit: flo
     """Whether each n-gram stands in more than `limit` texts, and not in a passage that does."""
     _, gram = np.unique(hashes, return_inverse=True)
     n_texts = np.bincount(np.unique(np.stack([gram, words.text_of[at]]), axis=1)[0])
-    common = np.zeros(len(words), bool)
+    common = np.zeros(len(words.start), bool)
     common[at] = n_texts[gram] > limit
     for begin, end in zip(*edges(common), strict=True):
         if end - begin + n > PASSAGE:
@@ -117,9 +115,7 @@ def disguised(text: str) -> list[str]:
 
 
 def record(spec: Spec, index: Index | None) -> dict[str, Any]:
-    """For the manifest: `unsearched`, `shared`; `planted`: how many of some questions in ten disguises are found;
-    `not_searched`: rows of the paper's Table 5 (eval/suites/paper.yml) of which no task is among the sets.
-    """
+    """For the manifest; `not_searched`: rows of the paper's Table 5 of which no task is among the sets."""
     against = spec.decontaminate.against if spec.decontaminate else []
     names = {(one.task or "").removeprefix(LEADERBOARD) for one in against}
     tasks = {name: group["tasks"] for name, group in read_yaml(SUITE)["groups"].items()}
@@ -169,20 +165,13 @@ def _docs(one: EvalSet, data_root: Path) -> Iterable[Any]:
         raise UserError(f"decontaminate.against {path}: not JSON: {error}") from None
 
 
-@cache  # 3 s: it reads the declarations of 12,000 tasks
-def _task_manager() -> Any:
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager(include_path=str(ROOT / "eval/tasks"))
-
-
 def _task_docs(task: str, split: str | None) -> Iterator[Any]:
     """The documents of a split of an lm-eval task, or of each task of a group, loaded by lm-eval itself."""
     from lm_eval.tasks import get_task_dict
 
-    if task not in _task_manager().all_tasks:
+    if task not in task_manager().all_tasks:
         raise UserError(f"decontaminate.against {task}: not a task of the installed lm-eval (`lm-eval ls tasks`)")
-    tasks = [get_task_dict([task], _task_manager())]
+    tasks = [get_task_dict([task], task_manager())]
     while tasks:
         if isinstance(one := tasks.pop(), dict):
             tasks += reversed(one.values())
@@ -191,3 +180,10 @@ def _task_docs(task: str, split: str | None) -> Iterator[Any]:
         if own not in one.dataset:
             raise UserError(f"decontaminate.against {task}: no split {own}; it has {', '.join(one.dataset)}")
         yield from one.dataset[own]
+
+
+@cache  # 3 s: it reads the declarations of 12,000 tasks
+def task_manager() -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(ROOT / "eval/tasks"))

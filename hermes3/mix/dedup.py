@@ -52,8 +52,7 @@ def _parts(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def shingles(rows: list[dict[str, Any]], ngram: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each shingle its row int64[n], its part (place in `PARTS`) int64[n], and its hash uint64[n].
 
-    A text has its runs of `ngram` words and signs, or itself where it is shorter; a call is one shingle.
-    """
+    A text has its runs of `ngram` words and signs, or itself where it is shorter; a call is one shingle."""
     every = [(i, PARTS.index(part), text) for i, row in enumerate(rows) for part, text in _parts(row)]
     row_of, part_of = (np.array([one[k] for one in every], np.int64) for k in (0, 1))
     words = Words([written(text) for _, _, text in every], signs=True)
@@ -91,38 +90,28 @@ def near_duplicates(
 ) -> dict[int, tuple[int, Alike]]:
     """{row: (the better row that it repeats, how alike)} over signatures uint32[n_rows, permutations].
 
-    `order`: rows from best to worst; `row_at` gives one by its number. A row goes when each part of it is similar to
-    that of a better one that stays.
-    """
-    # 200 MB: those of a group of copies are asked for again and again
-    parts = lru_cache(20_000)(lambda number: parts_of(row_at(number), settings.ngram))
+    `order`: rows from best to worst. A row goes when each part of it is similar to that of a better one that stays."""
+
+    @lru_cache(20_000)  # 200 MB: those of a group of copies are asked for again and again
+    def parts(number: int) -> list[np.ndarray]:
+        _, part, hashes = shingles([row_at(number)], settings.ngram)
+        return [np.unique(hashes[part == i]) for i in range(len(PARTS))]
+
     repeats: dict[int, tuple[int, Alike]] = {}
     for row, other in _candidates(signed, order[signed[order, 0] > 0], settings.threshold):  # zeros: without shingles
         if row not in repeats and other not in repeats:
-            alike = similarity(parts(row), parts(other))
+            pairs = zip(PARTS, parts(row), parts(other), strict=True)
+            both = [(name, len(np.intersect1d(a, b, True)), len(np.union1d(a, b))) for name, a, b in pairs]
+            alike = {name: common / either for name, common, either in both if either}
             if min(alike.values()) >= settings.threshold:
                 repeats[row] = other, alike
     return repeats
 
 
-def parts_of(row: dict[str, Any], ngram: int) -> dict[str, np.ndarray]:
-    """Of each of `PARTS` the distinct hashes of its shingles, in order."""
-    _, part, hashes = shingles([row], ngram)
-    return {name: np.unique(hashes[part == i]) for i, name in enumerate(PARTS)}
-
-
-def similarity(row: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Alike:
-    """Jaccard similarity of each part that one of the rows has."""
-    common = {name: len(np.intersect1d(row[name], other[name], assume_unique=True)) for name in PARTS}
-    every = {name: len(row[name]) + len(other[name]) - common[name] for name in PARTS}
-    return {name: common[name] / every[name] for name in PARTS if every[name]}
-
-
 def _candidates(signed: np.ndarray, order: np.ndarray, threshold: float) -> Iterator[list[int]]:
     """(row, better row) of every pair that shares a band and may reach the threshold, in `order` of both.
 
-    A pair whose parts all reach the threshold reaches it in all shingles together, which is what signatures estimate.
-    """
+    A pair whose parts all reach the threshold reaches it in all shingles together, which signatures estimate."""
     n_bands = bands(threshold, signed.shape[1])
     width = signed.shape[1] // n_bands
     least = threshold - DEVIATIONS * (threshold * (1 - threshold) / signed.shape[1]) ** 0.5

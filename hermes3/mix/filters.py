@@ -1,8 +1,7 @@
 """Filters on the quality of a conversation: which rows a model must not learn from, each with its reason.
 
-The Hermes 3 report removes refusals and improperly formatted responses (arXiv 2408.11857) without naming rules; these
-are ours. Of a preference row they read the prompt and the chosen answer: a rejected one may be bad. A filter returns
-what it objects to, with its place, or None.
+The Hermes 3 report (arXiv 2408.11857) names no rules; these are ours. Of a preference row they read the prompt and the
+chosen answer: a rejected one may be bad. A filter returns what it objects to, with its place, or None.
 """
 
 import json
@@ -98,10 +97,9 @@ def tool_call_text(row: Example) -> str | None:
     for place, text in _answers(row):
         if "<tool_call>" not in text and "</tool_call>" not in text:
             continue
-        try:
+        calls = None
+        with suppress(ValueError, RecursionError):  # a number of more than 4,300 digits, a thousand brackets
             calls = parse_tool_calls(text)
-        except (ValueError, RecursionError):  # a number of more than 4,300 digits, a thousand brackets
-            calls = None
         if calls is None:
             return f"{place}: a <tool_call> holds no JSON object with name and arguments"
         if not len(calls) == text.count("<tool_call>") == text.count("</tool_call>"):

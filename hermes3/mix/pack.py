@@ -1,8 +1,7 @@
 """How a mix packs under a recipe: Axolotl's own packer over the rows' lengths, in the order that training draws.
 
-The counts are those of the trainer on the hardware that the recipe declares. It shuffles and packs anew each epoch
-(`hermes3.train.fixes`), and ends an epoch at the number of packs that it drew before the first; no step takes packs
-beyond that, or too few for every rank.
+The trainer shuffles and packs anew each epoch (`hermes3.train.fixes`), and ends an epoch at the number of packs that it
+drew before the first; no step takes packs beyond that, or too few for every rank.
 """
 
 import math
@@ -38,8 +37,7 @@ class Packing:
 def preview(mix: Path, recipe: Path, resolved: dict[str, Any]) -> Packing:
     """The packs and steps of training on the mix in folder `mix`; `resolved`: `recipe` as Axolotl resolves it.
 
-    `UserError` for a recipe that does not pack, and for a mix that is none, holds pairs or is too long.
-    """
+    `UserError` for a recipe that does not pack, and for a mix that is none, holds pairs or is too long."""
     from axolotl.utils.dict import DictDefault
 
     cfg = DictDefault(resolved)
@@ -119,13 +117,3 @@ def epoch_batches(packer: Any, epoch: int) -> list[list[list[int]]]:
 
 def _rows(batches: list[list[list[int]]]) -> np.ndarray:
     return np.fromiter(chain.from_iterable(chain.from_iterable(batches)), dtype=np.int64)
-
-
-def as_text(packing: Packing) -> str:
-    epochs = " + ".join(f"{n:,}" for n in packing.steps_per_epoch)
-    return (
-        f"{packing.rows:,} rows, {packing.tokens:,} tokens\n"
-        f"{packing.packs:,} packs of {packing.capacity:,} tokens, {packing.efficiency:.2%} full\n"
-        f"{packing.steps:,} steps on {packing.gpus} GPUs of {packing.tokens_per_step:,.0f} tokens, by epoch {epochs}\n"
-        f"{max(packing.rows_left_out):,} rows at most are left out of an epoch, in packs that no step takes"
-    )

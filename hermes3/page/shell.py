@@ -14,10 +14,9 @@ def environment(template: Path, filters: dict[str, Callable]) -> Any:
     """Jinja's environment for a template, which may extend those of this folder; HTML is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    loader = FileSystemLoader([template.parent, HERE])
-    blocks = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
-    escape = template.name.endswith(".html.jinja")
-    one = Environment(loader=loader, autoescape=escape, undefined=StrictUndefined, **blocks)
+    blocks = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True, "undefined": StrictUndefined}
+    blocks["autoescape"] = template.name.endswith(".html.jinja")
+    one = Environment(loader=FileSystemLoader([template.parent, HERE]), **blocks)
     one.filters |= filters
     return one
 
@@ -33,10 +32,9 @@ def render(template: Path, facts: dict[str, Any], charts: dict[str, str], filter
 
 
 def as_page(markdown: str, title: str, charts: dict[str, str]) -> str:
-    """One HTML file of `markdown`, tables included; markup within the text is shown, not obeyed.
+    """One HTML file of `markdown`, whose own markup is shown, not obeyed.
 
-    A paragraph `figure:NAME`, line break, caption becomes the chart NAME of `charts` (SVG text) with its caption.
-    """
+    A paragraph `figure:NAME`, line break, caption becomes the chart NAME of `charts` (SVG text)."""
     from markdown_it import MarkdownIt
     from markupsafe import Markup
 
