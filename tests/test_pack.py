@@ -172,59 +172,36 @@ def test_axolotl_prepares_through_the_link_and_only_the_guard_notices_changed_da
     assert load(recipe) == [10, 11, 12, 13]
 
 
-PREPARED = "dataset_prepared_path"
+def check(changes: dict) -> None:
+    recipe = {"datasets": [{"path": "mix/train"}], "dataset_prepared_path": "mix/prepared"}
+    check_prepared(Path("mine.yml"), recipe | changes)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({}, None),
-        ({"test_datasets": [{"path": "MIX/train", "split": "train"}]}, None),
-        ({"datasets": [{"path": "no_mix/train"}], PREPARED: "no_mix/prepared"}, None),  # not built yet
-        ({PREPARED: None}, "dataset_prepared_path: must be MIX/prepared"),
-        ({PREPARED: "last_run_prepared"}, "dataset_prepared_path: must be MIX/prepared"),
-        ({"datasets": [{"path": "teknium/OpenHermes-2.5"}]}, "datasets: teknium/.* is not the train folder"),
-        ({"datasets": [{"path": "no_mix/train"}]}, "dataset_prepared_path: must be no_mix/prepared"),
-        ({"datasets": None}, "datasets: nothing is not the train folder of one mix"),
-        ({"test_datasets": [{"path": "mixes/other/train"}]}, "datasets: .*, mixes/other/train is not the train folder"),
-    ],
-)
-def test_prepared_data_that_could_be_another_mix_s_are_refused(tmp_path, monkeypatch, changes, message):
+@pytest.mark.parametrize("case", yaml.safe_load((ROOT / "tests/prepared.yml").read_text(encoding="utf-8")))
+def test_prepared_data_that_could_be_another_mix_s_are_refused(tmp_path, monkeypatch, case):
     monkeypatch.chdir(tmp_path)
-    write_mix(Path("MIX"), [20, 20])
-    recipe = {"datasets": [{"path": "MIX/train"}], PREPARED: "MIX/prepared"} | changes
-    with pytest.raises(ValueError, match=f"^mine.yml: {message}") if message else nullcontext():
-        check_prepared(Path("mine.yml"), recipe)
+    write_mix(Path("mix"), [20, 20])
+    with pytest.raises(ValueError, match=f"^mine.yml: {case['message']}") if "message" in case else nullcontext():
+        check(case["changes"])
 
 
-def relink(mix: Path, target: Path) -> None:
+def relink(mix: Path, target: Path | None) -> None:
     (mix / "prepared").unlink()
-    (mix / "prepared").symlink_to(target)
+    (mix / "prepared").symlink_to(target) if target else (mix / "prepared").mkdir()
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda mix: write_manifest(mix, "sft", "f" * 64), "not to prepared-ffffffffffff beside it; build .* again"),
-        (lambda mix: ((mix / "prepared").unlink(), (mix / "prepared").mkdir()), "mix/prepared, not to prepared-012345"),
-        (
-            lambda mix: relink(mix, write_mix(mix.with_name("other"), [20]) / "prepared-0123456789ab"),
-            "leads to .*other/",
-        ),
+        (lambda mix: relink(mix, None), "mix/prepared, not to prepared-012345"),  # as `cp -L` and many transfers do
+        (lambda mix: relink(mix, write_mix(Path("other").absolute(), [20]) / "prepared-0123456789ab"), "to .*other/"),
         (lambda mix: (mix / "prepared-0123456789ab").rmdir(), "leads nowhere"),
         (lambda mix: (mix / "manifest.json").unlink(), "has no manifest.json"),
     ],
 )
-def test_a_mix_that_was_changed_is_refused(tmp_path, spoil, message):
-    """The second is what `cp -L` and many transfers make of the link."""
-    mix = write_mix(tmp_path / "mix", [20, 20])
-    spoil(mix)
+def test_a_mix_that_was_changed_is_refused(tmp_path, monkeypatch, spoil, message):
+    monkeypatch.chdir(tmp_path)
+    spoil(write_mix(Path("mix"), [20, 20]))
     with pytest.raises(ValueError, match=message):
-        check_prepared(Path("mine.yml"), {"datasets": [{"path": str(mix / "train")}], PREPARED: f"{mix}/prepared"})
-
-
-def test_checking_a_recipe_checks_its_prepared_data(tmp_path):
-    recipe = read(ROOT / "recipes/8b_sft.yml") | {PREPARED: "last_run_prepared"}
-    (tmp_path / "mine.yml").write_text(yaml.safe_dump(recipe))
-    with pytest.raises(ValueError, match="mine.yml: dataset_prepared_path: must be mixes/hermes3_sft/prepared"):
-        validate(tmp_path / "mine.yml")
+        check({})
