@@ -29,36 +29,23 @@ def said(*answers: str, system: str | None = None, tools: list | None = None) ->
     return {"messages": messages, "tools": tools or []}
 
 
-def test_the_filters_are_those_that_a_spec_may_skip():
-    assert set(filters.FILTERS) == set(get_args(Filter))
-
-
-def test_a_bad_row_names_the_filter_and_the_place():
+def test_a_bad_row_names_the_filter_and_the_place_and_a_skipped_filter_does_not_judge():
+    assert set(filters.FILTERS) == set(get_args(Filter))  # those that a spec may skip
     filters.apply(said("Hello.", "```python\nprint(1)\n```"))
-    with pytest.raises(BadRow) as raised:
+    with pytest.raises(BadRow, match="^refusal: message 4: i cannot help$"):
         filters.apply(said("Sure.", "I'm sorry, but I can't help with that."))
-    assert raised.value.reason == "refusal"
-    assert raised.value.detail == "message 4: i cannot help"
-
-
-def test_a_skipped_filter_does_not_judge_and_the_next_one_does():
     row = said("I cannot help with that.\n```")
     filters.apply(row, skip=frozenset({"refusal", "unterminated_code"}))
     with pytest.raises(BadRow, match="unterminated_code"):
         filters.apply(row, skip=frozenset({"refusal"}))
 
 
-def test_of_a_preference_the_prompt_and_the_chosen_answer_are_judged():
-    prompt = [{"role": "user", "content": "Write a limerick."}]
+def test_of_a_preference_the_chosen_answer_is_judged_and_of_no_row_what_the_user_says():
+    prompt = [{"role": "user", "content": "I cannot help with that.\n```"}]
     good, bad = ({"role": "assistant", "content": text} for text in ("A cat...", "I cannot write that."))
     filters.apply({"messages": prompt, "tools": [], "chosen": good, "rejected": bad})
     with pytest.raises(BadRow, match="refusal: chosen: i cannot write"):
         filters.apply({"messages": prompt, "tools": [], "chosen": bad, "rejected": good})
-
-
-def test_what_a_user_says_is_no_refusal_and_no_open_fence():
-    messages = [{"role": "user", "content": "I cannot help with that.\n```"}, {"role": "assistant", "content": "Oh?"}]
-    filters.apply({"messages": messages, "tools": []})
 
 
 CASES = yaml.safe_load((ROOT / "tests/filters.yml").read_text(encoding="utf-8"))
@@ -99,12 +86,6 @@ def test_a_schema_fetches_nothing_from_elsewhere(tmp_path):
     assert "message 5" in filters.json_mode(said('{"age": 3}', "{}", system=SYSTEMS["json"]))
 
 
-def test_a_refusal_is_sought_in_the_opening_alone():
-    assert is_refusal("I cannot help with that.")
-    assert is_refusal("a" * (OPENING - 30) + " I cannot help with that.")
-    assert is_refusal("a " * OPENING + "I cannot help with that.") is None
-
-
 @pytest.mark.parametrize(
     ("split", "precision", "recall"),
     # seen: dev 0.993 and 0.987, test 0.969 and 0.877; the rules were made for the dev part
@@ -119,16 +100,14 @@ def test_refusals_are_told_from_answers(split, precision, recall):
     assert right / len(found) >= precision and right / labelled >= recall
 
 
-def test_200_answers_that_only_mention_such_words_pass():
+def test_what_only_mentions_such_words_stands_late_or_is_a_choice_is_no_refusal():
     harmless = yaml.safe_load((ROOT / "tests/harmless.yml").read_text(encoding="utf-8"))
     texts = [frame.format(subject) for frame in harmless["frames"] for subject in harmless["subjects"]]
     assert len(set(texts)) == 200
     assert {text: words for text in texts if (words := is_refusal(text))} == {}
-
-
-def test_a_choice_that_the_prompt_offers_is_no_refusal():
-    quiz = said("I can't answer that.", system="Choose: A) yes, B) no, C) I can't answer that.")
-    assert filters.refusal(quiz) is None
+    assert is_refusal("a" * (OPENING - 30) + " I cannot help with that.")
+    assert is_refusal("a " * OPENING + "I cannot help with that.") is None
+    assert filters.refusal(said("I can't answer that.", system="A) yes, B) no, C) I can't answer that.")) is None
     assert filters.refusal(said("I can't answer that.", system="Choose.")) is not None
     assert is_refusal("Can't answer") is None and is_refusal("C) Cannot be determined.") is None
 

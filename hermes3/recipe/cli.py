@@ -56,8 +56,8 @@ def pack(
 
     Example: hermes3 mix pack mixes/tiny_sft --recipe recipes/tiny_sft.yml
     """
-    from hermes3.mix.pack import as_text, preview
+    from hermes3.mix.pack import preview
     from hermes3.recipe.check import validate
 
-    packing = preview(mix, recipe, validate(recipe))
-    print(json.dumps(asdict(packing)) if as_json else as_text(packing))
+    packing = asdict(preview(mix, recipe, validate(recipe)))
+    print(json.dumps(packing) if as_json else "\n".join(f"{key}: {value}" for key, value in packing.items()))
