@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from hermes3.report import build
 from hermes3.results.lm_eval import Evaluation
@@ -104,10 +105,11 @@ def write_mix(folder: Path, kind: str) -> Path:
     return folder
 
 
-def write_report(out: Path, mixes: list, runs: dict, scores: dict, commands: list, **more) -> dict:
+def write_report(out: Path, scores: dict, runs: dict | None = None, suites: tuple = (), **more) -> dict:
     """The report without the suites' names for tasks, which are another file's; one folder a stage."""
     folders = {name: [given] if isinstance(given, Path) else given for name, given in scores.items()}
-    return build.write_report(out, mixes, runs, folders, commands, **{"suites": []} | more)
+    with mock.patch.object(build, "all_suites", lambda: list(suites)):
+        return build.write_report(out, runs=runs or {}, scores=folders, **{"mixes": [], "commands": []} | more)
 
 
 def first(right: int, n: int = 1000) -> list[int]:
