@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import yaml
+
 from hermes3.report import build
 from hermes3.results.lm_eval import Evaluation
 from hermes3.results.score import measure
 
 DATE = "2025-01-02T03-04-05.678901"
 HEX = "0123456789abcdef" * 4
+CASES = yaml.safe_load(Path(__file__).with_name("report_cases.yml").read_text(encoding="utf-8"))
 
 
 def write_scores(

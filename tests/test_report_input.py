@@ -2,11 +2,9 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
-import yaml
-from lm_eval_files import DATE, write_report, write_run, write_scores
+from lm_eval_files import CASES, DATE, write_report, write_run, write_scores
 from typer.testing import CliRunner
 
 from hermes3.cli import app
@@ -18,7 +16,6 @@ from hermes3.results.groups import Group
 from hermes3.results.lm_eval import read_evaluation
 from hermes3.results.suite import Suite
 
-CASES = yaml.safe_load(Path(__file__).with_name("report_cases.yml").read_text(encoding="utf-8"))
 LATER = "2025-03-01T00-00-00.000001"
 TASKS = {"a": {"acc": 60}, "b": {"acc": 50}}
 HARMS = {
@@ -54,9 +51,8 @@ def test_damaged_files_are_refused(folder, case):
 
 def test_numbers_that_json_has_not_are_no_damage(folder):
     """Python writes NaN and Infinity, and whole numbers of any length: a question may hold them."""
-    line, *rest = samples(folder).read_text().splitlines(keepends=True)
-    odd = json.dumps(json.loads(line) | {"doc": {"x": float("nan"), "y": float("-inf"), "z": 10**30}}) + "\n"
-    samples(folder).write_text("".join([odd, *rest]))
+    text = samples(folder).read_text().replace('"doc": {}', f'"doc": {{"x": NaN, "y": -Infinity, "z": {10**30}}}', 1)
+    samples(folder).write_text(text)
     assert read_evaluation("SFT", folder).scores["a", "acc", "none"].value == 0.6
 
 
@@ -86,13 +82,11 @@ def test_mt_bench_of_a_served_model_is_the_stages(folder):
 
 
 def test_newer_results_of_a_task_replace_it_and_no_other_number_of_shots(folder):
-    write_scores(folder / "5_shot", {"a": {"acc": 80}}, date=LATER, shots=5)
-    stage = read_evaluation("SFT", folder)
-    assert {key[0]: score.value for key, score in stage.scores.items()} == {"a": 0.8, "a (0-shot)": 0.6, "b": 0.5}
-    assert (stage.tasks["a"]["n_shot"], stage.tasks["a (0-shot)"]["n_shot"]) == (5, 0)
-    write_scores(folder / "5_shot", {"a": {"acc": 70}}, date=LATER)
-    stage = read_evaluation("SFT", folder)
-    assert {key[0]: score.value for key, score in stage.scores.items()} == {"a": 0.7, "b": 0.5}
+    for shots, right, values in ((5, 80, {"a": 0.8, "a (0-shot)": 0.6, "b": 0.5}), (0, 70, {"a": 0.7, "b": 0.5})):
+        write_scores(folder / "later", {"a": {"acc": right}}, date=LATER, shots=shots)
+        stage = read_evaluation("SFT", folder)
+        assert {key[0]: score.value for key, score in stage.scores.items()} == values
+        assert stage.tasks["a"]["n_shot"] == shots
     assert stage.skipped == [f"outputs__model/results_{DATE}.json: newer results hold a"]
 
 
@@ -109,10 +103,9 @@ def test_stages_that_were_not_evaluated_alike(folder, tmp_path, case):
 
 def test_prompts_that_no_setting_explains(folder, tmp_path):
     after = write_scores(tmp_path / "DPO", TASKS)
-    rows = [json.loads(line) for line in samples(after).read_text().splitlines()]
-    text = "".join(json.dumps(row | {"prompt_hash": str(row["doc_id"] < 30)}) + "\n" for row in rows)
-    samples(folder).write_text(text.replace("True", "False"))
-    samples(after).write_text(text)
+    for stage, different in ((folder, 0), (after, 30)):
+        text = samples(stage).read_text().replace('"doc": {}', '"prompt_hash": "x"')
+        samples(stage).write_text(text.replace('"x"', '"y"', different))
     stages = read_evaluation("SFT", folder), read_evaluation("SFT+DPO", after)
     reasons = [why_not(*stages, Group(task, ((task, "acc", "none"),))) for task in TASKS]
     assert reasons == ["30 of 100 prompts differ", None]
@@ -130,10 +123,9 @@ def test_seeds(folder, tmp_path):
     assert (a["mean"], a["deviation"], b["deviation"]) == (pytest.approx(0.63), pytest.approx(0.0264575), 0)
     assert a["sampling"] == pytest.approx(0.048, abs=0.001)
     assert a["left_out"] == ["SFT, seed 2: chat templates 01234567 and ffffffff"]
-    page = (tmp_path / "out/index.html").read_text()
-    assert f"over 3 of 4 seeds; left out: {a['left_out'][0]}" in page
     cells = "".join(f'<td class="n">{one}.*?</td>' for one in ("60", "–", "64", "65", "63"))
-    assert re.search(f"left out.*?\n{cells}", page)
+    page = (tmp_path / "out/index.html").read_text()
+    assert re.search(f"over 3 of 4 seeds; left out: {a['left_out'][0]}.*?\n{cells}", page)
     assert report["scores"]["rows"][0]["scores"]["SFT"]["value"] == pytest.approx(0.63)
     assert [one["stage"] for one in report["evaluations"]] == ["SFT", *(f"SFT, seed {n}" for n in (2, 3, 4))]
 
@@ -141,7 +133,6 @@ def test_seeds(folder, tmp_path):
 def test_the_verb_takes_seeds_and_a_size_and_says_the_same_from_every_folder(folder, tmp_path, monkeypatch):
     arguments = ["--scores", f"SFT={folder}", "--scores", f"SFT={folder}", "--size", "8b"]
     result = CliRunner().invoke(app, ["report", "--out", str(tmp_path / "out"), *arguments])
-    assert result.exit_code == 0
     assert "Compared on 0 of 17 rows of the paper's table: too few to say" in result.stdout
     assert json.loads((tmp_path / "out/report.json").read_text())["seeds"][0]["folders"] == [str(folder)] * 2
     monkeypatch.chdir(tmp_path)
