@@ -190,19 +190,16 @@ def card(
     stage: Annotated[str, typer.Option(help="which of the report's stages MODEL is")],
     recipe: Annotated[Path, typer.Option(help="the recipe that made it")],
     name: Annotated[str, typer.Option(help="its name on the Hub, OWNER/NAME")],
-    push: Annotated[bool, typer.Option("--push", help="upload the folder, to a private repository")] = False,
 ) -> None:
     """Write MODEL's Hugging Face card. Its data, its scores with intervals, its prompts.
 
     Example: hermes3 card outputs/tiny/dpo/merged --report outputs/tiny/report/report.json --stage SFT+DPO
     --recipe recipes/tiny_dpo.yml --name YOU/tiny
     """
-    from hermes3.report import model_card
+    from hermes3.report.model_card import write_card
 
-    model_card.write_card(model, report, stage, recipe, name)
+    write_card(model, report, stage, recipe, name)
     print(model / "README.md")
-    if push:
-        print(model_card.push(model, name))
 
 
 @app.command()

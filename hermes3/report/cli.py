@@ -1,8 +1,9 @@
-"""The verb `hermes3 report`."""
+"""The verbs `hermes3 report` and `hermes3 runs`."""
 
+# ruff: noqa: B006 (Typer copies defaults)
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,15 +13,15 @@ from hermes3.files import ROOT, UserError, write_text
 
 def report(
     out: Annotated[Path, typer.Option(help="folder to write: index.html, report.json, summary.txt")],
-    mix: Annotated[list[Path], typer.Option(help="mix folder")] = [],  # noqa: B006 (Typer copies it)
-    run: Annotated[list[str], typer.Option(help="NAME=FOLDER of a training run")] = [],  # noqa: B006
+    mix: Annotated[list[Path], typer.Option(help="mix folder")] = [],
+    run: Annotated[list[str], typer.Option(help="NAME=FOLDER of a training run")] = [],
     scores: Annotated[
-        list[str], typer.Option(help="NAME=FOLDER of lm-eval results, earlier stage first; a NAME again: another seed")
-    ] = [],  # noqa: B006
-    commands: Annotated[Path | None, typer.Option(help="folder of stage stamps, each holding its command")] = None,
-    size: Annotated[
-        str | None, typer.Option(help="8b, 70b or 405b: the paper's model to compare with; the recipes' by default")
+        list[str], typer.Option(help="STAGE=FOLDER of lm-eval results, first to last; again: a seed")
+    ] = [],
+    commands: Annotated[
+        Path | None, typer.Option(exists=True, help="folder of stages' stamps, each its command")
     ] = None,
+    size: Annotated[Literal["8b", "70b", "405b"] | None, typer.Option(help="the paper's, if no recipe says it")] = None,
 ) -> None:
     """Write one page that says whether it reproduced. Scores with intervals, against the paper and stage by stage.
 
@@ -29,19 +30,14 @@ def report(
     """
     from hermes3.report.build import write_report
 
-    if commands and not commands.is_dir():
-        raise UserError(f"--commands {commands}: no such folder; check the path")
-    stamps = sorted(commands.glob("[0-9]*")) if commands else []
-    lines = [stamp.read_text(encoding="utf-8").strip() for stamp in stamps if stamp.suffix != ".new"]
-    runs: dict[str, Path] = {}
-    for name, folder in (name_and_folder(pair, option="--run") for pair in run):
-        if name in runs:
-            raise UserError(f"--run {name} is given twice; give each run once")
-        runs[name] = folder
+    stamps = [path for path in sorted(commands.glob("[0-9]*")) if path.suffix != ".new"] if commands else []
+    runs = [name_and_folder(pair, option="--run") for pair in run]
+    if len(dict(runs)) < len(runs):
+        raise UserError("--run: a name is given twice; give each run one of its own")
     stages: dict[str, list[Path]] = {}
     for name, folder in (name_and_folder(pair, option="--scores") for pair in scores):
         stages.setdefault(name, []).append(folder)
-    write_report(out, mix, runs, stages, lines, size)
+    write_report(out, mix, dict(runs), stages, [path.read_text(encoding="utf-8").strip() for path in stamps], size)
     print((out / "summary.txt").read_text(encoding="utf-8"))
 
 
