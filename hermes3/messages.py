@@ -1,7 +1,6 @@
-"""The one message form, and its validation.
+"""The one message form, as Transformers' chat templates take it: {"messages": [...], "tools": [...]}.
 
-A conversation is `{"messages": [...], "tools": [...]}` in the form that Transformers' chat templates take:
-an optional system message, then user, assistant and tool messages; an assistant message may carry `tool_calls`
+An optional system message, then user, assistant and tool messages. An assistant message may carry `tool_calls`
 (`{"type": "function", "function": {"name": str, "arguments": {...}}}`), a tool message carries `name`.
 """
 
@@ -14,6 +13,7 @@ import orjson
 Message = dict[str, Any]
 SURROGATE = re.compile("[\ud800-\udfff]")
 ROLES = ("system", "user", "assistant", "tool")
+AFTER = {None: ("system", "user"), "system": ("user",), "user": ("assistant",), "tool": ("assistant", "tool")}
 
 
 class BadRow(ValueError):
@@ -53,10 +53,9 @@ def tool_call(name: Any, arguments: Any) -> Message:
 
 
 def clean(message: Message) -> Message:
-    """`message` with known keys alone, its content text.
+    """`message` with known keys alone, its content text; the assistant's is stripped.
 
-    Assistant text is stripped: a model must not learn to begin with a blank line, and the boundary between the header
-    and the first trained token stays a token boundary.
+    A model must not learn to begin with a blank line, and header and first trained token stay two tokens.
     """
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
@@ -67,23 +66,18 @@ def clean(message: Message) -> Message:
         content = ""
     if not is_text(content):
         raise BadRow("content_not_text", f"{role} content is {type(content).__name__}, or not Unicode")
-    if role == "assistant":
-        content = content.strip()
-    out: Message = {"role": role, "content": content}
+    out: Message = {"role": role, "content": content.strip() if role == "assistant" else content}
     if calls:
-        if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-            raise BadRow("tool_call_not_json", "tool_calls are not a list of objects")
-        functions = [call.get("function") or call for call in calls]
-        if not all(isinstance(function, dict) for function in functions):
-            raise BadRow("tool_call_not_json", "a call's function is not an object")
-        out["tool_calls"] = [tool_call(f.get("name"), f.get("arguments")) for f in functions]
+        try:
+            functions = [call.get("function") or call for call in calls]
+            out["tool_calls"] = [tool_call(one.get("name"), one.get("arguments")) for one in functions]
+        except (AttributeError, TypeError):
+            raise BadRow("tool_call_not_json", "tool_calls are not a list of objects, or a function is none") from None
     if role == "tool":
         if not is_text(message.get("name")):
             raise BadRow("tool_response_unnamed", "a tool message carries the name of the tool that answers")
         out["name"] = message["name"]
-    if message.get("train") is False:
-        out["train"] = False
-    return out
+    return out | ({"train": False} if message.get("train") is False else {})
 
 
 def check(messages: list[Message], tools: list[Message]) -> None:
@@ -91,23 +85,16 @@ def check(messages: list[Message], tools: list[Message]) -> None:
     if not messages:
         raise BadRow("no_messages")
     declared = {tool.get("function", tool).get("name") for tool in tools}
-    previous, open_calls = "start", 0
+    previous, open_calls = None, 0
     for message in messages:
-        role = message["role"]
-        calls = message.get("tool_calls", [])
+        role, calls = message["role"], message.get("tool_calls", [])
         if role != "system" and not message["content"].strip() and not calls:
             raise BadRow("empty_turn", f"{role} says nothing")
-        allowed = {
-            "start": ("system", "user"),
-            "system": ("user",),
-            "user": ("assistant",),
-            "assistant": ("tool",) if open_calls else ("user",),
-            "tool": ("assistant", "tool"),
-        }[previous]
-        if role == "tool" and previous == "tool" and not open_calls:
+        if role == previous == "tool" and not open_calls:
             raise BadRow("response_without_call", f"nothing called {message['name']}")
-        if role not in allowed:
-            raise BadRow("role_order", f"{role} after {previous}")
-        if unknown := [call["function"]["name"] for call in calls if call["function"]["name"] not in declared]:
-            raise BadRow("undeclared_tool", f"{unknown[0]} is not among the tools offered")
+        if role not in AFTER.get(previous, ("tool",) if open_calls else ("user",)):
+            raise BadRow("role_order", f"{role} after {previous or 'start'}")
+        for call in calls:
+            if call["function"]["name"] not in declared:
+                raise BadRow("undeclared_tool", f"{call['function']['name']} is not among the tools offered")
         previous, open_calls = role, open_calls - 1 if role == "tool" else len(calls)

@@ -19,14 +19,11 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1", "WANDB_MODE":
 os.environ["OMP_WAIT_POLICY"] = "passive"  # threads that spin while they wait made torch 20 times slower on busy cores
 
 
-# What trains, evaluates or runs Slurm: left out by `make test-fast`
+# What trains, evaluates or runs Slurm: left out by `make test-fast`. A name without a file does nothing
 SLOW_FIXTURES = {"chain", "slurm", "slurm16", "stopped_sft", "stopped_dpo", "axolotl_process"}
 SLOW_FILES = {"alignment_tasks", "bench", "chain", "check", "dashboard", "distributed", "dpo", "eval_runs", "launch"}
 SLOW_FILES |= {"metrics", "mix_restart", "pack", "packing", "pipeline", "gpu_check", "plan_memory", "preflight"}
-SLOW_FILES |= {"precision", "saving", "traps"}
-SLOW_FILES |= {f"slurm_{name}" for name in ("docs", "scripts", "train", "verdict")}
-
-
+SLOW_FILES |= {"precision", "saving", "traps", "slurm_docs", "slurm_scripts", "slurm_train", "slurm_verdict"}
 # What several files share is made once: they go to one of `make test`'s two processes, in this order
 TOGETHER = {
     "chain": ("chain", "cli"),
@@ -34,6 +31,12 @@ TOGETHER = {
     "stopped": ("dashboard", "distributed", "metrics", "saving"),
 }
 GROUPS = {file: group for group, files in TOGETHER.items() for file in files}
+
+
+def pytest_report_header():
+    """A test file that was renamed is named here, too: else it is no longer slow, or not with its group."""
+    gone = [name for name in sorted({*SLOW_FILES, *GROUPS}) if not (ROOT / f"tests/test_{name}.py").is_file()]
+    return f"tests/conftest.py lists files that are not there: {', '.join(gone)}" if gone else None
 
 
 def pytest_collection_modifyitems(items):

@@ -27,10 +27,9 @@ def test_another_s_checkout_has_its_commit_and_says_whether_files_differ(tmp_pat
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # as git's own tests say it
     assert "dubious ownership" in git(checkout, "rev-parse", "HEAD")
     sha = (checkout / ".git" / (checkout / ".git/HEAD").read_text().split()[1]).read_text().strip()
+    (checkout / "new").touch()  # git does not know it
     monkeypatch.chdir(checkout)
     assert (commit(Path()), commit(checkout, digits=12)) == (sha, sha[:12])
-    assert (repository(checkout)["commit"], repository(checkout)["changed"]) == (sha, False)
-    (checkout / "new").touch()  # git does not know it
     assert (repository(checkout)["commit"], repository(checkout)["changed"]) == (sha, False)
     (checkout / "file").write_text("2")
     assert (commit(checkout), commit(checkout, dirty=False)) == (f"{sha}-dirty", sha)
@@ -38,13 +37,9 @@ def test_another_s_checkout_has_its_commit_and_says_whether_files_differ(tmp_pat
     assert commit(checkout / "within") is None  # a checkout above that another owns is not trusted
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert commit(tmp_path) is None
-
-
-def test_a_run_and_a_node_in_another_s_checkout_are_named_by_its_commit(tmp_path, monkeypatch):
-    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    # a run and a node in another's checkout
     assert facts_of(DictDefault({"wandb_name": "8b_sft", "seed": 1}))["commit"] == commit(ROOT, digits=7)
-    (tmp_path / "recipe.yml").write_text("")
     expected = dict.fromkeys(Expected.__dataclass_fields__) | {"gpu": "cpu", "repository": str(ROOT)}
     # without -dirty: a file that somebody changes while nodes are asked is no node's fault
-    same = versions(Expected(**expected | {"recipe": tmp_path / "recipe.yml"})).same
+    same = versions(Expected(**expected | {"recipe": checkout / "file"})).same
     assert f"commit {commit(ROOT, digits=12, dirty=False)}" in same

@@ -1,7 +1,6 @@
 """The texts of the Hermes forms: system and user messages for tools, JSON mode and RAG; calls as a model writes them.
 
-Models and servers match on these strings, so they are wire constants (Hermes Function Calling standard; Hermes 3
-report, arXiv 2408.11857, Figure 8). The Jinja template renders the same tool message; a test holds the two together.
+Models and servers match on these strings (Hermes Function Calling standard; Hermes 3 report, Figure 8).
 """
 
 import json
@@ -12,9 +11,9 @@ from typing import Any
 TEMPLATE = Path(__file__).with_name("hermes3.jinja")
 # the template is where they are written: {%- set NAME = "TEXT" -%}
 _TEXTS = dict(re.findall(r'set (\w+) = ("(?:[^"\\]|\\.)+") -', TEMPLATE.read_text(encoding="utf-8")))
-DEFAULT_SYSTEM, TOOLS_INTRO, TOOLS_OUTRO = (
-    json.loads(_TEXTS[name]) for name in ("default_system", "tools_intro", "tools_outro")
-)
+DEFAULT_SYSTEM, TOOLS_INTRO, TOOLS_OUTRO = map(json.loads, _TEXTS.values())
+# a call that the model did not close still counts in vLLM's parser up to the end of the text
+CALL = re.compile(r"<tool_call>(.*?)</tool_call>|<tool_call>(.*)", re.DOTALL)
 
 
 def to_json(value: Any) -> str:
@@ -39,10 +38,8 @@ def tools_system(tools: list[dict[str, Any]], own: str | None = None) -> str:
 
 def json_system(schema: dict[str, Any]) -> str:
     """System message of JSON mode: the answer is one JSON object that fits `schema`."""
-    return (
-        "You are a helpful assistant that answers in JSON. Here's the json schema you must adhere to:\n"
-        f"<schema>\n{to_json(schema)}\n</schema>"
-    )
+    intro = "You are a helpful assistant that answers in JSON. Here's the json schema you must adhere to:"
+    return f"{intro}\n<schema>\n{to_json(schema)}\n</schema>"
 
 
 def scratchpad_system() -> str:
@@ -61,21 +58,15 @@ def rag_user(question: str, documents: list[tuple[str, str]]) -> str:
     return "\n".join([question, "CONTEXT:", *lines])
 
 
-# a call that the model did not close still counts in vLLM's parser up to the end of the text
-CALL = re.compile(r"<tool_call>(.*?)</tool_call>|<tool_call>(.*)", re.DOTALL)
-
-
 def parse_tool_calls(text: str) -> list[dict[str, Any]] | None:
     """`[{"name", "arguments"}]` of every call in `text`, in order, by the grammar of vLLM's `hermes` parser.
 
     None if one of them is not such an object.
     """
-    calls = []
-    for match in CALL.finditer(text):
-        try:
-            call = json.loads(match[1] or match[2])
-            calls.append({key: call[key] for key in ("name", "arguments")})
-        except (json.JSONDecodeError, TypeError, KeyError):
-            return None
+    try:
+        loaded = [json.loads(match[1] or match[2]) for match in CALL.finditer(text)]
+        calls = [{"name": call["name"], "arguments": call["arguments"]} for call in loaded]
+    except (json.JSONDecodeError, TypeError, KeyError):
+        return None
     valid = all(isinstance(call["name"], str) and isinstance(call["arguments"], dict) for call in calls)
     return calls if valid else None

@@ -1,15 +1,15 @@
 """From conversations to token ids and loss labels.
 
-Special tokens (`<|im_start|>`, `<|im_end|>`) separate the turns, so the ids of a conversation are the concatenation of
-the ids of its turns, and every turn of many conversations goes through the tokenizer in one batch. Loss is borne by
-what the assistant says, its tool calls and the closing `<|im_end|>`; everything else is masked. (The paper trains on
-responses and tool calls; whether the closing token bears loss it does not say: without it a model never stops.)
+Special tokens separate the turns, so the ids of a conversation are those of its turns, one after another, and the turns
+of many go through the tokenizer in one batch. Loss is borne by what the assistant says, its tool calls and the closing
+`<|im_end|>`, of which the paper says nothing: without it a model never stops.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,17 +28,11 @@ class Turn(NamedTuple):
     trained: bool
 
 
-@dataclass(frozen=True)
-class Tokens:
+class Tokens(NamedTuple):
     """`input_ids`: int32[n_tokens]; `labels`: int32[n_tokens], -100 where no loss is borne."""
 
     input_ids: np.ndarray
     labels: np.ndarray
-
-    @property
-    def n_loss(self) -> int:
-        # the first token of a sequence is never predicted
-        return int((self.labels[1:] != IGNORE).sum())
 
     @property
     def n_completion(self) -> int:
@@ -57,43 +51,37 @@ class Batch(NamedTuple):
 
 def assistant_text(message: Message) -> str:
     """What an assistant message says: its content, then its tool calls."""
-    calls = [call["function"] for call in message.get("tool_calls", [])]
-    blocks = [
-        f'<tool_call>\n{{"name": {to_json(call["name"])}, "arguments": {to_json(call["arguments"])}}}\n</tool_call>'
-        for call in calls
-    ]
-    return "\n".join(([message["content"]] if message["content"] else []) + blocks)
+    texts = [message["content"]] if message["content"] else []
+    for call in (call["function"] for call in message.get("tool_calls", [])):
+        texts.append(_block("tool_call", call["name"], "arguments", to_json(call["arguments"])))
+    return "\n".join(texts)
 
 
 def _response_text(message: Message) -> str:
     text = message["content"].strip()
     content = text if text[:1] in ("{", "[") and holds_json(text) else to_json(message["content"])
-    return f'<tool_response>\n{{"name": {to_json(message["name"])}, "content": {content}}}\n</tool_response>'
+    return _block("tool_response", message["name"], "content", content)
+
+
+def _block(tag: str, name: str, key: str, value: str) -> str:
+    return f'<{tag}>\n{{"name": {to_json(name)}, "{key}": {value}}}\n</{tag}>'
 
 
 def turns(messages: list[Message], tools: list[Message] | None = None) -> Iterator[Turn]:
     """The turns that the template writes: the system message first, tool messages in a row joined into one turn."""
     own = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
-    rest = messages if own is None else messages[1:]
     yield Turn("system", tools_system(tools, own) if tools else (DEFAULT_SYSTEM if own is None else own), False)
-    responses: list[str] = []
-    for message in rest:
-        if message["role"] == "tool":
-            responses.append(_response_text(message))
-            continue
-        if responses:
-            yield Turn("tool", "\n".join(responses), False)
-            responses = []
-        if message["role"] == "assistant":
-            yield Turn("assistant", assistant_text(message), message.get("train", True))
+    for role, group in groupby(messages if own is None else messages[1:], key=itemgetter("role")):
+        if role == "tool":
+            yield Turn("tool", "\n".join(map(_response_text, group)), False)
+        elif role == "assistant":
+            yield from (Turn(role, assistant_text(message), message.get("train", True)) for message in group)
         else:
-            yield Turn("user", message["content"], False)
-    if responses:
-        yield Turn("tool", "\n".join(responses), False)
+            yield from (Turn("user", message["content"], False) for message in group)
 
 
 def prompt_text(messages: list[Message], tools: list[Message] | None = None) -> str:
-    """The prompt without BOS, ready for the assistant to speak: what a tokenizer that adds BOS by itself is given."""
+    """The prompt without BOS, ready for the assistant to speak: for a tokenizer that adds BOS by itself."""
     body = "".join(f"<|im_start|>{turn.role}\n{turn.text}<|im_end|>\n" for turn in turns(messages, tools))
     return body + "<|im_start|>assistant\n"
 
@@ -102,9 +90,7 @@ class Renderer:
     """Renders conversations with the Hermes tokenizer of a folder (`hermes3 tokenizer build`). It can be pickled."""
 
     def __init__(self, folder: Path):
-        if not (folder / "tokenizer.json").is_file():
-            raise UserError(f"no {folder}/tokenizer.json; make it with `hermes3 tokenizer build`")
-        self.encode = Encoder.load(folder)
+        self.encode = Encoder(folder)
         ids = self.encode.ids
         config = read_json(folder / "tokenizer_config.json", "bos_token")
         if missing := [t for t in ("<|im_start|>", "<|im_end|>", config["bos_token"]) if t not in ids]:
@@ -137,8 +123,22 @@ class Renderer:
         within = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # place of an id in its turn
         body = np.repeat(start + 1, lengths) + within
         input_ids[body], input_ids[start], input_ids[end] = ids, self.start, self.end
-        for place, token in enumerate(self.newline, 1):
-            input_ids[end + place] = token
+        input_ids[end[:, None] + 1 + np.arange(len(self.newline))] = self.newline
         loss[body] = np.repeat(trained, lengths) & (within >= self.header_len)
         loss[end] = trained
         return Batch(input_ids, loss, offsets)
+
+
+def as_text(tokens: Tokens, tokenizer: Any) -> Any:
+    """rich's text of `tokens` with transformers' `tokenizer`. Green bears loss, bold is a single id, as <tool_call>."""
+    from rich.text import Text
+
+    added = tokenizer.added_tokens_decoder
+    marked = zip(tokens.input_ids.tolist(), (tokens.labels != IGNORE).tolist(), strict=True)
+    text = Text()
+    # runs that are alike are decoded together: no character that is split over tokens is torn apart
+    for (trained, single), run in groupby(marked, key=lambda token: (token[1], token[0] in added)):
+        style = ("green" if trained else "dim") + (" bold" if single else "")
+        text.append(tokenizer.decode([i for i, _ in run], clean_up_tokenization_spaces=False), style)
+    n_loss = (tokens.labels != IGNORE).sum()
+    return text.append(f"\n{len(tokens.labels):,} tokens, {n_loss:,} of them bear loss")
