@@ -10,12 +10,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[1]  # of the checkout: recipes, suites and tables lie below it
 MARKER = ".hermes3"  # in each folder that a command wrote: {"by": the command, "files": {name: bytes}}; empty before
+make_folder = partial(os.makedirs, exist_ok=True)
 
 
 class UserError(ValueError):  # pydantic takes ValueErrors from validators
@@ -136,7 +138,7 @@ def new_folder(out: Path, command: str) -> Iterator[Path]:
     """
     check_out(out, command)
     out = out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     hidden = f".{out.name}.hermes3-"
     tmp = Path(tempfile.mkdtemp(prefix=hidden, dir=out.parent))
     try:
@@ -172,7 +174,7 @@ def lock(file: IO[Any], shared: bool = False) -> bool:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to a temporary file beside `path`, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     tmp = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         tmp.write_text(text, encoding="utf-8")

@@ -47,8 +47,7 @@ def tool_call(name: Any, arguments: Any) -> Message:
         except (ValueError, RecursionError) as error:
             raise BadRow("tool_call_not_json", f"arguments of {name}: {error}") from None
     if not isinstance(arguments, dict) or not is_json(arguments):
-        altered = "an integer beyond 64 bits, NaN, half a surrogate pair, over 254 levels"
-        raise BadRow("tool_call_not_json", f"arguments of {name} are no object, or hold what parsers alter: {altered}")
+        raise BadRow("tool_call_not_json", f"arguments of {name} are no object, or hold what JSON parsers alter")
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
@@ -59,8 +58,8 @@ def clean(message: Message) -> Message:
     """
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
-        shown = repr(role)[:40] if isinstance(role, str) else type(role).__name__
-        raise BadRow("unknown_role", f"role {shown} is none of {', '.join(ROLES)}")
+        shown = role if isinstance(role, str) else type(role).__name__
+        raise BadRow("unknown_role", f"role {shown[:40]!r} is none of {', '.join(ROLES)}")
     calls = (message.get("tool_calls") or []) if role == "assistant" else []
     if content is None and calls:
         content = ""

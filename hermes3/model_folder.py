@@ -16,9 +16,8 @@ def fetch(name: str) -> Path:
         raise UserError(f"{name}: no such folder, and not a Hub id (OWNER/NAME)")
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.jinja", "*.safetensors"]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["original/*"]))
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "model*.safetensors"]))
     except OSError as error:
         remedy = "check the name and the network; accept a gated model's terms on its page and run `hf auth login`"
         raise UserError(f"{name}: {' '.join(str(error).split()).rstrip('.')}; {remedy}") from None
@@ -45,30 +44,24 @@ def weights(folder: Path) -> dict[str, set[str]]:
     elif (folder / SINGLE).is_file():
         file_of = dict.fromkeys(tensor_names(folder / SINGLE), SINGLE)
     else:
-        raise UserError(
-            f"{folder}: no {SINGLE}, nor {INDEX}; save other weights by `save_pretrained`; join what ranks saved in "
-            f"parts by `hermes3 consolidate {folder}/checkpoint-N OUT`; of a run that has not ended take a checkpoint"
-        )
-    if missing := sorted(file for file in set(file_of.values()) if not (folder / file).is_file()):
-        raise UserError(f"{folder}: {INDEX} names {missing[0]} ({len(missing)} missing); copy the model again")
+        remedy = f"save it by `save_pretrained`, or join a run's parts: `hermes3 consolidate {folder}/checkpoint-N OUT`"
+        raise UserError(f"{folder}: no {SINGLE}, nor {INDEX}; {remedy}")
     stored = {file: tensor_names(folder / file) for file in sorted(set(file_of.values()))}
     for name, file in file_of.items():
         if name not in stored[file]:
             raise UserError(f"{folder}: {INDEX} says that {file} holds {name}, and it does not; copy the model again")
         if ".base_layer." in name or ".lora_" in name:
-            raise UserError(
-                f"{folder}: its weights are a model with an adapter inside ({name}), whose linear layers would load as "
-                "random numbers; run `axolotl merge-lora RECIPE` on the run that made it, and give its folder merged/"
-            )
+            remedy = "run `axolotl merge-lora RECIPE` on the run that made it, and give its folder merged/"
+            raise UserError(f"{folder}: with an adapter inside ({name}), it would load as random numbers; {remedy}")
     return stored
 
 
 def tensor_names(path: Path) -> set[str]:
-    """Tensor names of a safetensors file, from its header. `UserError` for a file that was cut off."""
+    """Tensor names of a safetensors file, from its header. `UserError` for a file that is missing or cut off."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "np") as file:
             return set(file.keys())
-    except SafetensorError as error:
+    except (SafetensorError, FileNotFoundError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({error}); copy or save it again") from None

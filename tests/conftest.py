@@ -18,12 +18,6 @@ TINY = ROOT / "outputs/tiny"
 os.environ |= {"HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1", "WANDB_MODE": "offline", "OMP_NUM_THREADS": "2"}
 os.environ["OMP_WAIT_POLICY"] = "passive"  # threads that spin while they wait made torch 20 times slower on busy cores
 
-
-# What trains, evaluates or runs Slurm: left out by `make test-fast`. A name without a file does nothing
-SLOW_FIXTURES = {"chain", "slurm", "slurm16", "stopped_sft", "stopped_dpo", "axolotl_process"}
-SLOW_FILES = {"alignment_tasks", "bench", "chain", "check", "dashboard", "distributed", "dpo", "eval_runs", "launch"}
-SLOW_FILES |= {"metrics", "mix_restart", "pack", "packing", "pipeline", "gpu_check", "plan_memory", "preflight"}
-SLOW_FILES |= {"precision", "saving", "traps", "slurm_docs", "slurm_scripts", "slurm_train", "slurm_verdict"}
 # What several files share is made once: they go to one of `make test`'s two processes, in this order
 TOGETHER = {
     "chain": ("chain", "cli"),
@@ -31,12 +25,16 @@ TOGETHER = {
     "stopped": ("dashboard", "distributed", "metrics", "saving"),
 }
 GROUPS = {file: group for group, files in TOGETHER.items() for file in files}
+# What trains, evaluates or runs Slurm: left out by `make test-fast`
+SLOW_FIXTURES = {"chain", "slurm", "slurm16", "stopped_sft", "stopped_dpo", "axolotl_process"}
+SLOW_FILES = {"alignment_tasks", "bench", "check", "dpo", "eval_runs", "gpu_check", "mix_restart", "pack", "packing"}
+SLOW_FILES |= {"plan_memory", "precision", "slurm_verdict", "traps", *GROUPS} - {"cli"}
 
 
 def pytest_report_header():
-    """A test file that was renamed is named here, too: else it is no longer slow, or not with its group."""
-    gone = [name for name in sorted({*SLOW_FILES, *GROUPS}) if not (ROOT / f"tests/test_{name}.py").is_file()]
-    return f"tests/conftest.py lists files that are not there: {', '.join(gone)}" if gone else None
+    """A file that was renamed would be slow, or share, no more."""
+    gone = [name for name in sorted(SLOW_FILES | {*GROUPS}) if not (ROOT / f"tests/test_{name}.py").is_file()]
+    return [f"tests/conftest.py: there is no test_{name}.py" for name in gone]
 
 
 def pytest_collection_modifyitems(items):
@@ -57,11 +55,9 @@ def pytest_xdist_make_scheduler(config, log):
     """Tests of one file, or of one entry of TOGETHER, run in one process."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByGroup(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return GROUPS.get(_file(nodeid), _file(nodeid))
-
-    return ByGroup(config, log)
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = lambda nodeid: GROUPS.get(_file(nodeid), _file(nodeid))
+    return scheduler
 
 
 @pytest.fixture(autouse=True)
@@ -74,9 +70,8 @@ def in_root(monkeypatch):
 def samples(tmp_path_factory) -> Path:
     """The sample conversations, written by their generator."""
     out = tmp_path_factory.mktemp("samples") / "data"
-    subprocess.run(
-        [sys.executable, "data_mixes/samples/generate.py", str(out)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
-    )
+    command = [sys.executable, "data_mixes/samples/generate.py", str(out)]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return out
 
 
@@ -131,12 +126,11 @@ def axolotl_process():
     from datasets import Dataset
     from ranks import IN_PROCESS
 
-    manager = PluginManager.get_instance()
-    plugins, manager.plugins = manager.plugins, type(manager.plugins)()
-    threads = torch.get_num_threads()
+    manager, threads = PluginManager.get_instance(), torch.get_num_threads()
     torch.set_num_threads(1)
     gc.freeze()  # the packer collects garbage at every packing: 0.4 s each over all that is imported
     with (
+        mock.patch.object(manager, "plugins", type(manager.plugins)()),
         mock.patch.dict(os.environ),
         mock.patch("axolotl.cli.config.prepare_debug_log"),
         mock.patch.multiple(Dataset, **IN_PROCESS),
@@ -144,7 +138,6 @@ def axolotl_process():
         yield
     gc.unfreeze()
     torch.set_num_threads(threads)
-    manager.plugins = plugins
 
 
 @pytest.fixture
@@ -219,24 +212,23 @@ def real_rows() -> list[dict]:
 def chain() -> dict:
     """`make demo` as a user types it. Where nothing is trained yet, it is killed in the middle of SFT and run again.
 
-    `interrupted`: stage -> time at which it had ended before the kill; {} if there was none.
+    `interrupted`: stage -> time at which it had ended before the kill; {} if there was none. `log`: of the last run.
     """
-    interrupted = {}
+    TINY.mkdir(parents=True, exist_ok=True)
+    log, interrupted = TINY / "demo.log", {}
+
+    def start() -> subprocess.Popen:
+        with log.open("wb") as file:
+            return subprocess.Popen(["make", "demo"], cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
+
     if not (TINY / "stages/07-sft").exists():
-        killed = _start()
-        log = TINY / "sft/debug.log"
-        while killed.poll() is None and not log.exists():
+        killed = start()
+        while killed.poll() is None and not (TINY / "sft/debug.log").exists():
             time.sleep(0.5)
         time.sleep(10)  # among the first steps
         os.killpg(killed.pid, signal.SIGKILL)
         killed.wait()
         interrupted = {stamp.name: stamp.stat().st_mtime for stamp in (TINY / "stages").iterdir()}
-    log = TINY / "demo.log"
-    assert _start().wait() == 0, log.read_text(encoding="utf-8", errors="replace")[-3000:]
-    return {"interrupted": interrupted, "log": log.read_text(encoding="utf-8", errors="replace")}
-
-
-def _start() -> subprocess.Popen:
-    TINY.mkdir(parents=True, exist_ok=True)
-    with (TINY / "demo.log").open("wb") as log:
-        return subprocess.Popen(["make", "demo"], cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+    code, text = start().wait(), log.read_text(encoding="utf-8", errors="replace")
+    assert code == 0, text[-3000:]
+    return {"interrupted": interrupted, "log": text}

@@ -59,8 +59,8 @@ def assistant_text(message: Message) -> str:
 
 def _response_text(message: Message) -> str:
     text = message["content"].strip()
-    content = text if text[:1] in ("{", "[") and holds_json(text) else to_json(message["content"])
-    return _block("tool_response", message["name"], "content", content)
+    is_json = text[:1] in ("{", "[") and holds_json(text)
+    return _block("tool_response", message["name"], "content", text if is_json else to_json(message["content"]))
 
 
 def _block(tag: str, name: str, key: str, value: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,40 +13,32 @@ from hermes3.model_folder import check_model, fetch
 
 
 class Speaker:
-    """One model and its own copy of the conversation."""
+    """One model and its own copy of the conversation; `settings` are those of transformers' `generate`."""
 
-    def __init__(self, name: str, messages: list[Message], tools: list[Message] | None, device: str | None):
+    def __init__(self, name: str, messages: list[Message], tools: list[Message] | None, device: str | None, **settings):
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         folder = fetch(name)
         if folder == Path(name):
             check_model(folder)
-        self.name, self.messages, self.tools = name, messages, tools
+        self.name, self.messages, self.tools, self.settings = name, [*messages], tools, settings
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         if not self.tokenizer.chat_template:
             raise UserError(f"{name}: no chat template; give it one with `hermes3 tokenizer build {name} FOLDER`")
         place = device or ("auto" if torch.cuda.is_available() else "cpu")
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map=place).eval()
 
-    def answer(self, settings: dict[str, Any], stream: bool) -> str:
-        """The next assistant message, which joins the conversation; `stream`: printed while it is generated.
-
-        `settings`: those of transformers' `generate`; `max_new_tokens` is cut to the room that the model has.
-        """
+    def answer(self, stream: bool) -> str:
+        """The next assistant message, which joins the conversation; `stream`: printed while it is generated."""
         from transformers import TextStreamer
 
         prompt = self.tokenizer.apply_chat_template(
             self.messages, tools=self.tools, add_generation_prompt=True, return_tensors="pt", return_dict=True
         ).to(self.model.device)
-        n_prompt = prompt["input_ids"].shape[1]
-        room = self.model.config.max_position_embeddings - n_prompt
-        if room < 1:
-            raise UserError(f"{self.name}: {n_prompt:,} tokens of conversation are the model's limit; begin a new one")
         streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
-        limit = {"max_new_tokens": min(settings["max_new_tokens"], room), "pad_token_id": self.tokenizer.pad_token_id}
-        ids = self.model.generate(**prompt, **settings | limit, streamer=streamer)
-        text = self.tokenizer.decode(ids[0, n_prompt:], skip_special_tokens=True).strip()
+        ids = self.model.generate(**prompt, **self.settings, streamer=streamer)[0, prompt["input_ids"].shape[1] :]
+        text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
         self.messages.append({"role": "assistant", "content": text})
         return text
 
@@ -75,11 +67,11 @@ def chat(
 
     disable_progress_bar()
     settings = {"max_new_tokens": max_tokens, "do_sample": temperature > 0, "temperature": temperature or None}
-    offered = read_tools(tools) if tools else None
     first = [] if system is None else [{"role": "system", "content": system}]
-    speakers = [Speaker(name, [*first], offered, device) for name in (model, *compare)]
+    offered = read_tools(tools) if tools else None
+    speakers = [Speaker(name, first, offered, device, **settings) for name in (model, *compare)]
     torch.manual_seed(seed)
-    print(f"{' | '.join((model, *compare))}, on {speakers[0].model.device}. Ctrl-D ends, Ctrl-C stops an answer.")
+    print(f"{' | '.join([model, *compare])}, on {speakers[0].model.device}. Ctrl-D ends, Ctrl-C stops an answer.")
     while (prompt := _ask("you")) is not None:
         n_before = len(speakers[0].messages)
         for speaker in speakers:
@@ -87,10 +79,10 @@ def chat(
         try:
             if compare:  # tools that are called are shown, not answered
                 table = Table(*(Column(speaker.name, overflow="fold", ratio=1) for speaker in speakers), expand=True)
-                table.add_row(*[Text(speaker.answer(settings, stream=False)) for speaker in speakers])
+                table.add_row(*[Text(speaker.answer(stream=False)) for speaker in speakers])
                 Console().print(table)
             else:
-                _alone(speakers[0], settings)
+                _alone(speakers[0])
         except KeyboardInterrupt:
             for speaker in speakers:
                 del speaker.messages[n_before:]
@@ -108,16 +100,16 @@ def _ask(who: str) -> str | None:
         return None
 
 
-def _alone(speaker: Speaker, settings: dict[str, Any]) -> None:
+def _alone(speaker: Speaker) -> None:
     """Stream an answer; for each tool that it calls, ask for the tool's answer, and go on."""
-    text = speaker.answer(settings, stream=True)
+    text = speaker.answer(stream=True)
     while speaker.tools and (calls := parse_tool_calls(text)):
         for call in calls:
             arguments = ", ".join(f"{key}={json.dumps(value)}" for key, value in call["arguments"].items())
             if (response := _ask(f"answer of {call['name']}({arguments})")) is None:
                 return
             speaker.messages.append({"role": "tool", "name": call["name"], "content": response})
-        text = speaker.answer(settings, stream=True)
+        text = speaker.answer(stream=True)
 
 
 def read_tools(path: Path) -> list[Message]:

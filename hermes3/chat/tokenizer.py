@@ -5,7 +5,6 @@ Done once, ahead of training (Axolotl's `added_tokens_overrides` rewrites the fi
 
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,9 +53,9 @@ def _write_tokenizer(source: Path, out: Path) -> Any:
 
     path, wanted = source / "tokenizer.json", [*CHATML, *TAGS]
     data = read_json(path, "added_tokens")
-    added = data["added_tokens"]
-    reserved = [token for token in added if re.fullmatch(r"<\|reserved_special_token_\d+\|>", token["content"])]
-    if len(reserved) < len(wanted) or not any(token["content"] == PAD for token in added):
+    names = [token["content"] for token in data["added_tokens"]]
+    reserved = [token for token in data["added_tokens"] if token["content"].startswith("<|reserved_special_token_")]
+    if len(reserved) < len(wanted) or PAD not in names:
         needed = f"{len(wanted)} reserved tokens are needed, it has {len(reserved)}; and {PAD}"
         raise UserError(f"{path}: {needed}: this is not a Llama 3.1 tokenizer")
     for token, name in zip(sorted(reserved, key=lambda t: t["id"]), wanted, strict=False):

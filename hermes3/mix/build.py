@@ -28,7 +28,7 @@ import pyarrow as pa
 from rich.progress import Progress
 
 from hermes3.chat.render import Renderer
-from hermes3.files import MARKER, UserError, check_out, new_folder, sha256
+from hermes3.files import MARKER, UserError, check_out, make_folder, new_folder, sha256
 from hermes3.files import lock as lock_file
 from hermes3.mix import card, choose, columns, decontaminate, lock, manifest, read, shard, write
 from hermes3.mix import spec as specs
@@ -95,7 +95,7 @@ def build(
     for inner in (cache, *states):
         if inner.resolve().is_relative_to(out.resolve()):
             raise UserError(f"{out}: {inner} lies in it and would be replaced; name another folder")
-    cache.mkdir(parents=True, exist_ok=True)
+    make_folder(cache)
     threading.Thread(target=card.prepare, daemon=True).start()
     size = read.size_of(file for each in files.values() for file in each)
     workers = workers or (len(os.sched_getaffinity(0)) if size > SMALL else 1)
