@@ -2,7 +2,6 @@
 
 import gc
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -148,36 +147,32 @@ def quick_gc():
     gc.unfreeze()
 
 
-@pytest.fixture(scope="session")
-def slurm(tmp_path_factory):
-    """A Slurm cluster of four nodes, each with 16 CPUs and eight pretended GPUs. Every test finds it idle."""
-    with _slurm_lab(tmp_path_factory.mktemp("slurm")) as lab:
-        yield lab
+def _cluster(name: str, **size: int):
+    """A fixture: a Slurm cluster of nodes with eight pretended H100 each. Every test finds it idle."""
+
+    @pytest.fixture(scope="session", name=name)
+    def cluster(tmp_path_factory):
+        import slurm_lab
+
+        if missing := slurm_lab.missing():
+            reason = f"no Slurm here: {', '.join(missing)} not found (apt install slurmctld slurmd slurm-client munge)"
+            pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+        with slurm_lab.SlurmLab(tmp_path_factory.mktemp(name), **size) as lab:
+            yield lab
+
+    return cluster
 
 
-@pytest.fixture(scope="session")
-def slurm16(tmp_path_factory):
-    """Sixteen nodes of eight pretended H100, 96 CPUs and 1 TB: to ask whether jobs of real size are accepted."""
-    with _slurm_lab(tmp_path_factory.mktemp("slurm16"), nodes=16, cpus=96, memory_mb=1_000_000) as lab:
-        yield lab
-
-
-def _slurm_lab(root: Path, **size):
-    import slurm_lab
-
-    if missing := slurm_lab.missing():
-        reason = f"no Slurm here: {', '.join(missing)} not found (apt install slurmctld slurmd slurm-client munge)"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    return slurm_lab.SlurmLab(root, **size)
+slurm = _cluster("slurm", nodes=4, cpus=16)
+slurm16 = _cluster("slurm16", nodes=16, cpus=96, memory_mb=1_000_000)  # are jobs of real size accepted?
 
 
 @pytest.fixture(autouse=True)
 def idle_slurm(request):
     """After a test with a cluster: no job is left on it, and every node is up."""
     yield
-    for name in {"slurm", "slurm16"} & set(request.fixturenames):
-        if shutil.which("sbatch"):  # without it the test was skipped
-            request.getfixturevalue(name).reset()
+    for name in {"slurm", "slurm16"} & request.node.funcargs.keys():
+        request.node.funcargs[name].reset()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Template, tokenizer and renderer: what a model sees is the same in all three, and loss falls where it should."""
 
-from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,10 @@ from hermes3.cli import app
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
 WEATHER = {"name": "get_weather", "description": 'Weather: "now", & <soon>'}
 TOOLS = [{"type": "function", "function": WEATHER | {"parameters": CITY | {"required": ["city"]}}}]
+DATA = yaml.safe_load((ROOT / "tests/chat_cases.yml").read_text(encoding="utf-8"))
 CASES = {
     name: (case["messages"], TOOLS * case["tools"] if "tools" in case else None)
-    for name, case in yaml.safe_load((ROOT / "tests/chat_cases.yml").read_text(encoding="utf-8")).items()
+    for name, case in DATA["conversations"].items()
 }
 USER, CALL, _, ANSWER = CASES["tools"][0]
 
@@ -27,17 +27,8 @@ def renderer(tokenizer):
     return Renderer(Path(tokenizer.name_or_path))
 
 
-def test_loss_is_borne_by_what_the_assistant_says_and_its_end(renderer, tokenizer):
-    one = renderer.render([CASES["parallel calls"]])[0]
-    runs = groupby(zip(one.input_ids, one.labels, strict=True), key=lambda pair: pair[1] != IGNORE)
-    assert [tokenizer.decode([token for token, _ in run]) for trained, run in runs if trained] == [
-        'Let me look.\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Köln"}}\n</tool_call>\n'
-        '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call><|im_end|>',
-        "<SCRATCHPAD>\ngrey\n</SCRATCHPAD>\nIt is grey.<|im_end|>",
-        "<SCRATCHPAD>\ngrey\n</SCRATCHPAD>\nIt is grey.<|im_end|>",
-    ]
-    untrained = renderer.render([([USER, ANSWER | {"train": False}], None)])[0]
-    assert (untrained.labels == IGNORE).all()
+def test_a_message_marked_train_false_bears_no_loss(renderer):
+    assert (renderer.render([([USER, ANSWER | {"train": False}], None)])[0].labels == IGNORE).all()
 
 
 def test_the_system_and_user_messages_of_the_forms_are_those_of_the_cases():
@@ -48,25 +39,15 @@ def test_the_system_and_user_messages_of_the_forms_are_those_of_the_cases():
     assert (rag_system(), rag_user("When is the market?", documents)) == (system["content"], user["content"])
 
 
-@pytest.mark.parametrize("inner", ["{</tool_call>", '{"name": "f"}</tool_call>', '["f"]</tool_call>', ""])
-def test_a_broken_call_is_no_call(inner):
-    assert parse_tool_calls(f"<tool_call>{inner}") is None
+def test_a_broken_call_is_no_call():
+    assert [parse_tool_calls(text) for text in DATA["broken_calls"]] == [None] * len(DATA["broken_calls"])
     assert parse_tool_calls("hello") == []
 
 
-@pytest.mark.parametrize(
-    ("messages", "message"),
-    [
-        ([USER, {"role": "system", "content": "x"}], "role 'system' has no place here"),
-        ([{"role": "narrator", "content": "x"}], "role 'narrator' has no place here"),
-        ([{"role": "user", "content": [{"type": "image"}]}], "content of a user message is not text"),
-        ([{"role": "user"}], "content of a user message is not text"),
-        ([USER, CALL, {"role": "tool", "content": "x"}], "a tool message has no name"),
-    ],
-)
-def test_the_template_refuses_what_it_cannot_say(messages, message, tokenizer):
-    with pytest.raises(Exception, match=message):
-        tokenizer.apply_chat_template(messages, tokenize=False)
+@pytest.mark.parametrize("case", DATA["refused"])
+def test_the_template_refuses_what_it_cannot_say(case, tokenizer):
+    with pytest.raises(Exception, match=case["says"]):
+        tokenizer.apply_chat_template(case["messages"], tokenize=False)
 
 
 def test_a_call_without_content_needs_none(tokenizer):
@@ -75,16 +56,9 @@ def test_a_call_without_content_needs_none(tokenizer):
         assert "<|im_start|>assistant\n<tool_call>\n" in text
 
 
-@pytest.mark.parametrize(
-    ("content", "written"),
-    [
-        ("[info] all is well [end]", '"[info] all is well [end]"'),
-        ('{"a": 1}\n{"b": 2}', r'"{\"a\": 1}\n{\"b\": 2}"'),
-        ('{"a": NaN}', r'"{\"a\": NaN}"'),
-        (' {"a": [1.5e3, null]}\n', '{"a": [1.5e3, null]}'),
-    ],
-)
-def test_tool_text_that_is_no_json_stands_as_a_string(content, written, tokenizer):
+@pytest.mark.parametrize("content", DATA["tool_text"])
+def test_tool_text_that_is_no_json_stands_as_a_string(content, tokenizer):
+    written = DATA["tool_text"][content]
     messages = [USER, CALL, {"role": "tool", "content": content, "name": "get_weather"}]
     ours = list(turns(messages, TOOLS))[-1].text
     assert ours == f'<tool_response>\n{{"name": "get_weather", "content": {written}}}\n</tool_response>'
