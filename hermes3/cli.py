@@ -1,11 +1,11 @@
 """The `hermes3` command: one verb per stage. Verbs import what they need when they run, so that `--help` is quick."""
 
-import errno
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+import click
 import typer
 
 from hermes3 import __version__
@@ -20,20 +20,9 @@ from hermes3.recipe import cli as recipe_cli
 from hermes3.report import cli as report_cli
 from hermes3.slurm import cli as slurm_cli
 
-
-class Argument(typer.core.TyperArgument):
-    """Typer 0.25 keeps an argument's help where click 8.5 clears it, and click would print a second list of them."""
-
-    def __init__(self, *, help: str | None = None, **settings: Any):
-        super().__init__(**settings)
-        self.text = help or ""
-
-    def get_help_record(self, ctx: typer.Context) -> tuple[str, str]:
-        name, required = super().get_help_record(ctx)
-        return name, f"{self.text}  {required}".strip()
-
-
-typer.main.TyperArgument = Argument
+# Typer 0.25 lists arguments by the help that it sets; click 8.5 then sets None, and would print a list of its own
+typer.core.TyperArgument.help = property(lambda self: self.text, lambda self, text: vars(self).setdefault("text", text))
+click.Command.format_arguments = lambda *_: None
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -74,11 +63,10 @@ def init(
     from hermes3.plan.init import init
 
     spec, recipe, own = init(name, base, data, gpus, gpu)
-    print(f"{spec}\n{recipe}\n\nRead both, then run:")
-    if str(own) != base:
-        print(f"  hermes3 tokenizer build {base} {own}")
-    print(f"  hermes3 mix build {spec} --out mixes/{name}\n  hermes3 check {recipe}\n  hermes3 plan {recipe}")
-    print(f"  accelerate launch -m axolotl.cli.train {recipe}")
+    steps = [f"hermes3 tokenizer build {base} {own}"] * (str(own) != base)
+    steps += [f"hermes3 mix build {spec} --out mixes/{name}", f"hermes3 check {recipe}", f"hermes3 plan {recipe}"]
+    steps += [f"accelerate launch -m axolotl.cli.train {recipe}"]
+    print(f"{spec}\n{recipe}\n\nRead both, then run:", *steps, sep="\n  ")
 
 
 def render(
@@ -149,14 +137,13 @@ def main() -> None:
         app()
     except UserError as error:
         sys.exit(f"hermes3: {error}")
-    except Exception as error:
-        own = str(getattr(error, "filename", None)).startswith(str(Path(__file__).parent))
-        if isinstance(error, OSError) and not own:  # what the machine refuses: a path, a full disk, the network
-            place = f"{error.filename}: " if error.filename else ""
-            remedy = "check the path, whether it is a file, and its permissions" if place else "check the network"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                remedy = "free some room, or name another disk"
-            sys.exit(f"hermes3: {place}{' '.join((error.strerror or str(error)).split())}; {remedy}")
+    except OSError as error:  # what the machine refuses: a path, a full disk, the network
+        where = f"{error.filename}: " if error.filename else ""
+        remedy = (
+            "is it a file, may you use it, has its disk room?" if where else "check the network, and your disk's room"
+        )
+        sys.exit(f"hermes3: {where}{' '.join((error.strerror or str(error)).split())}; {remedy}")
+    except Exception:
         traceback.print_exc()
         print("hermes3: this is a bug in hermes3; please open an issue with the lines above", file=sys.stderr)
         sys.exit(70)

@@ -100,9 +100,7 @@ def wrong_keys(error: Any) -> list[str]:
 
 def check_out(out: Path, command: str) -> None:
     """Refuse to write the folder `out`, unless it is new or empty, or holds what `command` wrote and nothing else.
-
-    What is in a folder that it left empty does not count, and may be lost.
-    """
+    What is in a folder that it left empty does not count, and may be lost."""
     if file := next((path for path in (out, *out.parents) if path.exists() and not path.is_dir()), None):
         raise UserError(f"{out}: {file} is a file, not a folder to write into; name another place")
     if not out.is_dir() or not any(out.iterdir()):
@@ -131,11 +129,8 @@ def _contents(folder: Path) -> dict[str, int]:
 
 @contextmanager
 def new_folder(out: Path, command: str) -> Iterator[Path]:
-    """A folder to write into that becomes `out` when the block ends well; a former `out` is there until then.
-
-    `UserError` where `check_out` refuses. Afterwards, what killed runs of `command` left beside `out` is removed:
-    hidden folders, known by name, marker and the lock that nobody holds.
-    """
+    """A folder to write into that becomes `out` when the block ends well; a former `out` is there until then. Then what
+    killed runs left beside `out` is removed: hidden folders, known by a marker and the lock that nobody holds."""
     check_out(out, command)
     out = out.resolve()
     make_folder(out.parent)
@@ -163,9 +158,7 @@ def new_folder(out: Path, command: str) -> Iterator[Path]:
 
 def lock(file: IO[Any], shared: bool = False) -> bool:
     """Lock `file` until it is closed; a shared lock waits, an exclusive one does not.
-
-    False where another process has it, and on a file system without locks.
-    """
+    False where another process has it, and on a file system without locks."""
     with suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True

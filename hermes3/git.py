@@ -5,11 +5,8 @@ from pathlib import Path
 
 
 def commit(folder: Path, digits: int = 40, dirty: bool = True) -> str | None:
-    """The commit of the checkout whose root is `folder`; None where there is none, and without git.
-
-    `digits`: more where two commits begin alike. `dirty`: `-dirty` behind it where tracked files differ. Git refuses a
-    checkout of another owner (shared disks, containers): the one that is asked for is trusted, as its code runs anyway.
-    """
+    """The commit of the checkout whose root is `folder`, `-dirty` behind it where tracked files differ; None without.
+    Another owner's (shared disks) is trusted, which git refuses: its code runs anyway. None above it is."""
     command = ["git", "-C", str(folder), "-c", f"safe.directory={folder.resolve()}"]
     command += ["describe", "--always", f"--abbrev={digits}", "--exclude=*", *["--dirty"] * dirty]
     try:

@@ -1,8 +1,6 @@
-"""The one message form, as Transformers' chat templates take it: {"messages": [...], "tools": [...]}.
-
-An optional system message, then user, assistant and tool messages. An assistant message may carry `tool_calls`
-(`{"type": "function", "function": {"name": str, "arguments": {...}}}`), a tool message carries `name`.
-"""
+"""The one message form, as Transformers' chat templates take it: {"messages": [...], "tools": [...]}; an optional
+system message, then user, assistant and tool messages. An assistant message may carry `tool_calls`
+(`{"type": "function", "function": {"name": str, "arguments": {...}}}`), a tool message carries `name`."""
 
 import json
 import re
@@ -11,7 +9,6 @@ from typing import Any
 import orjson
 
 Message = dict[str, Any]
-SURROGATE = re.compile("[\ud800-\udfff]")
 ROLES = ("system", "user", "assistant", "tool")
 AFTER = {None: ("system", "user"), "system": ("user",), "user": ("assistant",), "tool": ("assistant", "tool")}
 
@@ -26,7 +23,7 @@ class BadRow(ValueError):
 
 def is_text(value: Any) -> bool:
     """Whether `value` is text that UTF-8 can hold: a JSON escape may leave half a surrogate pair."""
-    return isinstance(value, str) and (value.isascii() or not SURROGATE.search(value))
+    return isinstance(value, str) and (value.isascii() or not re.search("[\ud800-\udfff]", value))
 
 
 def is_json(value: Any) -> bool:
@@ -47,22 +44,20 @@ def tool_call(name: Any, arguments: Any) -> Message:
         except (ValueError, RecursionError) as error:
             raise BadRow("tool_call_not_json", f"arguments of {name}: {error}") from None
     if not isinstance(arguments, dict) or not is_json(arguments):
-        raise BadRow("tool_call_not_json", f"arguments of {name} are no object, or hold what JSON parsers alter")
+        altered = "an integer beyond 64 bits, NaN, half a surrogate pair, over 254 levels"
+        raise BadRow("tool_call_not_json", f"arguments of {name} are no object, or hold what parsers alter: {altered}")
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def clean(message: Message) -> Message:
-    """`message` with known keys alone, its content text; the assistant's is stripped.
-
-    A model must not learn to begin with a blank line, and header and first trained token stay two tokens.
-    """
+    """`message` with known keys alone, its content text. The assistant's is stripped: a model must not learn to begin
+    with a blank line, and header and first trained token stay two tokens."""
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
-        shown = role if isinstance(role, str) else type(role).__name__
-        raise BadRow("unknown_role", f"role {shown[:40]!r} is none of {', '.join(ROLES)}")
+        shown = repr(role)[:40] if isinstance(role, str) else type(role).__name__
+        raise BadRow("unknown_role", f"role {shown} is none of {', '.join(ROLES)}")
     calls = (message.get("tool_calls") or []) if role == "assistant" else []
-    if content is None and calls:
-        content = ""
+    content = "" if content is None and calls else content
     if not is_text(content):
         raise BadRow("content_not_text", f"{role} content is {type(content).__name__}, or not Unicode")
     out: Message = {"role": role, "content": content.strip() if role == "assistant" else content}
@@ -93,7 +88,6 @@ def check(messages: list[Message], tools: list[Message]) -> None:
             raise BadRow("response_without_call", f"nothing called {message['name']}")
         if role not in AFTER.get(previous, ("tool",) if open_calls else ("user",)):
             raise BadRow("role_order", f"{role} after {previous or 'start'}")
-        for call in calls:
-            if call["function"]["name"] not in declared:
-                raise BadRow("undeclared_tool", f"{call['function']['name']} is not among the tools offered")
+        if unknown := [call["function"]["name"] for call in calls if call["function"]["name"] not in declared]:
+            raise BadRow("undeclared_tool", f"{unknown[0]} is not among the tools offered")
         previous, open_calls = role, open_calls - 1 if role == "tool" else len(calls)

@@ -4,23 +4,21 @@ from pathlib import Path
 
 from hermes3.files import UserError, read_json
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def fetch(name: str) -> Path:
     """The folder `name`, or what the Hub has under that id. `UserError` where there is neither."""
     if Path(name).is_dir():
         return Path(name)
-    if name.count("/") != 1 or name.startswith((".", "/")):
-        raise UserError(f"{name}: no such folder, and not a Hub id (OWNER/NAME)")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "model*.safetensors"]))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         remedy = "check the name and the network; accept a gated model's terms on its page and run `hf auth login`"
-        raise UserError(f"{name}: {' '.join(str(error).split()).rstrip('.')}; {remedy}") from None
+        what = f"no such folder, nor Hub id (OWNER/NAME) to fetch: {' '.join(str(error).split()).rstrip('.')}"
+        raise UserError(f"{name}: {what}; {remedy}") from None
 
 
 def check_model(folder: Path) -> None:
@@ -32,9 +30,7 @@ def check_model(folder: Path) -> None:
 
 def weights(folder: Path) -> dict[str, set[str]]:
     """{safetensors file: names of its tensors} of a whole model, from JSON and headers, some 100 KB per file.
-
-    `UserError` for an adapter, alone or inside, and where a file is missing, cut off, or not what the index says.
-    """
+    `UserError` for an adapter, alone or inside, and where a file is missing, cut off, or not what the index says."""
     if (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder}: a LoRA adapter; run `axolotl merge-lora RECIPE` and give {folder}/merged")
     if not (folder / "config.json").is_file():

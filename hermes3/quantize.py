@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hermes3.files import UserError, new_folder
+from hermes3.files import UserError, check_out, new_folder
 from hermes3.model_folder import check_model
 
 
@@ -19,8 +19,7 @@ def quantize(
     Example: hermes3 quantize outputs/8b/dpo/merged outputs/8b/fp8
     """
     check_model(model)
-    if out.exists():
-        raise UserError(f"{out} exists; give a new folder, or delete it")
+    check_out(out, "hermes3 quantize")
     try:
         from llmcompressor import oneshot
         from llmcompressor.modifiers.quantization import QuantizationModifier

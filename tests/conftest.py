@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "outputs/tiny"
@@ -17,32 +18,23 @@ TINY = ROOT / "outputs/tiny"
 os.environ |= {"HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1", "WANDB_MODE": "offline", "OMP_NUM_THREADS": "2"}
 os.environ["OMP_WAIT_POLICY"] = "passive"  # threads that spin while they wait made torch 20 times slower on busy cores
 
-# What several files share is made once: they go to one of `make test`'s two processes, in this order
-TOGETHER = {
-    "chain": ("chain", "cli"),
-    "slurm": ("slurm_docs", "slurm_scripts", "slurm_train", "preflight", "pipeline", "launch"),
-    "stopped": ("dashboard", "distributed", "metrics", "saving"),
-}
-GROUPS = {file: group for group, files in TOGETHER.items() for file in files}
-# What trains, evaluates or runs Slurm: left out by `make test-fast`
-SLOW_FIXTURES = {"chain", "slurm", "slurm16", "stopped_sft", "stopped_dpo", "axolotl_process"}
-SLOW_FILES = {"alignment_tasks", "bench", "check", "dpo", "eval_runs", "gpu_check", "mix_restart", "pack", "packing"}
-SLOW_FILES |= {"plan_memory", "precision", "slurm_verdict", "traps", *GROUPS} - {"cli"}
+SLOW = yaml.safe_load(Path(__file__).with_name("slow.yml").read_text(encoding="utf-8"))
+GROUPS = {file: group for group, files in SLOW["together"].items() for file in files}
 
 
 def pytest_report_header():
     """A file that was renamed would be slow, or share, no more."""
-    gone = [name for name in sorted(SLOW_FILES | {*GROUPS}) if not (ROOT / f"tests/test_{name}.py").is_file()]
-    return [f"tests/conftest.py: there is no test_{name}.py" for name in gone]
+    gone = [name for name in {*SLOW["files"], *GROUPS} if not (ROOT / f"tests/test_{name}.py").is_file()]
+    return [f"tests/slow.yml: there is no test_{name}.py" for name in sorted(gone)]
 
 
 def pytest_collection_modifyitems(items):
     """Mark what is slow; in one of several processes, begin with what takes longest."""
     for item in items:
-        if _file(item.nodeid) in SLOW_FILES or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+        if _file(item.nodeid) in SLOW["files"] or {*SLOW["fixtures"]} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
     if os.environ.get("PYTEST_XDIST_WORKER"):
-        items.sort(key=lambda item: [*TOGETHER, None].index(GROUPS.get(_file(item.nodeid))))
+        items.sort(key=lambda item: [*SLOW["together"], None].index(GROUPS.get(_file(item.nodeid))))
 
 
 def _file(nodeid: str) -> str:
@@ -51,7 +43,7 @@ def _file(nodeid: str) -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Tests of one file, or of one entry of TOGETHER, run in one process."""
+    """Tests of one file, or of one group, run in one process."""
     from xdist.scheduler import LoadScopeScheduling
 
     scheduler = LoadScopeScheduling(config, log)
@@ -107,6 +99,13 @@ def tokenizer(base):
 
 
 @pytest.fixture(scope="session")
+def renderer(base):
+    from hermes3.chat.render import Renderer
+
+    return Renderer(base)
+
+
+@pytest.fixture(scope="session")
 def hermes_llama(tmp_path_factory) -> Path:
     """The Hermes tokenizer over Llama 3.1's true vocabulary, without a model."""
     from bench.llama_tokenizer import make
@@ -116,10 +115,8 @@ def hermes_llama(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def axolotl_process():
-    """What Axolotl and our plugin set for a whole process is put back: plugins, variables, the debug log, the frozen.
-
-    No plugin is registered when it begins, and one thread computes: so small a model only waits for a second.
-    """
+    """What Axolotl and our plugin set for a whole process is put back: plugins (none to begin with), variables, the debug
+    log, the frozen. One thread computes: so small a model only waits for a second."""
     import torch
     from axolotl.integrations.base import PluginManager
     from datasets import Dataset
@@ -205,10 +202,8 @@ def real_rows() -> list[dict]:
 
 @pytest.fixture(scope="session")
 def chain() -> dict:
-    """`make demo` as a user types it. Where nothing is trained yet, it is killed in the middle of SFT and run again.
-
-    `interrupted`: stage -> time at which it had ended before the kill; {} if there was none. `log`: of the last run.
-    """
+    """The log of `make demo`, as a user types it. Where nothing is trained yet, it is killed in the middle of SFT and run
+    again; `interrupted`: {stage: time at which it had ended before the kill}, or {}."""
     TINY.mkdir(parents=True, exist_ok=True)
     log, interrupted = TINY / "demo.log", {}
 

@@ -12,14 +12,15 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 
 
-def fake(path: Path, text: str) -> Path:
+def fake(path: Path, text: str) -> str:
+    """A program that does `text`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/bash\n{text}\n")
     path.chmod(0o755)
-    return path
+    return str(path)
 
 
-def python(path: Path, minor: int) -> Path:
+def python(path: Path, minor: int) -> str:
     """A stand-in for Python 3.`minor`, which answers the two questions that launch/python.sh asks."""
     fits = 0 if minor in (12, 13) else 1
     return fake(path, f'case "$2" in *version_info*) exit {fits} ;; *) echo {path} ;; esac')
@@ -37,11 +38,10 @@ def test_a_fitting_python_is_found_and_a_named_one_is_taken_or_refused(tmp_path)
     fake(tmp_path / "python3.12", "echo 'pyenv: python3.12: command not found' >&2; exit 127")  # a shim, switched off
     pyenv = python(tmp_path / ".pyenv/versions/3.13.0/bin/python", 13)
     _, taken, words = chosen(tmp_path)
-    assert taken == str(pyenv) and f"Python: {pyenv}" in words
+    assert taken == pyenv and f"Python: {pyenv}" in words
     first = python(tmp_path / "python3.12", 12)
-    assert chosen(tmp_path)[1] == str(first)
-    assert chosen(tmp_path, PYTHON=str(pyenv))[1] == str(pyenv)
-    code, taken, words = chosen(tmp_path, PYTHON=str(old))
+    assert (chosen(tmp_path)[1], chosen(tmp_path, PYTHON=pyenv)[1]) == (first, pyenv)
+    code, taken, words = chosen(tmp_path, PYTHON=old)
     assert (code, taken) == (1, "") and f"PYTHON={old} is not Python 3.12 or 3.13" in words
 
 
@@ -52,8 +52,7 @@ def test_without_any_uv_brings_one_or_a_line_says_what_to_install(tmp_path):
     assert code == 1 and "Install one" in words.splitlines()[-1]
     spare, brought = python(tmp_path / "spare", 12), tmp_path / "uv-python"
     fake(tmp_path / "uv", f"[[ $2 == install ]] && mv {spare} {brought}; [[ -e {brought} ]] && echo {brought}")
-    assert chosen(tmp_path)[0] == 0
-    assert brought.exists()
+    assert chosen(tmp_path)[0] == 0 and brought.exists()
 
 
 @pytest.mark.parametrize("index", ["", "https://example.invalid/whl/cpu"])

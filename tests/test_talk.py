@@ -6,8 +6,7 @@ import pytest
 import torch
 import transformers
 
-from hermes3.chat.talk import Speaker, chat, read_tools
-from hermes3.files import UserError
+from hermes3.chat.talk import Speaker, chat
 
 TOOLS = [{"name": "weather", "description": "Weather", "parameters": {"type": "object", "properties": {}}}]
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
@@ -70,10 +69,3 @@ def test_a_stopped_answer_leaves_the_conversation_as_it_was(base, terminal, caps
     chat(str(base), device="cpu")
     assert "stopped" in capsys.readouterr().out
     assert "One" in answered[2] and "Two" not in answered[2] and "Three" in answered[2]
-
-
-@pytest.mark.parametrize("text", ["{", "3", "[]", '[{"name": 3}]', '[{"function": null}]', '["weather"]'])
-def test_what_is_no_list_of_tools_is_refused(text, tmp_path):
-    (tmp_path / "tools.json").write_text(text)
-    with pytest.raises(UserError, match="tools.json: not a list of tool schemas"):
-        read_tools(tmp_path / "tools.json")

@@ -1,8 +1,6 @@
-"""Texts to token ids, by the quickest engine that gives the tokenizer's own ids (tests/test_encode.py).
-
-A byte-level BPE whose merges are all the ways to build its tokens, in the order of their ids, is what tiktoken computes
-three times as fast: Llama 3's vocabulary comes from there. Any other tokenizer encodes by itself.
-"""
+"""Texts to token ids, by the quickest engine that gives the tokenizer's own ids (tests/test_tokenizer.py): a byte-level
+BPE whose merges are all the ways to build its tokens, in the order of their ids, is what tiktoken computes three times
+as fast. Llama 3's vocabulary comes from there; any other tokenizer encodes by itself."""
 
 import json
 from pathlib import Path
@@ -48,8 +46,7 @@ class Encoder:
 
 def as_tiktoken(data: dict[str, Any], tags: dict[str, int]) -> Any:
     """tiktoken's form of a `tokenizer.json`, `tags` as its special tokens; None unless the ids are sure to be equal."""
-    model, split = data["model"], data.get("pre_tokenizer") or {}
-    steps = split.get("pretokenizers", [])
+    model, steps = data["model"], (data.get("pre_tokenizer") or {}).get("pretokenizers", [])
     bytewise = (
         data.get("normalizer") is None
         and model["type"] == "BPE"

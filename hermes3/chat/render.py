@@ -1,12 +1,10 @@
-"""From conversations to token ids and loss labels.
+"""From conversations to token ids and loss labels. Special tokens separate the turns, so the ids of a conversation are
+those of its turns, and many turns go through the tokenizer in one batch. Loss is borne by what the assistant says, its
+tool calls and the closing `<|im_end|>`, of which the paper says nothing: without it a model never stops."""
 
-Special tokens separate the turns, so the ids of a conversation are those of its turns, one after another, and the turns
-of many go through the tokenizer in one batch. Loss is borne by what the assistant says, its tool calls and the closing
-`<|im_end|>`, of which the paper says nothing: without it a model never stops.
-"""
-
+from collections import namedtuple
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,41 +18,27 @@ from hermes3.messages import Message
 
 IGNORE = -100  # label of a token that bears no loss (PyTorch's cross entropy)
 Conversation = tuple[list[Message], list[Message] | None]  # messages, tools
-
-
-class Turn(NamedTuple):
-    role: str
-    text: str
-    trained: bool
+Turn = namedtuple("Turn", "role text trained")
+# conversations one after another: ids, int32[n_tokens]; whether each bears loss, bool[n_tokens]; and where they begin,
+# and the last one ends, int64[n_conversations + 1]
+Batch = namedtuple("Batch", "input_ids loss offsets")
 
 
 class Tokens(NamedTuple):
-    """`input_ids`: int32[n_tokens]; `labels`: int32[n_tokens], -100 where no loss is borne."""
-
-    input_ids: np.ndarray
-    labels: np.ndarray
+    input_ids: np.ndarray  # int32[n_tokens]
+    labels: np.ndarray  # int32[n_tokens], -100 where no loss is borne
 
     @property
     def n_completion(self) -> int:
         """Tokens of the last message, its `<|im_end|>` included: what DPO compares."""
-        masked = np.flatnonzero(self.labels[:-1] == IGNORE)
-        return len(self.labels) - 2 - int(masked[-1])
-
-
-class Batch(NamedTuple):
-    """Conversations one after another: conversation i is `offsets[i]` to `offsets[i + 1]`."""
-
-    input_ids: np.ndarray  # int32[n_tokens]
-    loss: np.ndarray  # bool[n_tokens], whether the token bears loss
-    offsets: np.ndarray  # int64[n_conversations + 1]
+        return len(self.labels) - 2 - int(np.flatnonzero(self.labels[:-1] == IGNORE)[-1])
 
 
 def assistant_text(message: Message) -> str:
     """What an assistant message says: its content, then its tool calls."""
-    texts = [message["content"]] if message["content"] else []
-    for call in (call["function"] for call in message.get("tool_calls", [])):
-        texts.append(_block("tool_call", call["name"], "arguments", to_json(call["arguments"])))
-    return "\n".join(texts)
+    calls = [call["function"] for call in message.get("tool_calls", [])]
+    texts = [_block("tool_call", call["name"], "arguments", to_json(call["arguments"])) for call in calls]
+    return "\n".join([message["content"]] * bool(message["content"]) + texts)
 
 
 def _response_text(message: Message) -> str:
@@ -91,11 +75,10 @@ class Renderer:
 
     def __init__(self, folder: Path):
         self.encode = Encoder(folder)
-        ids = self.encode.ids
-        config = read_json(folder / "tokenizer_config.json", "bos_token")
-        if missing := [t for t in ("<|im_start|>", "<|im_end|>", config["bos_token"]) if t not in ids]:
-            raise UserError(f"{folder}: no token {missing[0]}; make the folder with `hermes3 tokenizer build`")
-        self.bos, self.start, self.end = ids[config["bos_token"]], ids["<|im_start|>"], ids["<|im_end|>"]
+        bos, ids = read_json(folder / "tokenizer_config.json", "bos_token")["bos_token"], self.encode.ids
+        if missing := {bos, "<|im_start|>", "<|im_end|>"} - ids.keys():
+            raise UserError(f"{folder}: no token {min(missing)}; make the folder with `hermes3 tokenizer build`")
+        self.bos, self.start, self.end = ids[bos], ids["<|im_start|>"], ids["<|im_end|>"]
         self.newline = self.encode(["\n"])[0]
         self.header_len = len(self.encode(["assistant\n"])[0])
 
@@ -103,8 +86,7 @@ class Renderer:
         """Ids and labels of each (messages, tools)."""
         batch = self.batch(conversations)
         labels = np.where(batch.loss, batch.input_ids, IGNORE).astype(np.int32)
-        bounds = zip(batch.offsets[:-1], batch.offsets[1:], strict=True)
-        return [Tokens(batch.input_ids[a:b], labels[a:b]) for a, b in bounds]
+        return [Tokens(batch.input_ids[a:b], labels[a:b]) for a, b in pairwise(batch.offsets)]
 
     def batch(self, conversations: list[Conversation]) -> Batch:
         """Ids of all (messages, tools): BOS, then for each turn its start, header and text, end and line break."""
@@ -112,13 +94,11 @@ class Renderer:
         n_turns = np.fromiter(map(len, every), np.int64, len(every))
         trained = np.array([turn.trained for one in every for turn in one], bool)
         ids, lengths = self.encode([f"{turn.role}\n{turn.text}" for one in every for turn in one])
-
         size = 2 + lengths + len(self.newline)  # of a turn
         n_bos = np.repeat(np.arange(1, len(every) + 1), n_turns)  # those up to the turn
         start = np.cumsum(size) - size + n_bos
         end = start + 1 + lengths
         offsets = np.append(0, np.cumsum(size))[np.append(0, np.cumsum(n_turns))] + np.arange(len(every) + 1)
-
         input_ids, loss = np.full(offsets[-1], self.bos, np.int32), np.zeros(offsets[-1], bool)
         within = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # place of an id in its turn
         body = np.repeat(start + 1, lengths) + within
@@ -133,9 +113,8 @@ def as_text(tokens: Tokens, tokenizer: Any) -> Any:
     """rich's text of `tokens` with transformers' `tokenizer`. Green bears loss, bold is a single id, as <tool_call>."""
     from rich.text import Text
 
-    added = tokenizer.added_tokens_decoder
     marked = zip(tokens.input_ids.tolist(), (tokens.labels != IGNORE).tolist(), strict=True)
-    text = Text()
+    text, added = Text(), tokenizer.added_tokens_decoder
     # runs that are alike are decoded together: no character that is split over tokens is torn apart
     for (trained, single), run in groupby(marked, key=lambda token: (token[1], token[0] in added)):
         style = ("green" if trained else "dim") + (" bold" if single else "")

@@ -59,10 +59,9 @@ def chat(
     """
     import readline  # noqa: F401, `input` then edits lines and keeps a history
 
+    import rich.table
+    import rich.text
     import torch
-    from rich.console import Console
-    from rich.table import Column, Table
-    from rich.text import Text
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -78,9 +77,10 @@ def chat(
             speaker.messages.append({"role": "user", "content": prompt})
         try:
             if compare:  # tools that are called are shown, not answered
-                table = Table(*(Column(speaker.name, overflow="fold", ratio=1) for speaker in speakers), expand=True)
-                table.add_row(*[Text(speaker.answer(stream=False)) for speaker in speakers])
-                Console().print(table)
+                columns = (rich.table.Column(speaker.name, overflow="fold", ratio=1) for speaker in speakers)
+                table = rich.table.Table(*columns, expand=True)
+                table.add_row(*[rich.text.Text(speaker.answer(stream=False)) for speaker in speakers])
+                rich.print(table)
             else:
                 _alone(speakers[0])
         except KeyboardInterrupt:
@@ -117,9 +117,9 @@ def read_tools(path: Path) -> list[Message]:
     text = read_text(path)
     try:
         tools = [tool.get("function", tool) for tool in json.loads(text)]
-        valid = tools and all(isinstance(tool["name"], str) for tool in tools)
+        if not tools or not all(isinstance(tool["name"], str) for tool in tools):
+            raise ValueError
     except (ValueError, RecursionError, AttributeError, TypeError, KeyError):
-        valid = False
-    if not valid:
-        raise UserError(f'{path}: not a list of tool schemas; write [{{"name": ..., "parameters": ...}}, ...]')
+        form = '[{"name": ..., "parameters": ...}, ...]'
+        raise UserError(f"{path}: not a list of tool schemas; write {form}") from None
     return [{"type": "function", "function": tool} for tool in tools]

@@ -1,7 +1,5 @@
 """The Hermes tokenizer: reserved tokens of a Llama 3.1 tokenizer get new names, so the vocabulary keeps its size.
-
-Done once, ahead of training (Axolotl's `added_tokens_overrides` rewrites the files at each launch, and its ranks race).
-"""
+Done ahead of training: Axolotl's `added_tokens_overrides` rewrites the files at each launch, and its ranks race."""
 
 import json
 import os
@@ -33,16 +31,14 @@ def build(
     Example: hermes3 tokenizer build meta-llama/Llama-3.1-8B outputs/8b/base
     """
     source = fetch(base)
-    is_model = any((source / name).is_file() for name in ("config.json", "adapter_config.json"))
-    shards = weights(source) if is_model else {}
+    shards = weights(source) if {"config.json", "adapter_config.json"} & {*os.listdir(source)} else {}
     with new_folder(out, "hermes3 tokenizer build") as tmp:
         tokenizer = _write_tokenizer(source, tmp)
         ids = {token: tokenizer.convert_tokens_to_ids(token) for token in (*CHATML, *TAGS)}
         _write_weights(source, shards, tmp, sorted(ids.values()))
-        for path in source.glob("*config.json"):
-            if path.name in ("config.json", "generation_config.json"):
-                own = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-                (tmp / path.name).write_text(json.dumps(read_json(path) | own, indent=2) + "\n", encoding="utf-8")
+        own = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        for path in {source / "config.json", source / "generation_config.json"} & {*source.iterdir()}:
+            (tmp / path.name).write_text(json.dumps(read_json(path) | own, indent=2) + "\n", encoding="utf-8")
     print(f"{out}: {len(ids)} reserved tokens renamed, <|im_end|> is {tokenizer.eos_token_id}")
     return ids
 
@@ -53,10 +49,9 @@ def _write_tokenizer(source: Path, out: Path) -> Any:
 
     path, wanted = source / "tokenizer.json", [*CHATML, *TAGS]
     data = read_json(path, "added_tokens")
-    names = [token["content"] for token in data["added_tokens"]]
     reserved = [token for token in data["added_tokens"] if token["content"].startswith("<|reserved_special_token_")]
-    if len(reserved) < len(wanted) or PAD not in names:
-        needed = f"{len(wanted)} reserved tokens are needed, it has {len(reserved)}; and {PAD}"
+    if len(reserved) < len(wanted) or PAD not in [token["content"] for token in data["added_tokens"]]:
+        needed = f"{PAD} and {len(wanted)} reserved tokens are needed, it has {len(reserved)}"
         raise UserError(f"{path}: {needed}: this is not a Llama 3.1 tokenizer")
     for token, name in zip(sorted(reserved, key=lambda t: t["id"]), wanted, strict=False):
         # tags are ordinary tokens, so that decoding with skip_special_tokens=True keeps tool calls and scratchpads
@@ -98,11 +93,8 @@ def _write_weights(source: Path, shards: dict[str, set[str]], out: Path, rows: l
 
 
 def _rewrite_rows(shard: Path, target: Path, names: list[str], rows: list[int]) -> None:
-    """Reserved rows were never trained. Give each the mean row plus a little noise of its own.
-
-    The mean starts a new token as an average word (Hewitt 2021, "Initializing new word embeddings for pretrained
-    language models"); a tenth of the rows' own deviation tells the new tokens apart.
-    """
+    """Reserved rows were never trained: each becomes the mean row (Hewitt 2021, "Initializing new word embeddings for
+    pretrained language models"), and a tenth of the rows' own deviation as noise tells the new tokens apart."""
     import torch
     from safetensors.torch import load_file, save_file
 
