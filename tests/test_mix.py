@@ -116,7 +116,7 @@ def test_a_rebuild_replaces_the_folder_and_what_axolotl_prepared_in_it(write, tm
         ({"sequence_len": 0}, "sequence_len: Input should be greater than 0"),
         ({"categories": {"maths": {"sources": []}}}, "categories.maths"),
         ({"kind": "preference"}, "adapter messages does not fit kind preference"),
-        ({"tokenizer": "nowhere"}, "tokenizer: no nowhere/tokenizer.json"),
+        ({"tokenizer": "nowhere"}, "tokenizer: nowhere/tokenizer.json"),
     ],
 )
 def test_a_bad_spec_stops_the_build_with_its_key(changes, message, write, tmp_path):

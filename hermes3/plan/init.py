@@ -67,7 +67,7 @@ def look(data: Path, tokenizer: Path) -> dict[str, Any]:
         raise UserError(f"{data}: preference pairs; copy recipes/8b_dpo.yml and data_mixes/hermes3_dpo.yml for them")
     texts = ["\n".join(message["content"] for message in example["messages"]) for example, _ in fits[adapter]]
     if (tokenizer / "tokenizer.json").is_file():
-        counted, how = len(Encoder.load(tokenizer)(texts)[0]), "by the first rows"
+        counted, how = len(Encoder(tokenizer)(texts)[0]), "by the first rows"
     else:
         counted, how = sum(map(len, texts)) // 4, "one per four letters: the tokenizer is not there yet"
     tokens = round(counted * (1 + sum(rest) / sum(map(len, first))))
