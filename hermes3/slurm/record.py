@@ -2,8 +2,7 @@
 
 NAME.json is written before its job is submitted; NAME.begun, with the hashes of what it reads, when the job starts; and
 NAME.done when it has ended well. `HERMES3_STAMP` in a job's environment is the path of NAME.done; without it a job is
-no stage, and nothing is written. Imports are light: a job that has lost its environment's packages can still say that
-it failed.
+no stage, and nothing is written. Imports are light: a job that has lost its packages can still say that it failed.
 """
 
 import json
@@ -20,22 +19,18 @@ STAMP = "HERMES3_STAMP"
 
 @dataclass(frozen=True)
 class Record:
-    """A submitted stage. `reads`: files and folders; `needed_by`: stages that wait for it; `again`: the user's command.
-
-    `job` and `log` are not known of a dry run, nor where the launch was killed before it had noted them.
-    """
+    """A submitted stage."""
 
     stage: str
     command: str
-    reads: list[str]
-    needed_by: list[str]
-    again: str
-    job: int | None = None
+    reads: list[str]  # files and folders
+    needed_by: list[str]  # stages that wait for it
+    again: str  # the user's command
+    job: int | None = None  # not known of a dry run, nor where the launch was killed before it had noted it
     log: str = ""
 
 
 def write(stamp: Path, record: Record) -> None:
-    """Note a stage as submitted."""
     write_text(stamp.with_suffix(".json"), json.dumps(asdict(record), indent=1) + "\n")
 
 
@@ -68,11 +63,11 @@ def begin(stamp: Path) -> None:
 
 def done(stamp: Path) -> None:
     """Note a stage as complete. What has changed while it ran has no hash in the stamp, and so is another's."""
-    begun, record = stamp.with_suffix(".begun"), read(stamp)
+    begun = stamp.with_suffix(".begun")
     page = _load(begun) if begun.exists() else {"job": os.environ.get("SLURM_JOB_ID")}
-    if record and "of" in page:
-        now = hashes(record.reads)
-        page["of"] = {file: was if now.get(file) == was else None for file, was in page["of"].items()}
+    if was := page.get("of"):
+        now = hashes([*was])
+        page["of"] = {file: was[file] if now.get(file) == was[file] else None for file in was}
     write_text(stamp, json.dumps(page) + "\n")
 
 
@@ -86,24 +81,17 @@ def changed(stamp: Path, reads: list[str], command: str) -> str:
     return "" if page.get("command") == command else f"its command is another than job {page['job']}'s"
 
 
-def failure(stamp: Path, code: str) -> str:
-    """What a failed stage says last in its log."""
-    record = read(stamp)
-    text = f"hermes3: stage {record.stage if record else stamp.stem} failed with exit code {code}; the reason is above."
-    if record and record.needed_by:
-        text += f" Slurm cancels what needs it: {', '.join(record.needed_by)}."
-    return text + (f" When it is mended: {record.again}" if record else "")
-
-
-if __name__ == "__main__":
-    match os.environ.get(STAMP), sys.argv[1:]:
-        case None | "", _:
-            pass  # this job is no stage
-        case stamp, ["begin"]:
-            begin(Path(stamp))
-        case stamp, ["done"]:
-            done(Path(stamp))
-        case stamp, ["failed", code]:
-            print(failure(Path(stamp), code), file=sys.stderr)
-        case _:
-            sys.exit("usage: python -m hermes3.slurm.record begin | done | failed CODE")
+if __name__ == "__main__" and os.environ.get(STAMP):
+    stamp = Path(os.environ[STAMP])
+    match sys.argv[1:]:
+        case ["begin"]:
+            begin(stamp)
+        case ["done"]:
+            done(stamp)
+        case ["failed", code]:  # the last words of the log
+            record = read(stamp)
+            text = f"hermes3: stage {record.stage if record else stamp.stem} failed with exit code {code}; "
+            text += "the reason is above."
+            if record and record.needed_by:
+                text += f" Slurm cancels what needs it: {', '.join(record.needed_by)}."
+            print(text + (f" When it is mended: {record.again}" if record else ""), file=sys.stderr)
