@@ -131,32 +131,18 @@ def test_another_number_of_nodes_keeps_the_global_batch_and_all_other_keys(name,
         resize(Path("recipes/8b_sft.yml"), 4, tmp_path / "4")
 
 
-ONE, OPTIONS = ["recipes/8b_sft.yml"], {"words": [], "pipeline": None, "nodes": None, "done": [], "check": True}
+OPTIONS = {"words": [], "pipeline": None, "nodes": None, "done": [], "check": True, "dry_run": False, "as_json": False}
+REFUSED = yaml.safe_load((ROOT / "tests/launch.yml").read_text())
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({}, "give a recipe, or --pipeline NAME"),
-        ({"words": ["--account=me"]}, "give a recipe, or --pipeline NAME"),
-        ({"words": [*ONE, "recipes/8b_dpo.yml"]}, "options of sbatch go last"),
-        ({"words": [*ONE, "--nodes=3"]}, "--nodes=3: not for sbatch; give hermes3 launch --nodes N"),
-        ({"words": [*ONE, "-N3"]}, "-N3: not for sbatch"),
-        ({"words": ["--dependency=afterok:1"], "pipeline": "8b"}, "not for sbatch; the pipeline sets it"),
-        ({"pipeline": "mine.yml"}, "mine.yml: sbatch: eval: -N3: not for sbatch; the pipeline sets it"),
-        ({"nodes": 2, "pipeline": "8b"}, "a pipeline takes each recipe's own"),
-        ({"words": ONE, "done": ["sft"]}, "--done: only with --pipeline"),
-        ({"words": ["recipes/9b_sft.yml"]}, "recipes/9b_sft.yml: no such file"),
-        ({"words": [*ONE], "root": "logs"}, "run this from the root of the repository"),
-    ],
-)
-def test_what_cannot_be_launched_is_said(given, message, site, monkeypatch):
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=str)
+def test_what_cannot_be_launched_is_said(options, message, site, monkeypatch):
     declared = yaml.safe_load((ROOT / "launch/pipelines/8b.yml").read_text())
     Path("mine.yml").write_text(yaml.safe_dump({**declared, "sbatch": {"eval": ["--partition=gpu", "-N3"]}}))
-    monkeypatch.chdir(given.pop("root", "."))
+    monkeypatch.chdir(options.pop("root", "."))
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ValueError, match=re.escape(message)):
-        cli.launch(**OPTIONS | {"dry_run": False, "as_json": False} | given)
+        cli.launch(**OPTIONS | options)
     assert not list((site / "logs").glob("launch/*"))
 
 

@@ -12,6 +12,8 @@ import yaml
 from hermes3.slurm import queue, start
 from hermes3.slurm.submit import KNOWN_BY, OF_PIPELINE, missing, reject
 
+CHANGES = yaml.safe_load(Path(__file__).with_name("made_of.yml").read_text())
+
 
 @pytest.fixture
 def slurm_is(tmp_path, monkeypatch):
@@ -56,47 +58,21 @@ def hold(folder: Path) -> None:
     start.hold(folder / "r.yml", start.read(folder / "r.yml"), folder / "out")
 
 
-def keys(**changes):
-    return lambda folder: content("r.yml", yaml.safe_dump(start.read(folder / "r.yml") | changes))(folder)
-
-
-def content(name: str, text: str):
-    return lambda folder: (folder / name).write_text(text)
-
-
-def weights(place: int):
-    def edit(folder: Path) -> None:
+def edit(folder: Path, keys: dict | None = None, weights: int | None = None, remark: str = "", **files: str) -> None:
+    """As tests/made_of.yml says."""
+    text = yaml.safe_dump(start.read(folder / "r.yml") | (keys or {}))
+    for name, content in files.items() | {("r.yml", f"# {remark}\n{text}")}:
+        (folder / name).unlink() if content is None else (folder / name).write_text(content)
+    if weights is not None:
         with (folder / "base/model.safetensors").open("r+b") as file:
-            file.seek(place)
+            file.seek(weights)
             file.write(b"other" * 30_000)
 
-    return edit
 
-
-def best_is(folder: Path) -> None:
-    """As `select` run again: the same name is another folder."""
-    (folder / "base").rename(folder / "checkpoint-9")
-    (folder / "base").symlink_to("checkpoint-9")
-    (folder / "base/generation_config.json").write_text("{}")
-
-
-@pytest.mark.parametrize(
-    ("edit", "line"),
-    [
-        (keys(learning_rate=1.0e-3), "r.yml has changed: learning_rate was 7e-06, is 0.001"),
-        (keys(seed=3), "r.yml has changed: seed was None, is 3"),
-        (keys(gradient_accumulation_steps=4), "r.yml has changed: global_batch was 8, is 16"),
-        (content("zero.json", '{"zero_optimization": {"stage": 2}}'), "r.yml has changed: deepspeed was"),
-        (content("mix/manifest.json", '{"output": {"sha256": "2e"}}'), "mix/manifest.json has changed"),
-        (weights(0), "base has changed"),
-        (weights(1_500_000), "base has changed"),
-        (best_is, "base has changed"),
-        (content("chat.jinja", "another"), "chat.jinja has changed"),
-    ],
-)
-def test_a_run_goes_on_with_what_it_was_begun_or_not_at_all(run, monkeypatch, edit, line):
+@pytest.mark.parametrize(("changes", "line"), CHANGES["refused"], ids=str)
+def test_a_run_goes_on_with_what_it_was_begun_or_not_at_all(run, monkeypatch, changes, line):
     hold(run)
-    edit(run)
+    edit(run, **changes)
     for job in ("7", "8"):  # queued again, submitted anew
         monkeypatch.setenv("SLURM_JOB_ID", job)
         with pytest.raises(ValueError, match=r"begun with something else:(.|\n)*mv .*out .*out.old") as error:
@@ -106,25 +82,15 @@ def test_a_run_goes_on_with_what_it_was_begun_or_not_at_all(run, monkeypatch, ed
     assert any(line in text for text in missing(run / "r.yml", start.read(run / "r.yml")))
 
 
-@pytest.mark.parametrize(
-    "edit",
-    [
-        keys(wandb_project="mine", use_wandb=True, logging_steps=1, restart_steps=5, ddp_timeout=60, hub_model_id="me"),
-        keys(hardware={"gpu": "cpu", "nodes": 2, "gpus_per_node": 1}, gradient_accumulation_steps=4),
-        content("mix/manifest.json", '{"output": {"sha256": "1f"}, "built": "tuesday"}'),
-        content("base/trainer_state.json", "{}"),
-        lambda folder: (folder / "mix/manifest.json").unlink(),  # of this node, which the preflight finds
-        lambda folder: (folder / "r.yml").write_text("# a remark\n" + (folder / "r.yml").read_text()),
-    ],
-)
-def test_what_a_run_may_change_is_not_looked_at(run, edit):
-    edit(run)
+@pytest.mark.parametrize("changes", CHANGES["free"], ids=str)
+def test_what_a_run_may_change_is_not_looked_at(run, changes):
+    edit(run, **changes)
     hold(run)
 
 
 def test_without_a_checkpoint_another_job_begins_anew(run, monkeypatch, capsys):
     (run / "out/checkpoint-8").rmdir()
-    keys(learning_rate=1.0e-3)(run)
+    edit(run, {"learning_rate": 1.0e-3})
     with pytest.raises(ValueError, match="learning_rate"):
         hold(run)
     monkeypatch.setenv("SLURM_JOB_ID", "8")
@@ -138,14 +104,14 @@ def test_without_a_checkpoint_another_job_begins_anew(run, monkeypatch, capsys):
 
 def test_recipes_that_prepare_the_same_have_one_mark(run):
     mark = start.needs(run / "r.yml")
-    keys(wandb_project="mine", output_dir="elsewhere")(run)
+    edit(run, {"wandb_project": "mine", "output_dir": "elsewhere"})
     assert start.needs(run / "r.yml") == mark and mark.startswith("4 1 cpu mix/prepared/recipe-")
 
 
 @pytest.mark.parametrize(("counted", "gpus"), [("gpu:h100:8", ["--gpus-per-node=8"]), ("(null)", [])])
 def test_gpus_are_asked_for_where_slurm_counts_them(slurm_is, run, monkeypatch, capsys, counted, gpus):
     """Else the preflight counts them. What sbatch says of a job in a job is shown, with the line to type."""
-    keys(hardware={"gpu": "h100-80gb", "nodes": 2, "gpus_per_node": 8})(run)
+    edit(run, {"hardware": {"gpu": "h100-80gb", "nodes": 2, "gpus_per_node": 8}})
     for name, value in {"NNODES": "1", "JOB_NAME": "r", "JOB_PARTITION": "p"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.delenv("SLURM_GPUS_ON_NODE", raising=False)

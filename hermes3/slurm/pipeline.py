@@ -5,6 +5,7 @@ Under logs/pipeline/NAME/ lie submit.sh, `commands/` and each stage's record and
 
 import fcntl
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,11 +25,9 @@ COMPLETE, ACTIVE, RUN = "complete", "in the queue", "to run"
 
 
 class State(NamedTuple):
-    """`what`: complete, in the queue (as job `job`), or to run; `why`: for people."""
-
     what: str
-    why: str
-    job: int | None = None
+    why: str  # for people
+    job: int | None = None  # in the queue
 
 
 def changed(one: Stage) -> str:
@@ -121,10 +120,7 @@ class Submission:
                 yield one, line, [need for need in one.needs if self.states[need].what != COMPLETE]
 
     def submit(self, check: bool = True) -> dict[str, int]:
-        """Submit the lines; {stage: job}. `check`: ask first whether the cluster can run them.
-
-        `UserError` when something is missing, or a stage is refused: those before it are cancelled.
-        """
+        """Submit the lines; {stage: job}. `UserError` when one is refused: those before it are cancelled."""
         submit.refuse(self.missing)
         ids = {name: state.job for name, state in self.states.items() if state.job}
         submitted: dict[str, int] = {}
@@ -163,14 +159,11 @@ class Submission:
 
     def write(self) -> None:
         """submit.sh, with jobs' ids in variables; the records that jobs look for; commands/NN-STAGE for the report."""
-        text = f"#!/usr/bin/env bash\n# What `{self.again}` submits now; it keeps the records of the stages, too.\n"
-        text += "# shellcheck disable=SC2034 # the last id is for you\nset -euo pipefail\n"
-        for name, state in self.states.items():
-            text += f"# {name}: {state.what}, {state.why}\n" + (f"{name}={state.job}\n" if state.job else "")
+        text = f"#!/usr/bin/env bash\n# What `{self.again}` submits now\nset -euo pipefail\n"
+        text += "".join(f"{name}={state.job}\n" for name, state in self.states.items() if state.job)
         for one, line, needs in self.lines():
             shown = submit.shell(waiting(line, [f"JOB_{need}" for need in needs]))
-            for need in needs:  # variables, which shlex would have quoted
-                shown = shown.replace(f":JOB_{need}", f':"${need}"')
+            shown = re.sub(r":JOB_(\w+)", r':"$\1"', shown)  # shlex would have quoted the variables
             text += f"\n{one.name}=$({shown})\n"
             if not record.read(one.stamp):
                 record.write(one.stamp, self._record(one))
@@ -209,9 +202,8 @@ def prepare(path: str, options: list[str], done: list[str], check: bool, dry_run
     again = f"hermes3 launch --pipeline {path}"
     it = Submission(again, FOLDER / name, stages, jobs, done, options, unknown=unknown)
     to_run = [one for one in stages if it.states[one.name].what == RUN]
-    recipes = {one.name: Path(one.arguments[0]) for one in to_run if one.run}
-    plans = submit.look(list(recipes.values()), check)
-    it.times = {stage: submit.time_limit(plans[path]) for stage, path in recipes.items()}
+    plans = submit.look([one.reads[0] for one in to_run if one.run], check)
+    it.times = {one.name: submit.time_limit(plans[one.reads[0]]) for one in to_run if one.run}
     it.missing = chain.missing(to_run)
     it.write()
     return it

@@ -1,6 +1,6 @@
-"""The one place that talks to Slurm: its queue, this job, and steps on this job's nodes.
+"""The one place that talks to Slurm. A job of ours is known by its name and its working folder.
 
-A job of ours is known by its name and its working folder. `python -m hermes3.slurm.queue` queues this job again.
+`python -m hermes3.slurm.queue` queues this job again.
 """
 
 import os
@@ -62,8 +62,6 @@ def patiently(away: re.Pattern[str], argv: Sequence[str], **options: Any) -> sub
 
 
 class Job(NamedTuple):
-    """A job that waits or runs."""
-
     id: int
     state: str  # in Slurm's words: PENDING
     reason: str  # Dependency
@@ -106,10 +104,7 @@ def submit(line: list[str]) -> int:
 
 
 def test(line: list[str]) -> None:
-    """Ask whether this cluster can run an sbatch line. `UserError` with what sbatch says, if not.
-
-    By default (EnforcePartLimits=NO) Slurm takes a job for 99 nodes where there are 4, and it waits for ever.
-    """
+    """`UserError` if this cluster cannot run an sbatch line: Slurm lets a job for 99 nodes wait where there are 4."""
     try:
         slurm(*line[:1], "--test-only", *line[1:])
     except UserError as error:
@@ -121,8 +116,7 @@ def test(line: list[str]) -> None:
 
 def bad_nodes(file: Path) -> list[str]:
     """The nodes that this job is to leave out: `NODE<tab>why`, a line each. None without the file."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return list(dict.fromkeys(line.split("\t")[0] for line in lines))
+    return [line.split("\t")[0] for line in file.read_text("utf-8").splitlines()] if file.exists() else []
 
 
 def requeue() -> str:
@@ -135,7 +129,7 @@ def requeue() -> str:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     job = os.environ["SLURM_JOB_ID"]
     fields, bad = shown(job), bad_nodes(Path("logs") / job / "bad_nodes")
-    if named := sorted(set(bad) & set(hosts(fields.get("ReqNodeList", "")) if bad else [])):
+    if named := sorted({*bad} & {*hosts(fields.get("ReqNodeList", "") if bad else "")}):
         raise UserError(f"{', '.join(named)}: bad, and asked for by name (--nodelist); submit it anew without it there")
     slurm("scontrol", "requeue", job)
     if not bad:
@@ -167,14 +161,10 @@ class Srun:
         """
         command = ["python" if self.options else sys.executable, *arguments]
         if "SLURM_JOB_ID" in os.environ:
-            command = [
-                *("srun", f"--nodelist={','.join(nodes)}", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}"),
-                *("--ntasks-per-node=1", "--kill-on-bad-exit=0"),
-                f"--cpus-per-task={os.environ['SLURM_CPUS_ON_NODE']}",  # else a node's ranks would share one core
-                "--overlap",  # a step that hangs keeps nothing from the next
-                *self.options,
-                *command,
-            ]
+            srun = ["srun", f"--nodelist={','.join(nodes)}", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}"]
+            # else a node's ranks would share one core; overlap: a step that hangs keeps nothing from the next
+            srun += [f"--cpus-per-task={os.environ['SLURM_CPUS_ON_NODE']}", "--overlap"]
+            command = [*srun, "--ntasks-per-node=1", "--kill-on-bad-exit=0", *self.options, *command]
         # timeout tells srun to end its step on all nodes; SIGKILL would leave it there
         argv = ["timeout", f"--kill-after={GRACE}", str(LIMIT), *command]
         done = patiently(NO_STEP, argv, input=text, env=os.environ | env)

@@ -1,8 +1,8 @@
 """What a stage of a pipeline leaves of itself, beside its stamp NAME.done.
 
 NAME.json is written before its job is submitted; NAME.begun, with the hashes of what it reads, when the job starts; and
-NAME.done when it has ended well. `HERMES3_STAMP` in a job's environment is the path of NAME.done; without it a job is
-no stage, and nothing is written. Imports are light: a job that has lost its packages can still say that it failed.
+NAME.done, which `HERMES3_STAMP` names in the job, when it has ended well. A job without that is no stage. Imports are
+light: a job that has lost its packages can still say that it failed.
 """
 
 import json

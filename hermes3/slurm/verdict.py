@@ -3,8 +3,7 @@
 `python -m hermes3.slurm.verdict LOGS/attempt_N`: try a run that crashed again (exit code 0), or stop (1), and why; the
 error itself comes last. Stop: a user's error, which the next attempt would meet too; a crash that was there before
 (`crash.json`), with the same message at the same place of the run; more than `MAX_CRASHES`. A node whose ranks alone
-meet what a machine can cause is left out of the next attempt. What Slurm preempts, or what ends as it was told to with
-a checkpoint, is none. The words that tell one fault from another are in words.yml.
+meet what a machine can cause is left out of the next attempt. The words that tell faults apart are in words.yml.
 """
 
 import json
