@@ -12,7 +12,7 @@ import ranks
 import torch
 from small_mix import SEQUENCE_LEN, write_mix, write_recipe
 
-from hermes3.slurm.start import needs
+from hermes3.slurm.start import mark_of, read
 
 ROOT = Path(__file__).parents[1]
 PLUGINS = ["hermes3.train.plugin.HermesPlugin", "ranks.Recorder", "held.Held"]
@@ -75,7 +75,7 @@ def trained(slurm, site: Path, jid: int) -> dict[str, str]:
 
 def prepared(recipe: Path) -> Path:
     """Tell the script that the mix is prepared for the recipe: another one of the same mix has seen to that."""
-    Path(needs(recipe).split()[-1]).touch()
+    Path(mark_of(recipe, read(recipe))).touch()
     return recipe
 
 

@@ -1,8 +1,7 @@
 """`python -m hermes3.slurm.start RECIPE`: may this job train the recipe? What launch/train.sbatch asks first.
 
-Prints the folder of this attempt's logs and `needs(RECIPE)`, one line. A job of another size than the recipe's submits
-itself anew, and nothing is printed on stdout. Refused are a run that another job trains, and one that is made of
-something else than its first attempt was: `made_of.json` in output_dir says of what.
+Prints `LOGS GPUS_PER_NODE MARK`, or nothing where a job of another size than the recipe's submits itself anew. Refused
+are a run that another job trains, and one that is made of something else than at first (`made_of.json`).
 """
 
 import hashlib
@@ -33,44 +32,38 @@ SAMPLES, SAMPLE = 16, 2**16  # places in a file, and bytes of each, that tell it
 KEPT = queue.WORDS["start"]["kept"]
 
 
-def needs(path: Path) -> str:
-    """`NODES GPUS_PER_NODE GPU PREPARED`, e.g. `16 8 h100-80gb mixes/hermes3_sft/prepared/recipe-1f0a...`.
-
-    GPU may be `cpu`. PREPARED is the file that says that the mix is prepared for this very recipe: it lies in the mix's
-    prepared data, and so goes with them.
-    """
-    recipe = read(path)
-    hardware = hardware_of(path, recipe)
-    prepared = recipe.get("dataset_prepared_path")
-    if not prepared:
+def mark_of(path: Path, recipe: dict[str, Any]) -> str:
+    """The file that says that the mix is prepared for this very recipe: beside the prepared data, it goes with them."""
+    if not (prepared := recipe.get("dataset_prepared_path")):
         raise UserError(f"{path}: dataset_prepared_path is missing; set it to `prepared` in the folder of the mix")
     digest = hashlib.sha256(json.dumps(values(path, recipe), sort_keys=True, default=str).encode()).hexdigest()
-    return f"{hardware.nodes} {hardware.gpus_per_node} {hardware.gpu} {prepared}/recipe-{digest[:12]}"
+    return f"{prepared}/recipe-{digest[:12]}"
 
 
 def start(path: Path) -> str:
     """The line, or "" when the job was submitted anew. `UserError` says why it may not train, and the remedy."""
-    recipe, line = read(path), needs(path)
-    job = queue.shown(os.environ["SLURM_JOB_ID"])
+    recipe, number = read(path), os.environ["SLURM_JOB_ID"]
+    job, mark = queue.shown(number), mark_of(path, recipe)
     if "ArrayTaskId" in job:  # the variable of that name also reaches a job that an array's task submits
         raise UserError(f"{path}: the jobs of an array would all train into one output_dir; submit it without --array")
     if resubmit(path, recipe, job):
         return ""
     output_dir = Path(recipe.get("output_dir") or "model-out")
     restarts = int(job.get("Restarts") or os.environ.get("SLURM_RESTART_COUNT", 0))
-    claim(output_dir, os.environ["SLURM_JOB_ID"])
+    claim(output_dir, number)
     submitted = datetime.fromisoformat(job.get("SubmitTime", "9999-01-01")).timestamp()
     for file in [path, Path(str(recipe.get("deepspeed")))]:
         if not restarts and file.is_file() and file.stat().st_mtime >= submitted:
             print(f"train: {file} has changed since this job was submitted; it counts as it is now", file=sys.stderr)
     hold(path, recipe, output_dir)
-    logs = Path("logs") / os.environ["SLURM_JOB_ID"]
+    logs = Path("logs") / number
     if not restarts and logs.exists():  # of another cluster's job, or from before Slurm's numbers began anew
         logs.rename(f"{logs}.{time.time():.0f}")
     newest = newest_complete(output_dir)
     begun = {"output_dir": str(output_dir), "step": step_of(newest) if newest else 0}
-    write_text(logs / f"attempt_{restarts + 1}/start.json", json.dumps(begun))
-    return f"{logs}/attempt_{restarts + 1} {line}"
+    attempt = logs / f"attempt_{restarts + 1}"
+    write_text(attempt / "start.json", json.dumps(begun))
+    return f"{attempt} {hardware_of(path, recipe).gpus_per_node} {mark}"
 
 
 def resubmit(path: Path, recipe: dict[str, Any], job: dict[str, str]) -> bool:
@@ -86,8 +79,8 @@ def resubmit(path: Path, recipe: dict[str, Any], job: dict[str, str]) -> bool:
     line += [f"--gpus-per-node={declared.gpus_per_node}"] if counted else []
     line += [f"--{option}={job[name]}" for name, option in KEPT.items() if name in job]
     line += ["launch/train.sbatch", str(path)]
-    text = f"{path} is for {declared.nodes} nodes of {declared.gpus_per_node} ({declared.gpu}), this job has "
-    text += f"{nodes} nodes of {gpus or 0} GPUs"
+    text = f"{path} is for {declared.nodes} nodes of {declared.gpus_per_node} ({declared.gpu})"
+    text += f", this job has {nodes} nodes of {gpus or 0} GPUs"
     if STAMP in os.environ:
         raise UserError(f"{text}; the stages behind this one wait for this very job: see sinfo, and launch again")
     if RESIZED in os.environ:
@@ -108,7 +101,7 @@ def claim(output_dir: Path, job: str) -> None:
     """Note the job in `output_dir`. `UserError` when another one trains into it, from whichever folder.
 
     Claims are numbered and never removed: of two jobs that find the newest one's job gone, only one can make the next.
-    Making a link is atomic on network file systems, too, and needs no flock.
+    To make a link is atomic without flock, too.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     for number in itertools.count():

@@ -68,19 +68,14 @@ def refuse(missing: list[str]) -> None:
 
 
 def sbatch(
-    words: list[str],
-    job: str,
-    hardware: Hardware | None,
-    time: str | None,
-    options: list[str],
-    stamp: Path | None = None,
+    words: list[str], job: str, size: Hardware | None, time: str | None, options: list[str], stamp: Path | None = None
 ) -> list[str]:
     """The sbatch command of a script and its arguments. A user's `options` come last: they win over all others."""
     line = ["sbatch", "--parsable", f"--job-name={job}"]
-    if hardware:
-        line.append(f"--nodes={hardware.nodes}")
+    if size:
+        line.append(f"--nodes={size.nodes}")
         # by their number alone: what a site calls its types is not what recipes call them
-        line += [] if hardware.gpu == CPU else [f"--gpus-per-node={hardware.gpus_per_node}"]
+        line += [] if size.gpu == CPU else [f"--gpus-per-node={size.gpus_per_node}"]
     if time and "SBATCH_TIMELIMIT" not in os.environ:
         line.append(f"--time={time}")
     if stamp:

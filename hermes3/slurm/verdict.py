@@ -21,8 +21,7 @@ from hermes3.files import UserError, write_text
 from hermes3.slurm import queue
 from hermes3.train.checkpoints import newest_complete, step_of
 
-# Attempts that a job may lose. Llama 3's training lost something every 16 days for each 128 GPUs (Grattafiori et al.
-# 2024, section 3.3.4): what makes a run of a day crash five times must be looked at.
+# Llama 3's training lost something every 16 days for each 128 GPUs (Grattafiori et al. 2024, section 3.3.4)
 MAX_CRASHES = 5
 AT_ONCE = 2.0  # seconds
 LINES, AT_END = 60, 60  # of a message that are shown; below an error: with more, it was caught, and the process went on
@@ -173,9 +172,6 @@ def _load(path: Path) -> dict[str, Any]:
 def _signature(crash: dict[str, Any]) -> tuple:
     """What two crashes share that are one: all but the numbers, which are of processes, ports and addresses."""
     return crash["kind"], re.sub(r"0x[0-9a-f]+|\d+", "#", crash["message"]), crash["epoch"]
-
-
-# the nodes of a job
 
 
 def clocks(offsets: dict[str, float]) -> dict[str, dict[str, Any]]:
