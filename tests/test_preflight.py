@@ -27,7 +27,7 @@ ON_TWO = {"gpu": "cpu", "nodes": 2, "gpus_per_node": 1}
 
 def program(folder: Path, name: str, script: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).write_text(f"#!/bin/bash\n{script}\n")
     (folder / name).chmod(0o755)
     return folder
 
@@ -146,12 +146,9 @@ def answers(checks: dict[str, list]) -> dict:
 
 
 @pytest.mark.parametrize(("checks", "nodes", "of_all"), CASES["blame"], ids=str)
-def test_whose_fault_it_is(checks, nodes, of_all):
+def test_whose_fault_it_is_and_the_table(checks, nodes, of_all):
     faults, shared = blame(answers(checks))
     assert list(faults) == nodes and bool(shared) == of_all
-
-
-def test_the_table_has_a_line_a_node():
     made = answers({"versions": ["torch 1, nccl 2", "torch 3, nccl 2"], "mix": [True, True], "mix part": [True]})
     assert blame(made)[0] == {"n2": ["versions: torch 3; others: torch 1 -> do it"]}
     assert preflight.table(made).splitlines() == ["node versions mix", "n1   ok       ok", "n2   BAD      ok"]
@@ -209,14 +206,12 @@ def site(tmp_path) -> Path:
     (tmp_path / "site/logs").mkdir(parents=True)
     (tmp_path / "site/launch").symlink_to(ROOT / "launch")
     script = 'trap "" TERM; launch/preflight.sh "$1" "logs/$SLURM_JOB_ID/attempt_$((${SLURM_RESTART_COUNT:-0} + 1))"'
-    script = f"#!/bin/bash\n#SBATCH --open-mode=append --requeue\n{script}; code=$?; exit $((code == 3 ? 0 : code))\n"
-    (tmp_path / "site/preflight.sbatch").write_text(script)
+    script = f"#SBATCH --open-mode=append --requeue\n{script}; code=$?; exit $((code == 3 ? 0 : code))"
+    program(tmp_path / "site", "preflight.sbatch", script)
     return tmp_path / "site"
 
 
-def submit(
-    slurm, site: Path, script: str, recipe: Path, *options: str, path: Path = BIN, **env: str
-) -> tuple[int, Path]:
+def submit(slurm, site: Path, script: str, recipe: Path, *options: str, path: Path = BIN, **env: str):
     """(job, its log)"""
     log = site / "logs/job.log"
     env |= {"PATH": f"{path}:{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}

@@ -17,8 +17,7 @@ from pathlib import Path
 
 from hermes3.slurm.queue import LIMIT, Srun
 
-# GB/s below which the slow node is looked for. Sockets over a service network carry 1 to 6, where NCCL found no
-# InfiniBand; one link of 100 Gb/s carries 12. docs/slurm.md says what to set for better ones.
+# GB/s below which the slow node is looked for: sockets carry 1 to 6, one link of 100 Gb/s 12 (docs/slurm.md)
 FLOOR = 10.0
 # Backend, bytes (large enough for the links to be the limit), repeats
 OF_DEVICE = {"cuda": ("nccl", 2**30, 20), "cpu": ("gloo", 2**20, 3)}

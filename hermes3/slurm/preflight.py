@@ -31,14 +31,9 @@ def expected(path: Path, out: Path) -> tuple[Expected, list[str]]:
     """What the recipe needs of a node, and what this node lacks to say it all: it may itself be the bad one."""
     recipe, lacks, tokens, storage, host_memory = read(path), [], {}, 0.0, 0.0
     hardware, base = hardware_of(path, recipe), str(recipe.get("base_model"))
-    paths = {
-        "repository": Path(),
-        "recipe": path,
-        "output_dir": Path(str(recipe.get("output_dir"))),
-        "mix": mix_of(recipe),
-    }
-    paths |= {} if on_hub(base) else {"base_model": Path(base)}
-    texts = {"base_model": None} | {name: str(one.absolute()) for name, one in paths.items()}
+    paths = {"repository": "", "recipe": path, "output_dir": recipe.get("output_dir"), "mix": mix_of(recipe)}
+    texts = {name: str(Path(str(one)).absolute()) for name, one in paths.items()}
+    texts["base_model"] = None if on_hub(base) else str(Path(base).absolute())
     try:
         planned = plan(path, packed=False)
         storage, host_memory = planned.checkpoints.storage, float(sum(planned.own.host.values()))

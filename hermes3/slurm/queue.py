@@ -155,10 +155,7 @@ class Srun:
         return not job or shown(job).get("JobState", "RUNNING") == "RUNNING"
 
     def python(self, nodes: list[str], arguments: list[str], text: str = "", **env: str) -> tuple[int | None, str, str]:
-        """(exit code, stdout, stderr) of `python arguments`, once on each of `nodes`. No exit code: out of time.
-
-        `text` goes to the first node's stdin. In a container, python is the container's own.
-        """
+        """(exit code, None: out of time; stdout; stderr) of `python arguments` on each of `nodes`. `text`: stdin."""
         command = ["python" if self.options else sys.executable, *arguments]
         if "SLURM_JOB_ID" in os.environ:
             srun = ["srun", f"--nodelist={','.join(nodes)}", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}"]

@@ -10,9 +10,8 @@ import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from hermes3.files import UserError, sha256, write_text
+from hermes3.files import UserError, read_json, sha256, write_text
 
 STAMP = "HERMES3_STAMP"
 
@@ -38,13 +37,9 @@ def read(stamp: Path) -> Record | None:
     """The stage's record; None if it was never submitted."""
     path = stamp.with_suffix(".json")
     try:
-        return Record(**_load(path)) if path.exists() else None
+        return Record(**read_json(path)) if path.exists() else None
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: no record of a stage ({error}); delete it, and the stage runs again") from None
-
-
-def _load(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def hashes(paths: list[str]) -> dict[str, str]:
@@ -64,7 +59,7 @@ def begin(stamp: Path) -> None:
 def done(stamp: Path) -> None:
     """Note a stage as complete. What has changed while it ran has no hash in the stamp, and so is another's."""
     begun = stamp.with_suffix(".begun")
-    page = _load(begun) if begun.exists() else {"job": os.environ.get("SLURM_JOB_ID")}
+    page = read_json(begun) if begun.exists() else {"job": os.environ.get("SLURM_JOB_ID")}
     if was := page.get("of"):
         now = hashes([*was])
         page["of"] = {file: was[file] if now.get(file) == was[file] else None for file in was}
@@ -73,7 +68,7 @@ def done(stamp: Path) -> None:
 
 def changed(stamp: Path, reads: list[str], command: str) -> str:
     """What differs from what a complete stage was made of; "" for nothing, or where its stamp does not say of what."""
-    page, now = _load(stamp), hashes(reads)
+    page, now = read_json(stamp), hashes(reads)
     if (was := page.get("of")) is None:
         return ""
     if files := sorted(file for file in now.keys() | was.keys() if now.get(file) != was.get(file)):

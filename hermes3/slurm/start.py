@@ -100,8 +100,7 @@ def resubmit(path: Path, recipe: dict[str, Any], job: dict[str, str]) -> bool:
 def claim(output_dir: Path, job: str) -> None:
     """Note the job in `output_dir`. `UserError` when another one trains into it, from whichever folder.
 
-    Claims are numbered and never removed: of two jobs that find the newest one's job gone, only one can make the next.
-    To make a link is atomic without flock, too.
+    Claims are never removed: of two jobs that find the newest one's job gone, one can make the next link (atomically).
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     for number in itertools.count():

@@ -144,10 +144,7 @@ def reject(options: list[str], refused: dict[str, str], where: str = "") -> None
 
 
 def resize(path: Path, nodes: int, out: Path) -> Path:
-    """Write the recipe at `path` for `nodes` nodes into the folder `out`, at the same global batch; the new file.
-
-    `UserError` names the numbers of nodes that can, when this one cannot.
-    """
+    """Write the recipe at `path` for `nodes` nodes into the folder `out`, at the same global batch; the new file."""
     recipe = read(path)
     hardware = hardware_of(path, recipe)
     micro, accumulation = (recipe.get(key) or 1 for key in ("micro_batch_size", "gradient_accumulation_steps"))

@@ -17,7 +17,7 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
-from hermes3.files import UserError, write_text
+from hermes3.files import UserError, read_json, write_text
 from hermes3.slurm import queue
 from hermes3.train.checkpoints import newest_complete, step_of
 
@@ -86,9 +86,8 @@ def last_words(text: str) -> tuple[str, str] | None:
 def crash(attempt: Path) -> dict[str, Any]:
     """What ended the attempt: `log`, `node`, `kind` (class of the error), `message`, `epoch` (the last that is logged).
 
-    The cause goes before what it makes other ranks say, and the first in time before later ones; of errors within
-    `AT_ONCE` seconds a user's goes first. `of_user`: the next attempt would meet it too, by its class and by how many
-    ranks have met it. `alone`: the one of several `nodes` that has, if a node can be what causes it.
+    The cause goes before what it makes others say, and the first in time before later ones; of errors at once a
+    user's goes first. `of_user`: another attempt would meet it. `alone`: the one of several nodes that has met it.
     """
     ranks = sorted(attempt.glob("rank_*.log"))
     logs = ranks or sorted(attempt.glob("*.log"))  # preparation has ended well where ranks have begun
@@ -137,14 +136,15 @@ def verdict(attempt: Path, notified: bool = False) -> tuple[bool, str]:
 
     Reads `start.json`, the checkpoint that it began from; writes `crash.json`, and a bad node into ../bad_nodes.
     """
-    now, begun = crash(attempt), _load(attempt / "start.json")
+    now, begun = crash(attempt), attempt / "start.json"
     place = f"epoch {now['epoch']}" if now["epoch"] else "before the first step"
-    newest = newest_complete(Path(begun["output_dir"])) if begun else None
-    if notified and newest and step_of(newest) > begun["step"]:
-        return True, f"{attempt.name}: ended on notice, in {place}"
+    if notified and begun.is_file():
+        page = read_json(begun, "output_dir", "step")
+        if (newest := newest_complete(Path(page["output_dir"]))) and step_of(newest) > page["step"]:
+            return True, f"{attempt.name}: ended on notice, in {place}"
     if notified and now["kind"] in VAGUE:
         now |= {"kind": "NoCheckpoint", "message": VAGUE["NoCheckpoint"] + now["hint"]}
-    before = [_load(path) for path in attempt.parent.glob("attempt_*/crash.json")]
+    before = [read_json(path) for path in attempt.parent.glob("attempt_*/crash.json")]
     write_text(attempt / "crash.json", json.dumps(now, indent=1))
     most = int(os.environ.get("HERMES3_MAX_CRASHES", MAX_CRASHES))
     again = False
@@ -163,10 +163,6 @@ def verdict(attempt: Path, notified: bool = False) -> tuple[bool, str]:
                 again, why = False, f"{error}"
     where = f"{now['log'] or 'all ranks'}{' on ' + now['node'] if now['node'] else ''}"
     return again, f"{attempt.name}, {where}, {place}: {why}\n{now['message']}"
-
-
-def _load(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _signature(crash: dict[str, Any]) -> tuple:
