@@ -11,9 +11,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("train.sbatch", "step.sbatch", "env.sh", "job.sh", "rank.sh")
-TORCHRUN = """\
-#!/bin/bash
+TORCHRUN = """
 echo "$SLURMD_NODENAME: $*" >>torchrun.txt
 for last; do :; done
 RANK=$SLURM_NODEID exec bash launch/rank.sh "$last"
@@ -35,41 +33,49 @@ class QuickSite:
     """`submit` a training of `nodes` nodes; `log` is what its job has printed."""
 
     def __init__(self, folder: Path, slurm):
-        self.folder, self.slurm = folder, slurm
+        self.folder, self.slurm, self.stamp = folder, slurm, folder / "stage.done"
         for name in ("launch", "logs", "bin", "axolotl/cli", "prepared"):
             (folder / name).mkdir(parents=True)
-        for name in SCRIPTS:
+        for name in ("train.sbatch", "step.sbatch", "eval.sbatch", "env.sh", "job.sh", "rank.sh"):
             (folder / "launch" / name).symlink_to(ROOT / "launch" / name)
-        self.script("launch/preflight.sh", "#!/bin/bash\n")
+        self.script("launch/preflight.sh", "")
         self.script("bin/torchrun", TORCHRUN)
         for name in ("axolotl/__init__.py", "axolotl/cli/__init__.py"):
             (folder / name).touch()
         (folder / "axolotl/cli/preprocess.py").write_text("import socket\nprint('on', socket.gethostname())\n")
 
     def script(self, name: str, text: str) -> None:
-        (self.folder / name).write_text(text)
+        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / name).write_text(f"#!/bin/bash\n{text}\n")
         (self.folder / name).chmod(0o755)
 
-    def recipe(self, nodes: int = 2, gpu: str = "cpu", gpus_per_node: int = 1) -> Path:
+    def recipe(self, nodes: int = 2, gpu: str = "cpu", gpus_per_node: int = 1, **more: object) -> Path:
         hardware = {"gpu": gpu, "nodes": nodes, "gpus_per_node": gpus_per_node}
-        path = self.folder / "recipe.yml"
         recipe = {"hardware": hardware, "dataset_prepared_path": "prepared", "output_dir": "out"}
-        path.write_text(yaml.safe_dump(recipe))
+        path = self.folder / "recipe.yml"
+        path.write_text(yaml.safe_dump(recipe | more))
         return path
 
     def submit(self, train: str, *options: str, recipe: Path | None = None, **env: str) -> int:
         """Submit a recipe (two CPU nodes) that trains by the Python text `train`; the job's id."""
         (self.folder / "axolotl/cli/train.py").write_text(TRAIN + train)
         self.train = train
+        options = options or ("--nodes=2",)
+        return self.command(*options, "launch/train.sbatch", recipe or self.recipe(), **env)
+
+    def command(self, *words: object, stage: bool = False, **env: str) -> int:
+        """`sbatch words`; the job's id. `stage`: as one of a pipeline, whose stamp is `self.stamp`."""
+        env |= {"HERMES3_STAMP": str(self.stamp)} if stage else {}
         path = f"{self.folder}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
         env |= {"PATH": path, "PYTHONPATH": str(self.folder)}
-        recipe = recipe or self.recipe()
-        options = options or ("--nodes=2",)
-        return self.slurm.submit(*options, "launch/train.sbatch", recipe, cwd=self.folder, env=env)
+        return self.slurm.submit(*words, cwd=self.folder, env=env)
+
+    def notice(self, jid: int) -> None:
+        """What Slurm sends ahead of the time limit."""
+        self.slurm.run("scancel", "--batch", "--signal=USR1", jid)
 
     def log(self, jid: int) -> str:
-        log = self.folder / f"logs/train-{jid}.log"
-        return log.read_text() if log.exists() else ""
+        return "".join(log.read_text() for log in self.folder.glob(f"logs/*-{jid}.log"))
 
     def wait_log(self, jid: int, text: str) -> None:
         self.slurm.until(lambda: text in self.log(jid), 300, f"{text!r} in the log of job {jid}")

@@ -6,27 +6,43 @@ as on real machines. The daemons are our children and die with us.
 """
 
 import os
+import pwd
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-
-import slurm_conf
-from slurm_conf import program
 
 NEEDS = ("slurmctld", "slurmd", "sbatch", "munged", "unshare", "setpriv")
 FOR_NETWORKS = ("ip", "nsenter")
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 # a job's own variables would reach the jobs submitted from here
 DROPPED = ("SLURM", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SINFO_", "SCANCEL_")
+NAMESPACE = [] if os.getuid() == 0 else ["--map-current-user", "--keep-caps"]  # of a user who is not root
+HUB = """ip link add br0 type bridge; ip addr add {controller}/24 dev br0; ip link set lo up; ip link set br0 up
+touch {ready}; exec sleep infinity"""
+LINK = """ip link add eth0 type veth peer name {node} netns {hub}; ip addr add {address}/24 dev eth0
+ip link set lo up; ip link set eth0 up; nsenter -t {hub} --net ip link set {node} master br0 up; exec "$@"
+"""
+
+
+def program(name: str) -> str | None:
+    """Path of a daemon or command: daemons are in sbin, which a user's PATH may lack."""
+    return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
 
 
 def missing() -> list[str]:
     """The programs that a cluster needs and this machine lacks."""
     return [name for name in (*NEEDS, *(FOR_NETWORKS if os.getuid() == 0 else ())) if not program(name)]
+
+
+def free_ports(n: int) -> list[int]:
+    with ExitStack() as held:
+        return [held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(n)]
 
 
 class SlurmLab:
@@ -38,9 +54,8 @@ class SlurmLab:
         self.own_network = os.getuid() == 0
         subnet = "10.77.0." if self.own_network else "127.0.77."
         self.addresses = {node: f"{subnet}{i}" for i, node in enumerate(self.nodes, 1)}
-        self.controller = f"{subnet}254"
-        self.conf = slurm_conf.write(self.root, self.addresses, self.controller, cpus, memory_mb, gpus)
-        self.version = slurm_conf.version()
+        self.controller, self.conf = f"{subnet}254", self.root / "etc/slurm.conf"
+        self._configure(f"CPUs={cpus} RealMemory={memory_mb} Gres=gpu:h100:{gpus} State=UNKNOWN", gpus)
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(DROPPED)} | {"SLURM_CONF": str(self.conf)}
         self.daemons: dict[str, subprocess.Popen] = {}
         self.inside: list[str] = []  # how a command comes into the cluster's network
@@ -62,9 +77,7 @@ class SlurmLab:
 
     # what tests do
 
-    def run(
-        self, *command: object, check: bool = True, env: dict | None = None, **options
-    ) -> subprocess.CompletedProcess:
+    def run(self, *command, check: bool = True, env: dict | None = None, **options) -> subprocess.CompletedProcess:
         """Run `command` as on the cluster's login node; its output is captured as text."""
         argv = [*self.inside, *map(str, command)]
         settings = {"text": True, "capture_output": True, "timeout": 120} | options
@@ -81,14 +94,14 @@ class SlurmLab:
         """What `scontrol show job` says: JobState, Restarts, NodeList, ExitCode, Reason and so on."""
         return dict(re.findall(r"(\w[\w:/]*)=(\S*)", self.run("scontrol", "-o", "show", "job", jid).stdout))
 
+    def hosts(self, jid: int) -> list[str]:
+        """The job's nodes."""
+        return self.run("scontrol", "show", "hostnames", self.job(jid)["NodeList"]).stdout.split()
+
     def wait_job(self, jid: int, states: tuple[str, ...] = ENDED, timeout: float = 300) -> dict[str, str]:
         """The job when its state is one of `states`. Raises: TimeoutError after `timeout` seconds."""
-
-        def there() -> dict[str, str] | None:
-            job = self.job(jid)
-            return job if job["JobState"] in states else None
-
-        return self.until(there, timeout, f"job {jid} in {states}")
+        self.until(lambda: self.job(jid)["JobState"] in states, timeout, f"job {jid} in {states}")
+        return self.job(jid)
 
     def jobs(self) -> list[str]:
         """Ids of the jobs that wait or run."""
@@ -102,11 +115,6 @@ class SlurmLab:
         """Node -> its state as sinfo has it: idle, allocated, mixed, down, drained, ..."""
         return dict(line.split() for line in self.run("sinfo", "-hN", "-o", "%N %T").stdout.splitlines())
 
-    def wait_nodes(self, state: str = "idle", nodes: list[str] | None = None, timeout: float = 60) -> None:
-        """Wait until `nodes` (all by default) are in `state`. Raises: TimeoutError after `timeout` seconds."""
-        wanted = nodes or self.nodes
-        self.until(lambda: {self.node_states().get(n) for n in wanted} == {state}, timeout, f"{wanted} {state}")
-
     def reset(self) -> None:
         """No job, and every node up and idle."""
         self._cancel_all()
@@ -115,83 +123,79 @@ class SlurmLab:
                 self.start_node(node)
             if state.startswith(("down", "drain")):
                 self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
-        self.wait_nodes()
+        self.until(lambda: {*self.node_states().values()} == {"idle"}, 60, "idle nodes")
 
-    def until(self, seen: Callable, timeout: float, what: str, every: float = 0.1):
-        """What `seen()` gives once that is true. Raises: TimeoutError naming `what` after `timeout` seconds."""
+    def until(self, seen: Callable, timeout: float, what: str, every: float = 0.1) -> None:
+        """Wait until `seen()`. Raises: TimeoutError naming `what` after `timeout` seconds."""
         end = time.monotonic() + timeout
-        while not (got := seen()):
-            for name in ("hub", "munged", "slurmctld"):
-                daemon = self.daemons.get(name)
-                if daemon and daemon.poll() is not None:
-                    raise RuntimeError(f"{name} exited {daemon.returncode}: see {self.root}/log")
+        while not seen():
+            for name in {"hub", "munged", "slurmctld"} & self.daemons.keys():
+                if self.daemons[name].poll() is not None:
+                    raise RuntimeError(f"{name} exited {self.daemons[name].returncode}: see {self.root}/log")
             if time.monotonic() > end:
                 raise TimeoutError(f"not within {timeout} s: {what}; logs in {self.root}/log")
             time.sleep(every)
-        return got
 
     # the daemons
+
+    def _configure(self, of_node: str, gpus: int) -> None:
+        for folder in ("etc", "munge", "state", "spool", "log", "dev", "run"):
+            (self.root / folder).mkdir(parents=True)
+        (self.root / "munge/key").touch(0o600)
+        (self.root / "munge/key").write_bytes(os.urandom(128))
+        for i in range(gpus):  # a GPU must be a character device, and a link to one is enough
+            (self.root / f"dev/nvidia{i}").symlink_to("/dev/null")
+        hosts = {"localhost": "127.0.0.1", socket.gethostname(): self.controller} | self.addresses
+        (self.root / "etc/hosts").write_text("".join(f"{address} {name}\n" for name, address in hosts.items()))
+        port, *node_ports = free_ports(1 + len(self.nodes))
+        nodes = "\n".join(
+            f"NodeName={node} NodeHostname=localhost NodeAddr={address} Port={port_of} {of_node}"
+            for (node, address), port_of in zip(self.addresses.items(), node_ports, strict=True)
+        )
+        values = {"root": self.root, "controller": self.controller, "port": port, "nodes": nodes}
+        values["user"] = pwd.getpwuid(os.getuid()).pw_name
+        self.conf.write_text(Path(__file__).with_suffix(".conf").read_text().format(**values))
+        devices = f"Name=gpu Type=h100 File={self.root}/dev/nvidia[0-{gpus - 1}]"
+        (self.root / "etc/gres.conf").write_text(f"NodeName={','.join(self.nodes)} {devices}\n")
+        # slurmd looks for cgroups though nothing here uses them: older ones start with v1, newer can be told
+        version = subprocess.run([program("slurmctld"), "-V"], text=True, capture_output=True, check=True).stdout
+        new = tuple(map(int, re.search(r"(\d+)\.(\d+)", version).groups())) >= (23, 2)
+        (self.root / "etc/cgroup.conf").write_text(f"CgroupPlugin={'disabled' if new else 'cgroup/v1'}\n")
 
     def _start(self) -> None:
         munge, mount_hosts = self.root / "munge", f"mount --bind {self.root}/etc/hosts /etc/hosts"
         if self.own_network:  # a bridge in a namespace of its own: nothing is added to the machine's network
             ready = self.root / "run/hub"
-            self._spawn(
-                "hub", "unshare", "--net", "sh", "-ec",
-                f"ip link add br0 type bridge; ip addr add {self.controller}/24 dev br0; ip link set lo up; "
-                f"ip link set br0 up; touch {ready}; exec sleep infinity",
-            )  # fmt: skip
+            self._spawn("hub", "unshare", "--net", "sh", "-ec", HUB.format(controller=self.controller, ready=ready))
             self.until(ready.exists, 30, "the lab's network")
             self.inside = ["nsenter", "-t", str(self.daemons["hub"].pid), "--net"]
-        self._spawn(
-            "munged", program("munged"), "--foreground", "--force", f"--socket={munge}/socket",
-            f"--key-file={munge}/key", f"--pid-file={munge}/pid", f"--log-file={munge}/log",
-            f"--seed-file={munge}/seed", "--num-threads=2", "--origin=127.0.0.1",
-        )  # fmt: skip
+        files = {"socket": "socket", "key-file": "key", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+        options = [f"--{option}={munge}/{name}" for option, name in files.items()]
+        options += ["--foreground", "--force", "--num-threads=2", "--origin=127.0.0.1"]
+        self._spawn("munged", program("munged"), *options)
         self.until((munge / "socket").exists, 30, "munged's socket")
         # slurmctld must find the nodes by name too: it writes to the srun on them
-        self._spawn(
-            "slurmctld", *self.inside, "unshare", *self._user_namespace(), "--mount", "sh", "-c",
-            f'{mount_hosts} && exec "$@"', "sh", program("slurmctld"), "-D", "-f", self.conf,
-        )  # fmt: skip
+        argv = ["unshare", *NAMESPACE, "--mount", "sh", "-c", f'{mount_hosts} && exec "$@"', "sh"]
+        self._spawn("slurmctld", *self.inside, *argv, program("slurmctld"), "-D", "-f", self.conf)
         self.until(lambda: "is UP" in self.run("scontrol", "ping", check=False).stdout, 30, "slurmctld")
         for node in self.nodes:
             self.start_node(node)
-        self.wait_nodes()
+        self.reset()
 
     def start_node(self, node: str) -> None:
         """Boot a node, the first time or after kill_node."""
-        argv = [
-            "unshare", *self._user_namespace(), "--pid", "--fork", "--kill-child=KILL", "--mount", "--mount-proc",
-            "--uts", "sh", "-c", f'hostname {node} && mount --bind {self.root}/etc/hosts /etc/hosts && "$@"; exit $?',
-            "sh", program("slurmd"), "-D", "-N", node, "-f", self.conf,
-        ]  # fmt: skip
+        argv = ["unshare", *NAMESPACE, "--pid", "--fork", "--kill-child=KILL", "--mount", "--mount-proc", "--uts", "sh"]
+        argv += ["-c", f'hostname {node} && mount --bind {self.root}/etc/hosts /etc/hosts && "$@"; exit $?', "sh"]
         if self.own_network:
-            hub = self.daemons["hub"].pid
-            argv = [
-                "unshare", "--net", "sh", "-ec",
-                f"ip link add eth0 type veth peer name {node} netns {hub}; "
-                f"ip addr add {self.addresses[node]}/24 dev eth0; ip link set lo up; ip link set eth0 up; "
-                f'nsenter -t {hub} --net ip link set {node} master br0 up; exec "$@"',
-                "sh", *argv,
-            ]  # fmt: skip
-        self._spawn(f"slurmd.{node}", *argv)
-
-    @staticmethod
-    def _user_namespace() -> list[str]:
-        return [] if os.getuid() == 0 else ["--map-current-user", "--keep-caps"]
+            link = LINK.format(node=node, hub=self.daemons["hub"].pid, address=self.addresses[node])
+            argv = ["unshare", "--net", "sh", "-ec", link, "sh", *argv]
+        self._spawn(f"slurmd.{node}", *argv, program("slurmd"), "-D", "-N", node, "-f", self.conf)
 
     def _spawn(self, name: str, *argv: object) -> None:
         with (self.root / f"log/{name}.out").open("ab") as out:
-            self.daemons[name] = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "--", *map(str, argv)],
-                env=self.env,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-                cwd=self.root,
-            )
+            options = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out, "start_new_session": True}
+            argv = ["setpriv", "--pdeathsig", "KILL", "--", *map(str, argv)]
+            self.daemons[name] = subprocess.Popen(argv, env=self.env, cwd=self.root, **options)
 
     def _end(self, name: str) -> None:
         daemon = self.daemons.pop(name)

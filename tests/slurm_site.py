@@ -9,17 +9,15 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-READ = ("launch", "deepspeed_configs", "data_mixes", ".venv")
-COPIED = ("recipes", "eval")
-HERMES3 = (sys.executable, "-m", "hermes3.cli")
+HERMES3 = (sys.executable, "-m", "hermes3.cli", "launch")
 
 
 def make(folder: Path) -> Path:
     """The site at `folder`: scripts are the repository's, recipes and suites are copied; nothing else is there."""
     folder.mkdir()
-    for name in READ:
+    for name in ("launch", "deepspeed_configs", "data_mixes", ".venv"):
         (folder / name).symlink_to(ROOT / name)
-    for name in COPIED:  # what a test edits, and what the stages' hashes are of
+    for name in ("recipes", "eval"):  # what a test edits, and what the stages' hashes are of
         shutil.copytree(ROOT / name, folder / name)
     for name in ("logs", "outputs", "mixes"):
         (folder / name).mkdir()
@@ -27,23 +25,20 @@ def make(folder: Path) -> Path:
 
 
 def edit(path: Path, **values: object) -> None:
-    """Set top-level keys of a recipe, marked as an experiment's; `ValueError` for one that is not there."""
-    text = path.read_text()
+    """Set top-level keys of a recipe, marked as an experiment's."""
     for key, value in values.items():
         line = f"{key}: {json.dumps(value)}  # experiment: a test's"
-        text, n = re.subn(rf"^{key}:.*$", line, text, flags=re.MULTILINE)
-        if not n:
-            raise ValueError(f"{path}: no {key}")
-    path.write_text(text)
+        text, n = re.subn(rf"^{key}:.*$", line, path.read_text(), flags=re.MULTILINE)
+        assert n, f"{path}: no {key}"
+        path.write_text(text)
 
 
 def launch(lab, site: Path, *arguments: object, **options) -> subprocess.CompletedProcess:
     """`hermes3 launch` as typed on the login node of `lab`; in JSON unless it fails."""
-    return lab.run(*HERMES3, "launch", "--json", *arguments, cwd=site, **options)
+    return lab.run(*HERMES3, "--json", *arguments, cwd=site, **options)
 
 
 def launch_alone(site: Path, *arguments: object) -> subprocess.CompletedProcess:
     """`hermes3 launch` on a machine without Slurm."""
     env = {**os.environ, "PATH": "/nowhere"}
-    argv = [*HERMES3, "launch", *map(str, arguments)]
-    return subprocess.run(argv, cwd=site, env=env, text=True, capture_output=True)
+    return subprocess.run([*HERMES3, *map(str, arguments)], cwd=site, env=env, text=True, capture_output=True)

@@ -15,11 +15,6 @@ from hermes3.results.published import load
 from launch.wandb_dashboard import SECTIONS, main
 
 
-def spec_of(capsys) -> dict:
-    main(["--dry-run", "--entity", "me", "--project", "mine"])
-    return json.loads(capsys.readouterr().out)
-
-
 def metrics_in(spec) -> set[str]:
     """Every metric of every plot below `spec`, axes included."""
     if isinstance(spec, list):
@@ -63,29 +58,23 @@ def logged(selected):
     return {one.name: [other for other in found if other.name == one.name] for one in found}
 
 
-def keys(runs) -> set[str]:
-    return {key for run in runs for point in run.history for key in point}
-
-
 def test_every_panel_shows_what_runs_log(capsys, stopped_sft, stopped_dpo, logged):
-    spec = spec_of(capsys)
+    main(["--dry-run", "--entity", "me", "--project", "mine"])
+    spec = json.loads(capsys.readouterr().out)
+    assert (spec["workspace"]["entity"], spec["workspace"]["project"]) == ("me", "mine")
+    assert spec["workspace"]["spec"]["section"]["runSets"][0]["grouping"] == [{"section": "run", "name": "group"}]
     assert sum(map(len, SECTIONS.values())) <= 16  # few
     for plot in (plot for plots in SECTIONS.values() for plot in plots):
         assert json.dumps(plot.intent)[1:-1] in json.dumps(spec["workspace"])
-    real = keys([*wandb_runs(stopped_sft.wandb_dir), *wandb_runs(stopped_dpo.wandb_dir), *sum(logged.values(), [])])
+    runs = [*wandb_runs(stopped_sft.wandb_dir), *wandb_runs(stopped_dpo.wandb_dir), *sum(logged.values(), [])]
+    real = {key for run in runs for point in run.history for key in point}
     for part in ("workspace", "report"):
         shown = metrics_in(spec[part])
         assert len(shown) >= 15
         assert shown - real == {"train/perf/mfu"}  # which a CPU has not: tests/test_metrics.py
 
 
-def test_runs_are_grouped_and_the_project_is_the_one_given(capsys):
-    spec = spec_of(capsys)
-    assert (spec["workspace"]["entity"], spec["workspace"]["project"]) == ("me", "mine")
-    assert spec["workspace"]["spec"]["section"]["runSets"][0]["grouping"] == [{"section": "run", "name": "group"}]
-
-
-def test_epochs_stand_beside_the_paper_s(logged, selected):
+def test_epochs_stand_beside_the_paper_s_and_a_stage_has_its_groups_in_percent(logged, selected):
     ours, paper = logged[f"{selected}, epochs"][0], logged["paper: Hermes 3 70B, SFT"][0]
     assert ours.group == paper.group == "evaluation"
     for number, (point, published) in enumerate(zip(ours.history, paper.history, strict=True), 1):
@@ -93,16 +82,11 @@ def test_epochs_stand_beside_the_paper_s(logged, selected):
         for group, row in load("table2").rows.items():
             assert point[f"eval/{group}"] == pytest.approx(row.values[number - 1])
             assert published[f"eval/{group}"] == row.values[number - 1]
-
-
-def test_a_stage_has_its_groups_in_percent(logged, selected):
     for folder in map(selected.with_name, ("8b", "70b")):
         found = json.loads(next(folder.rglob("results_*.json")).read_text())["results"]
         score = logged[f"SFT, {folder}"][0].history[0]["eval/End of turn"]
         assert score == pytest.approx(100 * found["tiny_end_of_turn"]["ended,none"])
-
-
-def test_logged_again_a_run_takes_the_former_s_place(logged):
+    # logged again, a run takes the former's place
     ids = [{run.id for run in runs} for runs in logged.values()]
     assert [len(runs) for runs in logged.values()] == [2, 2, 2, 2]
     assert all(len(of_name) == 1 for of_name in ids) and len(set.union(*ids)) == 4
@@ -110,9 +94,8 @@ def test_logged_again_a_run_takes_the_former_s_place(logged):
 
 def test_what_is_not_there_is_named(tmp_path):
     failed = script("--epochs", tmp_path)
-    assert failed.returncode == 1
     asked = f"{tmp_path}/select.json is not there; evaluate each epoch and run `hermes3 select {tmp_path}`"
-    assert failed.stderr == f"wandb_dashboard: {asked}\n"
+    assert (failed.returncode, failed.stderr) == (1, f"wandb_dashboard: {asked}\n")
 
 
 def test_without_an_account_tensorboard_has_the_same_curves(stopped_sft):

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(ROOT.glob("launch/*.sbatch"))
 SCONTROL = shutil.which("scontrol")
 BATCH = re.compile(r"^#SBATCH .*", re.MULTILINE)
+ONCE = "step(0.5)\nprint('up', attempt)\nif attempt == 1: time.sleep(3600)"  # the first attempt hangs
 
 
 @pytest.fixture
@@ -22,41 +23,25 @@ def site(tmp_path, slurm) -> QuickSite:
     return QuickSite(tmp_path / "site", slurm)
 
 
-# The lines that sbatch reads
-
-
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_what_sbatch_reads_of_a_script(script):
     text = script.read_text()
-    assert text.startswith("#!/usr/bin/env bash\n")
     first = next(line for line in text.splitlines() if line and not line.startswith("#"))
-    assert first == "set -euo pipefail"
+    assert text.startswith("#!/usr/bin/env bash\n") and first == "set -euo pipefail"
     options = BATCH.findall(text)
     assert options and text.rindex(options[-1]) < text.index(first)  # after the first command they are comments
     assert not [line for line in options if "$" in line or "`" in line]  # no shell reads them
-    assert "#SBATCH --output=logs/%x-%j.log" in options
-    assert "#SBATCH --open-mode=append" in options and "#SBATCH --requeue" in options
+    assert {f"#SBATCH --{one}" for one in ("output=logs/%x-%j.log", "open-mode=append", "requeue")} <= {*options}
     assert all("=B:USR1@" in line for line in options if "--signal" in line)
-
-
-def test_the_log_folder_is_part_of_the_repository():
     tracked = subprocess.run(["git", "ls-files", "logs"], cwd=ROOT, text=True, capture_output=True, check=True)
     assert tracked.stdout.split() == ["logs/.gitignore"]
-
-
-# What every job needs
 
 
 def environment(**env: str) -> dict[str, str]:
     """Of a shell that has sourced env.sh."""
     env = {"PATH": os.environ["PATH"], "HOME": "/home/me"} | env
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", ". launch/env.sh; env -0"],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        check=True,
-    )
+    command = ["bash", "-euo", "pipefail", "-c", ". launch/env.sh; env -0"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, check=True)
     return dict(line.split("=", 1) for line in done.stdout.decode().split("\0") if line)
 
 
@@ -103,21 +88,23 @@ def test_an_allocation_of_another_size_submits_itself_anew(slurm, site):
     assert not (site.folder / f"logs/{first}").exists()
 
 
-def test_a_stage_of_another_size_fails(slurm, site):
-    """Those behind it wait for its id, not for that of a job which it would submit."""
-    stamp = site.folder / "stage.done"
-    jid = site.submit("", "--nodes=1", HERMES3_STAMP=str(stamp))
-    assert site.end(jid) == ("FAILED", 0) and not stamp.exists()
+def test_what_may_not_train_fails(slurm, site):
+    """A stage of another size, as those behind it wait for its id and not for another job's; an array."""
+    jid = site.submit("", "--nodes=1", stage=True)
+    assert site.end(jid) == ("FAILED", 0) and not site.stamp.exists()
     assert "is for 2 nodes of 1 (cpu), this job has 1 nodes" in site.log(jid)
     assert "stage stage failed with exit code 1" in site.log(jid).splitlines()[-1]
     assert slurm.run("scontrol", "show", "job", jid + 1, check=False).returncode
+    jid = site.submit("", "--nodes=2", "--array=0")
+    assert site.end(jid)[0] == "FAILED"
+    assert any("submit it without --array" in log.read_text() for log in site.folder.glob("logs/train-*.log"))
 
 
 def test_two_jobs_do_not_train_into_one_folder(slurm, site):
     """Whatever they are called; one that has ended is no hindrance."""
     jid = site.submit("step(0.5)\nprint('up')\nwhile not os.path.exists('go'): time.sleep(0.1)")
     site.wait_log(jid, "up")
-    other = site.submit(site.train, "--nodes=2", "--job-name=train")
+    other = site.submit(site.train, "--nodes=2", "--job-name=other")
     assert site.end(other) == ("FAILED", 0)
     assert f"job {jid} trains into it already" in site.log(other).splitlines()[-1]
     (site.folder / "go").touch()
@@ -125,29 +112,20 @@ def test_two_jobs_do_not_train_into_one_folder(slurm, site):
     assert site.end(site.submit("")) == ("COMPLETED", 0)
 
 
-def test_an_array_is_refused(slurm, site):
-    jid = site.submit("", "--nodes=2", "--array=0")
-    assert site.end(jid)[0] == "FAILED"
-    (log,) = site.folder.glob("logs/train-*.log")
-    assert "--array" in log.read_text().splitlines()[-1]
-
-
 def test_each_node_has_its_rank_and_all_meet_on_the_first_host(slurm, site):
     """Submitted from a task of an array, whose variables Slurm hands on, and with nothing handed on to tasks."""
-    stamp = site.folder / "stage.done"
     (site.folder / "launch/env.sh").rename(site.folder / "launch/ours.sh")
     path = f"PATH={site.folder}/bin:{Path(sys.executable).parent}:$PATH PYTHONPATH={site.folder}"
-    site.script("launch/env.sh", f". launch/ours.sh\nexport {path} HERMES3_STAMP={stamp}\n")
+    site.script("launch/env.sh", f". launch/ours.sh\nexport {path} HERMES3_STAMP={site.stamp}\n")
     jid = site.submit("", SBATCH_EXPORT="NONE", SLURM_ARRAY_TASK_ID="3", SLURM_ARRAY_JOB_ID="1")
     assert site.end(jid) == ("COMPLETED", 0), site.log(jid)
-    assert stamp.exists()
+    assert site.stamp.exists()
     launched = sorted((site.folder / "torchrun.txt").read_text().splitlines())
     lines = [re.search(r"(n\d): --nnodes (\d) .*--node-rank (\d) --master-addr (\w+) ", line) for line in launched]
     assert [one.groups() for one in lines] == [("n1", "2", "0", "n1"), ("n2", "2", "1", "n1")]
 
 
 # The notice of the end
-
 
 UNTIL_STOPPED = """
 step(0.5)
@@ -162,37 +140,51 @@ if attempt == 1:
 def test_on_notice_ranks_stop_and_the_job_goes_on(slurm, site):
     """Though slurmctld is away for a while: it is asked again."""
     away = "echo 'Unable to contact slurm controller (connect failure)' >&2; touch back; exit 1"
-    site.script("bin/scontrol", f'#!/bin/bash\n[[ $1 != requeue || -e back ]] || {{ {away}; }}\nexec {SCONTROL} "$@"\n')
+    site.script("bin/scontrol", f'[[ $1 != requeue || -e back ]] || {{ {away}; }}\nexec {SCONTROL} "$@"')
     jid = site.submit(UNTIL_STOPPED)
     site.wait_log(jid, "up 1")
-    slurm.run("scancel", "--batch", "--signal=USR1", jid)
+    site.notice(jid)
     assert site.end(jid) == ("COMPLETED", 1), site.log(jid)
     log = site.log(jid)  # of both attempts: a requeue does not cut it off
     assert "attempt 1 on" in log and "ended on notice" in log and "asked again" in log and "up 2" in log
     assert not list(site.folder.glob(f"logs/{jid}/attempt_*/crash.json"))
 
 
-def test_a_command_that_its_time_limit_will_end_says_so_in_time(slurm, site):
-    """Slurm cancels what needs a stage that runs out of time."""
-    stamp = site.folder / "stage.done"
-    python = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    wait = ("bash", "-c", "echo up; until [ -e go ]; do sleep 0.1; done")
-    env = {"HERMES3_STAMP": str(stamp), "PATH": python}
-    jid = slurm.submit("--job-name=train", "launch/step.sbatch", *wait, cwd=site.folder, env=env)
-    site.wait_log(jid, "up")
-    slurm.run("scancel", "--batch", "--signal=USR1", jid)
-    assert site.end(jid) == ("FAILED", 0) and not stamp.exists()
-    assert "stage stage failed" in site.log(jid)
-
-
 def test_ranks_that_do_not_stop_are_ended_in_time_for_another_attempt(slurm, site):
     """Slurm never queues a job again that its time limit has ended. Four seconds before that, says squeue here."""
-    site.script("bin/squeue", "#!/bin/bash\ndate -d '4 seconds' +%FT%T\n")
-    jid = site.submit("step(0.5)\nprint('up', attempt)\nif attempt == 1: time.sleep(3600)")
+    site.script("bin/squeue", "date -d '4 seconds' +%FT%T")
+    jid = site.submit(ONCE)
     site.wait_log(jid, "up 1")
-    slurm.run("scancel", "--batch", "--signal=USR1", jid)
+    site.notice(jid)
     assert site.end(jid) == ("COMPLETED", 1)
     assert "no checkpoint was written" in site.log(jid)
+
+
+def test_an_evaluation_that_meets_its_time_limit_goes_on_in_another_job_and_a_step_fails(slurm, site):
+    """A step would begin anew: it says so in time, as Slurm cancels what needs a stage that runs out of time."""
+    wait = 'echo "attempt ${SLURM_RESTART_COUNT:-0}: $*"; [[ -n ${SLURM_RESTART_COUNT:-} ]] || sleep 100'
+    site.script("bin/hermes3", wait)
+    jid = site.command("launch/eval.sbatch", "m", "--suite", "tiny", stage=True)
+    step = site.command("launch/step.sbatch", "hermes3", HERMES3_STAMP=str(site.folder / "other.done"))
+    for job, state in ((jid, ("COMPLETED", 1)), (step, ("FAILED", 0))):
+        site.wait_log(job, "attempt 0")
+        site.notice(job)
+        assert site.end(job) == state, site.log(job)
+    text = site.log(jid)
+    assert "attempt 0: eval m --suite tiny" in text and "is queued again" in text and "attempt 1" in text
+    assert f'"job": "{jid}"' in site.stamp.read_text()
+    assert "stage other failed" in site.log(step) and not (site.folder / "other.done").exists()
+
+
+def test_vllm_runs_in_its_own_environment_or_not_at_all(slurm, site):
+    """A model alone is evaluated on the paper's suite, by vLLM too."""
+    paper = "--suite paper --out outputs/8b_sft-eval --backend vllm --model-args tensor_parallel_size=8"
+    ran = {"m --backend vllm": "m --backend vllm", "outputs/8b_sft/": f"outputs/8b_sft/ {paper}"}
+    for state, said in (("FAILED", ".venv-eval is not there"), ("COMPLETED", "vLLM has eval {}\n")):
+        jobs = [site.command("--gpus-per-node=8", "launch/eval.sbatch", *line.split()) for line in ran]
+        for jid, line in zip(jobs, ran.values(), strict=True):
+            assert site.end(jid)[0] == state and said.format(line) in site.log(jid)
+        site.script(".venv-eval/bin/hermes3", 'echo "vLLM has $*"')
 
 
 # What a run is made of
@@ -200,11 +192,9 @@ def test_ranks_that_do_not_stop_are_ended_in_time_for_another_attempt(slurm, sit
 
 def test_a_run_that_is_something_else_now_is_not_taken_up(slurm, site):
     """The recipe is edited for the next experiment while its job runs, which is then queued again."""
-    recipe = site.recipe()
-    recipe.write_text(recipe.read_text() + "seed: 42\n")
-    jid = site.submit("print('up', attempt)\nif attempt == 1: time.sleep(3600)", recipe=recipe)
+    jid = site.submit(ONCE, recipe=site.recipe(seed=42))
     site.wait_log(jid, "up 1")
-    recipe.write_text(recipe.read_text().replace("42", "43"))
+    site.recipe(seed=43)
     slurm.run("scontrol", "requeue", jid)
     assert site.end(jid) == ("FAILED", 1)
     assert "recipe.yml has changed: seed was 42, is 43" in site.log(jid) and "up 2" not in site.log(jid)
@@ -213,18 +203,15 @@ def test_a_run_that_is_something_else_now_is_not_taken_up(slurm, site):
 
 def test_what_is_prepared_already_is_not_written_anew(slurm, site):
     """A second recipe on the same mix, whose preparation comes to the same folder and to one more."""
-    prepare = (
+    (site.folder / "axolotl/cli/preprocess.py").write_text(
         "import os, sys\nto = next(a.split('=')[1] for a in sys.argv if a.startswith('--dataset-prepared-path='))\n"
+        "for name in ['ours', *os.environ.get('MORE', '').split()]:\n    os.makedirs(f'{to}/{name}')\n"
+        "    open(f'{to}/{name}/data.arrow', 'w').write(name)\n"
     )
-    prepare += "for name in ['ours', *os.environ.get('MORE', '').split()]:\n    os.makedirs(f'{to}/{name}')\n"
-    prepare += "    open(f'{to}/{name}/data.arrow', 'w').write(name)\n"
-    (site.folder / "axolotl/cli/preprocess.py").write_text(prepare)
     assert site.end(site.submit("")) == ("COMPLETED", 0)
     data = site.folder / "prepared/ours/data.arrow"
     before = data.stat()
-    recipe = site.recipe()
-    recipe.write_text(recipe.read_text() + "learning_rate: 0.001\n")
-    jid = site.submit("", "--nodes=2", recipe=recipe, MORE="more")
+    jid = site.submit("", recipe=site.recipe(learning_rate=0.001), MORE="more")
     assert site.end(jid) == ("COMPLETED", 0), site.log(jid)
     assert (data.stat().st_ino, data.stat().st_mtime) == (before.st_ino, before.st_mtime)
     names = sorted(path.name for path in (site.folder / "prepared").iterdir())
@@ -253,44 +240,30 @@ def test_a_crash_is_tried_again_but_not_the_same_at_the_same_place_and_the_mix_i
 
 def test_training_goes_on_from_its_checkpoint_without_the_node_that_broke(slurm, site):
     train = "print(attempt, 'from', [path.name for path in Path('out').glob('checkpoint-*')])\nstep(attempt / 10)\n"
-    train += (
-        "if attempt == 1 and rank == '1':\n    save(8)\n    raise ImportError('version `GLIBC_2.38\\' not found')\n"
-    )
+    train += "if attempt == 1 and rank == '1':\n    save(8)\n    raise ImportError('`GLIBC_2.38\\' not found')\n"
     jid = site.submit(train + "if attempt == 1: time.sleep(3600)")
     assert site.end(jid) == ("COMPLETED", 1), site.log(jid)
-    log, job = site.log(jid), slurm.job(jid)
-    assert "rank_1.log on n2, epoch 0.1" in log and "n2 alone has met it, and is left out" in log
-    assert "2 from ['checkpoint-8']\n" in log
-    assert job["ExcNodeList"] == "n2" and "n2" not in slurm.run("scontrol", "show", "hostnames", job["NodeList"]).stdout
-
-
-def test_a_user_s_error_ends_all_ranks_and_fails_once_with_its_message_last(slurm, site):
-    """Without --kill-on-bad-exit the other rank would wait for an hour."""
-    stamp = site.folder / "stage.done"
-    train = "if rank == '1': raise ValueError('lora_r: must be positive')\ntime.sleep(3600)"
-    jid = site.submit(train, HERMES3_STAMP=str(stamp))
-    assert site.end(jid) == ("FAILED", 0) and not stamp.exists()  # a stage of a pipeline that is not done
-    log = site.log(jid)
-    assert "ValueError: lora_r: must be positive\n" in log and "stage stage failed" in log.splitlines()[-1]
+    assert "rank_1.log on n2, epoch 0.1" in site.log(jid) and "n2 alone has met it, and is left out" in site.log(jid)
+    assert "2 from ['checkpoint-8']\n" in site.log(jid)
+    assert slurm.job(jid)["ExcNodeList"] == "n2" and "n2" not in slurm.hosts(jid)
 
 
 def test_a_node_lost_while_ranks_are_launched(slurm, site):
-    site.script("launch/preflight.sh", "#!/bin/bash\ntouch ready\nuntil [ -e go ]; do sleep 0.1; done\n")
+    site.script("launch/preflight.sh", "touch ready\nuntil [ -e go ]; do sleep 0.1; done")
     jid = site.submit("")
     slurm.until((site.folder / "ready").exists, 60, "the preflight")
     slurm.kill_node("n2")
     (site.folder / "go").touch()
     slurm.run("scontrol", "update", "nodename=n2", "state=down", "reason=power")
     assert site.end(jid) == ("COMPLETED", 1), site.log(jid)
-    assert "n2" not in slurm.run("scontrol", "show", "hostnames", slurm.job(jid)["NodeList"]).stdout.split()
+    assert "n2" not in slurm.hosts(jid)
 
 
 def test_a_requeue_that_slurm_does_not_carry_out_is_no_success(slurm, site):
-    site.script("bin/scontrol", f'#!/bin/bash\n[[ $1 == requeue ]] || exec {SCONTROL} "$@"\n')
-    stamp = site.folder / "stage.done"
-    jid = site.submit("step(0.5)\nraise RuntimeError('NCCL error')", HERMES3_STAMP=str(stamp))
+    site.script("bin/scontrol", f'[[ $1 == requeue ]] || exec {SCONTROL} "$@"')
+    jid = site.submit("step(0.5)\nraise RuntimeError('NCCL error')", stage=True)
     assert site.end(jid) == ("FAILED", 0)
-    assert "queued again" in site.log(jid) and "is trained" not in site.log(jid) and not stamp.exists()
+    assert "queued again" in site.log(jid) and "is trained" not in site.log(jid) and not site.stamp.exists()
     (site.folder / "axolotl/cli/preprocess.py").unlink()
     for prepared in (site.folder / "prepared").iterdir():
         prepared.unlink()
@@ -301,7 +274,7 @@ def test_a_requeue_that_slurm_does_not_carry_out_is_no_success(slurm, site):
 
 
 def test_a_preempted_job_has_not_crashed(slurm, site):
-    jid = site.submit("step(0.5)\nprint('up', attempt)\nif attempt == 1: time.sleep(3600)", HERMES3_MAX_CRASHES="1")
+    jid = site.submit(ONCE, HERMES3_MAX_CRASHES="1")
     site.wait_log(jid, "up 1")
     urgent = slurm.submit("--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap", "true")
     assert slurm.wait_job(urgent)["JobState"] == "COMPLETED"
@@ -323,8 +296,12 @@ raise ValueError("of rank 0")
 """
 
 
-def test_rank_0_s_last_words_are_in_the_job_s_log(slurm, site):
-    """Also when Slurm kills its step: what it has written is in its file, and the log shows that to the end."""
+def test_a_user_s_error_fails_once_and_is_the_last_that_the_log_says(slurm, site):
+    """Also when Slurm kills rank 0's step. And all ranks end: without --kill-on-bad-exit one would wait for an hour."""
     jid = site.submit(LAST_WORDS)
     assert site.end(jid) == ("FAILED", 0)
     assert "last words\n" in site.log(jid) and site.log(jid).splitlines()[-1] == "ValueError: of rank 0"
+    jid = site.submit("if rank == '1': raise ValueError('lora_r: must be positive')\ntime.sleep(3600)", stage=True)
+    assert site.end(jid) == ("FAILED", 0) and not site.stamp.exists()  # a stage of a pipeline that is not done
+    assert "ValueError: lora_r: must be positive\n" in site.log(jid)
+    assert "stage stage failed" in site.log(jid).splitlines()[-1]

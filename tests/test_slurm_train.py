@@ -12,7 +12,7 @@ import ranks
 import torch
 from small_mix import SEQUENCE_LEN, write_mix, write_recipe
 
-from hermes3.slurm.start import needs
+from hermes3.slurm.start import mark_of, read
 
 ROOT = Path(__file__).parents[1]
 PLUGINS = ["hermes3.train.plugin.HermesPlugin", "ranks.Recorder", "held.Held"]
@@ -75,7 +75,7 @@ def trained(slurm, site: Path, jid: int) -> dict[str, str]:
 
 def prepared(recipe: Path) -> Path:
     """Tell the script that the mix is prepared for the recipe: another one of the same mix has seen to that."""
-    Path(needs(recipe).split()[-1]).touch()
+    Path(mark_of(recipe, read(recipe))).touch()
     return recipe
 
 
@@ -90,12 +90,6 @@ def kill(recipe: Path, rank: int) -> None:
                 found.append(int(process.name))
     (rank_s_process,) = found
     os.kill(rank_s_process, signal.SIGKILL)
-
-
-def end_of_time(slurm, jid: int) -> None:
-    """Move the job's time limit to one or two minutes from now, within the notice that it has asked for."""
-    hours, minutes, _ = slurm.job(jid)["RunTime"].split(":")
-    slurm.run("scontrol", "update", f"jobid={jid}", f"timelimit={int(hours) * 60 + int(minutes) + 2}")
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +117,7 @@ def test_two_nodes_train_as_one_does(two, recipe):
 
 def test_each_rank_has_a_log_and_the_mix_is_prepared_before(slurm, two_job, site):
     attempt = site / f"logs/{two_job}/attempt_1"
-    nodes = hosts(slurm, slurm.job(two_job)["NodeList"])
-    names = [*(f"node_{node}.log" for node in nodes), "preprocess.log", "rank_0.log", "rank_1.log"]
+    names = [*(f"node_{node}.log" for node in slurm.hosts(two_job)), "preprocess.log", "rank_0.log", "rank_1.log"]
     assert sorted(log.name for log in attempt.glob("*.log")) == names
     assert (attempt / "rank_0.log").read_text() in log_of(site, two_job)
     assert "Loading prepared dataset from disk" in (attempt / "rank_0.log").read_text()
@@ -151,22 +144,24 @@ def test_a_job_survives_all_that_ends_it_and_trains_the_same_model(slurm, site, 
     free(10)
 
     held(20)
-    slurm.run("scontrol", "update", f"nodename={last_node(slurm, jid)}", "state=down", "reason=test")
+    slurm.run("scontrol", "update", f"nodename={slurm.hosts(jid)[-1]}", "state=down", "reason=test")
     free(20)
 
     held(27)
-    bad = last_node(slurm, jid)
+    bad = slurm.hosts(jid)[-1]
     free(27, broken=bad)
 
     held(29)
-    end_of_time(slurm, jid)
+    hours, minutes, _ = slurm.job(jid)["RunTime"].split(":")
+    # its time limit is in one or two minutes, within the notice that it has asked for
+    slurm.run("scontrol", "update", f"jobid={jid}", f"timelimit={int(hours) * 60 + int(minutes) + 2}")
     slurm.until((site / f"logs/{jid}/stop").exists, PATIENCE, "the notice")
     free(29)
     slurm.until(lambda: "ended on notice" in log_of(site, jid), PATIENCE, "the end of attempt 4")
     slurm.run("scontrol", "update", f"jobid={jid}", "timelimit=60")
 
     job = trained(slurm, site, jid)
-    assert job["Restarts"] == "4" and job["ExcNodeList"] == bad and bad not in hosts(slurm, job["NodeList"])
+    assert job["Restarts"] == "4" and job["ExcNodeList"] == bad and bad not in slurm.hosts(jid)
     run = ranks.result(path, [0, 0])
     attempts = [range(1, 11), range(9, 21), range(17, 28), range(25, 31), range(31, 37)]
     assert [line["step"] for line in run.lines() if "step" in line] == [step for steps in attempts for step in steps]
@@ -174,19 +169,3 @@ def test_a_job_survives_all_that_ends_it_and_trains_the_same_model(slurm, site, 
     assert crashes == ["attempt_1", "attempt_3"]  # what Slurm and the notice ended counts for nothing
     ours, undisturbed = run.weights(), two.weights()
     assert ours.keys() == undisturbed.keys() and all(torch.equal(ours[name], undisturbed[name]) for name in ours)
-
-
-def hosts(slurm, nodes: str) -> list[str]:
-    return slurm.run("scontrol", "show", "hostnames", nodes).stdout.split()
-
-
-def last_node(slurm, jid: int) -> str:
-    return hosts(slurm, slurm.job(jid)["NodeList"])[-1]
-
-
-def test_a_wrong_recipe_fails_once_with_its_error_last(slurm, site, recipe, submit, two):
-    path = prepared(recipe("wrong", optimizer="adamw_torch_fusedd"))
-    jid = submit(path, "--nodes=2")
-    job = slurm.wait_job(jid, timeout=PATIENCE)
-    assert (job["JobState"], job["Restarts"]) == ("FAILED", "0")
-    assert "adamw_torch_fusedd" in log_of(site, jid).splitlines()[-1]

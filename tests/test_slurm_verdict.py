@@ -14,13 +14,16 @@ from hermes3.slurm.verdict import MAX_CRASHES, verdict
 
 STEP = "print({'loss': '1.0', 'epoch': '0.25'})\n"
 KILLED = "import os\n" + STEP + "os.kill(os.getpid(), 9)"
-WORDS = yaml.safe_load(Path(__file__).with_name("last_words.yml").read_text(encoding="utf-8"))
+WORDS, LONG = (
+    yaml.safe_load(Path(__file__).with_name(f"{name}_words.yml").read_text(encoding="utf-8"))
+    for name in ("last", "long")
+)
 SHORT = {
     "step": "{'loss': '1.0', 'epoch': '0.25'}",
     "peer": "!RuntimeError: NCCL error: remote process exited",
     "while": "\nDuring handling of the above exception, another exception occurred:\n",
 }
-TRACEBACK = 'Traceback (most recent call last):\n  File "train.py", line 1, in <module>\n'
+ABOVE = 'Traceback (most recent call last):\n  File "train.py", line 1, in <module>\n'
 
 
 def attempt(job: Path, number: int, *ranks: str) -> Path:
@@ -33,13 +36,15 @@ def attempt(job: Path, number: int, *ranks: str) -> Path:
     return folder
 
 
-def spoken(job: Path, number: int, *ranks: str) -> Path:
-    """The folder of an attempt with these logs, written as in last_words.yml."""
+def spoken(job: Path, number: int, *ranks: str, begun: int | None = None) -> Path:
+    """The folder of an attempt with these logs, written as in last_words.yml; from checkpoint `begun` of job/run."""
     folder = attempt(job, number)
     for rank, text in enumerate(ranks):
         text = "\n".join(SHORT.get(line, line) for line in text.splitlines())
-        (folder / f"rank_{rank}.log").write_text(re.sub("^!", TRACEBACK, text, flags=re.MULTILINE) + "\n")
+        (folder / f"rank_{rank}.log").write_text(re.sub("^!", ABOVE, text, flags=re.MULTILINE) + "\n")
         (folder / f"rank_{rank}.node").write_text(f"n{rank + 1}\n")
+    if begun is not None:
+        (folder / "start.json").write_text(json.dumps({"output_dir": str(job / "run"), "step": begun}))
     return folder
 
 
@@ -55,30 +60,15 @@ def test_whose_fault_the_last_words_tell(tmp_path, words):
     assert "node" not in words or f" on {words['node']}," in why and f"{words['node']} alone has met it" in why
 
 
-LONG = [  # program, what must be among the last words
-    (
-        "raise RuntimeError('Error(s) in loading:' + 90 * '\\n\\tsize mismatch')",
-        "Error(s) in loading:\n\tsize mismatch",
-    ),
-    (
-        "from pydantic import create_model\n"
-        "create_model('M', **{f'k{n}': (int, ...) for n in range(40)})(**{f'k{n}': 'x' for n in range(40)})",
-        "ValidationError: 40 validation errors for M\nk0\n",
-    ),
-    ("import os, sys; os.execv(sys.executable, ['python', '-m', 'no_such.module'])", "No module named 'no_such'"),
-    ("raise SystemExit('recipes/8b_sft.yml: hardware is missing')", "recipes/8b_sft.yml: hardware is missing"),
-]
-
-
-@pytest.mark.parametrize(("program", "last"), LONG)
+@pytest.mark.parametrize("words", LONG, ids=lambda words: words["last"])
 @pytest.mark.parametrize("log", ["rank_0.log", "preprocess.log"])
-def test_an_error_of_many_lines_or_without_a_traceback_ends_the_job(tmp_path, program, last, log):
-    first, second = attempt(tmp_path, 1, program), attempt(tmp_path, 2)
+def test_an_error_of_many_lines_or_without_a_traceback_ends_the_job(tmp_path, words, log):
+    first, second = attempt(tmp_path, 1, words["program"]), attempt(tmp_path, 2)
     (first / "rank_0.log").rename(first / log)
     (second / log).write_bytes((first / log).read_bytes())
     verdict(first)
     again, why = verdict(second)
-    assert not again and last in why and f", {log}, before the first step: " in why
+    assert not again and words["last"] in why and f", {log}, before the first step: " in why
 
 
 def test_a_machine_s_error_is_tried_again_but_not_the_same_twice(tmp_path):
@@ -110,64 +100,49 @@ def test_ranks_killed_twice_at_one_place_are_not_one_fault(tmp_path):
         assert verdict(spoken(tmp_path / "c", number, hang, hang))[0] == (number == 1)
 
 
-def test_what_preparation_left_is_no_crash_of_the_ranks(tmp_path):
+def test_what_did_not_end_the_ranks_is_no_crash_of_theirs(tmp_path):
     folder = spoken(tmp_path, 1, "step")
-    (folder / "preprocess.log").write_text(f"{TRACEBACK}ValueError: no rows\n")
+    (folder / "preprocess.log").write_text(f"{ABOVE}ValueError: no rows\n")
     assert verdict(folder)[0]
+    assert verdict(spoken(tmp_path, 2, "!ValueError: no network" + "\nloading" * 99))[0]
+    assert not verdict(spoken(tmp_path, 3, "!TypeError: an unexpected keyword argument 'timeout'"))[0]
 
 
-def test_many_lines_below_an_error_are_no_end(tmp_path):
-    assert verdict(spoken(tmp_path, 1, "!ValueError: no network" + "\nloading" * 99))[0]
-
-
-def test_crashes_are_capped(tmp_path, monkeypatch):
+def test_crashes_are_capped_and_so_are_nodes_that_are_left_out(tmp_path, monkeypatch):
     for number in range(1, MAX_CRASHES):  # a launch that failed is no crash of the same kind
         assert verdict(attempt(tmp_path, number))[0]
     again, why = verdict(attempt(tmp_path, MAX_CRASHES))
     assert not again and "no rank has started" in why
     monkeypatch.setenv("HERMES3_MAX_CRASHES", "99")
     assert verdict(attempt(tmp_path, MAX_CRASHES + 1))[0]
-
-
-def test_not_one_node_after_the_other_is_left_out(tmp_path):
     (tmp_path / "bad_nodes").write_text("n7\tx\nn8\tx\n")
-    again, why = verdict(spoken(tmp_path, 1, "!ImportError: GLIBC", "peer", "peer"))
+    again, why = verdict(spoken(tmp_path, 9, "!ImportError: GLIBC", "peer", "peer"))
     assert not again and "more than the 2" in why
 
 
-# the notice of the end
-
-
-def saved(run: Path, step: int) -> None:
-    (run / f"checkpoint-{step}").mkdir(parents=True)
-    (run / f"checkpoint-{step}/complete.json").write_text(json.dumps({"step": step, "epoch": 1.0}))
-
-
 @pytest.mark.parametrize(
-    ("before", "after", "words", "progress", "shown"),
+    ("before", "after", "words", "shown"),
     [
-        ([], [8], "step", True, "ended on notice"),
-        ([8], [8, 9], "step\n!RuntimeError: as it ends", True, "ended on notice"),  # what was saved is saved
-        ([8], [8], "step", False, "no checkpoint was written"),
-        ([], [], "", False, "more notice"),
-        ([8], [8], "step\n!OSError: [Errno 28] No space left on device", False, "No space left on device"),
+        (0, 8, "step", "ended on notice"),
+        (8, 9, "step\n!RuntimeError: as it ends", "ended on notice"),  # what was saved is saved
+        (8, 8, "step", "no checkpoint was written"),
+        (0, 0, "", "more notice"),
+        (8, 8, "step\n!OSError: [Errno 28] No space left on device", "No space left on device"),
     ],
 )
-def test_what_ends_on_notice_has_saved_or_is_a_crash(tmp_path, before, after, words, progress, shown):
-    folder, run = spoken(tmp_path / "job", 1, words), tmp_path / "run"
-    (folder / "start.json").write_text(json.dumps({"output_dir": str(run), "step": max(before, default=0)}))
-    for step in after:
-        saved(run, step)
+def test_what_ends_on_notice_has_saved_or_is_a_crash(tmp_path, before, after, words, shown):
+    folder = spoken(tmp_path, 1, words, begun=before)
+    for step in {before, after} - {0}:
+        (tmp_path / f"run/checkpoint-{step}").mkdir(parents=True)
+        (tmp_path / f"run/checkpoint-{step}/complete.json").write_text(json.dumps({"step": step, "epoch": 1.0}))
     again, why = verdict(folder, notified=True)
-    assert again and shown in why
-    assert (folder / "notice.json").exists() == progress == (not (folder / "crash.json").exists())
+    assert again and shown in why and (folder / "crash.json").exists() == (before == after)
 
 
 def test_notices_without_a_checkpoint_end_the_job(tmp_path):
     """Each attempt comes a step further than the one before, from the same checkpoint."""
     told = []
     for number in range(1, MAX_CRASHES + 1):
-        folder = spoken(tmp_path, number, f"{{'loss': '1.0', 'epoch': '0.{number}'}}")
-        (folder / "start.json").write_text(json.dumps({"output_dir": str(tmp_path / "run"), "step": 0}))
+        folder = spoken(tmp_path, number, f"{{'loss': '1.0', 'epoch': '0.{number}'}}", begun=0)
         told.append(verdict(folder, notified=True)[0])
     assert told == [True] * (MAX_CRASHES - 1) + [False]

@@ -15,13 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
-from hermes3.slurm.queue import Srun, limit
+from hermes3.slurm.queue import LIMIT, Srun
 
-# GB/s below which the slow node is looked for. Sockets over a service network carry 1 to 6, where NCCL found no
-# InfiniBand; one link of 100 Gb/s carries 12. docs/slurm.md says what to set for better ones.
+# GB/s below which the slow node is looked for: sockets carry 1 to 6, one link of 100 Gb/s 12 (docs/slurm.md)
 FLOOR = 10.0
-SIZE = {"cuda": 2**30, "cpu": 2**20}  # bytes: large enough for the links to be the limit
-REPEATS = {"cuda": 20, "cpu": 3}
+# Backend, bytes (large enough for the links to be the limit), repeats
+OF_DEVICE = {"cuda": ("nccl", 2**30, 20), "cpu": ("gloo", 2**20, 3)}
 STEPS = itertools.count(1)  # of this process
 Measured = tuple[float, str]  # GB/s of bus bandwidth, what to print
 
@@ -48,10 +47,9 @@ def over(srun: Srun, nodes: list[str], gpu: str, per_node: int, out: Path) -> tu
 
 
 def suspects(together, nodes: list[str], per_node: int, least: float) -> dict[str, str]:
-    """The nodes that are slow alone, or with both of their neighbours in a ring of pairs.
+    """The nodes that are slow alone, or with both of their neighbours in a ring; {} where none stands out.
 
-    `together`: groups of nodes that share none -> what each measures, all at once. A good node has a good neighbour,
-    unless both are bad. None where no node stands out, as of two that are well alone.
+    `together`: groups of nodes that share none -> what each measures, all at once.
     """
     if per_node > 1:
         alone = zip(nodes, together([[node] for node in nodes]), strict=True)
@@ -60,8 +58,7 @@ def suspects(together, nodes: list[str], per_node: int, least: float) -> dict[st
     if len(nodes) < 3:
         return {}
     of_pairs: dict[str, list[Measured]] = {node: [] for node in nodes}
-    ring = [[node, nodes[(i + 1) % len(nodes)]] for i, node in enumerate(nodes)]
-    even = len(nodes) // 2 * 2
+    ring, even = [*itertools.pairwise([*nodes, nodes[0]])], len(nodes) // 2 * 2
     for pairs in (ring[0:even:2], ring[1:even:2], ring[even:]):  # the pairs of a round share no node
         speeds = together([sorted(pair, key=nodes.index) for pair in pairs])
         for (left, right), (speed, text) in zip(pairs, speeds, strict=True):
@@ -72,10 +69,7 @@ def suspects(together, nodes: list[str], per_node: int, least: float) -> dict[st
 
 
 def measure(srun: Srun, nodes: list[str], device: str, per_node: int, log: Path) -> Measured:
-    """-1 GB/s: the ranks did not come together, or computed something wrong.
-
-    `nodes` in the job's order, in which Slurm numbers the tasks: the first holds rank 0, where the ranks meet.
-    """
+    """-1 GB/s: the ranks never met, or computed something wrong. `nodes` in the job's order: the first has rank 0."""
     # A port of this step's own: steps of one job may meet on one node, and jobs may share a node
     port = 20_000 + (int(os.environ.get("SLURM_JOB_ID", os.getpid())) * 37 + next(STEPS)) % 10_000
     line = ["-m", "hermes3.slurm.allreduce", str(per_node), device]
@@ -88,28 +82,25 @@ def measure(srun: Srun, nodes: list[str], device: str, per_node: int, log: Path)
     return -1.0, f"{ranks} ranks {'not done in time' if code is None else f'failed with {code}'}, see {log}"
 
 
-# on a node
-
-
 def one_rank(local: int, per_node: int, device: str) -> None:
-    """Reduce, check the sum, and on rank 0 print what was measured."""
+    """On a node: reduce, check the sum, and on rank 0 print what was measured."""
     import torch
     import torch.distributed as dist
 
     node, nodes = int(os.environ.get("SLURM_PROCID", 0)), int(os.environ.get("SLURM_NTASKS", 1))
     rank, world = node * per_node + local, nodes * per_node
+    backend, size, repeats = OF_DEVICE[device]
     if device == "cuda":
         torch.cuda.set_device(local)
-    init = f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    backend, timeout = {"cuda": "nccl", "cpu": "gloo"}[device], timedelta(seconds=limit())
+    init, timeout = f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", timedelta(seconds=LIMIT)
     dist.init_process_group(backend, init_method=init, rank=rank, world_size=world, timeout=timeout)
-    values = torch.full((SIZE[device] // 4,), float(rank), device=device)
+    values = torch.full((size // 4,), float(rank), device=device)
     dist.all_reduce(values)
     if not torch.equal(values, torch.full_like(values, world * (world - 1) / 2)):
         raise ValueError(f"rank {rank}: the sum over all ranks is wrong: this node, or a link to it, spoils data")
     values.zero_()  # sums of sums would grow beyond fp32
     spent = []
-    for _ in range(REPEATS[device]):
+    for _ in range(repeats):
         dist.barrier()
         start = time.perf_counter()
         dist.all_reduce(values)
@@ -118,25 +109,20 @@ def one_rank(local: int, per_node: int, device: str) -> None:
         spent.append(time.perf_counter() - start)
     seconds = statistics.median(spent)
     if rank == 0:
-        speed = SIZE[device] / seconds * 2 * (world - 1) / world / 1e9
+        speed = size / seconds * 2 * (world - 1) / world / 1e9
         version = ".".join(map(str, torch.cuda.nccl.version())) if device == "cuda" else torch.__version__
-        text = f"{SIZE[device] / 2**20:,.0f} MiB in {1000 * seconds:,.1f} ms, {backend} {version}"
+        text = f"{size / 2**20:,.0f} MiB in {1000 * seconds:,.1f} ms, {backend} {version}"
         print(json.dumps(["busbw", speed, text]), flush=True)
     dist.destroy_process_group()
 
 
-def ranks_of_node(per_node: int, device: str) -> int:
-    """Run this node's ranks; the highest exit code."""
+if __name__ == "__main__":
     import torch  # noqa: F401, once for all ranks of the node, which are forked before CUDA is touched
 
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=one_rank, args=(i, per_node, device)) for i in range(per_node)]
+    fork, per_node = multiprocessing.get_context("fork"), int(sys.argv[1])
+    ranks = [fork.Process(target=one_rank, args=(i, per_node, sys.argv[2])) for i in range(per_node)]
     for rank in ranks:
         rank.start()
     for rank in ranks:
         rank.join()
-    return max(abs(rank.exitcode or 0) for rank in ranks)
-
-
-if __name__ == "__main__":
-    sys.exit(ranks_of_node(int(sys.argv[1]), sys.argv[2]))
+    sys.exit(max(abs(rank.exitcode or 0) for rank in ranks))

@@ -1,10 +1,10 @@
 """The stages from mixes to report as data, made of a file of launch/pipelines/ and the two recipes that it names."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from hermes3.files import UserError, read_model
 from hermes3.mix import spec as specs
@@ -20,31 +20,22 @@ VLLM = Path(".venv-eval")  # what launch/eval.sbatch runs vLLM in
 EVAL, MIX, STEP = "launch/eval.sbatch", "launch/mix.sbatch", "launch/step.sbatch"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Mixes(_Strict):
-    """The specs of the mixes that the recipes train on."""
-
+class Mixes(BaseModel, extra="forbid"):
     sft: Path
     dpo: Path
 
 
-class Evaluation(_Strict):
-    """What an evaluation job asks of Slurm, and which suites score the epochs and the final models.
-
-    `also`: further suites of the last model, run to a folder below its results; each with its own options.
-    """
+class Evaluation(BaseModel, extra="forbid"):
+    """What an evaluation job asks of Slurm, and which suites score the epochs and the final models."""
 
     hardware: Hardware
     epochs: str
     final: str
-    also: dict[str, list[str]] = {}
+    also: dict[str, list[str]] = {}  # further suites of the last model, each with its own options
     options: list[str] = []  # further ones of `hermes3 eval`
 
 
-class Pipeline(_Strict):
+class Pipeline(BaseModel, extra="forbid"):
     """A file of launch/pipelines/. `base`: evaluate the base model too. `sbatch`: options for one script's jobs."""
 
     sft: Path
@@ -57,23 +48,21 @@ class Pipeline(_Strict):
 
 @dataclass(frozen=True)
 class Stage:
-    """One job. `reads`: what a user edits; a change of it makes the stage run again. `leaves`: what it makes.
-
-    `hardware` None: a few CPUs, as the script says. `run`: a training run's output_dir. `spec`: a mix's spec.
-    `base`: the model that no stage makes. `inputs`: files of earlier stages that it reads.
-    """
+    """One job."""
 
     name: str
     script: str
     arguments: list[str]
     needs: list[str]
-    reads: list[Path]
-    leaves: Path
-    hardware: Hardware | None = None
-    run: Path | None = None
-    spec: Path | None = None
-    base: Path | None = None
-    inputs: list[Path] = field(default_factory=list)
+    reads: list[Path]  # what a user edits: a change of it makes the stage run again
+    leaves: Path  # what it makes
+    job: str  # its name
+    stamp: Path  # with the stage's record beside it
+    hardware: Hardware | None = None  # None: a few CPUs, as the script says
+    run: Path | None = None  # a training run's output_dir
+    spec: Path | None = None  # a mix's
+    base: Path | None = None  # the model that no stage makes
+    inputs: list[Path] = field(default_factory=list)  # of earlier stages
     options: list[str] = field(default_factory=list)
 
     @property
@@ -87,54 +76,66 @@ def load(pipeline: str) -> tuple[str, Pipeline]:
     return path.stem, read_model(path, Pipeline, known=PIPELINES)
 
 
-def stages(pipeline: Pipeline, commands: Path) -> list[Stage]:
-    """The pipeline's stages, each after those that it needs. `commands`: the folder of what the report shows of them.
-
-    `UserError` for recipes that are no chain.
-    """
+def stages(pipeline: Pipeline, folder: Path) -> list[Stage]:
+    """The pipeline's stages, each after those that it needs. `folder`: of their records, logs/pipeline/NAME."""
     sft, dpo = read(pipeline.sft), read(pipeline.dpo)
-    run, aligned = _output(pipeline.sft, sft), _output(pipeline.dpo, dpo)
-    best = run / "best"
-    if Path(str(dpo.get("base_model"))) != best:
-        raise UserError(f"{pipeline.dpo}: base_model: {dpo.get('base_model')}; set {best}, the epoch that is selected")
-    scores, report = run.parent / "eval", run.parent / "report"
-    suite, final = pipeline.evaluation.epochs, pipeline.evaluation.final
-    epochs = [str(n) for n in range(1, int(sft.get("num_epochs") or 1) + 1)]
-    mixes = {"mix_sft": (pipeline.mixes.sft, mix_of(sft)), "mix_dpo": (pipeline.mixes.dpo, mix_of(dpo))}
+    for path, recipe in ((pipeline.sft, sft), (pipeline.dpo, dpo)):
+        if not recipe.get("output_dir"):
+            raise UserError(f"{path}: output_dir is missing; give the folder that the run writes")
+    run, aligned, base = (Path(str(value)) for value in (sft["output_dir"], dpo["output_dir"], sft.get("base_model")))
+    if Path(str(dpo.get("base_model"))) != run / "best":
+        wrong = f"{dpo.get('base_model')}; set {run / 'best'}, the epoch that is selected"
+        raise UserError(f"{pipeline.dpo}: base_model: {wrong}")
+    setting, scores, report, chain = pipeline.evaluation, run.parent / "eval", run.parent / "report", []
 
-    packing = {"mix_sft": [str(pipeline.sft)] if sft.get("sample_packing") else []}  # its log says the exact steps
-    chain = [_mix(name, spec, out, packing.get(name, [])) for name, (spec, out) in mixes.items()]
-    base, scored = Path(str(sft.get("base_model"))), {}  # scored: as the report names it -> results
+    def add(name, script, words, needs, reads, leaves, **more) -> Path:
+        more = {"job": f"{folder.name}_{name}", "stamp": folder / f"{name}.done"} | more
+        more["options"] = pipeline.sbatch.get(Path(script).stem, [])
+        chain.append(Stage(name, script, [*map(str, words)], needs, reads, leaves, **more))
+        return leaves
+
+    def train(name, path, recipe, needs, **more) -> None:
+        reads = [path, *([Path(recipe["deepspeed"])] if isinstance(recipe.get("deepspeed"), str) else [])]
+        out, inputs = Path(recipe["output_dir"]), [mix_of(recipe) / "manifest.json"]
+        more |= {"hardware": hardware_of(path, recipe), "run": out, "inputs": inputs}
+        add(name, TRAIN, [path], needs, reads, out, job=path.stem, **more)  # as `hermes3 launch RECIPE` names it
+
+    def score(name, model, suite, needs, epoch=(), options=(), below="", **more) -> Path:
+        out = scores / below / name
+        words = [model, "--suite", suite, "--out", out, *epoch, *setting.options, *options]
+        reads = [file_of(suite), Path("eval/tasks")]
+        return add(f"eval_{name}", EVAL, words, needs, reads, out, hardware=setting.hardware, **more)
+
+    packing = [pipeline.sft] if sft.get("sample_packing") else []  # its log says the exact steps
+    mixes = {"sft": (pipeline.mixes.sft, mix_of(sft), packing), "dpo": (pipeline.mixes.dpo, mix_of(dpo), [])}
+    for name, (spec, out, recipe) in mixes.items():  # of all sizes: each sees the others' jobs and records
+        more = {"spec": spec, "job": f"mix_{out.name}", "stamp": folder.parent / f"mixes/{out.name}.done"}
+        add(f"mix_{name}", MIX, [spec, out, *recipe], [], [spec], out / "manifest.json", **more)
+    scored = {}  # as the report names it -> results
     if pipeline.base:
-        scored["base"] = scores / "base"
-        chain.append(replace(_eval("eval_base", pipeline, base, final, scored["base"], []), base=base))
-    chain.append(replace(_train("sft", pipeline.sft, sft, run, ["mix_sft"]), base=base))
-    for n in epochs:
-        chain.append(_eval(f"eval_epoch_{n}", pipeline, run, suite, scores / f"epoch_{n}", ["sft"], "--epoch", n))
-    select = ["hermes3", "select", str(run), *(f"{n}={scores / f'epoch_{n}'}" for n in epochs), "--suite", suite]
-    select += [word for group in judged(suite) for word in ("--without", group)]
-    chain.append(_step("select", select, [f"eval_epoch_{n}" for n in epochs], best, [file_of(suite)]))
+        scored["base"] = score("base", base, setting.final, [], base=base)
+    train("sft", pipeline.sft, sft, ["mix_sft"], base=base)
+    numbers = range(1, int(sft.get("num_epochs") or 1) + 1)
+    epochs = {n: score(f"epoch_{n}", run, setting.epochs, ["sft"], epoch=("--epoch", n)) for n in numbers}
+    select = ["hermes3", "select", run, *(f"{n}={out}" for n, out in epochs.items()), "--suite", setting.epochs]
+    select += [word for group in judged(setting.epochs) for word in ("--without", group)]
+    reads = [file_of(setting.epochs)]
+    best = add("select", STEP, select, [f"eval_epoch_{n}" for n in epochs], reads, run / "best")
     scored["SFT"] = run / "best_results"
-    if final != suite:  # else the chosen epoch has these scores already
-        scored["SFT"] = scores / "sft"
-        chain.append(_eval("eval_sft", pipeline, best, final, scored["SFT"], ["select"]))
-    chain.append(_train("dpo", pipeline.dpo, dpo, aligned, ["mix_dpo", "select"]))
-    chain.append(_step("merge", ["axolotl", "merge-lora", str(pipeline.dpo)], ["dpo"], aligned / "merged", []))
-    scored["SFT+DPO"] = scores / "dpo"
-    chain.append(_eval("eval_dpo", pipeline, aligned / "merged", final, scored["SFT+DPO"], ["merge"]))
-    for other, options in pipeline.evaluation.also.items():
-        label = Path(other).stem
-        below = scored["SFT+DPO"] / label
-        # after eval_dpo, which sets aside what lies below it of another model
-        stage = _eval(f"eval_{label}", pipeline, aligned / "merged", other, below, ["eval_dpo"])
-        chain.append(replace(stage, arguments=[*stage.arguments, *options]))
-    page = ["hermes3", "report", "--out", str(report), "--commands", str(commands)]
-    page += [word for _, out in mixes.values() for word in ("--mix", str(out))]
+    if setting.final != setting.epochs:  # else the chosen epoch has these scores already
+        scored["SFT"] = score("sft", best, setting.final, ["select"])
+    train("dpo", pipeline.dpo, dpo, ["mix_dpo", "select"])
+    last = add("merge", STEP, ["axolotl", "merge-lora", pipeline.dpo], ["dpo"], [], aligned / "merged")
+    scored["SFT+DPO"] = score("dpo", last, setting.final, ["merge"])
+    for suite, options in setting.also.items():  # after eval_dpo, which sets aside what lies below it of another model
+        score(Path(suite).stem, last, suite, ["eval_dpo"], options=options, below="dpo")
+    page = ["hermes3", "report", "--out", report, "--commands", folder / "commands"]
+    page += [word for _, out, _ in mixes.values() for word in ("--mix", out)]
     page += ["--run", f"SFT={run}", "--run", f"DPO={aligned}"]
     page += [word for name, folder in scored.items() for word in ("--scores", f"{name}={folder}")]
     needs = [one.name for one in chain if one.script == EVAL and not one.name.startswith("eval_epoch")]
-    chain.append(_step("report", page, needs, report / "index.html", []))
-    return [replace(one, options=pipeline.sbatch.get(Path(one.script).stem, [])) for one in chain]
+    add("report", STEP, page, needs, [], report / "index.html")
+    return chain
 
 
 def missing(stages: list[Stage]) -> list[str]:
@@ -154,29 +155,3 @@ def missing(stages: list[Stage]) -> list[str]:
 def judged(suite: str) -> list[str]:
     """Groups that count when an epoch is chosen, and that need a judge's endpoint: no stage makes their scores."""
     return [name for name, group in load_suite(suite).groups.items() if group.selects and group.by == "mt_bench"]
-
-
-def _output(path: Path, recipe: dict[str, Any]) -> Path:
-    if not recipe.get("output_dir"):
-        raise UserError(f"{path}: output_dir is missing; give the folder that the run writes")
-    return Path(str(recipe["output_dir"]))
-
-
-def _mix(name: str, spec: Path, out: Path, packing: list[str]) -> Stage:
-    return Stage(name, MIX, [str(spec), str(out), *packing], [], [spec], out / "manifest.json", spec=spec)
-
-
-def _train(name: str, path: Path, recipe: dict[str, Any], output: Path, needs: list[str]) -> Stage:
-    reads = [path, *([Path(recipe["deepspeed"])] if isinstance(recipe.get("deepspeed"), str) else [])]
-    inputs = [mix_of(recipe) / "manifest.json"]
-    return Stage(name, TRAIN, [str(path)], needs, reads, output, hardware_of(path, recipe), run=output, inputs=inputs)
-
-
-def _eval(name: str, pipeline: Pipeline, model: Path, suite: str, out: Path, needs: list[str], *more: str) -> Stage:
-    arguments = [str(model), "--suite", suite, "--out", str(out), *more, *pipeline.evaluation.options]
-    reads = [file_of(suite), Path("eval/tasks")]
-    return Stage(name, EVAL, arguments, needs, reads, out, pipeline.evaluation.hardware)
-
-
-def _step(name: str, command: list[str], needs: list[str], leaves: Path, reads: list[Path]) -> Stage:
-    return Stage(name, STEP, command, needs, reads, leaves)

@@ -1,7 +1,7 @@
 """What a node says of itself before it may train: `python -m hermes3.slurm.node_check <expected.json`, JSON to stdout.
 
-It runs on each node of a job, and imports neither torch nor Axolotl: seconds. The question comes by stdin, the
-answer goes by stdout, as a node that lacks the shared file system must be able to say so.
+It imports neither torch nor Axolotl: seconds. A node that lacks the shared file system must be able to say so: stdin
+and stdout. What it looks for, and the remedies, are in words.yml.
 """
 
 import json
@@ -12,31 +12,24 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from hermes3 import files
 from hermes3.git import commit
-from hermes3.slurm.queue import node_name
+from hermes3.slurm.queue import NODE, WORDS
 
 SHM = 1e9  # bytes: NCCL and the data loaders' workers share memory there; a container has 64 MB unless told otherwise
-PACKAGES = (
-    "torch", "nvidia-nccl-cu12", "nvidia-nccl-cu13", "axolotl", "transformers", "accelerate", "deepspeed", "trl",
-    "peft", "flash-attn", "liger-kernel",
-)  # fmt: skip
 
 
 @dataclass
 class Expected:
-    """What the head node asks. Paths are absolute; `base_model` and `mix` None where there is no folder to look at.
-
-    `tokens`: file -> its content, written by the head node, in each folder that this node must write. `hash_files`:
-    files of the mix that this node reads whole.
-    """
+    """What the head node asks. Paths are absolute; `base_model` and `mix` None where there is no folder to look at."""
 
     gpu: str
     gpus_per_node: int
@@ -47,17 +40,14 @@ class Expected:
     host_memory: float  # bytes
     base_model: str | None
     mix: str | None
-    tokens: dict[str, str]
-    hash_files: list[str] = field(default_factory=list)
+    tokens: dict[str, str]  # file -> what the head node wrote in it, in each folder that this node must write
+    share: tuple[int, int] = (0, 1)  # node i of n, which read the mix's files between them
 
 
-@dataclass
-class Check:
-    """`ok` None: not looked at, and `text` why. `same`: what must be the same on every node."""
-
-    ok: bool | None
+class Check(NamedTuple):
+    ok: bool | None  # None: not looked at, and `text` says why
     text: str
-    same: str | None = None
+    same: str | None = None  # what must be the same on every node
 
 
 def versions(expected: Expected) -> Check:
@@ -65,7 +55,7 @@ def versions(expected: Expected) -> Check:
     parts = {}
     if expected.gpu != "cpu":
         parts["driver"] = ask_nvidia_smi().findtext("driver_version", "?")
-    for package in PACKAGES:
+    for package in WORDS["node_check"]["packages"]:
         with suppress(PackageNotFoundError):
             parts[package] = version(package)
     if code := commit(Path(expected.repository), digits=12, dirty=False):  # a file edited meanwhile is no node's fault
@@ -80,8 +70,20 @@ def disk(expected: Expected) -> Check:
     out = Path(expected.output_dir)
     there = next(folder for folder in (out, *out.parents) if folder.exists())
     held = sum(path.stat().st_size for path in out.rglob("*") if path.is_file() and not path.is_symlink())
-    free, needed = shutil.disk_usage(there).free, max(0.0, expected.storage - held)
-    return Check(free >= needed, f"{free / 1e9:,.1f} GB free at {there}, {needed / 1e9:,.1f} GB needed")
+    return _enough(shutil.disk_usage(there).free, max(0.0, expected.storage - held), f"free at {there}")
+
+
+def shm(expected: Expected) -> Check:
+    return _enough(shutil.disk_usage("/dev/shm").free, SHM, "free in /dev/shm")
+
+
+def memory(expected: Expected) -> Check:
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return _enough(int(lines["MemAvailable"].split()[0]) * 1024, expected.host_memory, "of memory available")
+
+
+def _enough(free: float, needed: float, what: str) -> Check:
+    return Check(free >= needed, f"{free / 1e9:,.1f} GB {what}, {needed / 1e9:,.1f} GB needed")
 
 
 def shared(expected: Expected) -> Check:
@@ -102,10 +104,10 @@ def model(expected: Expected) -> Check:
         return Check(None, "base_model is a name on the Hub")
     folder = Path(expected.base_model)
     check_model(folder)
-    files = sorted((path.name, path.stat().st_size) for path in folder.iterdir() if path.is_file())
-    small = [(folder / name).read_bytes() for name, _ in files if name.endswith((".json", ".jinja"))]
-    seen = sha256(repr((files, small)).encode()).hexdigest()[:12]
-    return Check(True, f"{len(files)} files, {seen}", same=seen)
+    names = sorted((path.name, path.stat().st_size) for path in folder.iterdir() if path.is_file())
+    small = [(folder / name).read_bytes() for name, _ in names if name.endswith((".json", ".jinja"))]
+    seen = sha256(repr((names, small)).encode()).hexdigest()[:12]
+    return Check(True, f"{len(names)} files, {seen}", same=seen)
 
 
 def mix(expected: Expected) -> Check:
@@ -122,44 +124,17 @@ def mix(expected: Expected) -> Check:
     return Check(True, f"manifest {seen}", same=seen)
 
 
-def mix_files(expected: Expected) -> dict[str, Check]:
-    """The hash of each file of this node's share, against the manifest."""
-    if expected.mix is None or not expected.hash_files:
-        return {}
-    from hermes3.files import sha256 as of_file
+def mix_files(expected: Expected) -> Iterator[tuple[str, Check]]:
+    """The hash of each training file of this node's share (0.8 GB/s), against the manifest.
 
-    folder, checks = Path(expected.mix), {}
-    listed = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["output"].get("files", {})
-    for name in expected.hash_files:
-        ok = of_file(folder / name) == listed.get(name)
-        text = "as in the manifest" if ok else f"{folder / name}: not the hash that the manifest has"
-        checks[f"mix {name}"] = Check(ok, text)
-    return checks
-
-
-def shm(expected: Expected) -> Check:
-    size = shutil.disk_usage("/dev/shm").free
-    return Check(size >= SHM, f"{size / 1e9:,.1f} GB free in /dev/shm, {SHM / 1e9:g} needed")
-
-
-def memory(expected: Expected) -> Check:
-    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(lines["MemAvailable"].split()[0]) * 1024
-    text = f"{free / 1e9:,.0f} GB of memory available, {expected.host_memory / 1e9:,.0f} needed"
-    return Check(free >= expected.host_memory, text)
-
-
-# GPUs: nvidia-smi says, and NVIDIA's DCGM too where it is installed
-
-DCGM_SECONDS = 90  # `-r 1` takes a few on an idle node
-# Tags of `nvidia-smi -q -x`, values of them by which a GPU must not be used, and what these mean. Drivers differ in
-# which they have: clocks_throttle_reason_* before 535, clocks_event_reason_* from it on. Idle and capped are normal
-FAULTS = (
-    (r"remapped_row_pending|pending_(retirement|blacklist)|channel_repair_pending", "Yes", "a repair awaits a reset"),
-    (r"remapped_row_failure|unrepairable_memory|sram_threshold_exceeded", "Yes", "its memory has failed"),
-    (r"clocks_.*_reason_(hw_.*|sw_thermal)_?slowdown", "Active", "its clocks are held down"),
-    (r"gpu_recovery_action", r"(?!None$|N/A$).+", "the driver asks for it"),
-)
+    Every file is read by two nodes where there are two: broken for one, it is that node's fault, for both the file's.
+    """
+    folder, (i, n) = Path(expected.mix or ""), expected.share
+    listed = json.loads((folder / "manifest.json").read_bytes())["output"].get("files", {})
+    names = sorted(name for name in listed if name.startswith("train/"))
+    for name in sorted({*names[i::n], *names[(i - 1) % n :: n]}):
+        ok = files.sha256(folder / name) == listed[name]
+        yield f"mix {name}", Check(ok, "as in the manifest" if ok else f"{folder / name}: not the manifest's hash")
 
 
 def gpus(expected: Expected) -> Check:
@@ -169,11 +144,8 @@ def gpus(expected: Expected) -> Check:
 
 def health(expected: Expected) -> Check:
     """No uncorrected memory errors, no repairs that wait for a reset, no clocks that the hardware lowers."""
-    dcgm = dcgm_faults()
     faults = [f"GPU {n}: {fault}" for n, gpu in enumerate(ask_nvidia_smi().iter("gpu")) for fault in gpu_faults(gpu)]
-    if faults := [*faults, *(dcgm or [])]:
-        return Check(False, "; ".join(faults))
-    return Check(True, "nvidia-smi and dcgmi find nothing" if dcgm is not None else "nvidia-smi finds nothing")
+    return Check(not faults, "; ".join(faults) or "nvidia-smi finds nothing")
 
 
 def idle(expected: Expected) -> Check:
@@ -188,9 +160,7 @@ def idle(expected: Expected) -> Check:
 
 
 def ask_nvidia_smi() -> ET.Element:
-    """What `nvidia-smi -q -x` says. `ValueError` when it is not installed or cannot talk to the driver."""
-    if not shutil.which("nvidia-smi"):
-        raise ValueError("nvidia-smi is not on this node")
+    """What `nvidia-smi -q -x` says. `OSError` when it is not installed, `ValueError` when it has no driver."""
     ran = subprocess.run(["nvidia-smi", "-q", "-x"], capture_output=True, text=True)
     if ran.returncode:
         lines = (ran.stdout + ran.stderr).strip().splitlines() or ["nothing"]
@@ -200,64 +170,34 @@ def ask_nvidia_smi() -> ET.Element:
 
 def gpu_faults(gpu: ET.Element) -> Iterator[str]:
     """What is wrong with one GPU, by its part of `nvidia-smi -q -x`."""
-    volatile = gpu.find("ecc_errors/volatile")
-    for count in volatile if volatile is not None else []:
+    for count in gpu.iterfind("ecc_errors/volatile/*"):
         if "uncorrectable" in count.tag and (count.text or "").strip().isdigit() and int(count.text):
             yield f"{int(count.text)} uncorrected ECC errors ({count.tag}) since the driver was loaded"
     for element in gpu.iter():
         value = (element.text or "").strip()
-        for tags, bad, meaning in FAULTS:
+        for tags, bad, meaning in WORDS["node_check"]["faults"]:
             if re.fullmatch(tags, element.tag) and re.fullmatch(bad, value):
                 yield f"{meaning} ({element.tag}: {value})"
 
 
-def dcgm_faults() -> list[str] | None:
-    """Tests of `dcgmi diag -r 1` that failed; None where DCGM is not installed or its service does not answer."""
-    if not shutil.which("dcgmi"):
-        return None
-    ran = subprocess.run(["dcgmi", "diag", "-r", "1"], capture_output=True, text=True, timeout=DCGM_SECONDS)
-    results = re.findall(r"^\|\s*(\S[^|]*?)\s*\|\s*(Pass|Fail|Skip|Warn)", ran.stdout, re.MULTILINE)
-    return [f"dcgmi diag: {name} failed" for name, result in results if result == "Fail"] if results else None
-
-
-# the answer
-
-CHECKS: dict[str, Callable[[Expected], Check]] = {
-    check.__name__: check for check in (gpus, health, idle, versions, disk, shared, model, mix, shm, memory)
-}
-OF_GPUS = ("gpus", "health", "idle")
-REMEDY = {
-    "gpus": "one has fallen off the bus, so drain the node; or the job asked for fewer than the recipe declares",
-    "health": "drain the node and reset its GPUs; ask the site for its driver",
-    "idle": "another job's leftovers: ask the site to end them",
-    "versions": "mount the repository on this node, with the same environment and driver, or leave it out",
-    "disk": "free some, or set output_dir elsewhere (`hermes3 plan` says what takes it); is it mounted on this node?",
-    "shared": "mount the file systems of output_dir and logs/ on this node, writable",
-    "model": "build or copy the model again, and mount one file system on all nodes",
-    "mix": "copy or build the mix again (`hermes3 mix verify` looks at all of it), and mount one file system",
-    "shm": "in a container give more, e.g. --shm-size=16g, or mount the host's /dev/shm",
-    "memory": "a larger node, or more of them (`hermes3 plan`); look for leftovers",
-}
+CHECKS = {check.__name__: check for check in (gpus, health, idle, versions, disk, shared, model, mix, shm, memory)}
 
 
 def answer(expected: Expected) -> dict[str, Any]:
     """All checks of this node. A check that fails by an error is bad, and says the error."""
     start, checks = time.time(), {}
     for name, check in CHECKS.items():
-        if name in OF_GPUS and expected.gpu == "cpu":
-            checks[name] = Check(None, "the recipe declares CPUs")
-            continue
         print(name, file=sys.stderr, flush=True)  # where a node that hangs has come to
         try:
-            checks[name] = check(expected)
+            of_gpus = check in (gpus, health, idle) and expected.gpu == "cpu"
+            checks[name] = Check(None, "the recipe declares CPUs") if of_gpus else check(expected)
+            if check is mix and checks[name].ok:
+                checks |= mix_files(expected)
         except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
             checks[name] = Check(False, f"{error}")
-    try:
-        checks |= mix_files(expected)
-    except (OSError, ValueError, KeyError) as error:
-        checks["mix"] = Check(False, f"{error}")
-    answers = {name: asdict(check) | {"remedy": REMEDY[name.split()[0]]} for name, check in checks.items()}
-    return {"node": node_name(), "clock": time.time(), "seconds": round(time.time() - start, 2), "checks": answers}
+    remedies = WORDS["node_check"]["remedies"]
+    said = {name: check._asdict() | {"remedy": remedies[name.split()[0]]} for name, check in checks.items()}
+    return {"node": NODE, "clock": time.time(), "seconds": round(time.time() - start, 2), "checks": said}
 
 
 if __name__ == "__main__":

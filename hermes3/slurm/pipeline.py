@@ -1,102 +1,55 @@
 """A pipeline's stages in the queue: which are complete, which wait or run, and submitting those that must run.
 
-Under logs/pipeline/NAME/ lie submit.sh (the sbatch lines), `commands/` (one file per stage, which the report shows) and
-each stage's record and stamp (`hermes3.slurm.record`).
+Under logs/pipeline/NAME/ lie submit.sh, `commands/` and each stage's record and stamp (`hermes3.slurm.record`).
 """
 
 import fcntl
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hermes3.files import UserError, write_text
 from hermes3.mix import lock as locks
 from hermes3.mix import spec as specs
 from hermes3.recipe.read import read
 from hermes3.slurm import chain, queue, record, start, submit
-from hermes3.slurm.chain import Pipeline, Stage
+from hermes3.slurm.chain import Stage
 
 FOLDER = Path("logs/pipeline")
 COMPLETE, ACTIVE, RUN = "complete", "in the queue", "to run"
 
 
-@dataclass(frozen=True)
-class State:
-    """`what`: complete, in the queue (as job `job`), or to run; `why`: for people."""
-
+class State(NamedTuple):
     what: str
-    why: str
-    job: int | None = None
+    why: str  # for people
+    job: int | None = None  # in the queue
 
 
-def job_name(name: str, one: Stage) -> str:
-    """A training is named as `hermes3 launch RECIPE` names it, a mix alike for all sizes: each sees others' jobs."""
-    if one.run:
-        return Path(one.arguments[0]).stem
-    return f"mix_{one.leaves.parent.name}" if one.spec else f"{name}_{one.name}"
+def changed(one: Stage) -> str:
+    """What is another now than when the stage's job read it; "" for nothing. Of an unfinished training its record."""
+    if one.spec:
+        return ""
+    if one.stamp.exists():
+        return record.changed(one.stamp, [*map(str, one.reads + one.inputs)], one.command)
+    path = Path(one.arguments[0])
+    return "; ".join(start.changed(path, read(path), one.run)) if one.run and path.exists() else ""
 
 
-def stamp_of(name: str, one: Stage) -> Path:
-    """Mixes are shared by the sizes, and their records too."""
-    return FOLDER / "mixes" / f"{one.leaves.parent.name}.done" if one.spec else FOLDER / name / f"{one.name}.done"
-
-
-def states(again: str, name: str, stages: list[Stage], jobs: dict[str, queue.Job], done: list[str]) -> dict[str, State]:
-    """The state of each stage. `done`: stages to take for complete as they are; `again`: the user's command.
-
-    Raises UserError where a stage must run again and cannot: what follows it runs already, or a finished training's
-    checkpoints are in its way.
-    """
-    if unknown := sorted(set(done) - {one.name for one in stages}):
-        raise UserError(f"--done {unknown[0]}: no such stage; there are {', '.join(one.name for one in stages)}")
-    by_name: dict[str, State] = {}
-    for one in stages:
-        by_name[one.name] = _state(again, name, one, jobs, by_name, one.name in done)
-    for one in stages:
-        rerun = [need for need in one.needs if by_name[need].what == RUN]
-        if by_name[one.name].what == ACTIVE and rerun:
-            job = by_name[one.name].job
-            raise UserError(
-                f"{one.name} is in the queue as job {job}, and {rerun[0]}, which it needs, must run first "
-                f"({by_name[rerun[0]].why}); end it with scancel {job}, and launch again"
-            )
-    return by_name
-
-
-def _state(
-    again: str, name: str, one: Stage, jobs: dict[str, queue.Job], before: dict[str, State], done: bool
-) -> State:
-    stamp, job = stamp_of(name, one), jobs.get(job_name(name, one))
-    if done:
-        if not one.leaves.exists():
-            raise UserError(f"--done {one.name}: {one.leaves} is not there")
-        return State(COMPLETE, "as --done says")
-    if job and not stamp.exists():
-        return State(ACTIVE, f"job {job.id} {job.state}" + (f" ({job.reason})" if job.reason != "None" else ""), job.id)
-    last = record.read(stamp)
-    why, changed = (_unbuilt(one), "") if one.spec else (_unfinished(one, stamp, last), _changed(one, stamp))
-    rerun = [need for need in one.needs if before[need].what != COMPLETE]
-    if not (why or changed or rerun):
-        by_job = last and last.job and stamp.exists()
-        return State(COMPLETE, f"job {last.job}" if by_job else f"{one.leaves} is there")
-    if one.run and (changed or rerun) and any(one.run.glob("checkpoint-*")):
-        ways = "to go on from them, put that back and launch again"
-        if stamp.exists() or not changed:  # what is finished stays, or goes on with what the stage before has left
-            ways = f"to keep them as they are: {again} --done {one.name if stamp.exists() else rerun[0]}"
-        raise UserError(
-            f"{one.name}: {changed or f'{rerun[0]}, which it needs, runs again'}, and {one.run} holds the checkpoints "
-            f"of another run, from which this one would go on; to train anew: mv {one.run} {one.run}.old; {ways}"
-        )
-    return State(RUN, why or changed or f"{', '.join(rerun)}: not complete")
-
-
-def _unfinished(one: Stage, stamp: Path, last: record.Record | None) -> str:
-    """Why a stage is not complete; "" if it is."""
-    if stamp.exists():
+def unfinished(one: Stage, last: record.Record | None) -> str:
+    """Why a stage is not complete; "" if it is. A mix is if it is what its spec says now, whoever built it."""
+    if one.spec:
+        if not one.leaves.is_file():
+            return f"{one.leaves.parent} is not built"
+        manifest, spec = json.loads(one.leaves.read_text(encoding="utf-8")), specs.load(one.spec)
+        if manifest.get("spec") != spec.model_dump(mode="json"):
+            return f"{one.spec} has changed since {one.leaves.parent} was built"
+        return "" if manifest.get("lock") == locks.read(one.spec) else f"the lock of {one.spec} is another"
+    if one.stamp.exists():
         return "" if one.leaves.exists() else f"{one.leaves} is gone"
     if not last or not last.job:
         return "never run"
@@ -104,133 +57,97 @@ def _unfinished(one: Stage, stamp: Path, last: record.Record | None) -> str:
     return f"job {last.job} {ended}"
 
 
-def _changed(one: Stage, stamp: Path) -> str:
-    """What is another now than when the stage's job read it; "" for nothing. Of an unfinished training its record."""
-    if stamp.exists():
-        return record.changed(stamp, [*map(str, one.reads + one.inputs)], one.command)
-    path = Path(one.arguments[0])
-    return "; ".join(start.changed(path, read(path), one.run)) if one.run and path.exists() else ""
-
-
-def _unbuilt(one: Stage) -> str:
-    """Why a mix is not what its spec says now; "" if it is, whoever built it."""
-    if not one.leaves.is_file():
-        return f"{one.leaves.parent} is not built"
-    manifest, spec = json.loads(one.leaves.read_text(encoding="utf-8")), specs.load(one.spec)
-    if manifest.get("spec") != spec.model_dump(mode="json"):
-        return f"{one.spec} has changed since {one.leaves.parent} was built"
-    return "" if manifest.get("lock") == locks.read(one.spec) else f"the lock of {one.spec} is another"
-
-
-@dataclass(frozen=True)
+@dataclass
 class Submission:
-    """What is to be submitted of pipeline `name`. `again`: the user's command; `states`: of each stage.
+    """What is to be submitted of a pipeline.
 
-    `times`: limits of some stages; `options`: the user's for sbatch; `done`: stages to take for complete; `missing`:
-    what the stages read and is not there; `unknown`: why the queue was not looked at.
+    `UserError` where a stage must run again and cannot: what follows it runs already, or checkpoints are in its way.
     """
 
-    again: str
-    name: str
+    again: str  # the user's command
+    folder: Path  # of what is written
     stages: list[Stage]
-    states: dict[str, State]
-    times: dict[str, str | None] = field(default_factory=dict)
-    options: list[str] = field(default_factory=list)
-    done: list[str] = field(default_factory=list)
+    jobs: dict[str, queue.Job]  # in the queue
+    done: list[str] = field(default_factory=list)  # stages to take for complete
+    options: list[str] = field(default_factory=list)  # the user's for sbatch
+    times: dict[str, str | None] = field(default_factory=dict)  # limits, of trainings
     missing: list[str] = field(default_factory=list)
-    unknown: str = ""
+    unknown: str = ""  # why the queue was not looked at
 
-    @property
-    def folder(self) -> Path:
-        return FOLDER / self.name
+    def __post_init__(self) -> None:
+        names = [one.name for one in self.stages]
+        if unknown := sorted(set(self.done) - set(names)):
+            raise UserError(f"--done {unknown[0]}: no such stage; there are {', '.join(names)}")
+        self.states: dict[str, State] = {}
+        for one in self.stages:
+            self.states[one.name] = self._state(one)
+        for one in self.stages:
+            job = self.states[one.name].job
+            for need in one.needs:
+                if job and self.states[need].what == RUN:
+                    wrong = f"{need}, which it needs, must run first ({self.states[need].why})"
+                    ways = f"end it with scancel {job}, and launch again"
+                    raise UserError(f"{one.name} is in the queue as job {job}, and {wrong}; {ways}")
+
+    def _state(self, one: Stage) -> State:
+        job, finished = self.jobs.get(one.job), one.stamp.exists()
+        if one.name in self.done:
+            if not one.leaves.exists():
+                raise UserError(f"--done {one.name}: {one.leaves} is not there")
+            return State(COMPLETE, "as --done says")
+        if job and not finished:
+            return State(ACTIVE, f"job {job.id} {job.state}" + f" ({job.reason})" * (job.reason != "None"), job.id)
+        last = record.read(one.stamp)
+        why, other = unfinished(one, last), changed(one)
+        rerun = [need for need in one.needs if self.states[need].what != COMPLETE]
+        if not (why or other or rerun):
+            return State(COMPLETE, f"job {last.job}" if last and last.job and finished else f"{one.leaves} is there")
+        if one.run and (other or rerun) and any(one.run.glob("checkpoint-*")):
+            ways = "to go on from them, put that back and launch again"
+            if finished or not other:  # what is finished stays, or goes on with what the stage before has left
+                ways = f"to keep them as they are: {self.again} --done {one.name if finished else rerun[0]}"
+            wrong = other or f"{rerun[0]}, which it needs, runs again"
+            wrong += f", and {one.run} holds the checkpoints of another run, from which this one would go on"
+            raise UserError(f"{one.name}: {wrong}; to train anew: mv {one.run} {one.run}.old; {ways}")
+        return State(RUN, why or other or f"{', '.join(rerun)}: not complete")
 
     def lines(self) -> Iterator[tuple[Stage, list[str], list[str]]]:
         """(stage, its sbatch line without dependencies, the stages that it waits for), of those that are to run."""
         for one in self.stages:
             if self.states[one.name].what == RUN:
-                line = submit.sbatch(
-                    one.script,
-                    one.arguments,
-                    job_name(self.name, one),
-                    one.hardware,
-                    self.times.get(one.name),
-                    [*one.options, *self.options],
-                    stamp_of(self.name, one),
-                )
+                words, options = [one.script, *one.arguments], [*one.options, *self.options]
+                line = submit.sbatch(words, one.job, one.hardware, self.times.get(one.name), options, one.stamp)
                 yield one, line, [need for need in one.needs if self.states[need].what != COMPLETE]
 
     def submit(self, check: bool = True) -> dict[str, int]:
-        """Submit the lines; {stage: job}. `check`: ask first whether the cluster can run them.
-
-        `UserError` when something is missing, or a stage is refused. Those before it are then cancelled: no half chain
-        is left.
-        """
-        if self.missing:
-            raise UserError("\n  ".join(["nothing is submitted:", *self.missing]))
-        for one, line, _ in self.lines() if check else ():
-            try:
-                queue.test(line)
-            except UserError as error:
-                wrong = f"stage {one.name}: this cluster cannot run it now; nothing is submitted\n  {error}"
-                raise UserError(wrong) from None
-        for one in self.stages:
-            stamp = stamp_of(self.name, one)
-            if one.name in self.done:
-                record.write(stamp, self._record(one))
-                stamp.with_suffix(".begun").unlink(missing_ok=True)
-                record.begin(stamp)
-                record.done(stamp)
+        """Submit the lines; {stage: job}. `UserError` when one is refused: those before it are cancelled."""
+        submit.refuse(self.missing)
         ids = {name: state.job for name, state in self.states.items() if state.job}
         submitted: dict[str, int] = {}
         try:
+            for one, line, _ in self.lines() if check else ():  # noqa: B007, the error names it
+                queue.test(line)
+            for one in self.stages:
+                if one.name in self.done:
+                    record.write(one.stamp, self._record(one))
+                    one.stamp.with_suffix(".begun").unlink(missing_ok=True)
+                    record.begin(one.stamp)
+                    record.done(one.stamp)
             for one, line, needs in self.lines():
-                stamp, noted = stamp_of(self.name, one), self._record(one)
-                stamp.unlink(missing_ok=True)
-                record.write(stamp, noted)  # before there is a job: this process may be killed at any time
+                noted = self._record(one)
+                one.stamp.unlink(missing_ok=True)
+                record.write(one.stamp, noted)  # before there is a job: this process may be killed at any time
                 job = queue.submit(waiting(line, [ids[need] for need in needs]))
                 ids[one.name] = submitted[one.name] = job
-                record.write(stamp, replace(noted, job=job, log=f"logs/{job_name(self.name, one)}-{job}.log"))
+                record.write(one.stamp, replace(noted, job=job, log=f"logs/{one.job}-{job}.log"))
         except BaseException as error:  # an interrupt of the keyboard, too
             if submitted:
-                queue.cancel(list(submitted.values()))
+                queue.slurm("scancel", *map(str, submitted.values()))
             if not isinstance(error, UserError):
                 raise
             before = f"the {len(submitted)} before it are cancelled, so " if submitted else ""
             raise UserError(f"stage {one.name} was refused; {before}nothing is submitted\n  {error}") from None
         return submitted
-
-    def script(self) -> str:
-        """submit.sh: the lines as a user would type them, each job's id in a variable of its stage's name."""
-        text = f"#!/usr/bin/env bash\n# What `{self.again}` submits now; it keeps the records of the stages, too.\n"
-        text += "# shellcheck disable=SC2034 # the last id is for you\nset -euo pipefail\n"
-        for name, state in self.states.items():
-            text += f"# {name}: {state.what}, {state.why}\n" + (f"{name}={state.job}\n" if state.job else "")
-        for one, line, needs in self.lines():
-            shown = submit.shell(waiting(line, [f"JOB_{need}" for need in needs]))
-            for need in needs:  # variables, which shlex would have quoted
-                shown = shown.replace(f":JOB_{need}", f':"${need}"')
-            text += f"\n{one.name}=$({shown})\n"
-        return text
-
-    def write(self) -> None:
-        """submit.sh, with the records that its jobs look for, and commands/NN-STAGE, as the report lists them."""
-        write_text(self.folder / "submit.sh", self.script())
-        for one, _, _ in self.lines():
-            if not record.read(stamp_of(self.name, one)):
-                record.write(stamp_of(self.name, one), self._record(one))
-        for number, one in enumerate(self.stages, 1):
-            write_text(self.folder / f"commands/{number:02}-{one.name}", one.command + "\n")
-
-    def rows(self, submitted: dict[str, int]) -> list[dict[str, Any]]:
-        """What is printed of each stage."""
-        rows = []
-        for one in self.stages:
-            state = self.states[one.name]
-            row = {"stage": one.name, "state": "submitted" if one.name in submitted else state.what}
-            row |= {"hardware": one.hardware.model_dump() if one.hardware else None, "time": self.times.get(one.name)}
-            row |= {"needs": one.needs, "why": state.why, "command": one.command}
-            rows.append(row | {"job": submitted.get(one.name, state.job)})
-        return rows
 
     def _record(self, one: Stage) -> record.Record:
         after = {one.name}  # it, and the stages that need it, directly or not
@@ -240,16 +157,41 @@ class Submission:
         needed_by = [other.name for other in self.stages if other.name in after - {one.name}]
         return record.Record(one.name, one.command, [*map(str, one.reads + one.inputs)], needed_by, self.again)
 
+    def write(self) -> None:
+        """submit.sh, with jobs' ids in variables; the records that jobs look for; commands/NN-STAGE for the report."""
+        text = f"#!/usr/bin/env bash\n# What `{self.again}` submits now\nset -euo pipefail\n"
+        text += "".join(f"{name}={state.job}\n" for name, state in self.states.items() if state.job)
+        for one, line, needs in self.lines():
+            shown = submit.shell(waiting(line, [f"JOB_{need}" for need in needs]))
+            shown = re.sub(r":JOB_(\w+)", r':"$\1"', shown)  # shlex would have quoted the variables
+            text += f"\n{one.name}=$({shown})\n"
+            if not record.read(one.stamp):
+                record.write(one.stamp, self._record(one))
+        write_text(self.folder / "submit.sh", text)
+        for number, one in enumerate(self.stages, 1):
+            write_text(self.folder / f"commands/{number:02}-{one.name}", one.command + "\n")
 
-def prepare(
-    path: str, name: str, declared: Pipeline, options: list[str], done: list[str], check: bool, dry_run: bool
-) -> Submission:
-    """Look at recipes, files and queue, and write what would be submitted. `check`: as `submit.look`.
+    def rows(self, submitted: dict[str, int]) -> list[dict[str, Any]]:
+        """What is printed of each stage."""
+        rows = []
+        for one, (what, why, job) in zip(self.stages, self.states.values(), strict=True):
+            size, time = "CPUs", self.times.get(one.name)
+            if one.hardware:
+                size = "{nodes} x {gpus_per_node} {gpu}".format(**one.hardware.model_dump())
+            size += f", {time.split(':')[0]} h" if time else ""
+            row = {"stage": one.name, "state": "submitted" if one.name in submitted else what, "hardware": size}
+            row |= {"needs": one.needs, "why": why, "command": one.command}
+            rows.append(row | {"job": submitted.get(one.name, job)})
+        return rows
 
-    A dry run goes on without Slurm. `UserError` for what cannot be launched.
-    """
-    again = f"hermes3 launch --pipeline {path}"
-    stages = chain.stages(declared, FOLDER / name / "commands")
+
+def prepare(path: str, options: list[str], done: list[str], check: bool, dry_run: bool) -> Submission:
+    """Look at recipes, files and queue, and write what would be submitted. A dry run goes on without Slurm."""
+    name, declared = chain.load(path)
+    submit.reject(options, submit.OF_PIPELINE)
+    for script, site in declared.sbatch.items():
+        submit.reject(site, submit.OF_PIPELINE, f"{path}: sbatch: {script}: ")
+    stages = chain.stages(declared, FOLDER / name)
     jobs, unknown = {}, ""
     try:
         jobs = queue.jobs()
@@ -257,22 +199,19 @@ def prepare(
         if not dry_run:
             raise
         unknown = f"; the queue is not known: {str(error).splitlines()[0]}"
-    by_name = states(again, name, stages, jobs, done)
-    to_run = [one for one in stages if by_name[one.name].what == RUN]
-    recipes = {one.name: Path(one.arguments[0]) for one in to_run if one.run}
-    plans = submit.look(list(recipes.values()), check)
-    times = {stage: submit.time_limit(plans[path]) for stage, path in recipes.items()}
-    missing = chain.missing(to_run)
-    submission = Submission(again, name, stages, by_name, times, options, done, missing, unknown)
-    submission.write()
-    return submission
+    again = f"hermes3 launch --pipeline {path}"
+    it = Submission(again, FOLDER / name, stages, jobs, done, options, unknown=unknown)
+    to_run = [one for one in stages if it.states[one.name].what == RUN]
+    plans = submit.look([one.reads[0] for one in to_run if one.run], check)
+    it.times = {one.name: submit.time_limit(plans[one.reads[0]]) for one in to_run if one.run}
+    it.missing = chain.missing(to_run)
+    it.write()
+    return it
 
 
 def waiting(line: list[str], jobs: list[object]) -> list[str]:
     """The line for a job that starts when `jobs` have ended well, and is cancelled when one has not."""
-    if not jobs:
-        return line
-    after = ["--dependency=afterok:" + ":".join(map(str, jobs)), "--kill-on-invalid-dep=yes"]
+    after = ["--dependency=afterok:" + ":".join(map(str, jobs)), "--kill-on-invalid-dep=yes"] if jobs else []
     return [*line[:2], *after, *line[2:]]
 
 
@@ -280,10 +219,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     """The graph as lines: stage, state, hardware, what it needs, why."""
     cells = [("stage", "state", "hardware", "needs", "why")]
     for row in rows:
-        hardware = "{nodes} x {gpus_per_node} {gpu}".format(**row["hardware"]) if row["hardware"] else "CPUs"
-        hardware += f", {row['time'].split(':')[0]} h" if row["time"] else ""
         state = f"job {row['job']}" if row["state"] == "submitted" else row["state"]
-        cells.append((row["stage"], state, hardware, ", ".join(row["needs"]) or "-", row["why"]))
+        cells.append((row["stage"], state, row["hardware"], ", ".join(row["needs"]) or "-", row["why"]))
     widths = [max(len(line[column]) for line in cells) for column in range(4)]
     return "\n".join("  ".join([*map(str.ljust, line, widths), line[4]]).rstrip() for line in cells)
 

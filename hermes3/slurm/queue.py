@@ -1,6 +1,6 @@
-"""The one place that talks to Slurm: its queue, this job, and steps on this job's nodes.
+"""The one place that talks to Slurm. A job of ours is known by its name and its working folder.
 
-A job of ours is known by its name and its working folder. `python -m hermes3.slurm.queue` queues this job again.
+`python -m hermes3.slurm.queue` queues this job again.
 """
 
 import os
@@ -13,33 +13,33 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from hermes3.files import UserError
+from hermes3.files import UserError, read_yaml
 
-SECONDS = 180  # for a step of the preflight: python from a cold shared file system, DCGM's tests
-GRACE = 15  # seconds that srun has to end its step once it is told to
-PATIENCE = 300  # seconds: slurmctld restarts, or fails over, within two minutes
-ON_LOGIN_NODE = 60  # seconds: a user waits
-# The controller did not answer, as opposed to a refusal. A request of these has not reached it
-NOT_SENT = re.compile(r"[Uu]nable to contact|[Cc]onnection refused|connect failure|connection failure")
-AWAY = re.compile(
-    rf"{NOT_SENT.pattern}|communication failure|timed out|Unexpected message|Zero Bytes|temporarily|backup controller"
-)
-NO_STEP = re.compile(r"^srun: error: .*([Uu]nable to contact|connect failure|Socket timed out)", re.MULTILINE)
-# A user's settings that would change what is asked or answered, or how jobs are known, logged and queued again
-DROPPED = re.compile(
-    r"(SQUEUE|SCONTROL|SINFO|SCANCEL)_|SLURM_TIME_FORMAT$|"
-    r"SBATCH_(ARRAY_INX|OUTPUT|ERROR|INPUT|OPEN_MODE|EXPORT|EXPORT_FILE|NO_REQUEUE|JOB_NAME|CHDIR|WAIT|SIGNAL)$"
-)
+# Seconds
+SECONDS = 180  # for a step of the preflight: python from a cold shared file system
+GRACE = 15  # that srun has to end its step once it is told to
+PATIENCE, ON_LOGIN_NODE = 300, 60  # slurmctld restarts, or fails over, within two minutes; a user waits
+LIMIT = float(os.environ.get("HERMES3_PREFLIGHT_SECONDS", SECONDS))  # after which a step has hung
+NODE = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
+WORDS = read_yaml(Path(__file__).with_name("words.yml"))
+
+
+def pattern(part: str, *names: str) -> re.Pattern[str]:
+    """What one of these lists of words.yml matches."""
+    return re.compile("|".join(word for name in names for word in WORDS[part][name]), re.MULTILINE)
+
+
+NOT_SENT, AWAY = pattern("queue", "not_sent"), pattern("queue", "not_sent", "lost")
+NO_STEP, DROPPED = pattern("queue", "no_step"), pattern("queue", "dropped")
 
 
 def slurm(*argv: str, strict: bool = True) -> str:
     """What a command of Slurm prints. `UserError` with its own words if it fails; "" then where not `strict`."""
     if not shutil.which(argv[0]):
-        raise UserError(
-            f"{argv[0]}: no such command here; run this on a login node of the cluster (--dry-run runs anywhere)"
-        )
+        remedy = "run this on a login node of the cluster (--dry-run runs anywhere)"
+        raise UserError(f"{argv[0]}: no such command here; {remedy}")
     env = {name: value for name, value in os.environ.items() if not DROPPED.match(name)}
     done = patiently(NOT_SENT if argv[0] == "sbatch" else AWAY, argv, env=env)
     if done.returncode and strict:
@@ -61,24 +61,17 @@ def patiently(away: re.Pattern[str], argv: Sequence[str], **options: Any) -> sub
         time.sleep(5)
 
 
-@dataclass(frozen=True)
-class Job:
-    """A job that waits or runs. `state` and `reason` in Slurm's words: PENDING, Dependency."""
-
+class Job(NamedTuple):
     id: int
-    name: str
-    state: str
-    reason: str
+    state: str  # in Slurm's words: PENDING
+    reason: str  # Dependency
 
 
 def jobs() -> dict[str, Job]:
     """This user's jobs from this folder, by name. `UserError` when Slurm does not answer."""
-    by_name = {}
-    for line in slurm("squeue", "--noheader", "--me", "--format=%i|%j|%T|%r|%Z").splitlines():
-        jid, name, state, reason, folder = line.split("|", 4)
-        if Path(folder) == Path.cwd():
-            by_name[name] = Job(int(jid.partition("_")[0]), name, state, reason)
-    return by_name
+    lines = slurm("squeue", "--noheader", "--me", "--format=%i|%j|%T|%r|%Z").splitlines()
+    rows = [line.split("|", 4) for line in lines]
+    return {name: Job(int(jid.partition("_")[0]), *more) for jid, name, *more, at in rows if Path(at) == Path.cwd()}
 
 
 def state(job: str) -> str:
@@ -97,13 +90,6 @@ def shown(job: str) -> dict[str, str]:
     return {name: value for name, value in reversed(pairs) if value != "(null)"}  # of a name twice, the first
 
 
-def preempted(job: str) -> bool:
-    """Whether Slurm takes this job's nodes for another: it ends the ranks some time (GraceTime) before the job."""
-    fields = shown(job)
-    started, taken = (fields.get(name, "") for name in ("StartTime", "PreemptTime"))
-    return taken[:1].isdigit() and taken > started  # an earlier one was of an attempt before
-
-
 def hosts(nodes: str) -> list[str]:
     """Names of the nodes of an expression such as `n[1-3]`, in its order."""
     return slurm("scontrol", "show", "hostnames", nodes).split() if nodes else []
@@ -118,10 +104,7 @@ def submit(line: list[str]) -> int:
 
 
 def test(line: list[str]) -> None:
-    """Ask whether this cluster can run an sbatch line. `UserError` with what sbatch says, if not.
-
-    By default (EnforcePartLimits=NO) Slurm takes a job for 99 nodes where there are 4, and it waits for ever.
-    """
+    """`UserError` if this cluster cannot run an sbatch line: Slurm lets a job for 99 nodes wait where there are 4."""
     try:
         slurm(*line[:1], "--test-only", *line[1:])
     except UserError as error:
@@ -131,18 +114,9 @@ def test(line: list[str]) -> None:
         raise UserError(f"{error}\n  {remedy}") from None
 
 
-def cancel(ids: list[int]) -> None:
-    """Take jobs out of the queue."""
-    slurm("scancel", *map(str, ids))
-
-
-# this job
-
-
 def bad_nodes(file: Path) -> list[str]:
     """The nodes that this job is to leave out: `NODE<tab>why`, a line each. None without the file."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return list(dict.fromkeys(line.split("\t")[0] for line in lines))
+    return [line.split("\t")[0] for line in file.read_text("utf-8").splitlines()] if file.exists() else []
 
 
 def requeue() -> str:
@@ -155,7 +129,7 @@ def requeue() -> str:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     job = os.environ["SLURM_JOB_ID"]
     fields, bad = shown(job), bad_nodes(Path("logs") / job / "bad_nodes")
-    if named := sorted(set(bad) & set(hosts(fields.get("ReqNodeList", "")) if bad else [])):
+    if named := sorted({*bad} & {*hosts(fields.get("ReqNodeList", "") if bad else "")}):
         raise UserError(f"{', '.join(named)}: bad, and asked for by name (--nodelist); submit it anew without it there")
     excluded = ",".join(dict.fromkeys([*hosts(fields.get("ExcNodeList", "")), *bad]))
     slurm("scontrol", "requeue", job)
@@ -165,60 +139,31 @@ def requeue() -> str:
     return f"job {job} is queued again without {excluded}; pending for long: the partition has no other nodes"
 
 
-# steps of this job
-
-
-def node_name() -> str:
-    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
-
-
-def limit() -> float:
-    """Seconds after which a step has hung."""
-    return float(os.environ.get("HERMES3_PREFLIGHT_SECONDS", SECONDS))
-
-
-Ran = tuple[int | None, str, str]  # exit code, stdout, stderr
-
-
 @dataclass
 class Srun:
-    """Runs commands on nodes of this job, each for a limited time; without a job, on this machine.
-
-    `options`: further ones of srun, such as a container's.
-    """
+    """Runs steps on nodes of this job; without a job, on this machine. `options`: of srun, such as a container's."""
 
     options: list[str]
 
     def nodes(self) -> list[str]:
         """The job's nodes in Slurm's order, the first being the one that the batch script runs on."""
-        return hosts(os.environ["SLURM_JOB_NODELIST"]) if "SLURM_JOB_ID" in os.environ else [node_name()]
+        return hosts(os.environ["SLURM_JOB_NODELIST"]) if "SLURM_JOB_ID" in os.environ else [NODE]
 
     def running(self) -> bool:
         """False once somebody has cancelled or requeued the job: its steps end before this process. A guess is True."""
-        job = os.environ.get("SLURM_JOB_ID", "")
-        query = ("squeue", "--noheader", f"--job={job}", "--format=%T")
-        return not job or slurm(*query, strict=False).strip() in ("RUNNING", "")
+        job = os.environ.get("SLURM_JOB_ID")
+        return not job or shown(job).get("JobState", "RUNNING") == "RUNNING"
 
-    def python(self, nodes: list[str], arguments: list[str], text: str = "", **env: str) -> Ran:
-        """`run` of `python arguments`: in a container it is the container's own."""
-        return self.run(nodes, ["python" if self.options else sys.executable, *arguments], text, **env)
-
-    def run(self, nodes: list[str], command: list[str], text: str = "", **env: str) -> Ran:
-        """(exit code, stdout, stderr) of `command`, once on each of `nodes`. No exit code: out of time.
-
-        `text` goes to the first node's stdin.
-        """
-        prefix: list[str] = []
+    def python(self, nodes: list[str], arguments: list[str], text: str = "", **env: str) -> tuple[int | None, str, str]:
+        """(exit code, None: out of time; stdout; stderr) of `python arguments` on each of `nodes`. `text`: stdin."""
+        command = ["python" if self.options else sys.executable, *arguments]
         if "SLURM_JOB_ID" in os.environ:
-            prefix = [
-                *("srun", f"--nodelist={','.join(nodes)}", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}"),
-                *("--ntasks-per-node=1", "--kill-on-bad-exit=0"),
-                f"--cpus-per-task={os.environ['SLURM_CPUS_ON_NODE']}",  # else a node's ranks would share one core
-                "--overlap",  # a step that hangs keeps nothing from the next
-                *self.options,
-            ]
+            srun = ["srun", f"--nodelist={','.join(nodes)}", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}"]
+            # else a node's ranks would share one core; overlap: a step that hangs keeps nothing from the next
+            srun += [f"--cpus-per-task={os.environ['SLURM_CPUS_ON_NODE']}", "--overlap"]
+            command = [*srun, "--ntasks-per-node=1", "--kill-on-bad-exit=0", *self.options, *command]
         # timeout tells srun to end its step on all nodes; SIGKILL would leave it there
-        argv = ["timeout", f"--kill-after={GRACE}", str(limit()), *prefix, *command]
+        argv = ["timeout", f"--kill-after={GRACE}", str(LIMIT), *command]
         done = patiently(NO_STEP, argv, input=text, env=os.environ | env)
         return (None if done.returncode in (124, 137, -9) else done.returncode), done.stdout, done.stderr
 

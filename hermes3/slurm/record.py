@@ -1,9 +1,8 @@
 """What a stage of a pipeline leaves of itself, beside its stamp NAME.done.
 
 NAME.json is written before its job is submitted; NAME.begun, with the hashes of what it reads, when the job starts; and
-NAME.done when it has ended well. `HERMES3_STAMP` in a job's environment is the path of NAME.done; without it a job is
-no stage, and nothing is written. Imports are light: a job that has lost its environment's packages can still say that
-it failed.
+NAME.done, which `HERMES3_STAMP` names in the job, when it has ended well. A job without that is no stage. Imports are
+light: a job that has lost its packages can still say that it failed.
 """
 
 import json
@@ -11,31 +10,26 @@ import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from hermes3.files import UserError, sha256, write_text
+from hermes3.files import UserError, read_json, sha256, write_text
 
 STAMP = "HERMES3_STAMP"
 
 
 @dataclass(frozen=True)
 class Record:
-    """A submitted stage. `reads`: files and folders; `needed_by`: stages that wait for it; `again`: the user's command.
-
-    `job` and `log` are not known of a dry run, nor where the launch was killed before it had noted them.
-    """
+    """A submitted stage."""
 
     stage: str
     command: str
-    reads: list[str]
-    needed_by: list[str]
-    again: str
-    job: int | None = None
+    reads: list[str]  # files and folders
+    needed_by: list[str]  # stages that wait for it
+    again: str  # the user's command
+    job: int | None = None  # not known of a dry run, nor where the launch was killed before it had noted it
     log: str = ""
 
 
 def write(stamp: Path, record: Record) -> None:
-    """Note a stage as submitted."""
     write_text(stamp.with_suffix(".json"), json.dumps(asdict(record), indent=1) + "\n")
 
 
@@ -43,13 +37,9 @@ def read(stamp: Path) -> Record | None:
     """The stage's record; None if it was never submitted."""
     path = stamp.with_suffix(".json")
     try:
-        return Record(**_load(path)) if path.exists() else None
+        return Record(**read_json(path)) if path.exists() else None
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: no record of a stage ({error}); delete it, and the stage runs again") from None
-
-
-def _load(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def hashes(paths: list[str]) -> dict[str, str]:
@@ -68,17 +58,17 @@ def begin(stamp: Path) -> None:
 
 def done(stamp: Path) -> None:
     """Note a stage as complete. What has changed while it ran has no hash in the stamp, and so is another's."""
-    begun, record = stamp.with_suffix(".begun"), read(stamp)
-    page = _load(begun) if begun.exists() else {"job": os.environ.get("SLURM_JOB_ID")}
-    if record and "of" in page:
-        now = hashes(record.reads)
-        page["of"] = {file: was if now.get(file) == was else None for file, was in page["of"].items()}
+    begun = stamp.with_suffix(".begun")
+    page = read_json(begun) if begun.exists() else {"job": os.environ.get("SLURM_JOB_ID")}
+    if was := page.get("of"):
+        now = hashes([*was])
+        page["of"] = {file: was[file] if now.get(file) == was[file] else None for file in was}
     write_text(stamp, json.dumps(page) + "\n")
 
 
 def changed(stamp: Path, reads: list[str], command: str) -> str:
     """What differs from what a complete stage was made of; "" for nothing, or where its stamp does not say of what."""
-    page, now = _load(stamp), hashes(reads)
+    page, now = read_json(stamp), hashes(reads)
     if (was := page.get("of")) is None:
         return ""
     if files := sorted(file for file in now.keys() | was.keys() if now.get(file) != was.get(file)):
@@ -86,24 +76,17 @@ def changed(stamp: Path, reads: list[str], command: str) -> str:
     return "" if page.get("command") == command else f"its command is another than job {page['job']}'s"
 
 
-def failure(stamp: Path, code: str) -> str:
-    """What a failed stage says last in its log."""
-    record = read(stamp)
-    text = f"hermes3: stage {record.stage if record else stamp.stem} failed with exit code {code}; the reason is above."
-    if record and record.needed_by:
-        text += f" Slurm cancels what needs it: {', '.join(record.needed_by)}."
-    return text + (f" When it is mended: {record.again}" if record else "")
-
-
-if __name__ == "__main__":
-    match os.environ.get(STAMP), sys.argv[1:]:
-        case None | "", _:
-            pass  # this job is no stage
-        case stamp, ["begin"]:
-            begin(Path(stamp))
-        case stamp, ["done"]:
-            done(Path(stamp))
-        case stamp, ["failed", code]:
-            print(failure(Path(stamp), code), file=sys.stderr)
-        case _:
-            sys.exit("usage: python -m hermes3.slurm.record begin | done | failed CODE")
+if __name__ == "__main__" and os.environ.get(STAMP):
+    stamp = Path(os.environ[STAMP])
+    match sys.argv[1:]:
+        case ["begin"]:
+            begin(stamp)
+        case ["done"]:
+            done(stamp)
+        case ["failed", code]:  # the last words of the log
+            record = read(stamp)
+            text = f"hermes3: stage {record.stage if record else stamp.stem} failed with exit code {code}; "
+            text += "the reason is above."
+            if record and record.needed_by:
+                text += f" Slurm cancels what needs it: {', '.join(record.needed_by)}."
+            print(text + (f" When it is mended: {record.again}" if record else ""), file=sys.stderr)

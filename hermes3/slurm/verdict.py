@@ -1,11 +1,9 @@
 """Whose fault is it? Of a run that crashed, by its logs; of nodes that must not train, by what all of them answer.
 
-`python -m hermes3.slurm.verdict LOGS/attempt_N`: try a run that crashed again (exit code 0), or stop (1), and why. It
-reads the logs of the ranks, in a fraction of a second. Stop: a user's error, which the next attempt would meet too; a
-crash that was there before, with the same message at the same place of the run; more than `MAX_CRASHES`. A node whose
-ranks alone meet what a machine can cause is left out of the next attempt. What it prints ends with the error itself.
-For later verdicts an attempt's folder keeps `crash.json`, or `notice.json` for one that ended as it was told to. What
-Slurm preempts is neither.
+`python -m hermes3.slurm.verdict LOGS/attempt_N`: try a run that crashed again (exit code 0), or stop (1), and why; the
+error itself comes last. Stop: a user's error, which the next attempt would meet too; a crash that was there before
+(`crash.json`), with the same message at the same place of the run; more than `MAX_CRASHES`. A node whose ranks alone
+meet what a machine can cause is left out of the next attempt. The words that tell faults apart are in words.yml.
 """
 
 import json
@@ -19,60 +17,26 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
-from hermes3.files import UserError, write_text
+from hermes3.files import UserError, read_json, write_text
 from hermes3.slurm import queue
 from hermes3.train.checkpoints import newest_complete, step_of
 
-# Attempts that a job may lose. Llama 3's training lost something every 16 days for each 128 GPUs (Grattafiori et al.
-# 2024, section 3.3.4): what makes a run of a day crash five times must be looked at.
+# Llama 3's training lost something every 16 days for each 128 GPUs (Grattafiori et al. 2024, section 3.3.4)
 MAX_CRASHES = 5
-# Errors of what was written, whichever rank meets them
-USERS = {
-    "AttributeError", "IndexError", "KeyError", "NameError", "NotImplementedError", "OutOfMemoryError", "SyntaxError",
-    "TypeError", "ValidationError", "ValueError",
-}  # fmt: skip
-# Errors of what was written if every rank meets them; else of a node: its mount, its libraries, its driver
-SHARED = {
-    "AssertionError", "EOFError", "FileNotFoundError", "ImportError", "ModuleNotFoundError", "NotADirectoryError",
-    "PermissionError", "SafetensorError", "UnicodeDecodeError",
-}  # fmt: skip
-# Words of a node's own fault, in errors of any class
-OF_NODE = re.compile(
-    r"Input/output error|Remote I/O error|os error 5\b|Stale file handle|Transport endpoint|Read-only file system|"
-    r"GLIBC|libcuda|ECC |Xid|NVIDIA driver|No CUDA GPUs|CUDA-capable|CUDA driver|NVLink|fallen off the bus|Bus error"
-)
-# What a rank says whose partner is gone: another one's error came before
-PEER = re.compile(
-    r"remote process|[Cc]onnection (was )?(closed|reset|refused|aborted)|closed by peer|Broken pipe|[Tt]imed out|"
-    r"[Tt]imeout|watchdog|[Hh]eartbeat|remote peer|ncclRemoteError|Socket|communicator was aborted|got 0 bytes"
-)
 AT_ONCE = 2.0  # seconds
-LINES = 60  # of a message that are shown
+LINES, AT_END = 60, 60  # of a message that are shown; below an error: with more, it was caught, and the process went on
 TAIL = 400_000  # bytes of a log that are read: far more than the longest traceback
-TRACEBACK = "Traceback (most recent call last):"
-CHAINED = re.compile(r"During handling of|The above exception was the direct cause")
-# Above a traceback that ended no process
-NO_END = re.compile(
-    r"Exception ignored|Exception in thread|Error in atexit|never retrieved|excepthook|\b(ERROR|WARNING|CRITICAL)\b"
+SKEW = 5.0  # seconds that a node's clock may be off: the logs of ranks are read side by side
+PEER, OF_NODE, NO_END, CHAINED, OUT_OF_MEMORY, DISK = (
+    queue.pattern("verdict", name) for name in ("peer", "of_node", "no_end", "chained", "out_of_memory", "disk")
 )
-ERROR = re.compile(r"(?:\w+\.)*([A-Z]\w*)(?::|$)")  # `torch.OutOfMemoryError: CUDA out of memory.`
-# What a process says as it ends, below its error: `nanobind: leaked`, `[rank0]:[W1124`, `wandb: `
-OTHERS = re.compile(r"\s*$|\[|\w+: ")
-AT_END = 60  # lines of it at most; an error with more below it was caught, and the process went on
-# The last line of a program that ended itself without a traceback: `PROGRAM OR FILE: what is wrong`
-LAST_WORDS = re.compile(r"(?!wandb|nanobind|INFO|WARNING|DEBUG|srun|.*%\|)[\w./+-]+: \S")
-EPOCH = re.compile(r"'epoch': '?([\d.]+)")
-FATAL = re.compile(r"^\s*(?:what\(\): |Fatal Python error: ).+", re.MULTILINE)  # of C++ and of Python's own end
-OUT_OF_MEMORY = re.compile(r".*(oom.kill|OOM Killed|Out of memory: Kill).*", re.IGNORECASE)
-DISK = re.compile(r".*(No space left on device|[Dd]isk quota exceeded).*")
-KILLED = "no error in any log: a rank was killed from outside, as when a node is lost"
-NOT_STARTED = "no rank has started: srun could not launch on all nodes, or preprocessing was killed"
-NO_CHECKPOINT = (
-    "notice of the end came, and no checkpoint was written since the attempt began: give more time (--time), or more "
-    "notice (--signal) where a step and a checkpoint take longer than that"
+TRACEBACK, ERROR, OTHERS, FATAL, LAST_WORDS, EPOCH = (
+    queue.pattern("verdict", name) for name in ("traceback", "error", "others", "fatal", "last_words", "epoch")
 )
-# Kinds of ours that say too little to be one and the same crash: only their number ends a job
-VAGUE = {"Killed", "NotStarted", "NoCheckpoint"}
+USERS, SHARED, VAGUE, OF_FILES, OF_NODES = (
+    queue.WORDS["verdict"][name] for name in ("users", "shared", "vague", "of_files", "of_nodes")
+)
+Answers = dict[str, dict[str, Any]]  # node -> {"checks": {name: {"ok", "text", "remedy", "same"}}}, as of `node_check`
 
 
 def tail(log: Path) -> str:
@@ -84,14 +48,11 @@ def tail(log: Path) -> str:
 
 
 def last_error(text: str) -> tuple[str, str] | None:
-    """Class and message (up to `LINES` lines) of the exception that ended the process; None without one.
-
-    Of exceptions that came while another was handled, the first that a machine causes counts, or else the last.
-    """
+    """Class and message of the exception that ended the process: in a chain, a machine's or else the last."""
     errors: list[tuple[str, str]] = []
-    for start in re.finditer(rf"^{re.escape(TRACEBACK)}", text, re.MULTILINE):
+    for start in TRACEBACK.finditer(text):
         above = "\n".join(text[max(0, start.start() - 400) : start.start()].rstrip().splitlines()[-1:])
-        if "future: <" in above or NO_END.search(above) or not (error := _error(text[start.end() :])):
+        if NO_END.search(above) or not (error := _error(text[start.end() :])):
             continue
         errors = [*(errors if CHAINED.match(above) else []), error]
         if EPOCH.search(text, start.start()):  # training went on
@@ -117,7 +78,7 @@ def _error(traceback: str) -> tuple[str, str] | None:
 def last_words(text: str) -> tuple[str, str] | None:
     """What a program that never took a step says as it ends itself without a traceback."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("srun: ")]
-    if not lines or EPOCH.search(text) or TRACEBACK in text or not LAST_WORDS.match(lines[-1]):
+    if not lines or EPOCH.search(text) or TRACEBACK.search(text) or not LAST_WORDS.match(lines[-1]):
         return None
     return "Exit", "\n".join(lines[-LINES // 3 :])
 
@@ -125,8 +86,8 @@ def last_words(text: str) -> tuple[str, str] | None:
 def crash(attempt: Path) -> dict[str, Any]:
     """What ended the attempt: `log`, `node`, `kind` (class of the error), `message`, `epoch` (the last that is logged).
 
-    `met`: which ranks' logs have the same. The cause goes before what it makes other ranks say, and the first in time
-    before later ones; of errors within `AT_ONCE` seconds a user's goes first.
+    The cause goes before what it makes others say, and the first in time before later ones; of errors at once a
+    user's goes first. `of_user`: another attempt would meet it. `alone`: the one of several nodes that has met it.
     """
     ranks = sorted(attempt.glob("rank_*.log"))
     logs = ranks or sorted(attempt.glob("*.log"))  # preparation has ended well where ranks have begun
@@ -137,23 +98,25 @@ def crash(attempt: Path) -> dict[str, Any]:
     errors.sort(
         key=lambda one: (bool(PEER.search(one[2])), one[0].stat().st_mtime > first + AT_ONCE, one[1] not in USERS)
     )
-    epochs = EPOCH.findall(texts.get(attempt / "rank_0.log", ""))
-    page: dict[str, Any] = {"epoch": epochs[-1] if epochs else None, "ranks": [log.name for log in ranks]}
-    if errors and not PEER.search(errors[0][2]):
-        log, kind, message = errors[0]
-        met = [other.name for other, same, words in errors if same == kind and not PEER.search(words)]
-        return page | {"log": log.name, "node": _node(log), "kind": kind, "message": message, "met": met}
+    log, kind, message = errors[0] if errors else (None, None, "")
+    epochs, machine = EPOCH.findall(texts.get(attempt / "rank_0.log", "")), OF_NODE.search(message)
+    page: dict[str, Any] = {"log": log and log.name, "node": log and _node(log), "kind": kind, "message": message}
+    page |= {"epoch": epochs[-1] if epochs else None, "of_user": kind in USERS and not machine, "alone": None}
+    if errors and not PEER.search(message):
+        met = [other for other, same, words in errors if same == kind and not PEER.search(words)]
+        page["of_user"] |= len(met) == max(1, len(ranks)) and kind in USERS + SHARED
+        nodes, of = {_node(one) for one in ranks}, {_node(one) for one in met}
+        alone = len(of) == 1 and of < nodes and (machine or kind in SHARED)
+        return page | {"nodes": len(nodes), "alone": page["node"] if alone else None}
     everything = "\n".join([*texts.values(), *map(tail, attempt.glob("node_*.log")), _job_log(attempt)])
-    page |= {"log": None, "node": None, "met": []}
     if full := OUT_OF_MEMORY.search(everything):
-        return page | {"kind": "OutOfMemoryError", "message": f"a node's own memory was full: {full[0].strip()}"}
-    kind, message = ("Killed", KILLED) if ranks else ("NotStarted", NOT_STARTED)
-    if errors:  # each says that another one is gone, which was killed; or that all wait for each other
-        log, of_peer, message = errors[0]
-        page |= {"log": log.name, "node": _node(log)}
-        kind = of_peer if re.search("[Tt]imed? ?out|watchdog", message) else kind
+        text = f"a node's own memory was full: {full[0].strip()}"
+        return page | {"log": None, "node": None, "of_user": True, "kind": "OutOfMemoryError", "message": text}
+    # of errors each says that another rank is gone, which was killed; or that all wait for each other
+    if not re.search("[Tt]imed? ?out|watchdog", message):
+        page |= {"kind": "Killed" if ranks else "NotStarted", "of_user": False}
     hint = f"; but: {full[0].strip()}" if (full := DISK.search(everything)) else ""
-    return page | {"kind": kind, "message": message + hint, "hint": hint}
+    return page | {"message": (message or VAGUE[page["kind"]]) + hint, "hint": hint}
 
 
 def _job_log(attempt: Path) -> str:
@@ -168,55 +131,33 @@ def _node(log: Path) -> str | None:
     return file.read_text(encoding="utf-8").strip() if file.is_file() else None
 
 
-def of_user(crash: dict[str, Any]) -> bool:
-    """Whether the next attempt would meet it too: by its class, and by how many of the ranks have met it."""
-    everywhere = len(crash["met"]) == max(1, len(crash["ranks"]))
-    if crash["kind"] in USERS:
-        return everywhere or not OF_NODE.search(crash["message"])
-    return crash["kind"] in SHARED and everywhere
-
-
-def of_node(crash: dict[str, Any], attempt: Path) -> str | None:
-    """The one node that has met it, of several, if a node can be what causes it."""
-    nodes = {_node(attempt / name) for name in crash["met"]}
-    others = {_node(attempt / name) for name in crash["ranks"]} - nodes
-    of_its_own = crash["kind"] in SHARED or OF_NODE.search(crash["message"])
-    return nodes.pop() if len(nodes) == 1 and others and of_its_own and not PEER.search(crash["message"]) else None
-
-
 def verdict(attempt: Path, notified: bool = False) -> tuple[bool, str]:
-    """Whether to try again, and why. `notified`: it was told to end.
+    """Whether to try again, and why. `notified`: it was told to end, which is no crash if it has saved a checkpoint.
 
-    Writes `notice.json` if it did and has saved a checkpoint, else `crash.json`, and a bad node into ../bad_nodes.
-    Where no `start.json` says which checkpoint the attempt began from, an epoch beyond former notices' counts as saved.
+    Reads `start.json`, the checkpoint that it began from; writes `crash.json`, and a bad node into ../bad_nodes.
     """
-    now, begun = crash(attempt), _load(attempt / "start.json")
-    told = [float(_load(path)["epoch"] or 0) for path in attempt.parent.glob("*/notice.json")]
-    if begun:
-        newest = newest_complete(Path(begun["output_dir"]))
-        saved = bool(newest) and step_of(newest) > begun["step"]
-    else:
-        saved = bool(now["epoch"]) and not now["log"] and float(now["epoch"]) > max(told, default=-1)
+    now, begun = crash(attempt), attempt / "start.json"
     place = f"epoch {now['epoch']}" if now["epoch"] else "before the first step"
-    if notified and saved:
-        write_text(attempt / "notice.json", json.dumps({"epoch": now["epoch"]}))
-        return True, f"{attempt.name}: ended on notice, in {place}"
+    if notified and begun.is_file():
+        page = read_json(begun, "output_dir", "step")
+        if (newest := newest_complete(Path(page["output_dir"]))) and step_of(newest) > page["step"]:
+            return True, f"{attempt.name}: ended on notice, in {place}"
     if notified and now["kind"] in VAGUE:
-        now |= {"kind": "NoCheckpoint", "message": NO_CHECKPOINT + now["hint"]}
-    before = [_load(path) for path in attempt.parent.glob("attempt_*/crash.json")]
+        now |= {"kind": "NoCheckpoint", "message": VAGUE["NoCheckpoint"] + now["hint"]}
+    before = [read_json(path) for path in attempt.parent.glob("attempt_*/crash.json")]
     write_text(attempt / "crash.json", json.dumps(now, indent=1))
     most = int(os.environ.get("HERMES3_MAX_CRASHES", MAX_CRASHES))
     again = False
-    if of_user(now):
+    if now["of_user"]:
         why = "an error that another attempt would meet too"
-    elif now["kind"] not in VAGUE and signature(now) in map(signature, before):
+    elif now["kind"] not in VAGUE and _signature(now) in map(_signature, before):
         why = "the same crash as before, at the same place"
     else:
         why = f"crash {len(before) + 1} of at most {most} (HERMES3_MAX_CRASHES)"
         again = len(before) + 1 < most
-        if again and (node := of_node(now, attempt)):
+        if again and (node := now["alone"]):
             try:
-                exclude({node: [now["message"].splitlines()[0]]}, len(now["ranks"]), attempt.parent / "bad_nodes")
+                exclude({node: [now["message"].splitlines()[0]]}, now["nodes"], attempt.parent / "bad_nodes")
                 why += f"; {node} alone has met it, and is left out"
             except UserError as error:
                 again, why = False, f"{error}"
@@ -224,68 +165,41 @@ def verdict(attempt: Path, notified: bool = False) -> tuple[bool, str]:
     return again, f"{attempt.name}, {where}, {place}: {why}\n{now['message']}"
 
 
-def _load(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def signature(crash: dict[str, Any]) -> tuple:
+def _signature(crash: dict[str, Any]) -> tuple:
     """What two crashes share that are one: all but the numbers, which are of processes, ports and addresses."""
     return crash["kind"], re.sub(r"0x[0-9a-f]+|\d+", "#", crash["message"]), crash["epoch"]
 
 
-# the nodes of a job
-
-SKEW = 5.0  # seconds that a node's clock may be off: the logs of ranks are read side by side
-# Checks of files that all nodes share: on a job of one node too, the fault is not the node's
-OF_FILES = ("disk", "shared", "model", "mix")
-# Faults of single nodes, however many have them
-OF_NODES = ("health", "idle", "clock", "all-reduce")
-Answers = dict[str, dict[str, Any]]  # node -> {"checks": {name: {"ok", "text", "remedy", "same"}}}, as of `node_check`
-
-
 def clocks(offsets: dict[str, float]) -> dict[str, dict[str, Any]]:
     """A check for each node, by how far its clock is from the first node's, in s: right is what most nodes have."""
-
-    def agreed(mine: float) -> bool:
-        return sum(abs(mine - other) <= SKEW for other in offsets.values()) * 2 > len(offsets)
-
-    most = [mine for mine in offsets.values() if agreed(mine)]
-    apart = max(offsets.values(), default=0) - min(offsets.values(), default=0)
-    checks = {}
+    checks, apart = {}, max(offsets.values(), default=0) - min(offsets.values(), default=0)
+    near = {node: [abs(mine - other) <= SKEW for other in offsets.values()] for node, mine in offsets.items()}
+    most = [mine for node, mine in offsets.items() if sum(near[node]) * 2 > len(offsets)]
     for node, mine in offsets.items():
-        text = f"its clock is off by {abs(mine - statistics.median(most)):.0f} s" if most else (
-            f"the nodes' clocks differ by {apart:.0f} s, and nobody can tell which is right"
-        )  # fmt: skip
-        checks[node] = {"ok": agreed(mine), "text": text, "remedy": "set its clock (chrony or ntpd)"}
+        text = f"the nodes' clocks differ by {apart:.0f} s, and nobody can tell which is right"
+        if most:
+            text = f"its clock is off by {abs(mine - statistics.median(most)):.0f} s"
+        checks[node] = {"ok": mine in most, "text": text, "remedy": "set its clock (chrony or ntpd)"}
     return checks
 
 
-def compare(answers: Answers) -> None:
-    """Mark as bad what must be the same on all nodes and is not what most have; the first node has the casting vote."""
-    names = dict.fromkeys(name for answer in answers.values() for name in answer["checks"])
-    for name in names:
-        checks = [answer["checks"][name] for answer in answers.values() if answer["checks"].get(name, {}).get("same")]
-        values = Counter(check["same"] for check in checks if check["ok"])
-        usual = max(values, key=values.get, default=None)
-        for check in checks:
-            if check["ok"] and check["same"] != usual:
-                others = next(one["text"] for one in checks if one["same"] == usual)
-                check |= {"ok": False, "text": f"{_difference(check['text'], others)}"}
-
-
-def _difference(here: str, others: str) -> str:
-    mine, theirs = here.split(", "), others.split(", ")
-    if here == others:
-        return f"{here}, but other content than on the other nodes"
-    return f"{', '.join(x for x in mine if x not in theirs)}; others: {', '.join(x for x in theirs if x not in mine)}"
-
-
 def blame(answers: Answers) -> tuple[dict[str, list[str]], list[str]]:
-    """(bad, shared): faults by node, and the faults that all nodes have which looked, so not the nodes' own."""
+    """(bad, shared): faults by node, and the faults that all nodes have which looked, so not the nodes' own.
+
+    Marked as bad: what must be the same on all nodes and is not what most have; the first node has the casting vote.
+    """
     bad: dict[str, list[str]] = {}
     shared: list[str] = []
     for name in dict.fromkeys(name for answer in answers.values() for name in answer["checks"]):
         looked = {node: answer["checks"][name] for node, answer in answers.items() if name in answer["checks"]}
+        alike = [check for check in looked.values() if check["ok"] and check.get("same")]
+        usual = Counter(check["same"] for check in alike).most_common(1)
+        others = next((check["text"].split(", ") for check in alike if check["same"] == usual[0][0]), [])
+        for check in alike:
+            if check["same"] != usual[0][0]:
+                mine = check["text"].split(", ")
+                text = f"{', '.join(x for x in mine if x not in others)}; others: "
+                check |= {"ok": False, "text": text + ", ".join(x for x in others if x not in mine)}
         faulty = {node: check for node, check in looked.items() if check["ok"] is False}
         lines = {node: f"{name}: {check['text']} -> {check['remedy']}" for node, check in faulty.items()}
         told_apart = len(looked) > 1 or (len(answers) == 1 and name.split()[0] in OF_FILES)
@@ -300,24 +214,21 @@ def blame(answers: Answers) -> tuple[dict[str, list[str]], list[str]]:
 def exclude(bad: dict[str, list[str]], nodes: int, file: Path) -> None:
     """Add bad nodes to `file`, for `queue.requeue`. `UserError` for more than a quarter of `nodes`, and over two."""
     known = queue.bad_nodes(file)
-    if again := [node for node in bad if node in known]:
-        raise UserError(
-            f"{', '.join(again)} bad again: Slurm gave this job nodes that it was to leave out; submit it anew with "
-            f"--exclude={','.join(again)}"
-        )
+    if again := ",".join(node for node in bad if node in known):
+        wrong = f"{again} bad again: Slurm gave this job nodes that it was to leave out"
+        raise UserError(f"{wrong}; submit it anew with --exclude={again}")
     lines = file.read_text(encoding="utf-8") if known else ""
     write_text(file, lines + "".join(f"{node}\t{'; '.join(faults)}\n" for node, faults in bad.items()))
-    most = int(os.environ.get("HERMES3_MAX_BAD_NODES", max(2, math.ceil(nodes / 4))))
-    if len(known) + len(bad) > most:
-        raise UserError(
-            f"{len(known) + len(bad)} bad nodes in {file}, more than the {most} that this job may exclude: look at "
-            "them first; then set HERMES3_MAX_BAD_NODES, or submit with --exclude"
-        )
+    most, now = int(os.environ.get("HERMES3_MAX_BAD_NODES", max(2, math.ceil(nodes / 4)))), len(known) + len(bad)
+    if now > most:
+        wrong = f"{now} bad nodes in {file}, more than the {most} that this job may exclude: look at them first"
+        raise UserError(f"{wrong}; then set HERMES3_MAX_BAD_NODES, or submit with --exclude")
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    if queue.preempted(os.environ.get("SLURM_JOB_ID", "")):
+    folder, job = Path(sys.argv[1]), queue.shown(os.environ.get("SLURM_JOB_ID", ""))
+    taken = job.get("PreemptTime", "")  # GraceTime before the job ends; or in an attempt before
+    if taken[:1].isdigit() and taken > job.get("StartTime", ""):
         again, why = True, f"{folder.name}: preempted"
     else:
         again, why = verdict(folder, Path(os.environ.get("HERMES3_STOP_FILE", "")).is_file())
