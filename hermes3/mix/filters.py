@@ -13,7 +13,7 @@ from typing import Any
 
 from hermes3.chat.prompts import parse_tool_calls, to_json
 from hermes3.messages import ROLES, BadRow, Message
-from hermes3.mix import tool_text
+from hermes3.mix import turns
 from hermes3.mix.adapt import Example
 from hermes3.mix.refusals import is_refusal
 
@@ -144,7 +144,7 @@ def _validator(schema: str) -> Any:
     from referencing import Registry
 
     try:
-        parsed = tool_text.read(schema.strip())
+        parsed = turns.read(schema.strip())
         kind = validator_for(parsed, default=Draft202012Validator)
         kind.check_schema(parsed)
     except (ValueError, SchemaError, RecursionError):

@@ -15,7 +15,7 @@ from hermes3.files import UserError, write_text
 from hermes3.plan.cost import mix_of
 from hermes3.plan.plan import Plan, plan
 from hermes3.recipe.hardware import CPU, Hardware, hardware_of
-from hermes3.recipe.read import ERROR, on_hub, read
+from hermes3.recipe.read import on_hub, read
 from hermes3.slurm import queue, start
 
 TRAIN = "launch/train.sbatch"
