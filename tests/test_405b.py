@@ -20,7 +20,7 @@ def planned(recipe: str, gpu: str) -> Plan:
 
 def cost_row(stage: str, gpu: str) -> str:
     one = planned(RECIPES[stage], gpu)
-    cost, fewest = one.cost, one.best(quickest=False)
+    cost, fewest = one.cost, one.best()["cheapest"]
     return (
         f"| {stage} | {one.gpus} {gpu} | {cost.hours:.1f} | {cost.gpu_hours:,.0f} | {cost.usd:,.0f} "
         f"| {fewest} ({one.choices[fewest][0]:.1f} h) |"
