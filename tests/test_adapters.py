@@ -10,17 +10,14 @@ import yaml
 from conftest import ROOT, real_rows
 
 from hermes3.chat.prompts import tools_system
-from hermes3.chat.render import turns
 from hermes3.messages import BadRow, check, clean, tool_call
 from hermes3.mix.adapt import ADAPTERS, SHAPE
 from hermes3.mix.columns import Row
-from hermes3.mix.read import parse
 from hermes3.mix.spec import Adapter
 from hermes3.mix.turns import ROLE_OF
 
 REAL = ROOT.parent / "shared/data/train"
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
-SYSTEM = {"role": "system", "content": "s"}
 SAID = [USER, ANSWER]
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string", "description": "its 'name'"}}}
 TOOL = {"type": "function", "function": {"name": "sky", "description": "The sky.", "parameters": PARAMETERS}}
@@ -30,7 +27,7 @@ OBJECTS = {"TOOL": TOOL, "FUNCTION": TOOL["function"], "CALLS": CALLS, "RESPONSE
 
 PROMPTS = yaml.safe_load((ROOT / "tests/tool_prompts.yml").read_text(encoding="utf-8"))
 WORDINGS = {n: p.replace("@json", json.dumps([TOOL])).replace("@python", str([TOOL])) for n, p in PROMPTS.items()}
-NEWEST, OLDER = tools_system([TOOL]), WORDINGS["older"]
+NEWEST = tools_system([TOOL])
 CALLED = '<tool_call>\n{"name": "sky", "arguments": {"city": "Ulm"}}\n</tool_call>'
 TEXTS = WORDINGS | {"newest": NEWEST, "called": CALLED, "tool": json.dumps(TOOL)}
 TEXTS |= {"function": json.dumps(TOOL["function"]), "other": NEWEST.replace("The sky.", "Another.")}
@@ -85,6 +82,19 @@ def test_a_preference_s_prompt_comes_in_every_form_and_is_compared_with_what_bot
         sides = {"chosen": [*shared, chosen], "rejected": [*shared, rejected]}
     expected = {"messages": case["messages"], "tools": [], "chosen": chosen, "rejected": rejected}
     assert ADAPTERS["preference"](case["row"] | sides) == expected
+
+
+@pytest.mark.parametrize("columns", DATA["answers"])
+def test_a_preference_s_answers_come_in_every_form(columns):
+    expected = {"messages": SAID[:1], "tools": [], "chosen": ANSWER, "rejected": {**ANSWER, "content": "b"}}
+    assert ADAPTERS["preference"]({"prompt": "q"} | columns) == expected
+
+
+def test_a_preference_may_be_between_calls():
+    calls = [("system", NEWEST), ("human", "q"), ("gpt", CALLED), ("tool", RESPONSE["content"]), ("gpt", "a")]
+    got = ADAPTERS["preference"]({**sharegpt(*calls, ("human", "q")), "chosen": CALLED, "rejected": {"value": "no"}})
+    assert got["messages"] == [USER, CALLS, RESPONSE, ANSWER, USER] and got["tools"] == [TOOL]
+    assert got["chosen"] == CALLS and got["rejected"]["content"] == "no"
 
 
 @pytest.mark.parametrize("case", DATA["unread"])
@@ -144,13 +154,6 @@ def test_responses_are_named_by_id_and_stand_in_the_calls_order(ids):
     assert "no open call has its tool_call_id, '7'" in str(refused("messages", row))
 
 
-def test_a_number_is_trained_as_it_stands_or_refused():
-    row = {"messages": [USER, {**CALLS, "tool_calls": [tool_call("sky", {"n": 2**64 - 1})]}], "tools": [TOOL]}
-    assert ADAPTERS["messages"](parse(json.dumps(row).encode()))["messages"][1:] == row["messages"][1:]
-    too_long = json.dumps(row).replace(str(2**64 - 1), "123456789012345678901234")
-    assert "an integer beyond 64 bits" in str(refused("messages", parse(too_long.encode())))
-
-
 CALL_TEXTS = [
     CALLED,
     "<tool_call>\n{'arguments': {'city': 'Ulm'}, 'name': 'sky'}\n</tool_call>\n",
@@ -170,17 +173,6 @@ def test_hermes_text_becomes_structured(prompt):
         assert ADAPTERS["sharegpt"](row) == {"messages": [USER, CALLS, RESPONSE, ANSWER], "tools": [TOOL]}
 
 
-def test_hermes_text_is_rendered_as_it_stood():
-    system = tools_system([TOOL, {"type": "function", "function": {"name": "g"}}], "Be brief.")
-    contents = '{"sky": "grey"}', '"not \\"known\\""'
-    blocks = [f'<tool_response>\n{{"name": "sky", "content": {text}}}\n</tool_response>' for text in contents]
-    calls = ("gpt", f"Let me look.\n{CALLED}\n{CALLED}"), ("tool", "\n".join(blocks))
-    row = sharegpt(("system", system), ("human", "q"), *calls, ("gpt", "a"))
-    got = ADAPTERS["sharegpt"](row)
-    assert [message["role"] for message in got["messages"]].count("tool") == 2
-    assert [turn.text for turn in turns(**got)] == [turn["value"] for turn in row["conversations"]]
-
-
 @pytest.mark.parametrize("case", DATA["hermes_refused"])
 def test_hermes_text_that_cannot_be_read_is_refused(case):
     said = [(turn["role"], turn["content"]) for turn in case["turns"]]
@@ -193,25 +185,6 @@ def test_rag_takes_the_paper_s_form(case):
     got = ADAPTERS["glaive_rag"](DATA["rag"]["row"] | case.get("columns", {}))["messages"]
     assert [message["role"] for message in got] == ["system", "user", "assistant"]
     assert case | {message["role"]: message["content"] for message in got if message["role"] in case} == case
-
-
-def test_a_preference_s_answers_come_in_every_form():
-    other = {**ANSWER, "content": "b"}
-    answers = [
-        {"chosen": "a", "rejected": {"content": "b"}},
-        {"chosen": {"from": "gpt", "value": "a"}, "rejected": {"value": "b"}},
-        {"chosen": [ANSWER], "rejected": [{"from": "gpt", "value": "b", "weight": 0}]},
-        # ultrafeedback_binarized: both sides whole, a `messages` column that already holds the chosen answer
-        {"chosen": [USER, ANSWER], "rejected": [USER, other], "messages": [USER, ANSWER], "score_chosen": 8.5},
-    ]
-    for columns in answers:
-        got = ADAPTERS["preference"]({"prompt": "q"} | columns)
-        assert got == {"messages": [USER], "tools": [], "chosen": ANSWER, "rejected": other}, columns
-    calls = [("system", NEWEST), ("human", "q"), ("gpt", CALLED), ("tool", "<tool_response>\n1\n</tool_response>")]
-    row = {**sharegpt(*calls, ("gpt", "a"), ("human", "q")), "chosen": CALLED, "rejected": {"value": "no"}}
-    got = ADAPTERS["preference"](row)
-    assert got["messages"] == [USER, CALLS, {**RESPONSE, "content": "1"}, ANSWER, USER] and got["tools"] == [TOOL]
-    assert got["chosen"] == CALLS and got["rejected"]["content"] == "no"
 
 
 @pytest.mark.parametrize("case", DATA["refused"])

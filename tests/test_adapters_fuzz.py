@@ -8,7 +8,7 @@ import sys
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_adapters import CALLED, CALLS, DATA, NEWEST, OLDER, RESPONSE, SAID, SYSTEM, TOOL, USER, sharegpt
+from test_adapters import CALLED, DATA, NEWEST, RESPONSE, SAID, TOOL, USER, sharegpt
 
 from hermes3.chat.prompts import to_json
 from hermes3.chat.render import Renderer, turns
@@ -29,32 +29,10 @@ NASTY = [
     *([], {}, [[]], [None], [{}], {"": {}}, {"role": []}, {"name": {}}, FIFTY_DEEP, [FIFTY_DEEP], SAID, TOOL),
     *(10**5000, DEEP, {"a": DEEP}),
 ]
-TWO_CALLS = [{"id": i, "function": {"name": "sky", "arguments": "{}"}} for i in ("c1", "c2")]
-PARALLEL = {"role": "assistant", "content": None, "tool_calls": TWO_CALLS}
-BY_ID = [{"role": "tool", "tool_call_id": i, "content": i} for i in ("c2", "c1")]
-HERMES = [("system", OLDER), ("human", "q"), ("gpt", f"Look.\n{CALLED}"), ("tool", "<tool_response>{'a': 1}")]
-PARTS = {"role": "assistant", "content": [{"type": "text", "text": "a"}], "weight": 0}
-ASKED, RAG = {"question": "q", "answer": "a", "system_prompt": "s"}, DATA["rag"]["row"]
-VALID = [
-    ("messages", {"messages": [SYSTEM, *SAID, USER, PARTS]}),
-    ("messages", {"messages": [USER, CALLS, RESPONSE, *SAID[1:], USER, PARALLEL, *BY_ID, *SAID[1:]], "tools": [TOOL]}),
-    ("sharegpt", sharegpt(("human", "q"), ("gpt", "a"), ("human", "q"), ("gpt", "a"), system="s", tools="[]")),
-    ("sharegpt", sharegpt(*HERMES, ("gpt", "a"))),
-    ("sharegpt", DATA["structured"][1]["row"]),
-    ("instruction", {"instruction": "q", "input": "i", "output": "a", "system": "s"}),
-    ("question_answer", ASKED),
-    ("prompt_completion", {"prompt": "q", "completion": "a"}),
-    ("prompt_completion", {"prompt": [SYSTEM, *SAID, USER], "completion": [CALLS], "tools": [TOOL]}),
-    ("glaive_rag", RAG),
-    ("glaive_rag", {**RAG, "documents": [{"title": "t", "text": "x"}], "answer": "<co: 0>x</co: 0>"}),
-    ("preference", {"messages": [USER], "chosen": "a", "rejected": {"content": "b"}}),
-    ("preference", {"prompt": "q", "chosen": SAID, "rejected": [USER, {**SAID[1], "content": "b"}], "messages": SAID}),
-    ("preference", {**sharegpt(*HERMES), "chosen": {"from": "gpt", "value": "a"}, "rejected": CALLED}),
-    (
-        "preference",
-        {"instruction": "q", "input": "i", "system": "s", "tools": [TOOL], "chosen": [CALLS], "rejected": "b"},
-    ),
-]
+VALID = [(case["adapter"], case["row"]) for case in DATA["become"] + DATA["structured"]]
+VALID += [("preference", case["row"] | {"chosen": "a", "rejected": {"content": "b"}}) for case in DATA["prompts"]]
+VALID += [("preference", {"prompt": "q"} | columns) for columns in DATA["answers"]]
+VALID += [("glaive_rag", DATA["rag"]["row"] | case.get("columns", {})) for case in DATA["rag"]["cases"]]
 
 
 def places(value, at=()):

@@ -14,6 +14,7 @@ import tracemalloc
 from decimal import Decimal
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import zip_longest
 from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urlsplit
@@ -117,7 +118,7 @@ def test_chunks_lose_nothing_and_are_as_full_as_their_limits_allow(tmp_path_fact
     made = list(chunks("s", files * 2, rows, size))
     pairs = [(chunk.first + i, line) for chunk in made for i, line in enumerate(chunk.lines)]
     assert pairs == [(number, text) for number, text in enumerate(texts, 1) if text] * 2
-    for chunk, after in zip(made, [*made[1:], None], strict=True):
+    for chunk, after in zip_longest(made, made[1:]):
         total = sum(map(len, chunk.lines))
         assert 1 <= len(chunk.lines) <= rows and (len(chunk.lines) == 1 or total <= size)
         if after and after.first == chunk.first + len(chunk.lines):  # cut by a limit, not by a blank line or the end
@@ -135,7 +136,6 @@ BROKEN = {  # name, bytes, last row that can be read; a list is read row by row,
     "list without its end": ("a.json", LIST[:-1], 256),
     "list with a broken row": ("a.json", LIST.replace(b'"id": 100', b'"id" 100'), 100),
     "two lists": ("a.json", LIST + LIST, 257),
-    "neither a list of rows nor one row per line": ("b.json", json.dumps({"data": ROWS}, indent=1).encode(), 1),
     "truncated parquet": ("a.parquet", TABLE[:-100], 0),
     "corrupt parquet": ("a.parquet", TABLE[:500] + b"\xff" * 500 + TABLE[1000:], 0),
 }
@@ -184,6 +184,7 @@ def test_files_are_found_by_name_and_by_glob_in_sorted_order_and_others_named(tm
 def test_parse_takes_what_python_writes_and_refuses_what_is_no_json():
     assert parse(b'{"a": "\\ud800"}') == {"a": "\ud800"}
     assert parse(b'{"a": NaN}')["a"] != parse(b'{"a": NaN}')["a"]
+    assert [parse(str(n).encode()) for n in (2**64 - 1, 10**30)] == [2**64 - 1, 10**30]  # no float in its stead
     for bad in (b'{"a"', b"", b'{"a": "\xff"}', b"[" * 100_000, b'{"a": 1} {"a": 2}'):
         with pytest.raises(BadRow, match="^not_json: ."):
             parse(bad)
@@ -275,6 +276,7 @@ class Hub(BaseHTTPRequestHandler):
 
 PRELUDE = """
 import json, sys
+from itertools import zip_longest
 from pathlib import Path
 from hermes3.mix import lock, read, spec as specs
 SPEC, out = Path(sys.argv[1]), []
@@ -406,8 +408,5 @@ def test_a_spec_or_a_glob_that_has_changed_since_its_lock_is_refused(tmp_path):
         spec_of(tmp_path, *others)
         with pytest.raises(ValueError, match=r"source s. is new, gone or changed .*run `hermes3 mix lock .*` again"):
             lock.read(spec)
-    lock.lock_path(spec).write_text('{"sources": [1]}')
-    with pytest.raises(ValueError, match="not a lock"):
-        lock.read(spec)
     spec = lock.specs.load(spec_of(tmp_path, REPO, {**REPO, "revision": OLD}, {"path": "a.jsonl"}))
     assert lock.unpinned(spec, None) == ["s0"] and lock.unpinned(spec, {"sources": {}}) == []

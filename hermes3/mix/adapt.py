@@ -187,14 +187,7 @@ def _checked(row: Row, messages: list[Message]) -> Example:
 def _with_system(row: Row, messages: list[Message]) -> list[Message]:
     """`messages` after the system message that stands in a column of its own."""
     key = _stated(row, "system", "system_prompt", "system_message")
-    if key is None:
-        return messages
-    system = _turn("system", _field(row, str, key))
-    if not messages or messages[0]["role"] != "system":
-        return [system, *messages]
-    if words(messages[0]) != words(system):
-        raise BadRow("prompts_differ", f"the column {key} and the system turn say different things")
-    return messages
+    return joined([_turn("system", _field(row, str, key))], messages) if key else messages
 
 
 def _asked(row: Row, key: str) -> Message:

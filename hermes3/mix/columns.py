@@ -11,10 +11,9 @@ from typing import Any
 
 from hermes3.messages import BadRow
 from hermes3.mix import rules
-from hermes3.mix.spec import Source
 
 _PATTERNS = rules.load("columns")["patterns"]
-MAY_TRAIN = "unread, may train: "
+MAY_TRAIN = "unread, may train"
 
 
 class Row(dict[str, Any]):
@@ -62,12 +61,6 @@ def record(counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
     return parts
 
 
-def unread(counts: Mapping[str, int], source: Source) -> dict[str, int]:
-    """The columns and fields of `source` that may hold what should train, and that nothing declares or reads."""
-    names = {key.removeprefix(MAY_TRAIN): n for key, n in sorted(counts.items()) if key.startswith(MAY_TRAIN)}
-    return {name: n for name, n in names.items() if name not in source.ignore and name not in source.where}
-
-
 def is_empty(value: Any, levels: int = 5) -> bool:
     """Whether a value says nothing: null, blank text, or a list or object of such values alone, a few levels deep."""
     if isinstance(value, dict | list):
@@ -81,4 +74,4 @@ def _kind(name: str, is_number: bool) -> str:
     """Whether the unread column or field `name` only describes its row."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", "_", name).lower().strip("_")
     describes = is_number or _PATTERNS["describes"].fullmatch(words)
-    return "unread" if describes and not _PATTERNS["marks"].fullmatch(words) else "unread, may train"
+    return "unread" if describes and not _PATTERNS["marks"].fullmatch(words) else MAY_TRAIN

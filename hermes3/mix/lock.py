@@ -35,15 +35,12 @@ def read(spec_path: Path) -> Lock | None:
     path = lock_path(spec_path)
     if not path.is_file():
         return None
-    lock, again = read_json(path, "sources"), f"run `hermes3 mix lock {spec_path}` again"
-    try:
-        locked = {name: source["asked"] for name, source in lock["sources"].items()}
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{path}: not a lock; {again}") from None
+    lock = read_json(path, "sources")
     declared = {source.name: _place(source) for _, source in specs.load(spec_path).sources()}
-    for name in sorted(declared.keys() | locked.keys()):
-        if declared.get(name) != locked.get(name):
-            raise UserError(f"{path}: source {name} is new, gone or changed in {spec_path}; {again}")
+    for name in sorted({*declared, *lock["sources"]}):
+        if declared.get(name) != lock["sources"].get(name, {}).get("asked"):
+            wrong = f"source {name} is new, gone or changed in {spec_path}; run `hermes3 mix lock {spec_path}` again"
+            raise UserError(f"{path}: {wrong}")
     return lock
 
 

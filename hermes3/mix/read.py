@@ -95,14 +95,8 @@ def _rows(file: File) -> Iterator[tuple[int, bytes]]:
         if kind == "json" and stream.peek(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
             yield from _list_rows(stream)
             return
-        rows = ((number, line.strip()) for number, line in enumerate(stream, 1) if not line.isspace())
-        for place, (number, line) in enumerate(rows):
-            if kind == "json" and place == 0:  # many .json files on the Hub hold one row per line
-                try:
-                    parse(line)
-                except BadRow:
-                    raise ValueError("it holds neither a list of rows nor one row per line") from None
-            yield number, line
+        # also of a .json file: many on the Hub hold one row per line
+        yield from ((number, line.strip()) for number, line in enumerate(stream, 1) if not line.isspace())
 
 
 def _list_rows(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
@@ -123,8 +117,7 @@ def _list_rows(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
             end = decoder.raw_decode(text, begin)[1]
             text[GAP.match(text, end).end()]  # a number may go on in the next block
         except (IndexError, ValueError) as error:
-            held = len(text) - at
-            if held > ROW_LIMIT or not (block := characters.read(max(BLOCK, held))):
+            if len(text) - at > ROW_LIMIT or not (block := characters.read(max(BLOCK, len(text) - at))):
                 raise ValueError(f"the list breaks there ({error})") from None
             text, at = text[at:] + block, 0
             continue

@@ -94,12 +94,8 @@ def start(stages: Stages) -> None:
     global _stages
     _stages = stages
     if parent := multiprocessing.parent_process():
-
-        def leave_with_parent() -> None:  # a killed parent cannot tell us to stop
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=leave_with_parent, daemon=True).start()
+        # a killed parent cannot tell us to stop
+        threading.Thread(target=lambda: os._exit(parent.join() or 1), daemon=True).start()
         os.environ["RAYON_NUM_THREADS"] = "1"  # of tokenizers and rensa: the processes are the parallelism
         pa.set_cpu_count(1)
 

@@ -67,12 +67,6 @@ class EvalSet(Strict):
     path: str | None = None  # jsonl or json, relative to --data-root
     fields: list[str] = []  # what is searched for; by default all but what is named an answer
 
-    @model_validator(mode="after")
-    def _one_place(self) -> Self:
-        if (self.path is None) == (self.task is None):
-            raise ValueError("give either task (lm-eval) or path (local)")
-        return self
-
     @property
     def name(self) -> str:
         return self.task or Path(self.path or "").stem
@@ -123,6 +117,8 @@ class Spec(Strict):
                 raise ValueError("tokens, categories: give the mix's total and percent of each, or tokens of some")
             if not 99 <= sum(percents) <= 101:  # printed shares are rounded
                 raise ValueError(f"categories: percentages sum to {sum(percents):g}, not to 100")
+        if self.decontaminate and not all(bool(one.task) != bool(one.path) for one in self.decontaminate.against):
+            raise ValueError("decontaminate.against: give each either task (lm-eval) or path (local)")
         for name, category in self.categories.items():
             if not category.sources and not self.classified:
                 raise ValueError(f"categories.{name}: no source is declared")

@@ -133,7 +133,7 @@ def joined(before: list[Message], after: list[Message]) -> list[Message]:
             return [*before[:-n], *after]
     if [turn[0] for turn in one] == ["system"] and other[0][0] == "user":
         return [*before, *after]
-    raise BadRow("prompts_differ", "the prompt's column and the turns that repeat the prompt say different things")
+    raise BadRow("prompts_differ", "a column and the turns that repeat it say different things")
 
 
 def words(message: Message) -> tuple[str, str | None, Any]:
