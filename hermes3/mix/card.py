@@ -7,7 +7,7 @@ import json
 import re
 import threading
 from collections import Counter
-from functools import cache
+from collections.abc import Callable
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ MOST_TURNS = 12  # conversations of this many turns or more share one line
 SAMPLE = 10_000  # rows; a share of 1 % is then known to within 0.2 points (95 %)
 LANGUAGE_CHARACTERS = 500  # of the question and of the answer each: py3langid is sure long before
 CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
-# of the identifiers that the Hub knows; any other licence is `other`
+# of those that the Hub knows
 HUB_LICENCES = ("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "odc-by", "bsd-3-clause")
 _LOADING = threading.Lock()
 
@@ -105,7 +105,8 @@ def _sample(mix: Path, kind: str) -> dict[str, Any]:
     columns = ["messages", *(("chosen", "rejected") if kind == "preference" else ())]
     rows = list(islice(chain.from_iterable(batches(mix / "rows", columns)), SAMPLE))
     parts = [[json.loads(row[name]) for name in columns] for row in rows]
-    languages = Counter(_language([*messages, *answers[:1]]) for messages, *answers in parts)
+    classify = prepare()
+    languages = Counter(_language([*messages, *answers[:1]], classify) for messages, *answers in parts)
     with_system = sum(messages[0]["role"] == "system" for messages, *_ in parts) / len(parts)
     sample = {"rows": len(rows), "languages": languages.most_common(), "with_system": with_system, "sides": None}
     if kind == "preference":  # a chosen answer that is the longer one is a bias that DPO learns
@@ -115,21 +116,17 @@ def _sample(mix: Path, kind: str) -> dict[str, Any]:
     return sample
 
 
-def prepare() -> Any:
-    """The language identifier: 2 s of unpacking, which a build can do while it reads rows."""
+def prepare() -> Callable[[str], tuple[str, float]]:
+    """py3langid's classifier, loaded: 2 s of unpacking, which a build can do while it reads rows."""
+    from py3langid import classify
+
     with _LOADING:
-        return _identifier()
+        classify("")
+    return classify
 
 
-@cache
-def _identifier() -> Any:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    return LanguageIdentifier.from_model_file(MODEL_FILE)
-
-
-def _language(messages: list[Message]) -> str:
+def _language(messages: list[Message], classify: Callable[[str], tuple[str, float]]) -> str:
     """ISO 639-1 code of the first question and its answer; `und` where hardly a letter is left."""
     first = {message["role"]: message["content"] for message in reversed(messages)}
     words = " ".join(CODE.sub(" ", first.get(role, ""))[:LANGUAGE_CHARACTERS] for role in ("user", "assistant"))
-    return prepare().classify(words)[0] if sum(map(str.isalpha, words)) >= 20 else "und"
+    return classify(words)[0] if sum(map(str.isalpha, words)) >= 20 else "und"

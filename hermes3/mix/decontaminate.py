@@ -43,7 +43,11 @@ class Index:
         self.table = np.zeros(1 << 64 - int(SHIFT), bool)  # of hashes of the first words of what is sought
         grams: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}  # by n: hashes, and the set of each
         for owner, one in enumerate(settings.against):
-            raw = [list(_question(doc, one)) for doc in _docs(one, data_root)]
+            docs = list(_docs(one, data_root))
+            if missing := {key for doc in docs for key in one.fields if key not in doc}:
+                there = f"there are {', '.join(docs[0])}"
+                raise UserError(f"decontaminate.against {one.name}: no field {min(missing)}; {there}")
+            raw = [list(_texts(doc, one.fields)) for doc in docs]
             questions = [[spelling for text in each for spelling in folded(text)] for each in raw]
             texts = list(dict.fromkeys(text for question in questions for text in question))
             words = Words(texts)
@@ -128,25 +132,17 @@ def record(spec: Spec, index: Index | None) -> dict[str, Any]:
     return counts | {"planted": planted, "not_searched": missing}
 
 
-def _question(doc: Any, one: EvalSet) -> Iterator[str]:
-    """What is searched for of a question: the fields that the spec names, else all but answers."""
-    if not one.fields or not isinstance(doc, dict):
-        return _texts(doc, without=ANSWER)
-    if missing := set(one.fields) - doc.keys():
-        raise UserError(f"decontaminate.against {one.name}: no field {min(missing)}; there are {', '.join(doc)}")
-    return _texts([doc[key] for key in one.fields])
-
-
-def _texts(value: Any, without: re.Pattern[str] | None = None) -> Iterator[str]:
-    """Every text in a document, at any depth, but for assistant turns and fields whose names hold `without`."""
+def _texts(value: Any, fields: list[str] | None = None, answers: bool = False) -> Iterator[str]:
+    """Every text in a document, at any depth: of the `fields` that a spec names, else all but those of answers."""
     if isinstance(value, str):
         yield value
     if isinstance(value, dict):
-        answers = without and value.get("role", value.get("from")) in ("assistant", "gpt")
-        value = [] if answers else [value[key] for key in value if not without or not without.search(str(key))]
+        turn = value.get("role", value.get("from")) in ("assistant", "gpt")
+        keys = fields or [key for key in value if answers or not (turn or ANSWER.search(str(key)))]
+        value = [value[key] for key in keys]
     if isinstance(value, list | tuple):
         for inner in value:
-            yield from _texts(inner, without)
+            yield from _texts(inner, None, answers or bool(fields))
 
 
 def _docs(one: EvalSet, data_root: Path) -> Iterable[Any]:

@@ -6,7 +6,7 @@ chosen answer: a rejected one may be bad. A filter returns what it objects to, w
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -112,9 +112,7 @@ def tool_call_text(row: Example) -> str | None:
 
 
 # broken_text first: it keeps lone surrogates, which no file takes, out of the details of the others
-FILTERS: dict[str, Callable[[Example], str | None]] = {
-    objection.__name__: objection for objection in (broken_text, refusal, unterminated_code, json_mode, tool_call_text)
-}
+FILTERS = {f.__name__: f for f in (broken_text, refusal, unterminated_code, json_mode, tool_call_text)}
 
 
 def _messages(row: Example, roles: tuple[str, ...] = ROLES) -> Iterator[tuple[str, Message]]:
