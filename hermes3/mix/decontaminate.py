@@ -2,8 +2,7 @@
 
 A shorter text is searched for whole, down to `min_words`; a question without such a text cannot be told from ordinary
 speech. Reference answers are not searched for: others give the same answers. What stands in more than half of a set's
-texts is its instruction or answer format, and is left out, unless it is part of a passage of `PASSAGE` words.
-"""
+texts is its instruction or answer format, and is left out, unless it is part of a passage of `PASSAGE` words."""
 
 import hashlib
 import json
@@ -23,7 +22,6 @@ from hermes3.mix.spec import Decontaminate, EvalSet, Spec
 # names of fields that hold a question's solution
 ANSWER = r"answer|target|label|gold|solution|output|response|completion|reference|rationale|explanation|reasoning|truth"
 ANSWER = re.compile(rf"{ANSWER}|\bcot|\bideal|expected", re.IGNORECASE)
-SUITE = ROOT / "eval/suites/paper.yml"
 LEADERBOARD = "leaderboard_"  # lm-eval has some sets under two names
 PASSAGE = 30  # words; shared instructions of BIG-Bench Hard have up to 23
 FEW = 10  # texts of a set that may share words however small the set is
@@ -122,7 +120,7 @@ def record(spec: Spec, index: Index | None) -> dict[str, Any]:
     """For the manifest; `not_searched`: rows of the paper's Table 5 of which no task is among the sets."""
     against = spec.decontaminate.against if spec.decontaminate else []
     names = {(one.task or "").removeprefix(LEADERBOARD) for one in against}
-    tasks = {name: group["tasks"] for name, group in read_yaml(SUITE)["groups"].items()}
+    tasks = {name: group["tasks"] for name, group in read_yaml(ROOT / "eval/suites/paper.yml")["groups"].items()}
     missing = [name for name in tasks if names.isdisjoint(task.removeprefix(LEADERBOARD) for task in tasks[name])]
     planted = {}
     for name, texts in index.planted.items() if index else ():
