@@ -8,62 +8,37 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from hermes3.mix.card import facts, write_card
 
 GERMAN = "Die Katze sitzt seit gestern Abend auf dem Dach und möchte nicht herunterkommen."
 ENGLISH = "The harbour was quiet that morning, and the boats had not yet come home."
-MARKUP = "<script>alert(1)</script> *or* a | pipe"
-REJECTS = [
-    *[("sums", "adapt", "empty_turn", MARKUP)] * 10,
-    *[("sums", "dedup", "exact_duplicate", "of sums-1 in sums")] * 30,
-    *[("plays", "filter", "refusal", "i am sorry")] * 20,
-    *[("plays", "filter", "unterminated_code", "")] * 5,
-    *[("plays", "decontaminate", "ngram", "gsm8k: the same words")] * 3,
-    *[("sums", "decontaminate", "ngram", "gsm8k: other words")] * 2,
-    *[("sums", "decontaminate", "ngram", "mmlu: words: with a colon")],
-    *[("plays", "dedup", "near_duplicate", "0.9 of plays-1 in plays")] * 7,
-]
-NOTHING = {"rows": 0, "tokens": 0, "loss_tokens": 0}
+MIXES = (Path(__file__).parent / "card.yml").read_text(encoding="utf-8")
 
 
-def row(source: str, category: str, tokens: int, loss: int, turns: list[tuple[str, str]], **extra) -> dict:
-    messages = [{"role": "system", "content": "Be brief."}] if extra.pop("system", False) else []
-    for question, answer in turns:
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    tools = [{"type": "function", "function": {"name": "clock"}}] if extra.pop("tools", False) else []
-    counts = {"n_tokens": tokens, "n_loss_tokens": loss, "n_turns": len(turns)}
-    texts = {"messages": json.dumps(messages, ensure_ascii=False), "tools": json.dumps(tools)}
-    return {"source": source, "category": category, **counts, **texts, **extra}
+def row(source: str, category: str, counts: tuple[int, ...], messages: list[str], **extra) -> dict:
+    """A row of `counts` (tokens, loss tokens, turns); `messages` are those of user and assistant in turn."""
+    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(messages)]
+    turns = [{"role": "system", "content": "Be brief."}] * extra.pop("system", False) + turns
+    columns = dict(zip(("n_tokens", "n_loss_tokens", "n_turns"), counts, strict=True))
+    texts = {"messages": json.dumps(turns), "tools": json.dumps([{"type": "function"}] * extra.pop("tools", False))}
+    return {"source": source, "category": category, **columns, **texts, **extra}
 
 
-def write_mix(folder: Path, kind: str, rows: list[dict], rejects: list[tuple], sources: dict[str, dict], **changes):
-    """A folder and its manifest; `sources`: {name: category, rows_read, and what differs from the usual}."""
-    for name in ("rows", "rejects"):
-        (folder / name).mkdir(parents=True)
+def write_mix(folder: Path, name: str, rows: list[dict]) -> tuple[Path, dict]:
+    """The folder and the manifest of a mix of tests/card.yml."""
+    mix = yaml.safe_load(MIXES)[name]
+    for part in ("rows", "rejects"):
+        (folder / part).mkdir(parents=True)
     half = len(rows) // 2  # two files, so that a sample has to read on
     for part, some in enumerate((rows[:half], rows[half:])):
         pq.write_table(pa.Table.from_pylist(some), folder / f"rows/part-{part:05d}.parquet")
-    columns = list(zip(*rejects, strict=True)) or [[]] * 4
-    names = ("source", "stage", "reason", "detail")
-    pq.write_table(pa.table([pa.array(one, pa.string()) for one in columns], names), folder / "rejects/part.parquet")
-    manifest = {"name": "by_hand", "kind": kind, "seed": 42, "sequence_len": 512, "versions": {"pyarrow": "26"}}
-    manifest |= {"lock": None, "categories": {}, "sources": [], "total": dict(NOTHING), "not_searched": []}
-    manifest |= {key: {"sha256": key * 9} for key in ("tokenizer", "template", "output")}
-    manifest |= {key: {} for key in ("shortfalls", "unmet_weights", "unsearched", "shared", "planted")}
-    for name, source in sources.items():
-        of_source = [one for one in rows if one["source"] == name]
-        sums = (len(of_source), *(sum(one[key] for one in of_source) for key in ("n_tokens", "n_loss_tokens")))
-        own = dict(zip(NOTHING, sums, strict=True))
-        manifest["total"] = {key: manifest["total"][key] + own[key] for key in own}
-        manifest["categories"][source["category"]] = own | {"budget": source.pop("budget", None)}
-        one = {"name": name, "path": "train/x.jsonl", "repo": None, "revision": None, "licence": "MIT", "rank": 1}
-        manifest["sources"].append(one | own | {"rows_kept": own["rows"], "rows_not_selected": 0} | source)
-    manifest["rejects"] = Counter(f"{stage}/{reason}" for _, stage, reason, _ in rejects)
-    one = {"name": next(iter(sources)), "path": "x", "adapter": "messages" if kind == "sft" else kind, "licence": "x"}
-    manifest["spec"] = {"name": "by_hand", "kind": kind, "tokenizer": "outputs/base", "sequence_len": 512, "seed": 42}
-    manifest["spec"]["categories"] = {"math": {"sources": [one]}}
-    return folder, manifest | changes
+    rejects = [one for n, *one in mix["rejects"] for _ in range(n)]
+    columns = [pa.array(one, pa.string()) for one in list(zip(*rejects, strict=True)) or [[]] * 4]
+    pq.write_table(pa.table(columns, ("source", "stage", "reason", "detail")), folder / "rejects/part.parquet")
+    counts = Counter(f"{stage}/{reason}" for _, stage, reason, _ in rejects)
+    return folder, mix["manifest"] | {"rejects": counts}
 
 
 @pytest.fixture
@@ -71,15 +46,10 @@ def sft(tmp_path) -> tuple[Path, dict]:
     """200 mathematics rows of 100 tokens (60 bear loss), 100 roleplay rows of 400 (300 bear loss), in turn."""
     rows = []
     for i in range(100):
-        turns = [(GERMAN if i % 10 == 0 else f"Question {i}: {ENGLISH}", GERMAN if i % 10 == 0 else ENGLISH)] * 2
-        rows += [row("sums", "math", 100, 60, [(f"Sum {2 * i + j}. {ENGLISH}", ENGLISH)]) for j in (0, 1)]
-        rows.append(row("plays", "roleplaying", 400, 300, turns, system=i < 40, tools=i < 25))
-    sums = {"category": "math", "rows_read": 243, "budget": 50_000}
-    plays = {"category": "roleplaying", "rows_read": 135, "budget": 40_000, "licence": "none stated", "rank": 2}
-    more = {"shortfalls": {"math": "20,000 of 50,000 tokens"}, "unmet_weights": {"sums": "half"}}
-    more |= {"unsearched": {"mmlu": 4, "gsm8k": 0}, "shared": {"mmlu": 7, "gsm8k": 0}, "not_searched": ["BBH", "GPQA"]}
-    more["planted"] = dict.fromkeys(("mmlu", "gsm8k"), {"planted": 200, "found": 190})
-    return write_mix(tmp_path / "mix", "sft", rows, REJECTS, {"sums": sums, "plays": plays}, **more)
+        rows += [row("sums", "math", (100, 60, 1), [ENGLISH, ENGLISH]) for _ in range(2)]
+        turns = [GERMAN if i % 10 == 0 else ENGLISH] * 4
+        rows.append(row("plays", "roleplaying", (400, 300, 2), turns, system=i < 40, tools=i < 25))
+    return write_mix(tmp_path / "mix", "sft", rows)
 
 
 @pytest.fixture
@@ -88,11 +58,9 @@ def pairs(tmp_path) -> tuple[Path, dict]:
     rows = []
     for i in range(40):
         answers = {"chosen": "It is so, and stays so." if i % 2 else "Quite so.", "rejected": "No idea at all."}
-        extra = {side: json.dumps({"role": "assistant", "content": text}) for side, text in answers.items()}
-        extra["messages"] = json.dumps([{"role": "user", "content": f"Really so, {i}?"}])
-        rows.append(row("pairs", "general_instructions", 64, 24, [("Is it so?", "")]) | extra)
-    sources = {"pairs": {"category": "general_instructions", "rows_read": 40}}
-    return write_mix(tmp_path / "pairs", "preference", rows, [], sources)
+        sides = {side: json.dumps({"role": "assistant", "content": text}) for side, text in answers.items()}
+        rows.append(row("pairs", "general_instructions", (64, 24, 1), [f"Really so, {i}?"], **sides))
+    return write_mix(tmp_path / "pairs", "pairs", rows)
 
 
 def findings(folder: Path, manifest: dict) -> str:
@@ -112,13 +80,17 @@ def test_the_figures_are_those_of_manifest_and_rows(sft, pairs, monkeypatch):
     steps = {"rows read": 378, "adapt": -10, "filter": -25, "decontaminate": -6, "dedup": -37, "rows kept": 300}
     assert card["funnel"] == steps
     rejects = [tuple(one.values()) for one in card["left_out"]]
-    assert len(rejects) == 7 and rejects[0] == ("adapt", "empty_turn", "sums", 10, MARKUP)
+    assert len(rejects) == 7 and rejects[0] == (
+        "adapt",
+        "empty_turn",
+        "sums",
+        10,
+        "<script>alert(1)</script> *or* a | pipe",
+    )
     assert rejects[4] == ("decontaminate", "ngram", "sums", 3, "gsm8k: other words")
     assert card["contaminated"] == {"gsm8k": 5, "mmlu": 1}
-    for one, length in zip(card["lengths"]["categories"], (100, 400), strict=True):
+    for one, length in zip(card["lengths"], (100, 400), strict=True):
         assert (one["median"], one["p5"], one["longest"], one["mean"]) == (length, length, length, length)
-        (place,) = [place for place, share in enumerate(one["shares"]) if share]
-        assert one["shares"][place] == 1 and place <= one["median_at"] < place + 1
     assert card["turns"] == [(1, 200), (2, 100)] and card["with_tools"] == 25 / 300
     assert card["sample"]["languages"] == [("en", 290), ("de", 10)] and card["sample"]["with_system"] == 40 / 300
     monkeypatch.setattr("hermes3.mix.card.SAMPLE", 180)  # more than the first file holds
@@ -137,7 +109,7 @@ def test_the_page_asks_nothing_of_the_network_and_has_both_themes(kind, request)
     assert {link for link in links if not link.startswith("#")} == {"https://arxiv.org/abs/2408.11857"}
     assert not re.findall(r"@import|url\((?!#)|<script|<link|<iframe|figure:", page)
     assert "prefers-color-scheme: dark" in page and "@media print" in page
-    assert page.count("<svg") == page.count("<figcaption>") == (2 if kind == "sft" else 1)
+    assert page.count("<svg") == page.count("<figcaption>") == (kind == "sft") and "pretty_name" not in page
     drawn = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
     assert not re.findall(r"#[0-9a-f]{6}\b", drawn), "a colour that does not follow the theme"
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
@@ -145,7 +117,7 @@ def test_the_page_asks_nothing_of_the_network_and_has_both_themes(kind, request)
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
     write_card(folder, manifest)
-    assert (page, text) == tuple((folder / name).read_text() for name in ("card.html", "README.md"))
+    assert page == (folder / "card.html").read_text()
 
 
 def test_the_readme_says_first_what_is_wrong_and_the_hub_reads_its_head(sft):

@@ -18,12 +18,7 @@ from hermes3.mix.spec import CATEGORIES
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared/data/train"
-FILES = {
-    "gpteacher_roleplay.json": ("instruction", "roleplaying"),
-    "gpteacher_codegen.json": ("instruction", "coding"),
-    "gsm8k_train.jsonl": ("question_answer", "math"),
-    "glaive_toolcall.json": ("sharegpt", "tool_use_agentic_rag"),
-}
+REAL_ROWS = yaml.safe_load((ROOT / "tests/classify_files.yml").read_text(encoding="utf-8"))
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="the real training files are not beside the repository")
 
 
@@ -51,23 +46,21 @@ def test_the_first_rule_that_matches_the_first_ask_decides():
     assert classify({"messages": [], "tools": []}) == "general_instructions"
 
 
-@pytest.mark.parametrize(
-    "text", ["a) ", "12 + ", "*as ", "you are A ", "write a ", "$x ", "<plan>", "\n\n", "how many "]
-)
-def test_a_long_monotonous_row_takes_no_longer_than_the_characters_read(text: str):
-    row = example(text * 30_000, system=text * 30_000, answer=text * 30_000)
-    start = time.process_time()
-    for _ in range(20):
-        classify(row)
-    assert (time.process_time() - start) / 20 < 0.02
+def test_a_long_monotonous_row_takes_no_longer_than_the_characters_read():
+    for text in ("a) ", "12 + ", "*as ", "you are A ", "write a ", "$x ", "<plan>", "\n\n", "how many "):
+        row = example(text * 30_000, system=text * 30_000, answer=text * 30_000)
+        start = time.process_time()
+        for _ in range(20):
+            classify(row)
+        assert (time.process_time() - start) / 20 < 0.02, text
 
 
-def held_out(name: str) -> Iterator[Example]:
+def held_out(name: str, adapter: str) -> Iterator[Example]:
     """Odd rows: the rules were tuned on the even ones."""
     lines = [line for chunk in read.chunks(name, [read.File(name, REAL / name)]) for line in chunk.lines]
     for line in lines[1::2]:
         with suppress(BadRow):
-            yield ADAPTERS[FILES[name][0]](read.parse(line))
+            yield ADAPTERS[adapter](read.parse(line))
 
 
 def recall(true: str, rows: Iterable[Example]) -> float:
@@ -77,14 +70,11 @@ def recall(true: str, rows: Iterable[Example]) -> float:
     return counts[true] / counts.total()
 
 
-FLOORS = {"roleplaying": 0.92, "coding": 0.99, "math": 0.99, "tool_use_agentic_rag": 0.59}
-
-
 @needs_real_data
 def test_held_out_rows_of_real_files_are_found():
-    rows = {name: list(held_out(name)) for name in FILES}
-    shares = {true: recall(true, rows[name]) for name, (_, true) in FILES.items()}
-    assert {true: round(share, 3) for true, share in shares.items() if share < FLOORS[true]} == {}
+    rows = {name: list(held_out(name, one["adapter"])) for name, one in REAL_ROWS["files"].items()}
+    for name, one in REAL_ROWS["files"].items():
+        assert recall(one["category"], rows[name]) >= one["recall"]
     offering = [row for row in rows["glaive_toolcall.json"] if row["tools"]]
     assert len(offering) > 80 and {classify(row) for row in offering} == {"tool_use_agentic_rag"}
     for row in rows["gsm8k_train.jsonl"]:  # word problems are found without their answers
@@ -92,18 +82,11 @@ def test_held_out_rows_of_real_files_are_found():
     assert recall("math", rows["gsm8k_train.jsonl"]) > 0.95
 
 
-MT_BENCH = {  # our reading of its eight kinds
-    **{"writing": "content_generation", "roleplay": "roleplaying", "math": "math", "coding": "coding"},
-    **dict.fromkeys(("reasoning", "extraction"), "general_instructions"),
-    **dict.fromkeys(("stem", "humanities"), "domain_expert"),
-}
-
-
 @needs_real_data
 def test_questions_of_another_origin_are_mostly_found():
     """MT-Bench's first turns without an answer: free wording, never used for tuning."""
     lines = (REAL.parent / "eval/mt_bench_question.jsonl").read_text(encoding="utf-8").splitlines()
-    questions = [(MT_BENCH[q["category"]], q["turns"][0]) for q in map(json.loads, lines)]
+    questions = [(REAL_ROWS["mt_bench"][q["category"]], q["turns"][0]) for q in map(json.loads, lines)]
     assert sum(classify(example(ask, answer=".")) == true for true, ask in questions) / len(questions) > 0.5
 
 

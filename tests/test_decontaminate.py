@@ -10,7 +10,8 @@ from hermes3.mix.build import build
 from hermes3.mix.decontaminate import FEW, Index, disguised, record, task_manager
 from hermes3.mix.spec import Decontaminate, load
 
-QUESTION = "A baker has 17 trays with 23 rolls on each tray and sells 5 trays, how many rolls are left at noon?"
+LEAKS = yaml.safe_load((ROOT / "tests/leaks.yml").read_text(encoding="utf-8"))
+QUESTION = LEAKS["question"]
 CHINESE = "小明有十七个盘子，每个盘子上有二十三个面包，他卖掉了五盘，还剩下多少个？"
 EVAL = ROOT.parent / "shared/data/eval"
 WORDS = QUESTION.split()
@@ -18,9 +19,9 @@ WORDS = QUESTION.split()
 
 @pytest.fixture
 def index(tmp_path):
-    def _index(*docs, settings=(), **one):
+    def _index(*docs, **one):
         (tmp_path / "set.jsonl").write_text("\n".join(map(json.dumps, docs)))
-        return Index(Decontaminate(against=[{"path": "set.jsonl", **one}], **dict(settings)), tmp_path)
+        return Index(Decontaminate(against=[{"path": "set.jsonl", **one}]), tmp_path)
 
     return _index
 
@@ -31,6 +32,10 @@ def test_thirteen_words_in_common_are_found_and_twelve_or_two_messages_are_not_e
     assert one.hits(["nothing here", text]) == {1: "set: a baker has 17 trays with 23 rolls on each tray and sells"}
     assert one.hits(["A baker has 17 trays with 23 rolls on each tray and buys more"]) == {}
     assert one.hits([" ".join(WORDS[:10]), " ".join(WORDS[10:20])]) == {}
+    one = index({"question": "Which planet has the most moons of all?"})  # shorter, so it is searched for whole
+    whole, part = "So: which planet has the most moons of all? I say", "which planet has the most moons"
+    assert one.hits([whole, part]) == {0: "set: which planet has the most moons of all"}
+    assert index({"q": "2 + 2?"}, {"q": QUESTION}, {"q": "True or False"}).unsearched == {"set": 2}
 
 
 def test_a_question_in_disguise_is_found_and_so_are_chinese_characters(index):
@@ -41,13 +46,6 @@ def test_a_question_in_disguise_is_found_and_so_are_chinese_characters(index):
     assert [i for i, text in enumerate(texts) if not index({"question": QUESTION}).hits([f"Here: {text}"])] == []
     one = index({"question": CHINESE})
     assert one.hits([f"请问：{CHINESE[4:30]}", "小明有十七本书，每本书有二十三页，还剩下多少？"]).keys() == {0}
-
-
-def test_a_short_question_is_searched_for_whole_and_a_shorter_one_counted(index):
-    one = index({"question": "Which planet has the most moons of all?"})
-    whole, part = "So: which planet has the most moons of all? I say", "which planet has the most moons"
-    assert one.hits([whole, part]) == {0: "set: which planet has the most moons of all"}
-    assert index({"q": "2 + 2?"}, {"q": QUESTION}, {"q": "True or False"}).unsearched == {"set": 2}
 
 
 def test_answers_are_no_questions_unless_the_spec_names_their_field(index):
@@ -88,36 +86,17 @@ def test_every_question_of_the_real_sets_is_found_in_itself():
     assert all(one["planted"] == 200 and one["found"] >= 198 for one in planted.values()), planted
 
 
-def test_all_that_trains_or_conditions_is_searched(base, tmp_path):
+@pytest.mark.parametrize(("kind", "adapter"), [("sft", "messages"), ("preference", "preference")])
+def test_all_that_trains_or_conditions_is_searched(kind, adapter, base, tmp_path):
     """System prompt, tools, calls, responses, both answers of a pair; built, so that each place reaches the search."""
-    tools = [{"type": "function", "function": {"name": "ask", "parameters": {}}}]
-    calls = [{"type": "function", "function": {"name": "ask", "arguments": {"problem": QUESTION}}}]
-    user, answer = {"role": "user", "content": "Ask."}, {"role": "assistant", "content": "33"}
-    called = {"role": "assistant", "content": "", "tool_calls": calls}
-    plain = {**called, "tool_calls": [{"type": "function", "function": {"name": "ask", "arguments": {}}}]}
-    response = {"role": "tool", "name": "ask", "content": QUESTION}
-    rows = [
-        {"messages": [{"role": "system", "content": QUESTION}, user, answer]},
-        {"messages": [user, {**answer, "content": QUESTION}]},
-        {"messages": [user, called], "tools": tools},
-        {"messages": [user, plain, response, answer], "tools": tools},
-        {"messages": [user, answer], "tools": [{"function": {"name": "ask", "description": QUESTION}}]},
-        {"messages": [user, answer]},
-    ]
-    answers = [(QUESTION, "No."), ("Yes.", QUESTION), ("Yes.", "No.")]
-    pairs = [{"messages": [user], "chosen": chosen, "rejected": rejected} for chosen, rejected in answers]
     (tmp_path / "set.jsonl").write_text(json.dumps({"question": QUESTION}))
-    for kind, adapter, every in (("sft", "messages", rows), ("preference", "preference", pairs)):
-        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, every)))
-        source = {"name": "s", "path": "rows.jsonl", "adapter": adapter, "licence": "our own"}
-        spec = {"name": kind, "kind": kind, "tokenizer": str(base), "sequence_len": 1024, "seed": 1}
-        spec |= {"decontaminate": {"against": [{"path": "set.jsonl"}]}, "categories": {"math": {"sources": [source]}}}
-        (tmp_path / "spec.yml").write_text(yaml.safe_dump(spec))
-        manifest = build(tmp_path / "spec.yml", tmp_path / kind, tmp_path, quiet=True).manifest
-        assert (manifest["rejects"], manifest["total"]["rows"]) == (
-            {"decontaminate/evaluation_text": len(every) - 1},
-            1,
-        )
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, LEAKS[adapter])))
+    source = {"name": "s", "path": "rows.jsonl", "adapter": adapter, "licence": "our own"}
+    spec = {"name": kind, "kind": kind, "tokenizer": str(base), "sequence_len": 1024, "seed": 1}
+    spec |= {"decontaminate": {"against": [{"path": "set.jsonl"}]}, "categories": {"math": {"sources": [source]}}}
+    (tmp_path / "spec.yml").write_text(yaml.safe_dump(spec))
+    manifest = build(tmp_path / "spec.yml", tmp_path / kind, tmp_path, quiet=True).manifest
+    assert manifest["rejects"] == {"decontaminate/evaluation_text": len(LEAKS[adapter]) - 1}
 
 
 def test_the_shipped_specs_search_for_table_5_but_for_two_of_its_rows(in_root):

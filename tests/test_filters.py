@@ -1,6 +1,7 @@
 """The filters on quality: what each drops, what it leaves, and how well refusals are told from answers."""
 
 import json
+from collections import Counter
 from typing import get_args
 
 import pytest
@@ -54,43 +55,31 @@ SYSTEMS["tools"] = tools_system([WEATHER])
 TOO_LONG = [{"answer": CALL.replace('"Oslo"', text), "system": "tools"} for text in ("9" * 5000, "[" * 100_000)]
 CASES["objected"]["tool_call_text"] += TOO_LONG
 CASES["objected"]["json_mode"].append({"answer": "[" * 100_000, "system": "json", "detail": "not JSON"})
+EVERY = [(name, case, what) for what in ("objected", "passed") for name in CASES[what] for case in CASES[what][name]]
 
 
-@pytest.mark.parametrize(
-    ("name", "case", "objects"),
-    [
-        (name, case, what == "objected")
-        for what in ("objected", "passed")
-        for name, each in CASES[what].items()
-        for case in each
-    ],
-)
-def test_what_a_filter_objects_to_and_what_it_lets_pass(name, case, objects):
+@pytest.mark.parametrize(("name", "case", "what"), EVERY)
+def test_what_a_filter_objects_to_and_what_it_lets_pass(name, case, what):
     system = SYSTEMS.get(case.get("system"), case.get("system"))
     objection = filters.FILTERS[name](said(case["answer"].replace("@call", CALL), system=system))
-    assert (objection is not None) == objects and case.get("detail", "") in (objection or "")
+    assert (objection is not None) == (what == "objected") and case.get("detail", "") in (objection or "")
 
 
-def test_calls_and_tools_are_read_too():
+def test_calls_tools_and_schemas_are_read_too(tmp_path):
     row = said("", tools=[WEATHER])
     row["messages"][-1]["tool_calls"] = [{"type": "function", "function": {"name": "f", "arguments": {"a": "\ufffd"}}}]
     assert "message 2" in filters.broken_text(row)
     assert "tools" in filters.broken_text(said("Fine.", tools=[{"function": {"name": "f", "description": "\ud800"}}]))
     assert filters.tool_call_text(said(CALL, tools=[WEATHER])) is None
-
-
-def test_a_schema_fetches_nothing_from_elsewhere(tmp_path):
+    # a schema fetches nothing from elsewhere
     (tmp_path / "schema.json").write_text('{"type": "string"}')
     system = json_system({"$ref": (tmp_path / "schema.json").as_uri()})
     assert filters.json_mode(said('{"any": 1}', system=system)) is None
     assert "message 5" in filters.json_mode(said('{"age": 3}', "{}", system=SYSTEMS["json"]))
 
 
-@pytest.mark.parametrize(
-    ("split", "precision", "recall"),
-    # seen: dev 0.993 and 0.987, test 0.969 and 0.877; the rules were made for the dev part
-    [("dev", 0.97, 0.95), ("test", 0.9, 0.7)],
-)
+# seen: dev 0.993 and 0.987, test 0.969 and 0.877; the rules were made for the dev part
+@pytest.mark.parametrize(("split", "precision", "recall"), [("dev", 0.97, 0.95), ("test", 0.9, 0.7)])
 def test_refusals_are_told_from_answers(split, precision, recall):
     lines = LABELLED.read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if row["split"] == split]
@@ -113,19 +102,14 @@ def test_what_only_mentions_such_words_stands_late_or_is_a_choice_is_no_refusal(
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real data of shared/data is not here")
-@pytest.mark.parametrize(
-    ("file", "adapter", "reasons"),
-    [
-        ("gpteacher_roleplay.json", "instruction", {}),
-        ("glaive_toolcall.json", "sharegpt", {"unterminated_code": 1}),  # 44 more say that a tool is lacking
-        ("dpo_pairs.json", "preference", {"refusal": 2, "unterminated_code": 3, "broken_text": 2}),
-    ],
-)
-def test_real_rows_are_dropped_for_the_reasons_that_reading_them_gives(file, adapter, reasons):
-    counts: dict[str, int] = {}
-    for raw in json.loads((REAL / file).read_text(encoding="utf-8")):
-        try:
-            filters.apply(ADAPTERS[adapter](raw))
-        except BadRow as bad:
-            counts[bad.reason] = counts.get(bad.reason, 0) + 1
-    assert {name: counts[name] for name in counts if name in filters.FILTERS} == reasons
+def test_real_rows_are_dropped_for_the_reasons_that_reading_them_gives():
+    counts = {"roleplay": Counter(), "toolcall": Counter(), "pairs": Counter()}
+    files = ("gpteacher_roleplay", "glaive_toolcall", "dpo_pairs")
+    for file, adapter, reasons in zip(files, ("instruction", "sharegpt", "preference"), counts.values(), strict=True):
+        for raw in json.loads((REAL / f"{file}.json").read_text(encoding="utf-8")):
+            try:
+                filters.apply(ADAPTERS[adapter](raw))
+            except BadRow as bad:
+                reasons[bad.reason] += bad.reason in filters.FILTERS
+    assert +counts["roleplay"] == {} and +counts["toolcall"] == {"unterminated_code": 1}  # 44 more lack a tool
+    assert +counts["pairs"] == {"refusal": 2, "unterminated_code": 3, "broken_text": 2}

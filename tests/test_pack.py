@@ -128,24 +128,15 @@ def test_the_papers_recipes_fill_998_of_1000_and_another_seed_draws_other_packs(
         assert pack.preview(write_counts(tmp_path / "short", lengths, lengths), recipe, resolved).efficiency > 0.99
 
 
-@pytest.mark.parametrize(
-    ("recipe", "lengths", "kind", "message"),
-    [
-        ({"sample_packing": False}, [10], "sft", "mine.yml: sample_packing: this recipe does not pack"),
-        ({"curriculum_sampling": True}, [10], "sft", "mine.yml: curriculum_sampling: packing cannot be previewed"),
-        ({}, [10], "preference", "a mix of kind preference is not packed"),
-        ({}, [10, 10, 1025], "sft", "a row has 1,025 tokens, sequence_len of mine.yml is 1,024"),
-        ({}, [10] * 9, "sft", "1 batches are too few for a step on 48 GPUs"),
-        ({}, None, "sft", "no manifest.json"),
-    ],
-)
-def test_what_cannot_be_packed_is_refused(recipe, lengths, kind, message, tmp_path):
-    resolved = {"sample_packing": True, "sequence_len": 1024, "micro_batch_size": 1, "num_epochs": 4, "seed": 42}
-    resolved |= {"gradient_accumulation_steps": 1, "attn_supports_packing": True, "sample_packing_group_size": 100_000}
-    resolved |= {"sample_packing_bin_size": 200, "hardware": {"nodes": 6, "gpus_per_node": 8}, "datasets": [{}]}
-    mix = write_counts(tmp_path / "mix", lengths, lengths, kind) if lengths else tmp_path
-    with pytest.raises(ValueError, match=message):
-        pack.preview(mix, Path("mine.yml"), resolved | recipe)
+UNPACKABLE = yaml.safe_load((ROOT / "tests/unpackable.yml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("case", UNPACKABLE["cases"])
+def test_what_cannot_be_packed_is_refused(case, tmp_path):
+    if lengths := case.get("lengths"):
+        write_counts(tmp_path / "mix", lengths, lengths, case.get("kind", "sft"))
+    with pytest.raises(ValueError, match=case["message"]):
+        pack.preview(tmp_path / "mix", Path("mine.yml"), UNPACKABLE["resolved"] | case.get("recipe", {}))
 
 
 def load(recipe: Path) -> list[int]:

@@ -1,4 +1,4 @@
-"""The card of a mix: README.md for the Hub, and card.html, the same text with charts.
+"""The card of a mix: README.md for the Hub, and card.html, the same text with a chart.
 
 Text is read of a sample: rows lie in an order drawn by hash, so the first are a random sample.
 """
@@ -7,7 +7,7 @@ import json
 import re
 import threading
 from collections import Counter
-from functools import cache
+from collections.abc import Callable
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,13 @@ from hermes3.mix.spec import CATEGORIES, Spec
 from hermes3.page import charts, text
 from hermes3.page.shell import as_page, render, table_row
 
-TEMPLATE, LENGTHS = (Path(__file__).with_name(name) for name in ("card.md.jinja", "lengths.html.jinja"))
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
 STAGES = ("read", "adapt", "filter", "tokenise", "decontaminate", "dedup", "budget")
 MOST_TURNS = 12  # conversations of this many turns or more share one line
 SAMPLE = 10_000  # rows; a share of 1 % is then known to within 0.2 points (95 %)
 LANGUAGE_CHARACTERS = 500  # of the question and of the answer each: py3langid is sure long before
 CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
-# of the identifiers that the Hub knows; any other licence is `other`
+# of those that the Hub knows
 HUB_LICENCES = ("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "odc-by", "bsd-3-clause")
 _LOADING = threading.Lock()
 
@@ -38,11 +38,9 @@ _LOADING = threading.Lock()
 def write_card(mix: Path, manifest: Manifest) -> None:
     """Write README.md and card.html into the folder `mix`, which holds the files of the mix that `manifest` records."""
     card, filters = facts(mix, manifest), text.FILTERS | {"row": table_row, "in_words": text.join}
-    write_text(mix / "README.md", render(TEMPLATE, card, {}, filters))
-    drawn = {"lengths": render(LENGTHS, card["lengths"], {}, filters)}
-    if card["kind"] == "sft":
-        drawn["mix"] = charts.mix_chart(card)
-    page = as_page(render(TEMPLATE, card, drawn, filters), f"{card['name']}: data card", drawn)
+    write_text(mix / "README.md", render(TEMPLATE, card | {"page": False}, {}, filters))
+    drawn = {"mix": charts.mix_chart(card)} if card["kind"] == "sft" else {}
+    page = as_page(render(TEMPLATE, card | {"page": True}, drawn, filters), f"{card['name']}: data card", drawn)
     write_text(mix / "card.html", page)
 
 
@@ -58,11 +56,10 @@ def facts(mix: Path, manifest: Manifest) -> dict[str, Any]:
         "categories": composition(manifest),
         "left_out": sorted(reasons, key=lambda one: (STAGES.index(one["stage"]), one["reason"], one["source"])),
         "funnel": _funnel(manifest),
-        # by evaluation set, which the detail names before its first colon
-        "contaminated": Counter(hit["detail"].partition(":")[0] for hit in hits),
+        "contaminated": Counter(hit["detail"].partition(":")[0] for hit in hits),  # by evaluation set
         "lengths": _lengths(rows["n_tokens"].to_numpy(), rows["category"].to_numpy()),
         "turns": sorted(Counter(np.minimum(rows["n_turns"].to_numpy(), MOST_TURNS).tolist()).items()),
-        # a list of tools, as JSON text, that is neither absent nor empty
+        # JSON text of a list that is neither absent nor empty
         "with_tools": (pc.sum(pc.greater(pc.utf8_length(rows["tools"]), len("null"))).as_py() or 0) / len(rows),
         "sample": _sample(mix, manifest["kind"]),
         "licences": sorted({licence if licence in HUB_LICENCES else "other" for licence in licences}),
@@ -82,22 +79,16 @@ def _funnel(manifest: Manifest) -> dict[str, int]:
     return steps | {"rows kept": manifest["total"]["rows"]}
 
 
-def _lengths(lengths: np.ndarray, category: np.ndarray) -> dict[str, Any]:
-    """Per category quantiles, and the share of its rows in each of `bins` half-octaves; `ticks`: {place: tokens}."""
-    octaves = 2 * np.log2(lengths)
-    low, high = int(octaves.min()), int(octaves.max()) + 1
+def _lengths(lengths: np.ndarray, category: np.ndarray) -> list[dict[str, Any]]:
+    """Quantiles and mean of each category's rows."""
     categories = []
     for key, (label, _) in CATEGORIES.items():
         own = lengths[category == key]
         if len(own):
-            p5, middle, p95 = map(int, np.quantile(own, (0.05, 0.5, 0.95), method="inverted_cdf"))
-            one = {"label": label, "p5": p5, "median": middle, "p95": p95, "longest": int(own.max())}
-            shares = np.histogram(octaves[category == key], np.arange(low, high + 1))[0] / len(own)
-            one |= {"mean": float(own.mean()), "shares": shares.tolist(), "median_at": 2 * np.log2(middle) - low}
-            categories.append(one)
-    powers = [power for power in range(high // 2, 4, -2) if 2 * power >= low]
-    ticks = {2 * p - low: f"{2**p // 1024}k" if p >= 10 else str(2**p) for p in powers}
-    return {"bins": high - low, "ticks": ticks, "categories": categories}
+            p5, median, p95 = map(int, np.quantile(own, (0.05, 0.5, 0.95), method="inverted_cdf"))
+            one = {"label": label, "p5": p5, "median": median, "mean": float(own.mean()), "p95": p95}
+            categories.append(one | {"longest": int(own.max())})
+    return categories
 
 
 def _sample(mix: Path, kind: str) -> dict[str, Any]:
@@ -105,7 +96,8 @@ def _sample(mix: Path, kind: str) -> dict[str, Any]:
     columns = ["messages", *(("chosen", "rejected") if kind == "preference" else ())]
     rows = list(islice(chain.from_iterable(batches(mix / "rows", columns)), SAMPLE))
     parts = [[json.loads(row[name]) for name in columns] for row in rows]
-    languages = Counter(_language([*messages, *answers[:1]]) for messages, *answers in parts)
+    classify = prepare()
+    languages = Counter(_language([*messages, *answers[:1]], classify) for messages, *answers in parts)
     with_system = sum(messages[0]["role"] == "system" for messages, *_ in parts) / len(parts)
     sample = {"rows": len(rows), "languages": languages.most_common(), "with_system": with_system, "sides": None}
     if kind == "preference":  # a chosen answer that is the longer one is a bias that DPO learns
@@ -115,21 +107,17 @@ def _sample(mix: Path, kind: str) -> dict[str, Any]:
     return sample
 
 
-def prepare() -> Any:
-    """The language identifier: 2 s of unpacking, which a build can do while it reads rows."""
+def prepare() -> Callable[[str], tuple[str, float]]:
+    """py3langid's classifier, loaded: 2 s of unpacking, which a build can do while it reads rows."""
+    from py3langid import classify
+
     with _LOADING:
-        return _identifier()
+        classify("")
+    return classify
 
 
-@cache
-def _identifier() -> Any:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    return LanguageIdentifier.from_model_file(MODEL_FILE)
-
-
-def _language(messages: list[Message]) -> str:
+def _language(messages: list[Message], classify: Callable[[str], tuple[str, float]]) -> str:
     """ISO 639-1 code of the first question and its answer; `und` where hardly a letter is left."""
     first = {message["role"]: message["content"] for message in reversed(messages)}
     words = " ".join(CODE.sub(" ", first.get(role, ""))[:LANGUAGE_CHARACTERS] for role in ("user", "assistant"))
-    return prepare().classify(words)[0] if sum(map(str.isalpha, words)) >= 20 else "und"
+    return classify(words)[0] if sum(map(str.isalpha, words)) >= 20 else "und"

@@ -20,7 +20,7 @@ from hermes3.mix.spec import CATEGORIES, Source, Spec
 class Choice:
     rows: np.ndarray  # int64[n_kept], numbers of the rows to write, in order
     uses: np.ndarray  # int64[n_kept], 0 for a row's first use
-    rejected: dict[str, tuple[np.ndarray, list[str]]]  # {stage/reason: (rows, details)} of rows left out
+    rejected: dict[str, tuple[list[int], list[str]]]  # {stage/reason: (rows, details)} of rows left out
     shortfalls: dict[str, str]  # {category: sentence}
     unmet_weights: dict[str, str]  # {source: sentence}
 
@@ -44,7 +44,7 @@ def choose(rows: pa.Table, spec: Spec, row_at: Callable[[int], dict[str, Any]]) 
             parts = "".join(f", {part} {value:.2f}" for part, value in alike.items())
             details.append(f"of {rows['id'][other]} in {sources[source_of[other]].name}{parts}")
         if removed:
-            rejected[f"dedup/{reason}"] = np.array(removed), details
+            rejected[f"dedup/{reason}"] = removed, details
             order = order[~np.isin(order, removed)]
 
     budgets, kept, over = spec.budgets(), [], []
@@ -71,8 +71,7 @@ def choose(rows: pa.Table, spec: Spec, row_at: Callable[[int], dict[str, Any]]) 
                 sentence = f"its weight asks for {wanted / 1e6:.4g} M tokens, it has {filled / 1e6:.4g}"
                 unmet[source.name] = f"{sentence}; raise its max_repeat or lower its weight"
     if over:
-        numbers, details = zip(*over, strict=True)
-        rejected["budget/over_budget"] = np.array(numbers), list(details)
+        rejected["budget/over_budget"] = tuple(map(list, zip(*over, strict=True)))
     chosen, uses = (np.concatenate(parts) for parts in zip(*kept, strict=True))
     place = mix(drawn[chosen] + uses.astype(np.uint64))  # a repeated row stands elsewhere than its first use
     final = np.lexsort((chosen, place))

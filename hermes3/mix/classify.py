@@ -1,8 +1,7 @@
 """Rules that sort a conversation into one of the paper's eight categories; they are data_mixes/rules/classify.yml.
 
 The released data (NousResearch/Hermes-3-Dataset) has no category column, and the report names its categories without
-defining them: these rules are our reading. The first that matches decides, those on what the user asks before others.
-"""
+defining them: these rules are our reading. The first that matches decides, those on the ask before those on answers."""
 
 import re
 from collections.abc import Callable
@@ -47,9 +46,6 @@ def view(row: Example) -> View:
     }
 
 
-# --- what the file names by one word
-
-
 def has_two_agent_tags(v: View) -> bool:
     return len(set(PATTERNS["agent_tag"].findall(v["system"] + v["ask"]))) >= 2
 
@@ -57,11 +53,8 @@ def has_two_agent_tags(v: View) -> bool:
 def has_math(v: View) -> bool:
     ask, words = v["ask"], v["words"]
     digits = len(PATTERNS["digits"].findall(ask))
-    if (
-        PATTERNS["formula"].search(ask)
-        or digits
-        and any(PATTERNS[sum_].search(ask) for sum_ in ("sum", "sum_in_words"))
-    ):
+    sums = digits and (PATTERNS["sum"].search(ask) or PATTERNS["sum_in_words"].search(ask))
+    if sums or PATTERNS["formula"].search(ask):
         return True
     if domain_weight(v) >= 4:  # physics, chemistry and economics calculate too
         return False

@@ -2,8 +2,7 @@
 
 A shorter text is searched for whole, down to `min_words`; a question without such a text cannot be told from ordinary
 speech. Reference answers are not searched for: others give the same answers. What stands in more than half of a set's
-texts is its instruction or answer format, and is left out, unless it is part of a passage of `PASSAGE` words.
-"""
+texts is its instruction or answer format, and is left out, unless it is part of a passage of `PASSAGE` words."""
 
 import hashlib
 import json
@@ -23,7 +22,6 @@ from hermes3.mix.spec import Decontaminate, EvalSet, Spec
 # names of fields that hold a question's solution
 ANSWER = r"answer|target|label|gold|solution|output|response|completion|reference|rationale|explanation|reasoning|truth"
 ANSWER = re.compile(rf"{ANSWER}|\bcot|\bideal|expected", re.IGNORECASE)
-SUITE = ROOT / "eval/suites/paper.yml"
 LEADERBOARD = "leaderboard_"  # lm-eval has some sets under two names
 PASSAGE = 30  # words; shared instructions of BIG-Bench Hard have up to 23
 FEW = 10  # texts of a set that may share words however small the set is
@@ -43,7 +41,11 @@ class Index:
         self.table = np.zeros(1 << 64 - int(SHIFT), bool)  # of hashes of the first words of what is sought
         grams: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}  # by n: hashes, and the set of each
         for owner, one in enumerate(settings.against):
-            raw = [list(_question(doc, one)) for doc in _docs(one, data_root)]
+            docs = list(_docs(one, data_root))
+            if missing := {key for doc in docs for key in one.fields if key not in doc}:
+                there = f"there are {', '.join(docs[0])}"
+                raise UserError(f"decontaminate.against {one.name}: no field {min(missing)}; {there}")
+            raw = [list(_texts(doc, one.fields)) for doc in docs]
             questions = [[spelling for text in each for spelling in folded(text)] for each in raw]
             texts = list(dict.fromkeys(text for question in questions for text in question))
             words = Words(texts)
@@ -118,7 +120,7 @@ def record(spec: Spec, index: Index | None) -> dict[str, Any]:
     """For the manifest; `not_searched`: rows of the paper's Table 5 of which no task is among the sets."""
     against = spec.decontaminate.against if spec.decontaminate else []
     names = {(one.task or "").removeprefix(LEADERBOARD) for one in against}
-    tasks = {name: group["tasks"] for name, group in read_yaml(SUITE)["groups"].items()}
+    tasks = {name: group["tasks"] for name, group in read_yaml(ROOT / "eval/suites/paper.yml")["groups"].items()}
     missing = [name for name in tasks if names.isdisjoint(task.removeprefix(LEADERBOARD) for task in tasks[name])]
     planted = {}
     for name, texts in index.planted.items() if index else ():
@@ -128,25 +130,17 @@ def record(spec: Spec, index: Index | None) -> dict[str, Any]:
     return counts | {"planted": planted, "not_searched": missing}
 
 
-def _question(doc: Any, one: EvalSet) -> Iterator[str]:
-    """What is searched for of a question: the fields that the spec names, else all but answers."""
-    if not one.fields or not isinstance(doc, dict):
-        return _texts(doc, without=ANSWER)
-    if missing := set(one.fields) - doc.keys():
-        raise UserError(f"decontaminate.against {one.name}: no field {min(missing)}; there are {', '.join(doc)}")
-    return _texts([doc[key] for key in one.fields])
-
-
-def _texts(value: Any, without: re.Pattern[str] | None = None) -> Iterator[str]:
-    """Every text in a document, at any depth, but for assistant turns and fields whose names hold `without`."""
+def _texts(value: Any, fields: list[str] | None = None, answers: bool = False) -> Iterator[str]:
+    """Every text in a document, at any depth: of the `fields` that a spec names, else all but those of answers."""
     if isinstance(value, str):
         yield value
     if isinstance(value, dict):
-        answers = without and value.get("role", value.get("from")) in ("assistant", "gpt")
-        value = [] if answers else [value[key] for key in value if not without or not without.search(str(key))]
+        turn = value.get("role", value.get("from")) in ("assistant", "gpt")
+        keys = fields or [key for key in value if answers or not (turn or ANSWER.search(str(key)))]
+        value = [value[key] for key in keys]
     if isinstance(value, list | tuple):
         for inner in value:
-            yield from _texts(inner, without)
+            yield from _texts(inner, None, answers or bool(fields))
 
 
 def _docs(one: EvalSet, data_root: Path) -> Iterable[Any]:

@@ -81,7 +81,7 @@ def signatures(rows: list[dict[str, Any]], settings: NearDuplicates) -> np.ndarr
 
 def bands(threshold: float, permutations: int) -> int:
     """The fewest bands that find a pair at the threshold with probability 0.95 or more: 1 - (1 - t^r)^b."""
-    sizes = [b for b in range(1, permutations + 1) if permutations % b == 0]
+    sizes = (b for b in range(1, permutations + 1) if permutations % b == 0)
     return next(b for b in sizes if 1 - (1 - threshold ** (permutations // b)) ** b >= 0.95)
 
 

@@ -1,12 +1,11 @@
 """Filters on the quality of a conversation: which rows a model must not learn from, each with its reason.
 
 The Hermes 3 report (arXiv 2408.11857) names no rules; these are ours. Of a preference row they read the prompt and the
-chosen answer: a rejected one may be bad. A filter returns what it objects to, with its place, or None.
-"""
+chosen answer: a rejected one may be bad. A filter returns what it objects to, with its place, or None."""
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -17,8 +16,7 @@ from hermes3.mix import turns
 from hermes3.mix.adapt import Example
 from hermes3.mix.refusals import is_refusal
 
-# C0 but for tab and line ends, DEL, C1, U+FFFD (what a decoder writes for bytes it cannot read), lone surrogates, and
-# the noncharacters that a swapped byte order leaves
+# C0 but for tab and line ends, DEL, C1, lone surrogates, U+FFFD and the noncharacters of a swapped byte order
 BROKEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffd-\uffff]")
 # A fence of backticks has no further backtick on its line (CommonMark 0.31, section 4.5). It may open a list item.
 FENCE = re.compile(r"^[ \t>]*(?:[-*+] |\d+[.)] )?(`{3,}(?=[^`\n]*$)|~{3,})", re.MULTILINE)
@@ -75,7 +73,7 @@ def json_mode(row: Example) -> str | None:
     """An answer that is no JSON, or does not fit the schema, where the system message is that of JSON mode."""
     from referencing.exceptions import Unresolvable
 
-    system = _system(row)
+    system = "".join(message["content"] for _, message in _messages(row, ("system",)))
     if "<schema>" not in system or "json" not in system.lower():
         return None
     schema = SCHEMA.search(system)
@@ -104,7 +102,8 @@ def tool_call_text(row: Example) -> str | None:
             return f"{place}: a <tool_call> holds no JSON object with name and arguments"
         if not len(calls) == text.count("<tool_call>") == text.count("</tool_call>"):
             return f"{place}: <tool_call> and </tool_call> do not pair up"
-        offered = {name for block in TOOLS.findall(_system(row)) for name in NAME.findall(block)}
+        system = "".join(message["content"] for _, message in _messages(row, ("system",)))
+        offered = {name for block in TOOLS.findall(system) for name in NAME.findall(block)}
         offered |= {tool["function"].get("name") for tool in row.get("tools") or []}
         if strange := [call["name"] for call in calls if call["name"] not in offered]:
             return f"{place}: {strange[0]} is not among the tools offered"
@@ -112,9 +111,7 @@ def tool_call_text(row: Example) -> str | None:
 
 
 # broken_text first: it keeps lone surrogates, which no file takes, out of the details of the others
-FILTERS: dict[str, Callable[[Example], str | None]] = {
-    objection.__name__: objection for objection in (broken_text, refusal, unterminated_code, json_mode, tool_call_text)
-}
+FILTERS = {f.__name__: f for f in (broken_text, refusal, unterminated_code, json_mode, tool_call_text)}
 
 
 def _messages(row: Example, roles: tuple[str, ...] = ROLES) -> Iterator[tuple[str, Message]]:
@@ -129,11 +126,6 @@ def _messages(row: Example, roles: tuple[str, ...] = ROLES) -> Iterator[tuple[st
 def _answers(row: Example) -> Iterator[tuple[str, str]]:
     """(place, text) of the assistant messages that say something; calls alone have no text."""
     return ((place, m["content"]) for place, m in _messages(row, ("assistant",)) if m["content"])
-
-
-def _system(row: Example) -> str:
-    first = row["messages"][0]
-    return first["content"] if first["role"] == "system" else ""
 
 
 @lru_cache(maxsize=256)  # a check against the metaschema takes milliseconds, and rows share schemas

@@ -1,7 +1,6 @@
-"""The record of a mix: what went in, what came out, what was left out, and the hashes that let anyone rebuild it.
+"""The record of a mix: what went in, came out and was left out, and the hashes that let anyone rebuild it.
 
-Hosts without pyarrow read manifests, so nothing here imports it.
-"""
+Hosts without pyarrow read manifests, so nothing here imports it."""
 
 import platform
 from collections import Counter

@@ -42,7 +42,8 @@ def _spelling(signs: str, hidden: str) -> Callable[[str], str]:
     return lambda text: _NOT_ASCII.sub(lambda beyond: "".join(map(spelt, beyond[0])), text)
 
 
-_FOLDED, _FOLDED_APART, _WRITTEN = _spelling(" ", ""), _spelling(" ", " "), _spelling(" {} ", "")
+_FOLDED, _FOLDED_APART = _spelling(" ", ""), _spelling(" ", " ")
+written = _spelling(" {} ", "")  # each sign as a word of its own
 
 
 def folded(text: str) -> list[str]:
@@ -57,11 +58,6 @@ def folded(text: str) -> list[str]:
         return [text.lower()]
     text = unicodedata.normalize("NFKC", text).casefold()
     return list(dict.fromkeys([_FOLDED(text), _FOLDED_APART(text)]))
-
-
-def written(text: str) -> str:
-    """`text` with each sign beyond ASCII as a word of its own, and characters of scripts without blanks apart."""
-    return text if text.isascii() else _WRITTEN(text)
 
 
 @cache

@@ -1,17 +1,16 @@
 """How a mix packs under a recipe: Axolotl's own packer over the rows' lengths, in the order that training draws.
 
 The trainer shuffles and packs anew each epoch (`hermes3.train.fixes`), and ends an epoch at the number of packs that it
-drew before the first; no step takes packs beyond that, or too few for every rank.
-"""
+drew before the first; no step takes packs beyond that, or too few for every rank."""
 
 import math
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from more_itertools import flatten
 
 from hermes3.files import UserError
 from hermes3.mix import manifest
@@ -61,14 +60,14 @@ def preview(mix: Path, recipe: Path, resolved: dict[str, Any]) -> Packing:
         n = len(batches) // gpus
         # the last step of a short epoch is not made if it lacks micro-batches
         done = min(n // accumulation + (n == per_rank and n % accumulation > 0), steps - sum(steps_per_epoch))
-        taken = _rows(batches[: min(done * accumulation, n) * gpus])
+        taken = list(flatten(flatten(batches[: min(done * accumulation, n) * gpus])))
         steps_per_epoch.append(done)
         rows_left_out.append(len(lengths) - len(taken))
         tokens += int(lengths[taken].sum())
     if not (total := sum(steps_per_epoch)):
         raise UserError(f"{len(packer)} batches are too few for a step on {gpus} GPUs; build a larger mix")
     capacity, packs = packer.batch_max_len, sum(map(len, epochs[0]))
-    full = float(lengths[_rows(epochs[0])].sum() / (packs * capacity))
+    full = float(lengths[list(flatten(flatten(epochs[0])))].sum() / (packs * capacity))
     sizes = (len(lengths), int(lengths.sum()), gpus, capacity, packs, full)
     return Packing(*sizes, steps_per_epoch, total, tokens / total, rows_left_out)
 
@@ -113,7 +112,3 @@ def epoch_batches(packer: Any, epoch: int) -> list[list[list[int]]]:
     packer.sampler.set_epoch(epoch)
     packer.set_epoch(epoch)
     return list(packer)
-
-
-def _rows(batches: list[list[list[int]]]) -> np.ndarray:
-    return np.fromiter(chain.from_iterable(chain.from_iterable(batches)), dtype=np.int64)

@@ -3,13 +3,11 @@
 English alone. A message counts if it declines what was asked, even where it offers something else instead, lectures the
 asker, or speaks as a generic assistant ("as an AI language model", "as of my knowledge cutoff"). It does not count if
 it admits that it lacks a tool or a fact, which a model that is offered tools must learn to say; nor if somebody else
-speaks: in quotation marks, code, a letter, or a part that is played.
-"""
+speaks: in quotation marks, code, a letter, or a part that is played."""
 
 from hermes3.mix import rules
 
-# Characters. Of 15,751 real answers, 120 find 7 right, 240 find 9 right, 800 add 1 wrong; 80 cut off the words that
-# excuse a lacking tool, and 10 honest answers are hit.
+# Of 15,751 real answers, 120 characters find 7 right, 240 find 9 right, 800 add 1 wrong; 80 cut off excuses: 10 wrong
 OPENING = 240
 
 _FILE = rules.load("refusals")

@@ -1,7 +1,4 @@
-"""Charts as inline SVG that follows the page: text in its font, colours from its CSS variables.
-
-matplotlib draws with sentinel colours, which are replaced by `var(--...)`, so one SVG serves light, dark and print.
-"""
+"""Charts as inline SVG: drawn with sentinel colours that become the page's `var(--...)`, so one serves every theme."""
 
 import io
 import re
