@@ -121,10 +121,10 @@ def evaluation(outcomes: dict[str, list[float]], name: str = "SFT", shots: int =
     one.harness.update(dict.fromkeys(("lm_eval_version", "chat_template_sha", "system_instruction_sha"), "x"))
     for task, values in outcomes.items():
         by_doc = dict(enumerate(values))
-        names = {doc: (task, doc) for doc in by_doc}
+        names = [(task, doc) for doc in by_doc]
         scale = 100 if set(values) <= {0, 1} or max(values) <= 1 else 1
-        one.scores[task, "acc", "none"] = measure([by_doc], [names], [1], True, True, scale)
-        one.docs[task] = {doc: (f"{task}{doc}", "") for doc in by_doc}
+        one.scores[task, "acc", "none"] = measure([by_doc], [names], True, scale)
+        one.docs[task] = {doc: (f"{task}{doc}", "", "") for doc in by_doc}
         one.tasks[task] = {"version": 1, "n_shot": shots, "samples": len(values), "questions": asked or len(values)}
         one.tasks[task] |= {"chat_template": "x", "has_samples": True}
     return one

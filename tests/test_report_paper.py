@@ -140,7 +140,7 @@ def test_stages_of_two_suites_are_taken_by_their_shots() -> None:
     with_ten = suite("paper", X={"x": "acc"})
     with_ten.groups["X"].num_fewshot = 10
     found = groups_of([ten, none], [with_ten, suite("epoch_selection", ZERO={"x": "acc"})])
-    assert [(group.name, group.shots) for group in found] == [("X", 10), ("ZERO", 0)]
+    assert [(group.name, group.protocol.shots) for group in found] == [("X", 10), ("ZERO", 0)]
     table = score_table([ten, none], found)
     values = [[score and score["value"] for score in row["scores"].values()] for row in table["rows"]]
     assert values == [[0.7, None], [None, 0.5]]
