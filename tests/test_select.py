@@ -119,28 +119,30 @@ def without_tools(content):
         del content[part]["tiny_tool_call"]
 
 
+def fewer_shots(content):
+    content["n-shot"].update(tiny_tool_call=5)
+
+
+def other_judge(content):
+    content["versions"].update(tiny_choice="by another judge")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (
             lambda run: edit(run / "3", without_tools),
-            "3: Tools, against .*1: tiny_tool_call: not measured on epoch 3; .* --without Tools",
+            "3: Tools, .*: not measured on epoch 3; .*--without Tools",
         ),
+        (lambda run: edit(run / "3", fewer_shots), "3: Tools, against .*1: tiny_tool_call: not measured on epoch 3"),
         (
-            lambda run: edit(run / "3", lambda content: content["n-shot"].update(tiny_tool_call=5)),
-            "3: Tools, against .*1: tiny_tool_call: not measured on epoch 3",
+            lambda run: edit(run / "3", other_judge),
+            "3: Choice, .*: task versions 1.0 and by another judge",
         ),
-        (
-            lambda run: edit(run / "3", lambda content: content["versions"].update(tiny_choice="by another judge")),
-            "3: Choice, against .*1: task versions 1.0 and by another judge; evaluate all epochs alike",
-        ),
-        (
-            lambda run: record(run / "3", run / "run/checkpoint-30", limit=10),
-            "3: limit is 10, in .*1 it is None; evaluate all epochs alike",
-        ),
+        (lambda run: record(run / "3", run / "run/checkpoint-30", limit=10), "3: limit is 10, in .*1 it is None"),
         (
             lambda run: record(run / "3", run / "run/checkpoint-20"),
-            "results of .*checkpoint-20, but epoch 3 is .*checkpoint-30",
+            "of .*checkpoint-20, but epoch 3 is .*-30",
         ),
         (lambda run: os.utime(run / "run/checkpoint-30/model.safetensors"), "has changed since it was evaluated"),
         (lambda run: (run / "3/run.json").unlink(), "no run.json; evaluate with `hermes3 eval RUN --epoch 3"),
