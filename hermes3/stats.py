@@ -1,24 +1,22 @@
-"""Intervals and tests for scores in closed form, each with its source.
-
-A score is a fraction or, as MT-Bench, a mean on another scale. 95 % throughout; tests/test_stats.py simulates coverage.
-"""
+"""Intervals and tests for scores in closed form, each with its source. A score is a fraction or, as MT-Bench, a mean on
+another scale. 95 % throughout; tests/test_stats.py simulates coverage."""
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
+from itertools import accumulate
 from math import sqrt
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
-Z = NormalDist().inv_cdf(0.975)  # 1.959964
-Z_90, Z_80 = NormalDist().inv_cdf(0.95), NormalDist().inv_cdf(0.8)
+NORMAL = NormalDist()
+Z, Z_90, Z_80 = NORMAL.inv_cdf(0.975), NORMAL.inv_cdf(0.95), NORMAL.inv_cdf(0.8)  # Z is 1.959964
+Floats = Sequence[float]
+Bounded = tuple[float, float, float]  # a value with the bounds of its interval: (value, low, high)
 
 
 def wilson(k: float, n: float) -> tuple[float, float]:
-    """Score interval of the proportion `k` / `n` (Wilson, JASA 22, 1927): (low, high), both in [0, 1].
-
-    It stays inside [0, 1], and keeps a width when every sample is right or wrong, where the normal interval has none.
-    `n` may be an effective number of samples, and so no whole number.
-    """
+    """Score interval of the proportion `k` / `n` (Wilson, JASA 22, 1927): (low, high). It keeps a width when every
+    sample is right or wrong. `n` may be an effective number of samples, no whole number."""
     p, z2 = k / n, Z * Z / n
     centre = (p + z2 / 2) / (1 + z2)
     half = Z * sqrt(p * (1 - p) / n + z2 / (4 * n)) / (1 + z2)
@@ -26,22 +24,16 @@ def wilson(k: float, n: float) -> tuple[float, float]:
 
 
 class Estimate(NamedTuple):
-    """A weighted mean of outcomes, its standard error and the degrees of freedom of that.
-
-    `worth`: Kish's number of draws by their weights alone (Survey Sampling, 1965); `clusters`: the independent draws.
-    """
+    """A weighted mean of outcomes, its standard error and the degrees of freedom of that."""
 
     value: float
     stderr: float
     freedom: float
-    worth: float
-    clusters: int
+    worth: float  # Kish's number of draws by their weights alone (Survey Sampling, 1965)
 
     def interval(self) -> tuple[float, float]:
         """Student's 95 % interval: (low, high)."""
-        from scipy.special import stdtrit  # quantiles of t; scipy.stats takes a second to import
-
-        half = float(stdtrit(max(self.freedom, 1), 0.975)) * self.stderr
+        half = _t(self.freedom) * self.stderr
         return self.value - half, self.value + half
 
     def p_value(self) -> float:
@@ -54,16 +46,18 @@ class Estimate(NamedTuple):
 
     def share_worth(self, n: int) -> float:
         """The number of independent questions on which a share has this standard error, out of `n` that were asked.
-
         Fewer clusters know their own spread less well, hence the ratio of t's quantiles (Korn and Graubard, Survey
-        Methodology 24, 1998). At a share of 0 or 1 nothing is known of the spread, and the weights alone count.
-        """
-        from scipy.special import stdtrit
-
-        if self.stderr == 0 or not 0 < self.value < 1 or n < 2:
+        Methodology 24, 1998). At a share of 0 or 1 the weights alone count."""
+        plain = share_worth(self.value, self.stderr)
+        if plain is None or n < 2:
             return self.worth
-        plain = share_worth(self.value, self.stderr) * n / (n - 1)
-        return plain * float(stdtrit(n - 1, 0.975) / stdtrit(max(min(self.freedom, n - 1), 1), 0.975)) ** 2
+        return plain * n / (n - 1) * (_t(n - 1) / _t(min(self.freedom, n - 1))) ** 2
+
+
+def _t(freedom: float) -> float:
+    from scipy.special import stdtrit  # scipy takes a while to import, which most verbs need not
+
+    return float(stdtrit(max(freedom, 1), 0.975))
 
 
 def share_worth(value: float, stderr: float) -> float | None:
@@ -72,19 +66,12 @@ def share_worth(value: float, stderr: float) -> float | None:
 
 
 def estimate(
-    values: Sequence[Sequence[float]],
-    clusters: Sequence[Sequence[Hashable]],
-    weights: Sequence[float],
-    pooled: bool,
-    more: Sequence[tuple[float, float]] = (),
+    values: Sequence[Floats], clusters: Sequence[Sequence[Hashable]], weights: Floats, pooled: bool, more: Sequence = ()
 ) -> Estimate:
-    """The mean over tasks of `values`, an outcome per question, whose `clusters` say which stand or fall together.
-
-    The residuals of a cluster are summed before they are squared (Liang and Zeger, Biometrika 73, 1986; one cluster per
-    question is the textbook's variance). They are taken from the mean of all where questions are `pooled`, else from
-    each task's own: the tasks are strata. `more`: (variance, degrees of freedom) of other sources, as of seeds;
-    Satterthwaite's formula joins them.
-    """
+    """The mean over tasks of `values`, an outcome per question, whose `clusters` say which stand or fall together: the
+    residuals of a cluster are summed before they are squared (Liang and Zeger, Biometrika 73, 1986). They are taken
+    from the mean of all where questions are `pooled`, else from each task's own. `more`: (variance, degrees of freedom)
+    of other sources, as of seeds; Satterthwaite's formula joins them."""
     shares = [weight / sum(weights) for weight in weights]
     means = [sum(of_task) / len(of_task) for of_task in values]
     value = sum(share * mean for share, mean in zip(shares, means, strict=True))
@@ -101,7 +88,7 @@ def estimate(
     sources += [source for source in more if source[0]]
     variance = sum(part for part, _ in sources)
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in sources) if sources else n - 1.0
-    return Estimate(value, sqrt(variance), freedom, 1 / sum(mass * mass for mass in masses.values()), n)
+    return Estimate(value, sqrt(variance), freedom, 1 / sum(mass * mass for mass in masses.values()))
 
 
 def mean_of(values: Sequence[float]) -> tuple[float, float]:
@@ -110,65 +97,48 @@ def mean_of(values: Sequence[float]) -> tuple[float, float]:
 
 
 def ratio_of(parts: Sequence[Sequence[float]]) -> list[float]:
-    """Outcomes, one a sample, whose mean is the share of all parts that are right: IFEval counts instructions.
-
-    A prompt's instructions stand or fall together, so the prompt is the unit: r + (right - r x parts) / mean parts is
-    the linearised ratio estimator (Cochran, Sampling Techniques, 3rd edition 1977, section 6.3).
-    """
+    """Outcomes, one a sample, whose mean is the share of all parts that are right: IFEval counts instructions, and
+    those of a prompt fall together. r + (right - r x parts) / mean parts is the linearised ratio estimator (Cochran,
+    Sampling Techniques, 3rd edition 1977, section 6.3)."""
     right, size = [sum(part) for part in parts], [len(part) for part in parts]
     ratio, mean_size = sum(right) / sum(size), sum(size) / len(size)
     return [ratio + (k - ratio * n) / mean_size for k, n in zip(right, size, strict=True)]
 
 
-def mean_interval(
-    scores: Sequence[tuple[float, float, float]], weights: Sequence[float] | None = None
-) -> tuple[float, float, float]:
-    """Weighted mean of independent (value, low, high) scores and its interval: (mean, low, high).
-
-    The distances from each value to its own bounds add up as variances do (MOVER; Zou and Donner, Statistics in
-    Medicine 27, 2008), so the interval keeps the asymmetry of Wilson's. It holds the choice of tasks as given.
-    """
-    given = weights or [1.0] * len(scores)
-    shares = [weight / sum(given) for weight in given]
-    mean = sum(w * value for w, (value, _, _) in zip(shares, scores, strict=True))
-    below = sqrt(sum((w * (value - low)) ** 2 for w, (value, low, _) in zip(shares, scores, strict=True)))
-    above = sqrt(sum((w * (high - value)) ** 2 for w, (value, _, high) in zip(shares, scores, strict=True)))
+def mean_interval(scores: Sequence[Bounded], weights: Sequence[float] | None = None) -> Bounded:
+    """Weighted mean of independent scores and its interval, which holds the choice of tasks as given: distances from
+    values to their own bounds add up as variances do (MOVER; Zou and Donner, Statistics in Medicine 27, 2008)."""
+    weights = weights or [1.0] * len(scores)
+    parts = [(w / sum(weights), *score) for w, score in zip(weights, scores, strict=True)]
+    mean = sum(w * value for w, value, _, _ in parts)
+    below = sqrt(sum((w * (value - low)) ** 2 for w, value, low, _ in parts))
+    above = sqrt(sum((w * (high - value)) ** 2 for w, value, _, high in parts))
     return mean, mean - below, mean + above
 
 
-def difference(new: tuple[float, float, float], old: tuple[float, float, float]) -> tuple[float, float]:
-    """Interval of `new` - `old` of two independent (value, low, high) scores: (low, high).
-
-    MOVER; of two Wilson intervals it is Newcombe's method 10 (Statistics in Medicine 17, 1998, 873).
-    """
+def difference(new: Bounded, old: Bounded) -> tuple[float, float]:
+    """Interval of `new` - `old` of two independent scores: (low, high). MOVER; of two Wilson intervals it is Newcombe's
+    method 10 (Statistics in Medicine 17, 1998, 873)."""
     gap = new[0] - old[0]
     low = gap - sqrt((new[0] - new[1]) ** 2 + (old[2] - old[0]) ** 2)
-    high = gap + sqrt((new[2] - new[0]) ** 2 + (old[0] - old[1]) ** 2)
-    return low, high
+    return low, gap + sqrt((new[2] - new[0]) ** 2 + (old[0] - old[1]) ** 2)
 
 
 def two_proportions(p: float, n: float, q: float, m: float) -> float:
     """Two-sided p-value of the pooled z test of two independent shares (Pearson's chi-squared of the 2 x 2 table)."""
     pooled = (p * n + q * m) / (n + m)
-    stderr = sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
-    return z_test(p - q, stderr)
+    return z_test(p - q, sqrt(pooled * (1 - pooled) * (1 / n + 1 / m)))
 
 
 def z_test(gap: float, stderr: float) -> float:
     """Two-sided p-value of `gap` under a normal law of mean 0; where nothing varies, no gap gives 1 and a gap 0."""
-    if stderr == 0:
-        return 1.0 if gap == 0 else 0.0
-    return 2 * NormalDist().cdf(-abs(gap) / stderr)
+    return 2 * NORMAL.cdf(-abs(gap) / stderr) if stderr else float(gap == 0)
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided mid-p-value of McNemar's test (Psychometrika 12, 1947) for two stages on the same documents.
-
-    `gained` counts documents that were wrong before and right after, `lost` the reverse. If neither stage is better, a
-    changed document is as likely to be one as the other: `gained` ~ Binomial(gained + lost, 1/2). The observed count
-    weighs half, since the exact test's rate of false marks lies well under 5 % where few documents change (Fagerland,
-    Lydersen and Laake, BMC Medical Research Methodology 13, 2013). No change gives 1.
-    """
+    """Two-sided mid-p-value of McNemar's test (Psychometrika 12, 1947): of documents that were wrong before and right
+    after, and the reverse. `gained` ~ Binomial(gained + lost, 1/2); the observed count weighs half, as the exact test
+    errs too rarely (Fagerland, Lydersen and Laake, BMC Medical Research Methodology 13, 2013). No change gives 1."""
     from scipy.special import bdtr  # the binomial's cumulative probability
 
     changed, fewer = gained + lost, min(gained, lost)
@@ -178,36 +148,25 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def paired_shares(gained: int, lost: int, n: int) -> tuple[float, float]:
-    """Interval of the change of a share on the same `n` documents: (low, high).
-
-    Agresti and Min (Statistics in Medicine 24, 2005): Wald's interval after half a document is added to each of the
-    four cells, which holds its coverage where few documents change.
-    """
-    gained_, lost_, size = gained + 0.5, lost + 0.5, n + 2
-    gap = (gained_ - lost_) / size
-    half = Z * sqrt((gained_ + lost_) / size - gap * gap) / sqrt(size)
+    """Interval of the change of a share on the same `n` documents, (low, high): Wald's after half a document is added
+    to each of the four cells (Agresti and Min, Statistics in Medicine 24, 2005)."""
+    size, gap = n + 2, (gained - lost) / (n + 2)
+    half = Z * sqrt((gained + lost + 1) / size - gap * gap) / sqrt(size)
     return max(gap - half, -1.0), min(gap + half, 1.0)
 
 
 def equivalence(gap: float, low: float, high: float, margin: float) -> dict[str, Any]:
-    """`equal`: whether a difference with its 95 % interval lies within ± `margin`; `detectable`: what would be seen.
-
-    Two one-sided tests at 5 % (Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15, 1987), which is a 90 % interval
-    inside the margin. A difference of `detectable` is found by the two-sided test with a probability of 80 %.
-    """
+    """`equal`: whether a difference lies within ± `margin`, by two one-sided tests at 5 % (Schuirmann, J.
+    Pharmacokinetics and Biopharmaceutics 15, 1987); `detectable`: what the two-sided test finds with a probability of
+    80 %."""
     stderr = (high - low) / 2 / Z
     return {"equal": abs(gap) + Z_90 * stderr < margin, "detectable": (Z + Z_80) * stderr}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values, in the order given, of Holm's step-down procedure (Scand. J. Statistics 6, 1979).
-
-    The i-th smallest of m (i from 0) is multiplied by m - i, made monotone and cut at 1. Comparing each with 0.05
-    bounds the probability of one false mark in the whole table by 0.05.
-    """
-    adjusted = [0.0] * len(p_values)
-    floor = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = floor
-    return adjusted
+    """Adjusted p-values, in the order given, of Holm's step-down procedure (Scand. J. Statistics 6, 1979): the i-th
+    smallest of m (i from 0) is multiplied by m - i, made monotone and cut at 1."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    raised = (min(1.0, (len(order) - rank) * p_values[index]) for rank, index in enumerate(order))
+    adjusted = dict(zip(order, accumulate(raised, max), strict=True))
+    return [adjusted[index] for index in range(len(p_values))]

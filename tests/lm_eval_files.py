@@ -3,7 +3,6 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import yaml
@@ -15,6 +14,7 @@ from hermes3.results.score import measure
 DATE = "2025-01-02T03-04-05.678901"
 HEX = "0123456789abcdef" * 4
 CASES = yaml.safe_load(Path(__file__).with_name("report_cases.yml").read_text(encoding="utf-8"))
+DATA = yaml.safe_load(Path(__file__).with_suffix(".yml").read_text(encoding="utf-8").replace("{hash}", HEX))
 
 
 def write_scores(
@@ -24,11 +24,11 @@ def write_scores(
     date: str = DATE,
     salt: str = "",
     shots: int = 0,
-    **more: Any,
+    **more,
 ) -> Path:
     """An lm-eval 0.4.11 output folder: results_<date>.json and samples_<task>_<date>.jsonl under the model's name.
 
-    `more` replaces facts of the results file.
+    `tasks`: task -> metric -> how many of `n` are right. `more` replaces facts of the results file.
     """
     model = folder / "outputs__model"
     model.mkdir(parents=True, exist_ok=True)
@@ -44,20 +44,10 @@ def write_scores(
         ]
         lines = "".join(json.dumps(sample) + "\n" for sample in samples)
         (model / f"samples_{task}_{date}.jsonl").write_text(lines)
-    facts = {
-        "results": results,
-        "configs": {task: {"task": task} for task in tasks},
-        "versions": dict.fromkeys(tasks, 1),
-        "n-shot": dict.fromkeys(tasks, shots),
-        "higher_is_better": {task: dict.fromkeys(metrics, True) for task, metrics in tasks.items()},
-        "n-samples": {task: {"original": n, "effective": n} for task in tasks},
-        "config": {"model": "hf", "model_args": {"pretrained": "outputs/model", "dtype": "float32"}, "limit": None},
-        "git_hash": "abc1234",
-        "transformers_version": "5.16.0",
-        "lm_eval_version": "0.4.11",
-        "chat_template_sha": HEX,
-    }
-    (model / f"results_{date}.json").write_text(json.dumps(facts | more))
+    facts = {"results": results, "versions": dict.fromkeys(tasks, 1), "n-shot": dict.fromkeys(tasks, shots)}
+    facts["higher_is_better"] = {task: dict.fromkeys(metrics, True) for task, metrics in tasks.items()}
+    facts["n-samples"] = {task: {"original": n, "effective": n} for task in tasks}
+    (model / f"results_{date}.json").write_text(json.dumps(facts | DATA["results"] | more))
     return folder
 
 
@@ -84,25 +74,10 @@ def dpo_history(first_loss: float = 0.693147, steps: int = 40) -> list[dict]:
 
 
 def write_mix(folder: Path, kind: str) -> Path:
-    counts = (
-        {"rows": 300, "tokens": 60_000, "loss_tokens": 40_000},
-        {"rows": 100, "tokens": 40_000, "loss_tokens": 9_000},
-    )
+    manifest = dict(DATA["manifest"]) | {"name": f"tiny_{kind}", "kind": kind}
     names = ("general_instructions", "math") if kind == "sft" else ("alignment", "style")
-    source = {"name": "sample|set", "category": names[0], "path": "data_mixes/samples/a.jsonl", "files": {"a": HEX}}
-    manifest = {
-        "name": f"tiny_{kind}",
-        "kind": kind,
-        "seed": 7,
-        "sequence_len": 512,
-        "tokenizer": {"path": "outputs/tiny_base", "sha256": HEX},
-        "versions": {"tokenizers": "0.22.0", "pyarrow": "21.0.0"},
-        "sources": [source | {"rows_read": 412, "rows_kept": 400}],
-        "categories": dict(zip(names, counts, strict=True)),
-        "total": {"rows": 400, "tokens": 100_000, "loss_tokens": 49_000},
-        "rejects": {"filters/refusal": 5, "dedup/near_duplicate": 7},
-        "output": {"sha256": HEX},
-    }
+    manifest["sources"] = [manifest.pop("source") | {"category": names[0]}]
+    manifest["categories"] = dict(zip(names, manifest.pop("counts"), strict=True))
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
@@ -126,10 +101,10 @@ def evaluation(outcomes: dict[str, list[float]], name: str = "SFT", shots: int =
     one.harness.update(dict.fromkeys(("lm_eval_version", "chat_template_sha", "system_instruction_sha"), "x"))
     for task, values in outcomes.items():
         by_doc = dict(enumerate(values))
-        names = {doc: (task, doc) for doc in by_doc}
+        names = [(task, doc) for doc in by_doc]
         scale = 100 if set(values) <= {0, 1} or max(values) <= 1 else 1
-        one.scores[task, "acc", "none"] = measure([by_doc], [names], [1], True, True, scale)
-        one.docs[task] = {doc: (f"{task}{doc}", "") for doc in by_doc}
+        one.scores[task, "acc", "none"] = measure([by_doc], [names], True, scale)
+        one.docs[task] = {doc: (f"{task}{doc}", "", "") for doc in by_doc}
         one.tasks[task] = {"version": 1, "n_shot": shots, "samples": len(values), "questions": asked or len(values)}
         one.tasks[task] |= {"chat_template": "x", "has_samples": True}
     return one

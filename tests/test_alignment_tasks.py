@@ -45,39 +45,27 @@ def test_a_good_answer_scores_1_and_each_kind_of_bad_one_0(function):
             assert score(function, case["row"], answer) == scores, answer
 
 
-def test_languages_are_told_by_a_sentence_or_two():
+def test_languages_are_told_by_a_sentence_or_two_and_an_answer_in_another_or_in_two_does_not_follow():
     assert set(TEXTS) == set(alignment_score.LANGUAGES)
     told = [(code, alignment_score.language_of(text)) for code, texts in TEXTS.items() for text in texts]
     assert [pair for pair in told if pair[0] != pair[1]] == []
-    assert alignment_score.language_of("42 :-)") is None
+    for code, texts in TEXTS.items():
+        ours, theirs = " ".join(texts), " ".join(TEXTS["de" if code != "de" else "fr"])
+        assert score("language", {"language": code}, ours + "<|im_end|>") == {"followed": 1}
+        for bad in (theirs, f"{ours}\n\n{theirs}", f"{theirs}\n\n{ours}", "", "...", "42 :-)"):
+            assert score("language", {"language": code}, bad) == {"followed": 0}, bad
 
 
-@pytest.mark.parametrize("code", sorted(TEXTS))
-def test_an_answer_in_another_language_or_in_two_does_not_follow(code):
-    other = "de" if code != "de" else "fr"
-    ours, theirs = " ".join(TEXTS[code]), " ".join(TEXTS[other])
-    row = {"language": code}
-    assert score("language", row, ours + "<|im_end|>") == {"followed": 1}
-    for bad in (theirs, f"{ours}\n\n{theirs}", f"{theirs}\n\n{ours}", "", "..."):
-        assert score("language", row, bad) == {"followed": 0}
-
-
-def test_every_check_of_form_is_tried_and_used():
+def test_form_and_length_are_checked():
     used = {name for kind in ("format", "length") for row in rows(kind) for name in row["checks"]}
     assert set(ANSWERS["forms"]) == set(alignment_format.CHECKS) == used
-
-
-@pytest.mark.parametrize("check", ANSWERS["forms"])
-def test_form_and_length_are_checked(check):
-    value, good, bad = (ANSWERS["forms"][check][key] for key in ("value", "good", "bad"))
-    assert score("followed", {"checks": {check: value}}, good + "<|im_end|>") == {"followed": 1}
-    for answer in [*bad, ""]:
-        assert score("followed", {"checks": {check: value}}, answer) == {"followed": 0}, answer
-
-
-def test_every_check_of_a_row_must_hold():
-    row = {"checks": {"lines": 2, "upper": 1}}
-    assert [score("followed", row, answer)["followed"] for answer in ("A\nB", "A", "a\nb")] == [1, 0, 0]
+    for check, form in ANSWERS["forms"].items():
+        row = {"checks": {check: form["value"]}}
+        assert score("followed", row, form["good"] + "<|im_end|>") == {"followed": 1}, check
+        for answer in [*form["bad"], ""]:
+            assert score("followed", row, answer) == {"followed": 0}, answer
+    both = {"checks": {"lines": 2, "upper": 1}}
+    assert [score("followed", both, answer)["followed"] for answer in ("A\nB", "A", "a\nb")] == [1, 0, 0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -148,29 +136,21 @@ def test_an_answer_within_the_limit_has_ended(tokenizer):
         assert task.process_results({}, ["dog " * words]) == {"ended": ended}, words
 
 
-@pytest.fixture(scope="module")
-def ran(base, tmp_path_factory):
-    """All tasks on a model of random weights: the command of `hermes3 eval`, two questions and 64 tokens each."""
-    out = tmp_path_factory.mktemp("alignment")
+def test_lm_eval_runs_every_task_on_a_model_of_random_weights(base, tmp_path):
+    """The command of `hermes3 eval`, two questions and 64 tokens each. Such a model never ends its turn."""
     suite = load("alignment").model_copy(update={"device": "cpu", "dtype": "float32", "limit": 2, "max_length": 2048})
     ((protocol, tasks),) = suite.by_protocol().items()
-    argv = [*command(base, out, suite, protocol, tasks, "hf", ""), "--gen_kwargs", "max_gen_toks=64"]
+    argv = [*command(base, tmp_path, suite, protocol, tasks, "hf", ""), "--gen_kwargs", "max_gen_toks=64"]
     done = subprocess.run([f"{Path(sys.executable).parent}/{argv[0]}", *argv[1:]], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    (results,) = out.rglob("results_*.json")
-    return results
-
-
-def test_lm_eval_runs_every_task_and_finds_that_such_a_model_never_ends_its_turn(ran):
+    (ran,) = tmp_path.rglob("results_*.json")
     results = json.loads(ran.read_text())["results"]
     assert sorted(results) == TASKS
     for task, scores in results.items():
         values = {name: value for name, value in scores.items() if name.endswith(",none") and "stderr" not in name}
         assert values and all(0 <= value <= 1 for value in values.values()), task
     assert results["alignment_end_of_turn"]["ended,none"] == 0
-
-
-def test_the_empty_system_message_stays_empty_and_none_becomes_the_default(ran):
+    # the empty system message stays empty, and none becomes the default
     files = [ran.parent.glob(f"samples_alignment_{kind}_system_*.jsonl") for kind in ("empty", "default")]
     texts = [[json.loads(line)["arguments"]["gen_args_0"]["arg_0"] for line in next(file).open()] for file in files]
     for empty, default in zip(*texts, strict=True):

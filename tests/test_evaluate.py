@@ -9,8 +9,7 @@ import pytest
 from conftest import ROOT
 
 from hermes3.evaluate import run
-from hermes3.evaluate.run import command, model_args
-from hermes3.evaluate.setting import prompt_start
+from hermes3.evaluate.run import command, model_args, prompt_start
 from hermes3.results.suite import Protocol, load
 
 sys.path.insert(0, str(ROOT / "eval/tasks"))
@@ -23,7 +22,7 @@ TOOL = {
 }
 
 
-FORMS = ((4, False, True), (4, True, False))
+CALL = "<tool_call>\n{}\n</tool_call>"
 
 
 def score(function, row, text):
@@ -35,13 +34,13 @@ def score(function, row, text):
 @pytest.mark.parametrize(
     ("text", "valid", "exact"),
     [
-        ('<tool_call>\n{"name": "f", "arguments": {"n": 1}}\n</tool_call>', 1, 1),
+        (CALL.format('{"name": "f", "arguments": {"n": 1}}'), 1, 1),
         ('Sure. <tool_call>{"arguments": {"n": 1}, "name": "f"}</tool_call>', 1, 1),
-        ('<tool_call>\n{"name": "f", "arguments": {"n": 2}}\n</tool_call>', 1, 0),
-        ('<tool_call>\n{"name": "f", "arguments": {"n": "1"}}\n</tool_call>', 0, 0),
-        ('<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>', 0, 0),
-        ('<tool_call>\n{"name": "g", "arguments": {"n": 1}}\n</tool_call>', 0, 0),
-        ('<tool_call>\n{"name": "f", "arguments": {"n": 1}\n</tool_call>', 0, 0),
+        (CALL.format('{"name": "f", "arguments": {"n": 2}}'), 1, 0),
+        (CALL.format('{"name": "f", "arguments": {"n": "1"}}'), 0, 0),
+        (CALL.format('{"name": "f", "arguments": {}}'), 0, 0),
+        (CALL.format('{"name": "g", "arguments": {"n": 1}}'), 0, 0),
+        (CALL.format('{"name": "f", "arguments": {"n": 1}'), 0, 0),
         ("", 0, 0),
     ],
 )
@@ -98,15 +97,16 @@ def test_the_byte_that_marks_a_cut_answer_is_llama_3_s_too(hermes_llama):
 
 
 def test_lm_eval_gets_the_template_and_vllm_the_suite_s_length_and_seed_and_the_user_s_arguments(tmp_path):
-    suite = load("paper")
-    argv = command(tmp_path, tmp_path, suite, Protocol(4, True, True), ["piqa"], "vllm", "tensor_parallel_size=8")
+    suite, forms = load("paper"), [(4, True, True), (4, False, True), (4, True, False)]
+    argv, plain, one_turn = (
+        command(tmp_path, tmp_path, suite, Protocol.of(*form), ["piqa"], "vllm", "tensor_parallel_size=8")
+        for form in forms
+    )
     arguments = argv[argv.index("--model_args") + 1]
     assert arguments == f"pretrained={tmp_path},dtype=bfloat16,max_model_len=8192,seed=42,tensor_parallel_size=8"
-    assert "--device" not in argv
-    assert argv[:4] == ["lm_eval", "run", "--model", "vllm"]
-    assert "--apply_chat_template" in argv and "--fewshot_as_multiturn" not in argv and "--log_samples" in argv
+    assert argv[:4] == ["lm_eval", "run", "--model", "vllm"] and "--device" not in argv and "--log_samples" in argv
+    assert "--apply_chat_template" in argv and "--fewshot_as_multiturn" not in argv
     assert argv[argv.index("--seed") + 1] == "42,42,42,1234"
-    plain, one_turn = (command(tmp_path, tmp_path, suite, Protocol.of(*how), ["piqa"], "hf", "") for how in FORMS)
     assert "--apply_chat_template" not in plain and "--fewshot_as_multiturn" not in plain
     assert "--apply_chat_template --fewshot_as_multiturn false" in " ".join(one_turn)
     outputs = {words[words.index("--output_path") + 1] for words in (argv, plain, one_turn)}
@@ -162,4 +162,4 @@ def test_a_failed_run_is_an_error_and_a_long_one_says_how_far_it_is(tmp_path, mo
     with pytest.raises(ValueError, match="lm_eval ended with 3 on model"):
         run._lm_eval(["sh", "-c", "sleep 0.2; exit 3"], "model", tmp_path)
     assert "0 min: 0 answers, 0 per minute" in capfd.readouterr().out
-    assert run._lm_eval(["true"], "model", tmp_path) == 0
+    run._lm_eval(["true"], "model", tmp_path)

@@ -16,8 +16,8 @@ COVERAGE = (0.93, 0.97)  # of intervals of 95 %
 FALSE_MARKS = (0.03, 0.07)  # of tests at 5 %
 
 
-def within(share: float, bounds: tuple[float, float]) -> None:
-    assert bounds[0] <= share <= bounds[1], share
+def within(hits, bounds: tuple[float, float] = COVERAGE) -> None:
+    assert bounds[0] <= np.mean(hits) <= bounds[1], np.mean(hits)
 
 
 def random(seed: int) -> np.random.Generator:
@@ -47,26 +47,10 @@ def test_by_hand() -> None:
     assert stats.z_test(0.1, 0) == 0
 
 
-@pytest.mark.parametrize(("k", "n"), [(0, 7), (3, 7), (7, 7), (120, 541), (9000, 10042)])
+@pytest.mark.parametrize(("k", "n"), [(0, 7), (7, 7), (120, 541)])
 def test_wilson_is_scipys(k: int, n: int) -> None:
     theirs = binomtest(k, n).proportion_ci(method="wilson")
     assert wilson(k, n) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
-
-
-@pytest.mark.parametrize("p", [0.08, 0.3, 0.5, 0.83, 0.95])
-@pytest.mark.parametrize("n", [198, 541, 1172])
-def test_one_share(p: float, n: int) -> None:
-    bounds = np.array([wilson(k, n) for k in range(n + 1)])[random(1).binomial(n, p, size=20_000)]
-    within(np.mean((bounds[:, 0] <= p) & (p <= bounds[:, 1])), COVERAGE)
-
-
-@pytest.mark.parametrize("n", [80, 817])
-def test_one_mean_of_other_scores(n: int) -> None:
-    """MC2's probability mass, piled up at both ends; MT-Bench has 80 questions."""
-    values = random(2).beta(0.8, 0.6, size=(2_000, n))
-    bounds = np.array([mean_of(row) for row in values.tolist()])
-    truth = 0.8 / 1.4
-    within(np.mean((bounds[:, 0] <= truth) & (truth <= bounds[:, 1])), COVERAGE)
 
 
 def test_instructions_of_a_prompt_fall_together() -> None:
@@ -80,15 +64,13 @@ def test_instructions_of_a_prompt_fall_together() -> None:
         hits.append(low <= 1 / 1.6 <= high)
         low, high = wilson(sum(map(sum, parts)), int(sizes.sum()))
         plain.append(low <= 1 / 1.6 <= high)
-    within(np.mean(hits), COVERAGE)
+    within(hits)
     assert np.mean(plain) < COVERAGE[0]
 
 
-def alone(values) -> list[range]:
+def alone(values) -> list[list[tuple]]:
     """Clusters of questions that each stand alone."""
-    return [
-        range(at, at + len(of_task)) for at, of_task in zip(np.cumsum([0, *map(len, values)]), values, strict=False)
-    ]
+    return [[(task, n) for n in range(len(of_task))] for task, of_task in enumerate(values)]
 
 
 def test_a_mean_of_one_task_is_the_textbooks():
@@ -121,8 +103,8 @@ def test_mean_of_tasks_against_a_published_mean() -> None:
         low, high = wilson(one.value * worth[-1], worth[-1])
         hits.append(low <= rates.mean() <= high)
         marks.append(stats.two_proportions(one.value, worth[-1], float(np.mean(other / sizes)), worth[-1]) < 0.05)
-    within(np.mean(hits), COVERAGE)
-    within(np.mean(marks), FALSE_MARKS)
+    within(hits)
+    within(marks, FALSE_MARKS)
     # the variance of a share on so many questions is that of the mean
     exact = np.sum(rates * (1 - rates) / sizes) / 64
     assert np.median(worth) == pytest.approx(rates.mean() * (1 - rates.mean()) / exact, rel=0.03)
@@ -140,7 +122,7 @@ def test_questions_that_share_a_passage(passages: int, each: int) -> None:
         hits.append(low <= 0.6 <= high)
         low, high = wilson(sum(right), n)
         plain.append(low <= 0.6 <= high)
-    within(np.mean(hits), COVERAGE)
+    within(hits)
     assert np.mean(plain) < 0.9
 
 
@@ -152,11 +134,10 @@ def test_the_spread_from_seed_to_seed_is_part_of_the_interval() -> None:
         ease = generator.uniform(0.1, 0.9, size=500)
         seeds = (generator.random((3, 500)) < np.clip(ease + skill[:, None], 0, 1)).astype(float)
         means = seeds.mean(axis=1)
-        low, high = stats.estimate(
-            [seeds.mean(axis=0).tolist()], [range(500)], [1], True, [(means.var(ddof=1) / 3, 2.0)]
-        ).interval()
+        more = [(means.var(ddof=1) / 3, 2.0)]
+        low, high = stats.estimate([seeds.mean(axis=0).tolist()], [range(500)], [1], True, more).interval()
         hits.append(low <= 0.5 <= high)
-    within(np.mean(hits), (0.94, 0.99))  # the seeds' deviation holds a part of the questions' again
+    within(hits, (0.94, 0.99))  # the seeds' deviation holds a part of the questions' again
 
 
 @pytest.mark.parametrize(("p", "q"), [(0.5, 0.5), (0.83, 0.80), (0.08, 0.05)])
@@ -164,14 +145,13 @@ def test_difference_of_two_independent_shares(p: float, q: float) -> None:
     """Ours and the paper's: the interval holds the true difference, and the test errs as often as it says."""
     n, generator = 1324, random(5)
     ours, theirs = generator.binomial(n, p, size=4_000), generator.binomial(n, q, size=4_000)
-    found = [
-        difference((a / n, *wilson(a, n)), (b / n, *wilson(b, n)))
-        for a, b in zip(ours.tolist(), theirs.tolist(), strict=True)
-    ]
-    within(np.mean([low <= p - q <= high for low, high in found]), COVERAGE)
+    bounds = [wilson(k, n) for k in range(n + 1)]
+    pairs = zip(ours.tolist(), theirs.tolist(), strict=True)
+    found = [difference((a / n, *bounds[a]), (b / n, *bounds[b])) for a, b in pairs]
+    within([low <= p - q <= high for low, high in found])
     same = generator.binomial(n, p, size=4_000)
     marks = [stats.two_proportions(a / n, n, b / n, n) < 0.05 for a, b in zip(ours, same, strict=True)]
-    within(np.mean(marks), FALSE_MARKS)
+    within(marks, FALSE_MARKS)
 
 
 @pytest.mark.parametrize(("n", "changed"), [(250, 0.2), (541, 0.1), (1172, 0.3), (5761, 0.15)])
@@ -181,10 +161,10 @@ def test_paired_shares(n: int, changed: float) -> None:
     moved = generator.binomial(n, changed, size=6_000)
     gained = generator.binomial(moved, 0.5)
     marks = [test(int(g), int(m - g)) < 0.05 for g, m in zip(gained, moved, strict=True)]
-    within(np.mean(marks), FALSE_MARKS)
+    within(marks, FALSE_MARKS)
     gained = generator.binomial(moved, 0.6)
     found = [stats.paired_shares(int(g), int(m - g), n) for g, m in zip(gained, moved, strict=True)]
-    within(np.mean([low <= 0.2 * changed <= high for low, high in found]), COVERAGE)
+    within([low <= 0.2 * changed <= high for low, high in found])
 
 
 def test_paired_changes() -> None:
@@ -199,15 +179,8 @@ def test_paired_changes() -> None:
         again = 1 + number % 2
         tasks.append(stats.estimate(changes * again, names * again, [1.0] * 4 * again, False))
     for estimates in (judged, tasks):
-        within(np.mean([one.p_value() < 0.05 for one in estimates]), FALSE_MARKS)
+        within([one.p_value() < 0.05 for one in estimates], FALSE_MARKS)
         bounds = [one.interval() for one in estimates]
-        within(np.mean([low <= 0 <= high for low, high in bounds]), COVERAGE)
+        within([low <= 0 <= high for low, high in bounds])
     few = stats.estimate([[0.0] * 538 + [0.5] * 3], [range(541)], [1], True)  # no few questions prove anything
     assert few.p_value() > 0.05 and few.interval()[0] < 0
-
-
-def test_holm_keeps_the_whole_table() -> None:
-    """17 rows without a difference: one false mark in any of them, 5 % of the time; without Holm, more than half."""
-    p_values = random(11).random((4_000, 17))
-    within(np.mean([min(holm(row)) < 0.05 for row in p_values.tolist()]), FALSE_MARKS)
-    assert np.mean(p_values.min(axis=1) < 0.05) > 0.5

@@ -2,9 +2,8 @@
 
 import json
 import os
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,18 +12,11 @@ from hermes3.files import UserError
 MODEL_KEY, JUDGE_KEY = "HERMES3_MODEL_API_KEY", "HERMES3_JUDGE_API_KEY"
 
 
-class Backend(StrEnum):
-    hf = "hf"
-    vllm = "vllm"
-
-
 def evaluate(
-    model: Annotated[
-        Path | None, typer.Argument(help="folder of a whole model, or with --epoch of a training run")
-    ] = None,
+    model: Annotated[Path | None, typer.Argument(help="folder of a whole model, or with --epoch of a run")] = None,
     out: Annotated[Path | None, typer.Option(help="folder for the results")] = None,
     suite: Annotated[str | None, typer.Option(help="a name in eval/suites, or a file")] = None,
-    backend: Annotated[Backend, typer.Option(help="vllm needs the environment of requirements-eval.txt")] = Backend.hf,
+    backend: Annotated[Literal["hf", "vllm"], typer.Option(help="vllm needs requirements-eval.txt")] = "hf",
     epoch: Annotated[int | None, typer.Option(min=1, help="which epoch of the run MODEL")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="questions per task, for a first look")] = None,
     seed: Annotated[int | None, typer.Option(help="of sampling and shuffled choices; the suite's by default")] = None,
@@ -32,7 +24,7 @@ def evaluate(
     model_args: Annotated[str, typer.Option(help="more of lm_eval's --model_args: tensor_parallel_size=8")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the lm_eval commands, do not run them")] = False,
     fetch: Annotated[
-        bool, typer.Option("--fetch", help="no MODEL: only fetch the questions, for nodes without a network")
+        bool, typer.Option("--fetch", help="no MODEL: only fetch the questions, for offline nodes")
     ] = False,
 ) -> None:
     """Evaluate MODEL with lm-eval, through its own chat template. Tasks with whole results are not run again.
@@ -44,18 +36,16 @@ def evaluate(
     from hermes3.results.suite import load
 
     changes = {"limit": limit, "device": device, "seed": seed}
-    loaded = load(named(suite)).model_copy(update={key: value for key, value in changes.items() if value is not None})
+    loaded = load(suite).model_copy(update={key: value for key, value in changes.items() if value is not None})
     if fetch:
         return run.fetch(loaded)
     if model is None or out is None:
         raise UserError("give MODEL and --out FOLDER; --fetch alone needs neither")
     if epoch is not None:
         model = epoch_model(model, epoch, make=not dry_run)
-    run.run(model, out, loaded, backend.value, model_args, dry_run)
-    for name, group in loaded.groups.items():
-        if group.by == "mt_bench":
-            options = "--endpoint URL --questions FILE --judge-url URL --judge-model NAME"
-            print(f"{name} is not lm-eval's: hermes3 mt-bench {model} --out {out / 'mt_bench'} {options}")
+    run.run(model, out, loaded, backend, model_args, dry_run)
+    for name in (name for name, group in loaded.groups.items() if group.by == "mt_bench"):
+        print(f"{name} is not lm-eval's: hermes3 mt-bench {model} --out {out / 'mt_bench'} ... (docs/alignment.md)")
 
 
 def select(
@@ -77,29 +67,16 @@ def select(
     elif run is None or not results:
         raise UserError("give RUN and EPOCH=FOLDER for every epoch, or --published table2")
     else:
-        chosen = rule.select(run, named(suite), by_epoch(results), without)
+        chosen = rule.select(run, suite, by_epoch(results), without)
     print(json.dumps(chosen) if as_json else rule.table(chosen))
-
-
-def named(suite: str | None) -> str:
-    """The suite, which no verb chooses for its user: scores by another one look the same. `UserError` where none is."""
-    if suite is None:
-        from hermes3.results.suite import SUITES
-
-        there = ", ".join(sorted(path.stem for path in SUITES.glob("*.yml")))
-        raise UserError(f"--suite is missing; give a name in eval/suites ({there}), or a file")
-    return suite
 
 
 def by_epoch(pairs: list[str]) -> dict[int, Path]:
     """{epoch: folder} of arguments given as EPOCH=FOLDER, in the order of the epochs."""
     folders: dict[int, Path] = {}
-    for pair in pairs:
-        epoch, folder = name_and_folder(pair, "EPOCH")
-        if not epoch.isdigit():
-            raise UserError(f"{pair}: give it as EPOCH=FOLDER")
-        if int(epoch) in folders:
-            raise UserError(f"epoch {epoch} is given twice; give each once")
+    for epoch, folder in (name_and_folder(pair, "EPOCH") for pair in pairs):
+        if not epoch.isdigit() or int(epoch) in folders:
+            raise UserError(f"epoch {epoch} is given twice or is no number; give each once, as EPOCH=FOLDER")
         folders[int(epoch)] = folder
     return dict(sorted(folders.items()))
 
@@ -122,9 +99,7 @@ def mt_bench(
     parallel: Annotated[int, typer.Option(min=1, help="requests at once")] = 8,
     timeout: Annotated[float, typer.Option(min=1, help="seconds for one reply")] = 600,
     references: Annotated[Path | None, typer.Option(help="MT-Bench's reference_answer/MODEL.jsonl")] = None,
-    judge_price: Annotated[
-        tuple[float, float], typer.Option(help="dollars per million tokens of prompts and of replies: 2.5 10")
-    ] = (0, 0),
+    judge_price: Annotated[tuple[float, float], typer.Option(help="$ per million tokens, in and out: 2.5 10")] = (0, 0),
     limit: Annotated[int | None, typer.Option(min=2, help="only the first questions, for a first look")] = None,
     max_unrated: Annotated[int, typer.Option(min=0, help="questions that may be left without a rating")] = 0,
 ) -> None:
@@ -133,16 +108,8 @@ def mt_bench(
     Example: hermes3 mt-bench outputs/8b/dpo/merged --endpoint http://localhost:8000/v1 --questions question.jsonl
     --judge-url https://api.openai.com/v1 --judge-model gpt-4-0613 --out outputs/8b/eval/dpo/mt_bench
     """
-    from hermes3.evaluate.mt_bench import Endpoint, run
+    from hermes3.evaluate.mt_bench import Endpoint, load_questions, run
 
-    run(
-        questions,
-        Endpoint(endpoint, model, os.environ.get(MODEL_KEY), timeout, parallel),
-        Endpoint(judge_url, judge_model, os.environ.get(JUDGE_KEY), timeout, parallel),
-        out,
-        parallel,
-        limit,
-        max_unrated,
-        references,
-        judge_price,
-    )
+    answering = Endpoint(endpoint, model, os.environ.get(MODEL_KEY), timeout, parallel)
+    judge = Endpoint(judge_url, judge_model, os.environ.get(JUDGE_KEY), timeout, parallel, judge_price)
+    run(load_questions(questions, references), answering, judge, out, limit, max_unrated)

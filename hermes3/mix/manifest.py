@@ -104,8 +104,8 @@ def composition(manifest: Manifest) -> list[dict[str, Any]]:
     An SFT mix shows all eight; a preference mix, which the paper does not break down, its own."""
     is_sft, counts = manifest["kind"] == "sft", manifest["categories"]
     rows = []
-    for key in [key for key in CATEGORIES if is_sft or key in counts]:
-        label, percent = CATEGORIES[key]
+    for key in dict.fromkeys([*(CATEGORIES if is_sft else ()), *counts]):
+        label, percent = CATEGORIES.get(key, (key, 0))
         row = {"key": key, "label": label, **NOTHING, "budget": None, **counts.get(key, {})}
         row["share"] = row["tokens"] / manifest["total"]["tokens"]
         row["loss_share"] = row["loss_tokens"] / row["tokens"] if row["tokens"] else 0.0

@@ -2,47 +2,36 @@
 
 from collections import namedtuple
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, model_validator
 
 from hermes3.files import ROOT, UserError, read_model
-
-if TYPE_CHECKING:
-    from hermes3.results.groups import Group
+from hermes3.results.score import Group
 
 PUBLISHED = ROOT / "eval/published"
 # a printed number (`column` of `row`) that other printed numbers contradict, what they give instead, and why
 Misprint = namedtuple("Misprint", "row column printed instead why")
 
 
-class PublishedRow(BaseModel):
-    """One row. `values`: a score per column; `scale`: what they are out of, 100 for percent, 1 for MT-Bench's points.
-
-    `shots`: None where the paper does not say; `tasks`: printed rows of which `values` is the mean; `unlike`: why no
-    measurement of ours can be compared with it; `unweighted`: columns whose score is the plain mean of the subtasks.
-    """
-
-    model_config = ConfigDict(extra="forbid")
+class PublishedRow(BaseModel, extra="forbid"):
+    """One row of a table."""
 
     setting: str
-    shots: int | None = None
-    scale: float = 100
-    values: list[float]
-    tasks: dict[str, list[float]] = {}
+    shots: int | None = None  # None where the paper does not say
+    scale: float = 100  # what values are out of: 100 for percent, 1 for MT-Bench's points
+    values: list[float]  # a score per column
+    tasks: dict[str, list[float]] = {}  # printed rows of which `values` is the mean
     note: str = ""
-    unlike: str | None = None
-    unweighted: list[str] = []
+    unlike: str | None = None  # why no measurement of ours can be compared with it
+    unweighted: list[str] = []  # columns whose score is the plain mean of the subtasks
 
-    def as_printed(self, group: "Group", column: str) -> "Group":
+    def as_printed(self, group: Group, column: str) -> Group:
         """Our group, weighted as the paper's score of this column is."""
         return replace(group, by_question=False) if column in self.unweighted else group
 
 
-class Table(BaseModel):
+class Table(BaseModel, extra="forbid"):
     """A table. `columns`: key -> words; `total`, `kept`: the last row of Table 2, and the epoch that the paper kept."""
-
-    model_config = ConfigDict(extra="forbid")
 
     title: str
     columns: dict[str, str]

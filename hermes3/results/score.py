@@ -9,19 +9,16 @@ from statistics import variance
 
 from hermes3 import stats
 from hermes3.files import read_yaml
+from hermes3.results.suite import Protocol
 
 ScoreKey = tuple[str, str, str]  # task, metric, filter
 Outcomes = dict[int, float]  # doc_id -> a number
-METRICS = Path(__file__).with_name("metrics.yml")
+metrics = cache(lambda: read_yaml(Path(__file__).with_name("metrics.yml")))
 
 
 @dataclass(frozen=True)
 class Score:
-    """One metric of one task, or of a group of tasks. `value`, `low` and `high` (95 % interval) are shares, or points.
-
-    `scale`: what they are multiplied by when shown, 100 for a share, 1 for points. `effective_n`: the number of
-    independent questions that a share is worth, None for points.
-    """
+    """One metric of one task, or of a group. `value`, `low` and `high` (95 % interval) are shares, or points."""
 
     value: float
     n: int
@@ -29,21 +26,35 @@ class Score:
     high: float | None
     interval: str  # "wilson", "t", "mover" and "normal" where there are no outcomes, or "none" without a standard error
     higher_is_better: bool | None  # None: neither lm-eval nor metrics.yml says
-    outcomes: Outcomes | None  # their mean is `value`; None where samples do not say
+    scale: int = 100  # what values are multiplied by when shown: 100 for a share, 1 for points
+    effective_n: float | None = None  # the number of independent questions that a share is worth, None for points
+    outcomes: Outcomes | None = None  # their mean is `value`; None where samples do not say
     binary: bool = False  # outcomes are 0 or 1
-    scale: int = 100
-    clusters: int | None = None  # how many passages the questions share, None where each stands alone
-    effective_n: float | None = None
     seeds: tuple[float, ...] = ()  # the value of each seed, where several are pooled
 
 
-@cache
-def _metrics() -> dict[str, list[str]]:
-    return read_yaml(METRICS)
+@dataclass(frozen=True)
+class Group:
+    """A named score over `members`; a task of which two metrics count is two members, as IFEval."""
+
+    name: str
+    members: tuple[ScoreKey, ...]
+    by_question: bool = True  # how members weigh: by their questions, or all alike
+    suite: str = ""
+    protocol: Protocol | None = None  # how its tasks are to be asked, None for any way
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the questions of all tasks are one share: each task with one metric, weighted by its questions."""
+        tasks = {key[0] for key in self.members}
+        return len(tasks) == 1 or (self.by_question and len(tasks) == len(self.members))
+
+    def weights(self, scores: list[Score]) -> list[float]:
+        return [float(score.n) if self.by_question else 1.0 for score in scores]
 
 
 def _listed(kind: str, task: str, metric: str) -> bool:
-    return any(fnmatchcase(f"{task}/{metric}" if "/" in one else metric, one) for one in _metrics()[kind])
+    return any(fnmatchcase(f"{task}/{metric}" if "/" in one else metric, one) for one in metrics()[kind])
 
 
 def unit_of(task: str, metric: str) -> str | None:
@@ -60,34 +71,28 @@ def better_of(task: str, metric: str, said: bool | None) -> bool | None:
 
 def measure(
     outcomes: Sequence[Outcomes],
-    names: Sequence[dict[int, Hashable]],
-    weights: Sequence[float],
-    pooled: bool,
+    names: Sequence[Sequence[Hashable]],
     better: bool | None,
     scale: int = 100,
+    weights: Sequence[float] = (1,),
+    pooled: bool = True,
     seeds: Sequence[float] = (),
     n: int | None = None,
 ) -> Score:
-    """The weighted mean of tasks as a score over `n` questions. `names`: of each task doc_id -> what it shares.
-
-    Outcomes of 0 and 1 have Wilson's interval for the number of independent questions that they are worth (Korn and
-    Graubard, Survey Methodology 24, 1998), all others Student's. `pooled`: one share over the tasks' questions.
-    """
+    """The weighted mean of tasks as a score over `n` questions. `names`: what each question shares.
+    `pooled`: one share over the tasks' questions. Outcomes of 0 and 1 have Wilson's interval for the independent
+    questions that they are worth (Korn and Graubard, Survey Methodology 24, 1998), others Student's."""
     values = [list(of_task.values()) for of_task in outcomes]
-    clusters = [[of_task[doc] for doc in docs] for of_task, docs in zip(names, outcomes, strict=True)]
-    estimate = stats.estimate(values, clusters, weights, pooled, [between(seeds)] if len(seeds) > 1 else [])
+    estimate = stats.estimate(values, names, weights, pooled, [between(seeds)] if len(seeds) > 1 else [])
     binary = all(one in (0, 1) for of_task in values for one in of_task) and scale == 100
     n = n or sum(map(len, values))
     worth = estimate.share_worth(n) if scale == 100 else None
     if binary or (worth and estimate.stderr == 0 and estimate.value in (0, 1)):
-        interval, (low, high) = "wilson", stats.wilson(estimate.value * worth, worth)
+        interval, bounds = "wilson", stats.wilson(estimate.value * worth, worth)
     else:
-        interval, (low, high) = "t", estimate.interval()
-    shared = estimate.clusters if estimate.clusters < n else None
+        interval, bounds = "t", estimate.interval()
     first = outcomes[0] if len(outcomes) == 1 else None
-    return Score(
-        estimate.value, n, low, high, interval, better, first, binary and pooled, scale, shared, worth, tuple(seeds)
-    )
+    return Score(estimate.value, n, *bounds, interval, better, scale, worth, first, binary and pooled, tuple(seeds))
 
 
 def between(seeds: Sequence[float]) -> tuple[float, float]:

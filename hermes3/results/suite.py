@@ -1,11 +1,9 @@
 """`eval/suites/*.yml`: which tasks make up which score, and how they are run."""
 
-import importlib.util
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field
 
 from hermes3.files import ROOT, UserError, read_model
 
@@ -38,24 +36,17 @@ class Protocol(NamedTuple):
         return f"{self.shots}_shot{form}"
 
 
-class GroupSpec(BaseModel):
-    """One score of a table: the mean over its tasks, as a suite declares it.
+class GroupSpec(BaseModel, extra="forbid"):
+    """One score of a table: the mean over its tasks, as a suite declares it."""
 
-    `tasks`: lm-eval's name of a task or group -> metric, as `acc_norm`, or `exact_match,strict-match` where a task has
-    several filters; of several metrics the mean counts. `aggregation`: `mean` counts every task alike, `weighted` every
-    question. `chat_template`: whether prompts go through the model's own, `fewshot_as_turns`: then each example is a
-    turn. `by`: what runs it. `selects`: whether it counts when an epoch is chosen.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
+    # lm-eval's name of a task or group -> metric, or METRIC,FILTER of several filters; of several metrics the mean
     tasks: dict[str, str | list[str]] = Field(min_length=1)
     num_fewshot: int = Field(ge=0)
-    chat_template: bool = True
-    fewshot_as_turns: bool = True
-    aggregation: Literal["mean", "weighted"] = "mean"
+    chat_template: bool = True  # whether prompts go through the model's own
+    fewshot_as_turns: bool = True  # then each example is a turn
+    aggregation: Literal["mean", "weighted"] = "mean"  # every task counts alike, or every question
     by: Literal["lm_eval", "mt_bench"] = "lm_eval"
-    selects: bool = True
+    selects: bool = True  # whether it counts when an epoch is chosen
 
     def metrics(self, task: str) -> list[str]:
         named = self.tasks[task]
@@ -66,53 +57,29 @@ class GroupSpec(BaseModel):
         return Protocol.of(self.num_fewshot, self.chat_template, self.fewshot_as_turns)
 
 
-class Suite(BaseModel):
-    """A suite. `max_length`: tokens of prompt and answer; `limit`: questions per task, for a first look.
-
-    `seed`: of sampling, and of tasks that shuffle choices; `fewshot_seed`: of the draw of examples, lm-eval's own by
-    default. `margin`: points within which a difference from a published score counts as none. `include_path`: a folder
-    of tasks beside lm-eval's own; `needs`: modules that its tasks import and lm-eval does not bring.
-    """
-
-    model_config = ConfigDict(extra="forbid")
+class Suite(BaseModel, extra="forbid"):
+    """A suite: groups, and how lm-eval asks them."""
 
     name: str
     groups: dict[str, GroupSpec] = Field(min_length=1)
     batch_size: int | Literal["auto"]
-    max_length: int
+    max_length: int  # tokens of prompt and answer
     device: str
     dtype: str
-    seed: int
-    fewshot_seed: int = 1234
-    margin: float = Field(default=2, gt=0)
-    limit: int | None = Field(default=None, ge=1)
-    include_path: Path = Path("eval/tasks")
-    needs: list[str] = []
-
-    @model_validator(mode="after")
-    def one_protocol_per_task(self) -> "Suite":
-        protocols: dict[str, Protocol] = {}
-        for name, group in self.groups.items():
-            for task in group.tasks:
-                if (first := protocols.setdefault(task, group.protocol)) != group.protocol:
-                    raise UserError(f"groups.{name}: {task} is asked {first} too; make it two suites")
-        return self
-
-    @property
-    def tasks_folder(self) -> Path:
-        """`include_path` as a suite names it, or by default the checkout's own, from whatever folder it is run."""
-        own = ROOT / self.include_path
-        elsewhere = self.include_path.resolve() != own.resolve()
-        return own if elsewhere and "include_path" not in self.model_fields_set else self.include_path
+    seed: int  # of sampling, and of tasks that shuffle choices
+    fewshot_seed: int = 1234  # of the draw of examples, lm-eval's own by default
+    margin: float = Field(default=2, gt=0)  # points within which a difference from a published score counts as none
+    limit: int | None = Field(default=None, ge=1)  # questions per task, for a first look
+    include_path: Path = ROOT / "eval/tasks"  # tasks beside lm-eval's own
+    needs: list[str] = []  # modules that its tasks import and lm-eval does not bring
 
     def by_protocol(self) -> dict[Protocol, list[str]]:
         """Protocol -> the tasks that one call of lm_eval asks by it, in the suite's order; fewest examples first."""
-        tasks: dict[Protocol, list[str]] = {}
+        tasks: dict[Protocol, dict[str, None]] = {}
         for group in self.groups.values():
             if group.by == "lm_eval":
-                of_protocol = tasks.setdefault(group.protocol, [])
-                of_protocol += [task for task in group.tasks if task not in of_protocol]
-        return dict(sorted(tasks.items()))
+                tasks.setdefault(group.protocol, {}).update(dict.fromkeys(group.tasks))
+        return {protocol: list(tasks[protocol]) for protocol in sorted(tasks)}
 
 
 def file_of(named: str | Path) -> Path:
@@ -120,13 +87,10 @@ def file_of(named: str | Path) -> Path:
     return Path(named) if Path(named).suffix in (".yml", ".yaml") else SUITES / f"{named}.yml"
 
 
-def load(named: str | Path) -> Suite:
-    """Read a suite by its name in eval/suites or by its file. `UserError` names the file and the key."""
+def load(named: str | Path | None) -> Suite:
+    """A suite by its name in eval/suites or by its file. None is an error: no verb chooses for its user, as scores by
+    another suite look the same."""
+    if named is None:
+        there = ", ".join(sorted(path.stem for path in SUITES.glob("*.yml")))
+        raise UserError(f"--suite is missing; give a name in eval/suites ({there}), or a file")
     return read_model(file_of(named), Suite, SUITES)
-
-
-def require(name: str, modules: Iterable[str]) -> None:
-    """`UserError` for the first of `modules`, which suite `name` needs, that is not installed here."""
-    for module in modules:
-        if not importlib.util.find_spec(module):
-            raise UserError(f"{name}: no {module} here; install requirements-eval.txt, an environment of its own")
