@@ -240,7 +240,8 @@ def test_a_crash_is_tried_again_but_not_the_same_at_the_same_place_and_the_mix_i
 def test_training_goes_on_from_its_checkpoint_without_the_node_that_broke(slurm, site):
     train = "print(attempt, 'from', [path.name for path in Path('out').glob('checkpoint-*')])\nstep(attempt / 10)\n"
     train += "if attempt == 1 and rank == '1':\n    save(8)\n"
-    train += "    while not list(Path('logs').glob('*/*/rank_0.node')): time.sleep(0.1)\n"  # its partner has begun
+    partner = "Path(os.environ['HERMES3_LOGS'], 'rank_0.log')"  # it has taken its step
+    train += f"    while not {partner}.exists() or 'epoch' not in {partner}.read_text(): time.sleep(0.1)\n"
     train += "    raise ImportError('`GLIBC_2.38\\' not found')\n"
     jid = site.submit(train + "if attempt == 1: time.sleep(3600)")
     assert site.end(jid) == ("COMPLETED", 1), site.log(jid)
