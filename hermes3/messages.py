@@ -1,9 +1,6 @@
-"""The one message form, and its validation.
-
-A conversation is `{"messages": [...], "tools": [...]}` in the form that Transformers' chat templates take:
-an optional system message, then user, assistant and tool messages; an assistant message may carry `tool_calls`
-(`{"type": "function", "function": {"name": str, "arguments": {...}}}`), a tool message carries `name`.
-"""
+"""The one message form, as Transformers' chat templates take it: {"messages": [...], "tools": [...]}; an optional
+system message, then user, assistant and tool messages. An assistant message may carry `tool_calls`
+(`{"type": "function", "function": {"name": str, "arguments": {...}}}`), a tool message carries `name`."""
 
 import json
 import re
@@ -12,8 +9,8 @@ from typing import Any
 import orjson
 
 Message = dict[str, Any]
-SURROGATE = re.compile("[\ud800-\udfff]")
 ROLES = ("system", "user", "assistant", "tool")
+AFTER = {None: ("system", "user"), "system": ("user",), "user": ("assistant",), "tool": ("assistant", "tool")}
 
 
 class BadRow(ValueError):
@@ -26,7 +23,7 @@ class BadRow(ValueError):
 
 def is_text(value: Any) -> bool:
     """Whether `value` is text that UTF-8 can hold: a JSON escape may leave half a surrogate pair."""
-    return isinstance(value, str) and (value.isascii() or not SURROGATE.search(value))
+    return isinstance(value, str) and (value.isascii() or not re.search("[\ud800-\udfff]", value))
 
 
 def is_json(value: Any) -> bool:
@@ -53,37 +50,28 @@ def tool_call(name: Any, arguments: Any) -> Message:
 
 
 def clean(message: Message) -> Message:
-    """`message` with known keys alone, its content text.
-
-    Assistant text is stripped: a model must not learn to begin with a blank line, and the boundary between the header
-    and the first trained token stays a token boundary.
-    """
+    """`message` with known keys alone, its content text. The assistant's is stripped: a model must not learn to begin
+    with a blank line, and header and first trained token stay two tokens."""
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         shown = repr(role)[:40] if isinstance(role, str) else type(role).__name__
         raise BadRow("unknown_role", f"role {shown} is none of {', '.join(ROLES)}")
     calls = (message.get("tool_calls") or []) if role == "assistant" else []
-    if content is None and calls:
-        content = ""
+    content = "" if content is None and calls else content
     if not is_text(content):
         raise BadRow("content_not_text", f"{role} content is {type(content).__name__}, or not Unicode")
-    if role == "assistant":
-        content = content.strip()
-    out: Message = {"role": role, "content": content}
+    out: Message = {"role": role, "content": content.strip() if role == "assistant" else content}
     if calls:
-        if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-            raise BadRow("tool_call_not_json", "tool_calls are not a list of objects")
-        functions = [call.get("function") or call for call in calls]
-        if not all(isinstance(function, dict) for function in functions):
-            raise BadRow("tool_call_not_json", "a call's function is not an object")
-        out["tool_calls"] = [tool_call(f.get("name"), f.get("arguments")) for f in functions]
+        try:
+            functions = [call.get("function") or call for call in calls]
+            out["tool_calls"] = [tool_call(one.get("name"), one.get("arguments")) for one in functions]
+        except (AttributeError, TypeError):
+            raise BadRow("tool_call_not_json", "tool_calls are not a list of objects, or a function is none") from None
     if role == "tool":
         if not is_text(message.get("name")):
             raise BadRow("tool_response_unnamed", "a tool message carries the name of the tool that answers")
         out["name"] = message["name"]
-    if message.get("train") is False:
-        out["train"] = False
-    return out
+    return out | ({"train": False} if message.get("train") is False else {})
 
 
 def check(messages: list[Message], tools: list[Message]) -> None:
@@ -91,23 +79,15 @@ def check(messages: list[Message], tools: list[Message]) -> None:
     if not messages:
         raise BadRow("no_messages")
     declared = {tool.get("function", tool).get("name") for tool in tools}
-    previous, open_calls = "start", 0
+    previous, open_calls = None, 0
     for message in messages:
-        role = message["role"]
-        calls = message.get("tool_calls", [])
+        role, calls = message["role"], message.get("tool_calls", [])
         if role != "system" and not message["content"].strip() and not calls:
             raise BadRow("empty_turn", f"{role} says nothing")
-        allowed = {
-            "start": ("system", "user"),
-            "system": ("user",),
-            "user": ("assistant",),
-            "assistant": ("tool",) if open_calls else ("user",),
-            "tool": ("assistant", "tool"),
-        }[previous]
-        if role == "tool" and previous == "tool" and not open_calls:
+        if role == previous == "tool" and not open_calls:
             raise BadRow("response_without_call", f"nothing called {message['name']}")
-        if role not in allowed:
-            raise BadRow("role_order", f"{role} after {previous}")
+        if role not in AFTER.get(previous, ("tool",) if open_calls else ("user",)):
+            raise BadRow("role_order", f"{role} after {previous or 'start'}")
         if unknown := [call["function"]["name"] for call in calls if call["function"]["name"] not in declared]:
             raise BadRow("undeclared_tool", f"{unknown[0]} is not among the tools offered")
         previous, open_calls = role, open_calls - 1 if role == "tool" else len(calls)

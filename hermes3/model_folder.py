@@ -1,58 +1,63 @@
-"""Is a folder a whole model? Told from the names of its tensors, without reading any weight."""
+"""A model's folder: from the Hub, and whole, as the names of its tensors tell without reading any weight."""
 
 from pathlib import Path
 
 from hermes3.files import UserError, read_json
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+def fetch(name: str) -> Path:
+    """The folder `name`, or what the Hub has under that id. `UserError` where there is neither."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "model*.safetensors"]))
+    except (OSError, ValueError) as error:
+        remedy = "check the name and the network; accept a gated model's terms on its page and run `hf auth login`"
+        what = f"no such folder, nor Hub id (OWNER/NAME) to fetch: {' '.join(str(error).split()).rstrip('.')}"
+        raise UserError(f"{name}: {what}; {remedy}") from None
 
 
 def check_model(folder: Path) -> None:
-    """Refuse what `from_pretrained` would load wrongly, and what has no chat template.
-
-    Reads JSON and the headers of the safetensors files, some 100 KB per file. `UserError` names the remedy.
-    """
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no config.json; give the folder of a whole model")
-    if (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder}: a LoRA adapter; run `axolotl merge-lora RECIPE` and give {folder}/merged")
-    adapter = sorted(name for name in _model_tensors(folder) if ".base_layer." in name or ".lora_" in name)
-    if adapter:
-        raise UserError(
-            f"{folder}: its weights are a model with an adapter inside ({adapter[0]}), whose linear layers would load "
-            "as random numbers; run `axolotl merge-lora RECIPE` on the run that made it and give its folder merged/"
-        )
+    """Refuse what `from_pretrained` would load wrongly, and what has no chat template. `UserError` names the remedy."""
+    weights(folder)
     if not (folder / "chat_template.jinja").is_file():
         raise UserError(f"{folder}: no chat_template.jinja; make it with `hermes3 tokenizer build`")
 
 
-def _model_tensors(folder: Path) -> set[str]:
-    """Names of all tensors of the model. Every file that the index names must exist and hold what the index says."""
+def weights(folder: Path) -> dict[str, set[str]]:
+    """{safetensors file: names of its tensors} of a whole model, from JSON and headers, some 100 KB per file.
+    `UserError` for an adapter, alone or inside, and where a file is missing, cut off, or not what the index says."""
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder}: a LoRA adapter; run `axolotl merge-lora RECIPE` and give {folder}/merged")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json; give the folder of a whole model")
     if (folder / INDEX).is_file():
         file_of = read_json(folder / INDEX, "weight_map")["weight_map"]
     elif (folder / SINGLE).is_file():
-        return tensor_names(folder / SINGLE)
+        file_of = dict.fromkeys(tensor_names(folder / SINGLE), SINGLE)
     else:
-        raise UserError(
-            f"{folder}: no {SINGLE}, nor {INDEX}; if its ranks saved in parts, run "
-            f"`hermes3 consolidate {folder}/checkpoint-N OUT`; if the run has not ended, take a checkpoint of it"
-        )
-    if missing := sorted(file for file in set(file_of.values()) if not (folder / file).is_file()):
-        raise UserError(f"{folder}: {INDEX} names {missing[0]} ({len(missing)} missing); copy the model again")
-    stored = {file: tensor_names(folder / file) for file in set(file_of.values())}
+        remedy = f"save it by `save_pretrained`, or join a run's parts: `hermes3 consolidate {folder}/checkpoint-N OUT`"
+        raise UserError(f"{folder}: no {SINGLE}, nor {INDEX}; {remedy}")
+    stored = {file: tensor_names(folder / file) for file in sorted(set(file_of.values()))}
     for name, file in file_of.items():
         if name not in stored[file]:
             raise UserError(f"{folder}: {INDEX} says that {file} holds {name}, and it does not; copy the model again")
-    return set(file_of)
+        if ".base_layer." in name or ".lora_" in name:
+            remedy = "run `axolotl merge-lora RECIPE` on the run that made it, and give its folder merged/"
+            raise UserError(f"{folder}: with an adapter inside ({name}), it would load as random numbers; {remedy}")
+    return stored
 
 
 def tensor_names(path: Path) -> set[str]:
-    """Tensor names of a safetensors file, from its header. `UserError` for a file that was cut off."""
+    """Tensor names of a safetensors file, from its header. `UserError` for a file that is missing or cut off."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "np") as file:
             return set(file.keys())
-    except SafetensorError as error:
+    except (SafetensorError, FileNotFoundError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({error}); copy or save it again") from None

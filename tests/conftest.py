@@ -2,7 +2,6 @@
 
 import gc
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "outputs/tiny"
@@ -18,31 +18,23 @@ TINY = ROOT / "outputs/tiny"
 os.environ |= {"HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1", "WANDB_MODE": "offline", "OMP_NUM_THREADS": "2"}
 os.environ["OMP_WAIT_POLICY"] = "passive"  # threads that spin while they wait made torch 20 times slower on busy cores
 
-
-# What trains, evaluates or runs Slurm: left out by `make test-fast`
-SLOW_FIXTURES = {"chain", "slurm", "slurm16", "stopped_sft", "stopped_dpo", "axolotl_process"}
-SLOW_FILES = {"alignment_tasks", "bench", "chain", "check", "dashboard", "distributed", "dpo", "eval_runs", "launch"}
-SLOW_FILES |= {"metrics", "mix_restart", "pack", "packing", "pipeline", "gpu_check", "plan_memory", "preflight"}
-SLOW_FILES |= {"precision", "saving", "traps"}
-SLOW_FILES |= {f"slurm_{name}" for name in ("docs", "scripts", "train", "verdict")}
+SLOW = yaml.safe_load(Path(__file__).with_name("slow.yml").read_text(encoding="utf-8"))
+GROUPS = {file: group for group, files in SLOW["together"].items() for file in files}
 
 
-# What several files share is made once: they go to one of `make test`'s two processes, in this order
-TOGETHER = {
-    "chain": ("chain", "cli"),
-    "slurm": ("slurm_docs", "slurm_scripts", "slurm_train", "preflight", "pipeline", "launch"),
-    "stopped": ("dashboard", "distributed", "metrics", "saving"),
-}
-GROUPS = {file: group for group, files in TOGETHER.items() for file in files}
+def pytest_report_header():
+    """A file that was renamed would be slow, or share, no more."""
+    gone = [name for name in {*SLOW["files"], *GROUPS} if not (ROOT / f"tests/test_{name}.py").is_file()]
+    return [f"tests/slow.yml: there is no test_{name}.py" for name in sorted(gone)]
 
 
 def pytest_collection_modifyitems(items):
     """Mark what is slow; in one of several processes, begin with what takes longest."""
     for item in items:
-        if _file(item.nodeid) in SLOW_FILES or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+        if _file(item.nodeid) in SLOW["files"] or {*SLOW["fixtures"]} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
     if os.environ.get("PYTEST_XDIST_WORKER"):
-        items.sort(key=lambda item: [*TOGETHER, None].index(GROUPS.get(_file(item.nodeid))))
+        items.sort(key=lambda item: [*SLOW["together"], None].index(GROUPS.get(_file(item.nodeid))))
 
 
 def _file(nodeid: str) -> str:
@@ -51,14 +43,12 @@ def _file(nodeid: str) -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Tests of one file, or of one entry of TOGETHER, run in one process."""
+    """Tests of one file, or of one group, run in one process."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByGroup(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return GROUPS.get(_file(nodeid), _file(nodeid))
-
-    return ByGroup(config, log)
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = lambda nodeid: GROUPS.get(_file(nodeid), _file(nodeid))
+    return scheduler
 
 
 @pytest.fixture(autouse=True)
@@ -71,9 +61,8 @@ def in_root(monkeypatch):
 def samples(tmp_path_factory) -> Path:
     """The sample conversations, written by their generator."""
     out = tmp_path_factory.mktemp("samples") / "data"
-    subprocess.run(
-        [sys.executable, "data_mixes/samples/generate.py", str(out)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
-    )
+    command = [sys.executable, "data_mixes/samples/generate.py", str(out)]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return out
 
 
@@ -110,6 +99,13 @@ def tokenizer(base):
 
 
 @pytest.fixture(scope="session")
+def renderer(base):
+    from hermes3.chat.render import Renderer
+
+    return Renderer(base)
+
+
+@pytest.fixture(scope="session")
 def hermes_llama(tmp_path_factory) -> Path:
     """The Hermes tokenizer over Llama 3.1's true vocabulary, without a model."""
     from bench.llama_tokenizer import make
@@ -120,20 +116,17 @@ def hermes_llama(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def axolotl_process():
     """What Axolotl and our plugin set for a whole process is put back: plugins, variables, the debug log, the frozen.
-
-    No plugin is registered when it begins, and one thread computes: so small a model only waits for a second.
-    """
+    No plugin is there to begin with. One thread computes: so small a model only waits for a second."""
     import torch
     from axolotl.integrations.base import PluginManager
     from datasets import Dataset
     from ranks import IN_PROCESS
 
-    manager = PluginManager.get_instance()
-    plugins, manager.plugins = manager.plugins, type(manager.plugins)()
-    threads = torch.get_num_threads()
+    manager, threads = PluginManager.get_instance(), torch.get_num_threads()
     torch.set_num_threads(1)
     gc.freeze()  # the packer collects garbage at every packing: 0.4 s each over all that is imported
     with (
+        mock.patch.object(manager, "plugins", type(manager.plugins)()),
         mock.patch.dict(os.environ),
         mock.patch("axolotl.cli.config.prepare_debug_log"),
         mock.patch.multiple(Dataset, **IN_PROCESS),
@@ -141,7 +134,6 @@ def axolotl_process():
         yield
     gc.unfreeze()
     torch.set_num_threads(threads)
-    manager.plugins = plugins
 
 
 @pytest.fixture
@@ -152,52 +144,48 @@ def quick_gc():
     gc.unfreeze()
 
 
-@pytest.fixture(scope="session")
-def slurm(tmp_path_factory):
-    """A Slurm cluster of four nodes, each with 16 CPUs and eight pretended GPUs. Every test finds it idle."""
-    with _slurm_lab(tmp_path_factory.mktemp("slurm")) as lab:
-        yield lab
+def _cluster(name: str, **size: int):
+    """A fixture: a Slurm cluster of nodes with eight pretended H100 each. Every test finds it idle."""
+
+    @pytest.fixture(scope="session", name=name)
+    def cluster(tmp_path_factory):
+        import slurm_lab
+
+        if missing := slurm_lab.missing():
+            reason = f"no Slurm here: {', '.join(missing)} not found (apt install slurmctld slurmd slurm-client munge)"
+            pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+        with slurm_lab.SlurmLab(tmp_path_factory.mktemp(name), **size) as lab:
+            yield lab
+
+    return cluster
 
 
-@pytest.fixture(scope="session")
-def slurm16(tmp_path_factory):
-    """Sixteen nodes of eight pretended H100, 96 CPUs and 1 TB: to ask whether jobs of real size are accepted."""
-    with _slurm_lab(tmp_path_factory.mktemp("slurm16"), nodes=16, cpus=96, memory_mb=1_000_000) as lab:
-        yield lab
-
-
-def _slurm_lab(root: Path, **size):
-    import slurm_lab
-
-    if missing := slurm_lab.missing():
-        reason = f"no Slurm here: {', '.join(missing)} not found (apt install slurmctld slurmd slurm-client munge)"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    return slurm_lab.SlurmLab(root, **size)
+slurm = _cluster("slurm", nodes=4, cpus=16)
+slurm16 = _cluster("slurm16", nodes=16, cpus=96, memory_mb=1_000_000)  # are jobs of real size accepted?
 
 
 @pytest.fixture(autouse=True)
 def idle_slurm(request):
     """After a test with a cluster: no job is left on it, and every node is up."""
     yield
-    for name in {"slurm", "slurm16"} & set(request.fixturenames):
-        if shutil.which("sbatch"):  # without it the test was skipped
-            request.getfixturevalue(name).reset()
+    for name in {"slurm", "slurm16"} & request.node.funcargs.keys():
+        request.node.funcargs[name].reset()
 
 
 @pytest.fixture(scope="session")
 def stopped_sft(base, tmp_path_factory):
-    """A packed run on two ranks, stopped three times, beside one that went through: tests/stopped.py."""
-    import stopped
+    """A packed run on two ranks, stopped three times, beside one that went through."""
+    import ranks
 
-    return stopped.sft(base, tmp_path_factory.mktemp("stopped_sft"))
+    return ranks.stopped_sft(base, tmp_path_factory.mktemp("stopped_sft"))
 
 
 @pytest.fixture(scope="session")
 def stopped_dpo(base, tmp_path_factory):
     """The same of DPO with LoRA, stopped once."""
-    import stopped
+    import ranks
 
-    return stopped.dpo(base, tmp_path_factory.mktemp("stopped_dpo"))
+    return ranks.stopped_dpo(base, tmp_path_factory.mktemp("stopped_dpo"))
 
 
 def real_rows() -> list[dict]:
@@ -214,26 +202,23 @@ def real_rows() -> list[dict]:
 
 @pytest.fixture(scope="session")
 def chain() -> dict:
-    """`make demo` as a user types it. Where nothing is trained yet, it is killed in the middle of SFT and run again.
+    """The log of `make demo`, as a user types it. Where nothing is trained yet, it is killed in the middle of SFT and
+    run again; `interrupted`: {stage: time at which it had ended before the kill}, or {}."""
+    TINY.mkdir(parents=True, exist_ok=True)
+    log, interrupted = TINY / "demo.log", {}
 
-    `interrupted`: stage -> time at which it had ended before the kill; {} if there was none.
-    """
-    interrupted = {}
+    def start() -> subprocess.Popen:
+        with log.open("wb") as file:
+            return subprocess.Popen(["make", "demo"], cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
+
     if not (TINY / "stages/07-sft").exists():
-        killed = _start()
-        log = TINY / "sft/debug.log"
-        while killed.poll() is None and not log.exists():
+        killed = start()
+        while killed.poll() is None and not (TINY / "sft/debug.log").exists():
             time.sleep(0.5)
         time.sleep(10)  # among the first steps
         os.killpg(killed.pid, signal.SIGKILL)
         killed.wait()
         interrupted = {stamp.name: stamp.stat().st_mtime for stamp in (TINY / "stages").iterdir()}
-    log = TINY / "demo.log"
-    assert _start().wait() == 0, log.read_text(encoding="utf-8", errors="replace")[-3000:]
-    return {"interrupted": interrupted, "log": log.read_text(encoding="utf-8", errors="replace")}
-
-
-def _start() -> subprocess.Popen:
-    TINY.mkdir(parents=True, exist_ok=True)
-    with (TINY / "demo.log").open("wb") as log:
-        return subprocess.Popen(["make", "demo"], cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+    code, text = start().wait(), log.read_text(encoding="utf-8", errors="replace")
+    assert code == 0, text[-3000:]
+    return {"interrupted": interrupted, "log": text}

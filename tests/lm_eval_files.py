@@ -4,6 +4,9 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import yaml
 
 from hermes3.report import build
 from hermes3.results.lm_eval import Evaluation
@@ -11,6 +14,7 @@ from hermes3.results.score import measure
 
 DATE = "2025-01-02T03-04-05.678901"
 HEX = "0123456789abcdef" * 4
+CASES = yaml.safe_load(Path(__file__).with_name("report_cases.yml").read_text(encoding="utf-8"))
 
 
 def write_scores(
@@ -104,10 +108,11 @@ def write_mix(folder: Path, kind: str) -> Path:
     return folder
 
 
-def write_report(out: Path, mixes: list, runs: dict, scores: dict, commands: list, **more) -> dict:
+def write_report(out: Path, scores: dict, runs: dict | None = None, suites: tuple = (), **more) -> dict:
     """The report without the suites' names for tasks, which are another file's; one folder a stage."""
     folders = {name: [given] if isinstance(given, Path) else given for name, given in scores.items()}
-    return build.write_report(out, mixes, runs, folders, commands, **{"suites": []} | more)
+    with mock.patch.object(build, "all_suites", lambda: list(suites)):
+        return build.write_report(out, runs=runs or {}, scores=folders, **{"mixes": [], "commands": []} | more)
 
 
 def first(right: int, n: int = 1000) -> list[int]:

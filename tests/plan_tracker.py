@@ -1,13 +1,12 @@
 """What a training step of a Llama holds in memory, by torch's FSDP2 tracker: `python tests/plan_tracker.py CASES`.
 
 Every tensor is fake: transformers' model, Liger's Python, FSDP2 and AdamW run whole, and allocate as on a GPU, but no
-kernel runs. Stand-ins: FlashAttention-2 is an autograd function that saves what it saves, dropout is CUDA's,
-Triton's launches do nothing, and the loss' gradient is taken to be 1. All this is set for the whole process, so it has
-one of its own.
+kernel runs. FlashAttention-2 is an autograd function that saves what it saves, dropout is CUDA's, Triton's launches do
+nothing, and the loss' gradient is taken to be 1: set for the whole process, which this has to itself.
 
-CASES: JSON list of {shape: fields of `Shape`, tokens, ranks, fp32, checkpointing, liger, fused_loss, rank}. Prints a
-JSON list of {loss, backward, "optimizer step": peak bytes, states: {parameters, optimizer}, activations: bytes kept
-from the forward for the backward pass}. With a LoRA's rank: {activations} alone, unsharded.
+CASES: JSON list of {shape: fields of `Shape`, ranks, fp32, and the fields of `Work`}. Prints a JSON list of {loss,
+backward, "optimizer step": peak bytes, states: {parameters, optimizer}, activations: bytes kept from the forward for
+the backward pass}. With a LoRA's rank: {activations} alone, unsharded.
 """
 
 import json
@@ -51,17 +50,9 @@ def attend(module, query, key, value, mask, **kwargs):
     return Attention.apply(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)), None
 
 
-def prepare(case: dict) -> LlamaConfig:
-    """transformers' Llama as imported, then Liger's parts in it if the case says so."""
-    for name, one in AS_IMPORTED.items():
-        setattr(llama, name, one)
-    llama.LlamaForCausalLM.forward = FORWARD
-    if case["liger"]:
-        fused = case["fused_loss"]
-        apply_liger_kernel_to_llama(rope=True, rms_norm=True, swiglu=True, fused_linear_cross_entropy=fused)
-    config = llama_config(Shape(**case["shape"]), max_position_embeddings=131_072, use_cache=False)
-    config._attn_implementation = "as_saved"
-    return config
+def inputs(case: dict) -> dict[str, torch.Tensor]:
+    tokens = torch.zeros(1, case["tokens"], dtype=torch.long)
+    return {"input_ids": tokens, "position_ids": torch.arange(case["tokens"])[None]}
 
 
 def saved_by_lora(case: dict, config: LlamaConfig) -> int:
@@ -81,18 +72,22 @@ def saved_by_lora(case: dict, config: LlamaConfig) -> int:
         model = get_peft_model(llama.LlamaForCausalLM(config), lora, autocast_adapter_dtype=False).train()
         torch.set_default_dtype(torch.float32)
         model.enable_input_require_grads()
-        tokens, positions = torch.zeros(1, case["tokens"], dtype=torch.long), torch.arange(case["tokens"])[None]
         weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = model(input_ids=tokens, position_ids=positions).logits.sum()
-        saved = sum(one.untyped_storage().nbytes() for at, one in kept.items() if at not in weights)
-    del loss
-    return saved
+            _loss = model(**inputs(case)).logits.sum()  # holds what is saved
+        return sum(one.untyped_storage().nbytes() for at, one in kept.items() if at not in weights)
 
 
 def measure(case: dict) -> dict:
     """One case: two steps, of which the second, with optimizer states there, is measured."""
-    config = prepare(case)
+    for name, one in AS_IMPORTED.items():
+        setattr(llama, name, one)
+    llama.LlamaForCausalLM.forward = FORWARD
+    if case["liger_norm"]:
+        fused = case["fused_loss"]
+        apply_liger_kernel_to_llama(rope=True, rms_norm=True, swiglu=True, fused_linear_cross_entropy=fused)
+    config = llama_config(Shape(**case["shape"]), max_position_embeddings=131_072, use_cache=False)
+    config._attn_implementation = "as_saved"
     if case["rank"]:
         return {"activations": saved_by_lora(case, config)}
     dist.init_process_group("fake", rank=0, world_size=case["ranks"], store=FakeStore())
@@ -108,15 +103,13 @@ def measure(case: dict) -> dict:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-        tokens = torch.zeros(1, case["tokens"], dtype=torch.long)
-        positions = torch.arange(case["tokens"])[None]
-        tracker = FSDPMemTracker(model, optimizer)
-        tracker.track_inputs((tokens, positions))
+        batch, tracker = inputs(case), FSDPMemTracker(model, optimizer)
+        tracker.track_inputs(tuple(batch.values()))
         with tracker:
             for _ in range(2):
                 tracker.reset_mod_stats()
                 sizes = {}
-                loss = model(input_ids=tokens, position_ids=positions, labels=tokens).loss
+                loss = model(**batch, labels=batch["input_ids"]).loss
                 sizes["activations"] = now(tracker)["Activation"]
                 sizes["loss"] = peak(tracker)
                 loss.backward()

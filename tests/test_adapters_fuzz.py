@@ -8,7 +8,7 @@ import sys
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_adapters import CALLED, CALLS, NEWEST, OLDER, RAG, RESPONSE, SAID, SYSTEM, TOOL, USER, sharegpt
+from test_adapters import CALLED, DATA, NEWEST, RESPONSE, SAID, TOOL, USER, sharegpt
 
 from hermes3.chat.prompts import to_json
 from hermes3.chat.render import Renderer, turns
@@ -22,47 +22,17 @@ FIFTY_DEEP = json.loads('{"a":' * 50 + "1" + "}" * 50)
 # what stands in place of a value: each JSON type, the ends of each, and the format's own words
 NASTY = [
     *(None, True, False, 0, -1, 2**63, 0.5, math.nan, math.inf),
-    *("", " ", "\n", "x", "\ud800", "\x00", "é\u2028", "[" * 10**4, "1" * 5000),
+    *("", " ", "\n", "x", "\ud800", "\x00", "é\u2028", "[" * 10**5, "1" * 5000),
     *('{"a": NaN}', "{'a': 1}", "null", "<|im_end|>", "<tool_call>", "</tool_call>", CALLED, CALLED * 2),
     *("<tools>", "<tools>[", "<tools>[1]</tools>", "<tool_response>", NEWEST, "<co: 9>", "Document:0 Title: Text:"),
     *("user", "assistant", "tool", "system", "human", "gpt", "function_call"),
     *([], {}, [[]], [None], [{}], {"": {}}, {"role": []}, {"name": {}}, FIFTY_DEEP, [FIFTY_DEEP], SAID, TOOL),
+    *(10**5000, DEEP, {"a": DEEP}),
 ]
-UNPRINTABLE = [10**5000, DEEP, {"a": DEEP}]
-TWO_CALLS = [{"id": i, "function": {"name": "sky", "arguments": "{}"}} for i in ("c1", "c2")]
-PARALLEL = {"role": "assistant", "content": None, "tool_calls": TWO_CALLS}
-BY_ID = [{"role": "tool", "tool_call_id": i, "content": i} for i in ("c2", "c1")]
-RESPONDED = "<tool_response>{'a': 1}</tool_response>"
-HERMES = [("system", OLDER), ("human", "q"), ("gpt", f"Look.\n{CALLED}"), ("tool", RESPONDED)]
-PARTS = {"role": "assistant", "content": [{"type": "text", "text": "a"}], "weight": 0}
-VALID = {
-    "messages": [
-        {"messages": [SYSTEM, *SAID, USER, PARTS]},
-        {"messages": [USER, CALLS, RESPONSE, *SAID[1:], USER, PARALLEL, *BY_ID, *SAID[1:]], "tools": [TOOL]},
-    ],
-    "sharegpt": [
-        sharegpt(("human", "q"), ("gpt", "a"), ("human", "q"), ("gpt", "a"), system="s", tools="[]"),
-        sharegpt(*HERMES, ("gpt", "a")),
-        sharegpt(
-            *[("human", "q"), ("function_call", json.dumps(CALLS["tool_calls"][0]["function"]))],
-            *[("observation", '{"sky": "grey"}'), ("gpt", "a")],
-            tools=json.dumps([TOOL]),
-        ),
-    ],
-    "instruction": [{"instruction": "q", "input": "i", "output": "a", "system": "s"}],
-    "question_answer": [{"question": "q", "answer": "a", "system_prompt": "s"}],
-    "prompt_completion": [
-        {"prompt": "q", "completion": "a"},
-        {"prompt": [SYSTEM, *SAID, USER], "completion": [CALLS, RESPONSE, *SAID[1:]], "tools": [TOOL]},
-    ],
-    "glaive_rag": [RAG, {**RAG, "documents": [{"title": "t", "text": "x"}], "answer": "<co: 0>x</co: 0>"}],
-    "preference": [
-        {"messages": [USER], "chosen": "a", "rejected": {"content": "b"}},
-        {"prompt": "q", "chosen": SAID, "rejected": [USER, {"role": "assistant", "content": "b"}], "messages": SAID},
-        {**sharegpt(*HERMES), "chosen": {"from": "gpt", "value": "a"}, "rejected": CALLED},
-        {"instruction": "q", "input": "i", "system": "s", "tools": [TOOL], "chosen": [CALLS], "rejected": "b"},
-    ],
-}
+VALID = [(case["adapter"], case["row"]) for case in DATA["become"] + DATA["structured"]]
+VALID += [("preference", case["row"] | {"chosen": "a", "rejected": {"content": "b"}}) for case in DATA["prompts"]]
+VALID += [("preference", {"prompt": "q"} | columns) for columns in DATA["answers"]]
+VALID += [("glaive_rag", DATA["rag"]["row"] | case.get("columns", {})) for case in DATA["rag"]["cases"]]
 
 
 def places(value, at=()):
@@ -73,46 +43,35 @@ def places(value, at=()):
             yield from places(item, (*at, key))
 
 
-def adapted(adapter, row) -> str | dict:
-    """The conversation of `row`, checked, or the reason why there is none."""
+def adapted(adapter, row) -> list[tuple]:
+    """The conversations of `row`, checked (of a preference both sides), or none."""
     try:
         got = ADAPTERS[adapter](row)
     except BadRow as bad:
         (bad.reason + bad.detail).encode()  # both are written to files
-        return bad.reason
-    answers = [got[side] for side in ("chosen", "rejected") if side in got]
-    assert len(answers) == (2 if adapter == "preference" else 0)
-    for answer in answers or [None]:
-        check([*got["messages"], answer] if answer else got["messages"], got["tools"])
+        return []
+    answers = [[got[side]] for side in ("chosen", "rejected") if side in got] or [[]]
+    assert len(answers) == (2 if adapter == "preference" else 1)
+    for answer in answers:
+        check([*got["messages"], *answer], got["tools"])
     assert json.loads(json.dumps(got, allow_nan=False)) == got
     to_json(got).encode()
-    return got
+    return [([*got["messages"], *answer], got["tools"]) for answer in answers]
 
 
-def rendered(rows: list[dict], base) -> None:
-    sides = [
-        ([*row["messages"], *([row[side]] if side else [])], row["tools"])
-        for row in rows
-        for side in (("chosen", "rejected") if "chosen" in row else ("",))
-    ]
-    for tokens in Renderer(base).render(sides):
-        assert len(tokens.input_ids) == len(tokens.labels) > 5
-
-
-@pytest.mark.parametrize("adapter", VALID)
-def test_every_value_in_every_place_is_refused_or_renders(adapter, base):
+@pytest.mark.parametrize(("adapter", "valid"), VALID)
+def test_every_value_in_every_place_is_refused_or_renders(adapter, valid, base):
+    assert adapted(adapter, valid) and not any(adapted(adapter, value) for value in NASTY)
     kept = []
-    for valid in VALID[adapter]:
-        assert isinstance(adapted(adapter, valid), dict)
-        for path in places(valid):
-            for value in NASTY + UNPRINTABLE:
-                row = copy.deepcopy(valid)
-                place = row
-                for key in path[:-1]:
-                    place = place[key]
-                place[path[-1]] = value
-                kept += [one] if isinstance(one := adapted(adapter, row), dict) else []
-    rendered(kept[::10], base)
+    for path in places(valid):
+        for value in NASTY:
+            row = place = copy.deepcopy(valid)
+            for key in path[:-1]:
+                place = place[key]
+            place[path[-1]] = value
+            kept += adapted(adapter, row)
+    for tokens in Renderer(base).render(kept[::10]):
+        assert len(tokens.input_ids) == len(tokens.labels) > 5
 
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), min_size=1, max_size=20)
@@ -142,5 +101,4 @@ def test_hermes_text_comes_back_as_it_was_rendered(own, before, arguments, conte
     if python:  # older data holds what Python prints
         blocks = [f"<tool_call>\n{ {'arguments': one, 'name': 'sky'} }\n</tool_call>" for one in arguments]
         said[2][1] = "\n".join([before, *blocks])
-    got = ADAPTERS["sharegpt"](sharegpt(*said))
-    assert got == {"messages": messages, "tools": [TOOL]}
+    assert ADAPTERS["sharegpt"](sharegpt(*said)) == {"messages": messages, "tools": [TOOL]}

@@ -8,75 +8,37 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from hermes3.mix.card import facts, write_card
-from hermes3.stats import wilson
 
-REFUSAL = "I'm sorry, but as an AI language model I cannot help with that."
 GERMAN = "Die Katze sitzt seit gestern Abend auf dem Dach und möchte nicht herunterkommen."
 ENGLISH = "The harbour was quiet that morning, and the boats had not yet come home."
-MARKUP = "<script>alert(1)</script> *or* a | pipe"
-REJECTS = [
-    *[("sums", "adapt", "empty_turn", "user says nothing")] * 10,
-    *[("sums", "dedup", "exact_duplicate", "of sums-1 in sums")] * 30,
-    *[("plays", "filter", "refusal", "i am sorry")] * 20,
-    *[("plays", "filter", "unterminated_code", "")] * 5,
-    *[("plays", "decontaminate", "ngram", "gsm8k: the same words")] * 3,
-    *[("sums", "decontaminate", "ngram", "gsm8k: other words")] * 2,
-    *[("sums", "decontaminate", "ngram", "mmlu: words: with a colon")],
-    *[("plays", "dedup", "near_duplicate", "0.9 of plays-1 in plays")] * 7,
-]
+MIXES = (Path(__file__).parent / "card.yml").read_text(encoding="utf-8")
 
 
-def row(source: str, category: str, tokens: int, loss: int, turns: list[tuple[str, str]], **extra) -> dict:
-    messages = [{"role": "system", "content": "Be brief."}] if extra.pop("system", False) else []
-    for question, answer in turns:
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    tools = [{"type": "function", "function": {"name": "clock"}}] if extra.pop("tools", False) else []
-    texts = {"messages": json.dumps(messages, ensure_ascii=False), "tools": json.dumps(tools)}
-    counts = {"n_tokens": tokens, "n_loss_tokens": loss, "n_turns": len(turns)}
-    return {"source": source, "category": category, **counts, **texts, **extra}
+def row(source: str, category: str, counts: tuple[int, ...], messages: list[str], **extra) -> dict:
+    """A row of `counts` (tokens, loss tokens, turns); `messages` are those of user and assistant in turn."""
+    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(messages)]
+    turns = [{"role": "system", "content": "Be brief."}] * extra.pop("system", False) + turns
+    columns = dict(zip(("n_tokens", "n_loss_tokens", "n_turns"), counts, strict=True))
+    texts = {"messages": json.dumps(turns), "tools": json.dumps([{"type": "function"}] * extra.pop("tools", False))}
+    return {"source": source, "category": category, **columns, **texts, **extra}
 
 
-def write_mix(folder: Path, kind: str, rows: list[dict], rejects: list[tuple], sources: list[dict], **changes):
-    """A folder and its manifest; `sources`: name, category, rows_read, budget and what differs from the usual."""
-    for name in ("rows", "rejects"):
-        (folder / name).mkdir(parents=True)
+def write_mix(folder: Path, name: str, rows: list[dict]) -> tuple[Path, dict]:
+    """The folder and the manifest of a mix of tests/card.yml."""
+    mix = yaml.safe_load(MIXES)[name]
+    for part in ("rows", "rejects"):
+        (folder / part).mkdir(parents=True)
     half = len(rows) // 2  # two files, so that a sample has to read on
     for part, some in enumerate((rows[:half], rows[half:])):
         pq.write_table(pa.Table.from_pylist(some), folder / f"rows/part-{part:05d}.parquet")
-    schema = pa.schema([(name, pa.string()) for name in ("source", "stage", "reason", "detail")])
-    table = pa.Table.from_pylist([dict(zip(schema.names, one, strict=True)) for one in rejects], schema=schema)
-    pq.write_table(table, folder / "rejects/part-00000.parquet")
-    why = Counter((source, f"{stage}/{reason}") for source, stage, reason, _ in rejects)
-    counts = {"rows": 0, "tokens": 0, "loss_tokens": 0}
-    manifest = {"name": "by_hand", "kind": kind, "seed": 42, "sequence_len": 512, "versions": {"pyarrow": "26"}}
-    manifest |= {"lock": None, "total": dict(counts), "categories": {}, "sources": []}
-    for source in sources:
-        own = [one for one in rows if one["source"] == source["name"]]
-        values = (len(own), *(sum(one[key] for one in own) for key in ("n_tokens", "n_loss_tokens")))
-        own = dict(zip(counts, values, strict=True))
-        manifest["total"] = {key: manifest["total"][key] + own[key] for key in counts}
-        manifest["categories"][source["category"]] = own | {"budget": source.pop("budget", None)}
-        place = {"path": "train/x.jsonl", "repo": None, "revision": None, "licence": "MIT", "rank": 1}
-        lost = {reason: n for (name, reason), n in why.items() if name == source["name"]}
-        kept = {"rows_kept": own["rows"], "rows_not_selected": 0, "rejects": lost, **own}
-        manifest["sources"].append(place | kept | source)
-    manifest["rejects"] = dict(sorted(Counter(f"{stage}/{reason}" for _, stage, reason, _ in rejects).items()))
-    adapter = "messages" if kind == "sft" else kind
-    declared = {"name": "by_hand", "kind": kind, "tokenizer": "outputs/base", "sequence_len": 512, "seed": 42}
-    one = {"name": sources[0]["name"], "path": "x", "adapter": adapter, "licence": "MIT"}
-    manifest["spec"] = declared | {"categories": {"math": {"sources": [one]}}}
-    manifest |= {key: {"sha256": key * 9} for key in ("tokenizer", "template", "output")}
-    manifest |= {
-        "shortfalls": {},
-        "unmet_weights": {},
-        "unsearched": {},
-        "shared": {},
-        "planted": {},
-        "not_searched": [],
-    }
-    return folder, manifest | changes
+    rejects = [one for n, *one in mix["rejects"] for _ in range(n)]
+    columns = [pa.array(one, pa.string()) for one in list(zip(*rejects, strict=True)) or [[]] * 4]
+    pq.write_table(pa.table(columns, ("source", "stage", "reason", "detail")), folder / "rejects/part.parquet")
+    counts = Counter(f"{stage}/{reason}" for _, stage, reason, _ in rejects)
+    return folder, mix["manifest"] | {"rejects": counts}
 
 
 @pytest.fixture
@@ -84,17 +46,10 @@ def sft(tmp_path) -> tuple[Path, dict]:
     """200 mathematics rows of 100 tokens (60 bear loss), 100 roleplay rows of 400 (300 bear loss), in turn."""
     rows = []
     for i in range(100):
-        answer = {0: GERMAN, 1: REFUSAL, 2: MARKUP}.get(i % 10, f"You asked me about number {i}. {ENGLISH}")
-        turns = [(GERMAN if i % 10 == 0 else f"Question {i}: {ENGLISH}", answer), (f"And then {i}?", f"Nothing {i}.")]
-        rows += [row("sums", "math", 100, 60, [(f"Sum {2 * i + j}. {ENGLISH}", ENGLISH)]) for j in (0, 1)]
-        rows.append(row("plays", "roleplaying", 400, 300, turns, system=i < 40, tools=i < 25))
-    sums = {"name": "sums", "category": "math", "rows_read": 243, "budget": 50_000}
-    plays = {"name": "plays", "category": "roleplaying", "rows_read": 135, "budget": 40_000}
-    sources = [sums, plays | {"licence": "none stated", "rank": 2}]
-    more = {"shortfalls": {"math": "20,000 of 50,000 tokens"}, "unmet_weights": {"sums": "half"}}
-    more |= {"unsearched": {"mmlu": 4, "gsm8k": 0}, "shared": {"mmlu": 7, "gsm8k": 0}, "not_searched": ["BBH", "GPQA"]}
-    more["planted"] = dict.fromkeys(("mmlu", "gsm8k"), {"planted": 200, "found": 190})
-    return write_mix(tmp_path / "mix", "sft", rows, REJECTS, sources, **more)
+        rows += [row("sums", "math", (100, 60, 1), [ENGLISH, ENGLISH]) for _ in range(2)]
+        turns = [GERMAN if i % 10 == 0 else ENGLISH] * 4
+        rows.append(row("plays", "roleplaying", (400, 300, 2), turns, system=i < 40, tools=i < 25))
+    return write_mix(tmp_path / "mix", "sft", rows)
 
 
 @pytest.fixture
@@ -103,11 +58,9 @@ def pairs(tmp_path) -> tuple[Path, dict]:
     rows = []
     for i in range(40):
         answers = {"chosen": "It is so, and stays so." if i % 2 else "Quite so.", "rejected": "No idea at all."}
-        extra = {side: json.dumps({"role": "assistant", "content": text}) for side, text in answers.items()}
-        extra["messages"] = json.dumps([{"role": "user", "content": f"Really so, {i}?"}])
-        rows.append(row("pairs", "general_instructions", 64, 24, [("Is it so?", "")]) | extra)
-    source = {"name": "pairs", "category": "general_instructions", "rows_read": 40}
-    return write_mix(tmp_path / "pairs", "preference", rows, [], [source])
+        sides = {side: json.dumps({"role": "assistant", "content": text}) for side, text in answers.items()}
+        rows.append(row("pairs", "general_instructions", (64, 24, 1), [f"Really so, {i}?"], **sides))
+    return write_mix(tmp_path / "pairs", "pairs", rows)
 
 
 def findings(folder: Path, manifest: dict) -> str:
@@ -117,60 +70,34 @@ def findings(folder: Path, manifest: dict) -> str:
     return " ".join(text.split("# by_hand\n\n")[1].split("\n\n")[0].split("\n"))
 
 
-def test_composition_and_rejects_are_those_of_the_manifest(sft):
+def test_the_figures_are_those_of_manifest_and_rows(sft, pairs, monkeypatch):
     card = facts(*sft)
-    assert card["total"]["loss_share"] == 0.7
     by_key = {one["key"]: one for one in card["categories"]}
     assert len(by_key) == 8 and by_key["coding"]["rows"] == 0
     math, plays = by_key["math"], by_key["roleplaying"]
     assert (math["rows"], math["share"], math["loss_share"], math["paper_share"]) == (200, 1 / 3, 0.6, 0.067)
     assert (math["budget"], math["shortfall"]) == (50_000, "20,000 of 50,000 tokens") and plays["shortfall"] is None
-    assert card["stages"] == ["adapt", "filter", "decontaminate", "exact duplicate", "near duplicate"]
-    assert [one["by_stage"] for one in card["sources"]] == [[10, 0, 3, 30, 0], [0, 25, 3, 0, 7]]
     steps = {"rows read": 378, "adapt": -10, "filter": -25, "decontaminate": -6, "dedup": -37, "rows kept": 300}
-    assert {step["step"]: step["rows"] for step in card["funnel"]} == steps
-    rejects = {(one["stage"], one["reason"]): (one["rows"], one["example"]) for one in card["rejects"]}
-    assert rejects["adapt", "empty_turn"] == (10, "user says nothing")
-    assert rejects["filter", "unterminated_code"][1] is None
-    assert list(rejects)[0] == ("adapt", "empty_turn") and list(rejects)[-1] == ("dedup", "near_duplicate")
-    contaminated = [(one["eval_set"], one["source"], one["rows"]) for one in card["contaminated"]]
-    assert contaminated == [("gsm8k", "plays", 3), ("gsm8k", "sums", 2), ("mmlu", "sums", 1)]
-    sums, plays = card["refusals"]
-    assert (sums["reached"], sums["dropped"], sums["kept"]["k"]) == (233, 0, 0)
-    assert (plays["reached"], plays["dropped"], plays["rate"]) == (135, 20, 20 / 135)
-    assert (plays["kept"]["k"], plays["kept"]["n"], plays["kept"]["low"]) == (10, 100, None)
-
-
-def test_lengths_and_turns_are_those_of_the_rows(sft):
-    card = facts(*sft)
-    edges = card["lengths"]["edges"]
-    for one, length, n in zip(card["lengths"]["categories"], (100, 400), (200, 100), strict=True):
+    assert card["funnel"] == steps
+    rejects = [tuple(one.values()) for one in card["left_out"]]
+    assert len(rejects) == 7 and rejects[0] == (
+        "adapt",
+        "empty_turn",
+        "sums",
+        10,
+        "<script>alert(1)</script> *or* a | pipe",
+    )
+    assert rejects[4] == ("decontaminate", "ngram", "sums", 3, "gsm8k: other words")
+    assert card["contaminated"] == {"gsm8k": 5, "mmlu": 1}
+    for one, length in zip(card["lengths"], (100, 400), strict=True):
         assert (one["median"], one["p5"], one["longest"], one["mean"]) == (length, length, length, length)
-        (place,) = [place for place, count in enumerate(one["bins"]) if count]
-        assert one["bins"][place] == n and edges[place] <= length < edges[place + 1]
-    assert card["turns"]["counts"] == {"1": 200, "2": 100} | dict.fromkeys([*map(str, range(3, 12)), "12+"], 0)
-    assert card["turns"]["mean"] == pytest.approx(4 / 3)
-    assert card["with_tools"] == 25 / 300
-
-
-def test_text_is_read_of_a_sample_which_has_intervals_unless_it_is_the_whole(sft, pairs, monkeypatch):
-    sample = facts(*sft)["sample"]
-    assert (sample["rows"], sample["of"]) == (300, 300)
-    assert {one["language"]: one["k"] for one in sample["languages"]} == {"en": 290, "de": 10}
-    assert (sample["with_system"]["share"], sample["with_system"]["low"]) == (40 / 300, None)
-    first, second = sample["openings"]["assistant"][:2]
-    assert first == {"opening": "the harbour was quiet", "k": 200, "share": 0.5}
-    assert second["opening"] == "you asked me about" and second["k"] == 70
-    assert all(one["k"] > 1 for one in sample["openings"]["user"])
+    assert card["turns"] == [(1, 200), (2, 100)] and card["with_tools"] == 25 / 300
+    assert card["sample"]["languages"] == [("en", 290), ("de", 10)] and card["sample"]["with_system"] == 40 / 300
     monkeypatch.setattr("hermes3.mix.card.SAMPLE", 180)  # more than the first file holds
-    sample = facts(*sft)["sample"]
-    system = sample["with_system"]
-    assert (sample["rows"], sample["of"], system["k"], system["n"]) == (180, 300, 40, 180)
-    assert (system["low"], system["high"]) == wilson(40, 180)
+    assert (facts(*sft)["sample"]["rows"], facts(*sft)["sample"]["with_system"]) == (180, 40 / 180)
     card = facts(*pairs)
     assert [(one["key"], one["paper_share"]) for one in card["categories"]] == [("general_instructions", None)]
     assert card["sample"]["sides"] == {"prompt": 3, "chosen": 4, "rejected": 4, "chosen_longer": 0.5}
-    assert {one["opening"] for one in card["sample"]["openings"]["assistant"]} == {"quite so.", "it is so, and"}
 
 
 @pytest.mark.parametrize("kind", ["sft", "pairs"])
@@ -182,7 +109,7 @@ def test_the_page_asks_nothing_of_the_network_and_has_both_themes(kind, request)
     assert {link for link in links if not link.startswith("#")} == {"https://arxiv.org/abs/2408.11857"}
     assert not re.findall(r"@import|url\((?!#)|<script|<link|<iframe|figure:", page)
     assert "prefers-color-scheme: dark" in page and "@media print" in page
-    assert page.count("<svg") == page.count("<figcaption>") == (3 if kind == "sft" else 2)
+    assert page.count("<svg") == page.count("<figcaption>") == (kind == "sft") and "pretty_name" not in page
     drawn = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
     assert not re.findall(r"#[0-9a-f]{6}\b", drawn), "a colour that does not follow the theme"
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
@@ -190,7 +117,7 @@ def test_the_page_asks_nothing_of_the_network_and_has_both_themes(kind, request)
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
     write_card(folder, manifest)
-    assert (page, text) == tuple((folder / name).read_text() for name in ("card.html", "README.md"))
+    assert page == (folder / "card.html").read_text()
 
 
 def test_the_readme_says_first_what_is_wrong_and_the_hub_reads_its_head(sft):
@@ -203,8 +130,8 @@ def test_the_readme_says_first_what_is_wrong_and_the_hub_reads_its_head(sft):
         "and GPQA. Sources are local files, known by their hashes in manifest.json."
     )
     text = (folder / "README.md").read_text()
-    assert "| mmlu | 4 | 7 | 190 of 200 |" in text
-    assert "| \\<script\\>alert(1)\\</script\\> \\*or\\* a \\| | 10 |" in text
+    assert "| mmlu | 1 | 4 | 7 | 190 of 200 |" in text
+    assert "| \\<script\\>alert(1)\\</script\\> \\*or\\* a \\| pipe |" in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt; *or* a" in (folder / "card.html").read_text()
     data = DatasetCard.load(folder / "README.md").data
     assert (data.license, data.language) == (["mit", "other"], ["en", "de"])
@@ -216,7 +143,7 @@ def test_rows_that_do_not_add_up_and_sources_that_are_not_pinned_are_said(sft):
     folder, manifest = sft
     for read, step, n in ((200, "repeated", 43), (250, "unaccounted", -7)):
         manifest["sources"][0]["rows_read"] = read
-        assert {"step": step, "rows": n} in facts(folder, manifest)["funnel"]
+        assert facts(folder, manifest)["funnel"][step] == n
         assert ("neither kept nor rejected" in findings(folder, manifest)) == (step == "unaccounted")
     manifest["sources"][0] |= {"path": None, "repo": "owner/sums"}
     declared = manifest["spec"]["categories"]["math"]["sources"][0]

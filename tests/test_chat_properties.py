@@ -1,19 +1,25 @@
-"""Random conversations: our ids and mask against the template's, and Axolotl's and TRL's own view of the template."""
+"""Written and random conversations: our ids and mask against the template's, and Axolotl's and TRL's view of it."""
 
 import json
 import re
-from functools import cache
-from pathlib import Path
 
 import pytest
-from conftest import ROOT, real_rows
-from hypothesis import HealthCheck, given, settings
+import yaml
+from conftest import ROOT
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from test_chat import CASES
 
-from hermes3.chat.prompts import parse_tool_calls
-from hermes3.chat.render import IGNORE, Renderer, assistant_text
-from hermes3.messages import check, clean, tool_call
+from hermes3.chat.prompts import json_system, parse_tool_calls, rag_system, rag_user
+from hermes3.chat.render import IGNORE, as_text, assistant_text, prompt_text, turns
+from hermes3.messages import BadRow, check, clean, tool_call
+
+DATA = yaml.safe_load((ROOT / "tests/chat_cases.yml").read_text(encoding="utf-8"))
+TOOLS = [DATA["tool"]]
+CASES = {
+    name: (case["messages"], TOOLS * case["tools"] if "tools" in case else None)
+    for name, case in DATA["conversations"].items()
+}
+USER, CALL, _, ANSWER = CASES["tools"][0]
 
 # what people type: any Unicode but lone surrogates, blank lines, code, markup, and tags of the format itself
 PIECES = st.sampled_from(["\n", "\n\n", " ", "  \n", "\t", "```", "<tool_call>", "</tool_call>", "<SCRATCHPAD>", "a"])
@@ -38,67 +44,16 @@ many = settings(max_examples=1000, deadline=None, suppress_health_check=list(Hea
 def conversations(draw):
     messages = [{"role": "system", "content": draw(TEXT)}] if draw(st.booleans()) else []
     tools = [{"type": "function", "function": {"name": "f", "description": draw(TEXT), "parameters": {}}}]
-    tools = tools if draw(st.booleans()) else []
+    tools *= draw(st.integers(0, 1))
     for _ in range(draw(st.integers(1, 3))):
         messages.append({"role": "user", "content": draw(SAID)})
         if tools and draw(st.booleans()):
             calls = [tool_call("f", draw(ARGUMENTS)) for _ in range(draw(st.integers(1, 2)))]
             messages.append({"role": "assistant", "content": draw(TEXT), "tool_calls": calls})
-            for _ in calls:
-                content = draw(st.one_of(SAID, JSON.map(json.dumps), BRACKETED))
-                messages.append({"role": "tool", "name": "f", "content": content})
+            contents = [draw(st.one_of(SAID, JSON.map(json.dumps), BRACKETED)) for _ in calls]
+            messages += [{"role": "tool", "name": "f", "content": content} for content in contents]
         messages.append({"role": "assistant", "content": draw(SAID)})
     return [clean(message) for message in messages], tools
-
-
-def usable(messages, tools) -> bool:
-    """Not the one difference from the template, which is tokenised as one text: a special token typed in content stays
-    text with us (tested below)."""
-    if "<|" in json.dumps([messages, tools]):
-        return False
-    try:
-        check(messages, tools)
-    except ValueError:
-        return False
-    return True
-
-
-@many
-@given(conversation=conversations())
-def test_ids_and_mask_equal_the_template_s(conversation, tokenizer):
-    messages, tools = conversation
-    if not usable(messages, tools):
-        return
-    ours = renderer(tokenizer).render([(messages, tools)])[0]
-    theirs = tokenizer.apply_chat_template(messages, tools=tools, return_dict=True, return_assistant_tokens_mask=True)
-    assert ours.input_ids.tolist() == theirs["input_ids"]
-    assert [int(label != IGNORE) for label in ours.labels] == theirs["assistant_masks"]
-
-
-@many
-@given(pieces=st.lists(st.one_of(TEXT, st.sampled_from(SPECIAL)), min_size=1, max_size=5), role=st.integers(0, 2))
-def test_special_tokens_in_content_never_become_special_ids(pieces, role, tokenizer):
-    contents = ["be kind", "hi", "hello"]
-    contents[role] = "".join(pieces).strip() or "x"
-    roles = ("system", "user", "assistant")
-    messages = [{"role": r, "content": content} for r, content in zip(roles, contents, strict=True)]
-    ids = renderer(tokenizer).render([(messages, None)])[0].input_ids.tolist()
-    counts = [ids.count(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL]
-    assert counts == [3, 3, 1, 0, 0]
-    assert contents[role] in tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-
-
-@many
-@given(arguments=st.lists(ARGUMENTS, min_size=1, max_size=3))
-def test_rendered_calls_parse_back(arguments):
-    message = {"role": "assistant", "content": "", "tool_calls": [tool_call("f", one) for one in arguments]}
-    if "</tool_call>" not in json.dumps(arguments):  # vLLM's grammar cannot carry its closing tag inside a string
-        assert parse_tool_calls(assistant_text(message)) == [{"name": "f", "arguments": one} for one in arguments]
-
-
-@cache
-def renderer(tokenizer) -> Renderer:
-    return Renderer(Path(tokenizer.name_or_path))
 
 
 @pytest.fixture(scope="module")
@@ -111,65 +66,126 @@ def axolotl_strategy(tokenizer):
     return load(tokenizer, cfg, ds_cfg=DictDefault(ds_cfg))
 
 
-def compare_with_axolotl(messages, tools, tokenizer, strategy) -> None:
-    theirs = strategy.tokenize_prompt({"messages": messages, **({"tools": tools} if tools else {})})
-    ours = renderer(tokenizer).render([(messages, tools)])[0]
+def compare(messages, tools, renderer, tokenizer):
+    """Ours, which has the template's ids and mask."""
+    ours = renderer.render([(messages, tools)])[0]
+    theirs = tokenizer.apply_chat_template(messages, tools=tools, return_dict=True, return_assistant_tokens_mask=True)
     assert ours.input_ids.tolist() == theirs["input_ids"]
-    assert ours.labels.tolist() == theirs["labels"]
+    assert [int(label != IGNORE) for label in ours.labels] == theirs["assistant_masks"]
+    return ours
 
 
-def test_axolotl_drops_nulls_from_arguments_and_we_do_not(tokenizer, axolotl_strategy):
+@many
+@given(conversation=conversations())
+def test_ids_and_mask_equal_the_template_s(conversation, renderer, tokenizer):
+    # tokenised as one text, the template makes a special token of one that is typed: the one difference, tested below
+    assume("<|" not in json.dumps(conversation))
+    try:
+        check(*conversation)
+    except BadRow:
+        return
+    compare(*conversation, renderer, tokenizer)
+
+
+@many
+@given(pieces=st.lists(st.one_of(TEXT, st.sampled_from(SPECIAL)), min_size=1, max_size=5), role=st.integers(0, 2))
+def test_special_tokens_in_content_never_become_special_ids(pieces, role, renderer, tokenizer):
+    messages = [{"role": one, "content": "hi"} for one in ("system", "user", "assistant")]
+    messages[role]["content"] = content = "".join(pieces).strip() or "x"
+    ids = renderer.render([(messages, None)])[0].input_ids.tolist()
+    assert [ids.count(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL] == [3, 3, 1, 0, 0]
+    assert content in tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+@many
+@given(arguments=st.lists(ARGUMENTS, min_size=1, max_size=3))
+def test_rendered_calls_parse_back(arguments):
+    message = {"role": "assistant", "content": "", "tool_calls": [tool_call("f", one) for one in arguments]}
+    if "</tool_call>" not in json.dumps(arguments):  # vLLM's grammar cannot carry its closing tag inside a string
+        assert parse_tool_calls(assistant_text(message)) == [{"name": "f", "arguments": one} for one in arguments]
+
+
+def test_axolotl_drops_nulls_from_arguments_and_we_do_not(renderer, tokenizer, axolotl_strategy):
     call = {"role": "assistant", "content": "", "tool_calls": [tool_call("f", {"a": None, "b": 1})]}
     messages = [{"role": "user", "content": "q"}, call]
     theirs = tokenizer.decode(axolotl_strategy.tokenize_prompt({"messages": messages})["input_ids"])
-    ours = tokenizer.decode(renderer(tokenizer).render([(messages, None)])[0].input_ids)
+    ours = tokenizer.decode(renderer.render([(messages, None)])[0].input_ids)
     assert '"arguments": {"b": 1}' in theirs
     assert '"arguments": {"a": null, "b": 1}' in ours
 
 
-@pytest.mark.skipif(not (ROOT.parent / "shared/data/train").is_dir(), reason="the files of open_small.yml are not here")
-def test_real_rows_equal_the_template_s_and_axolotl_s(tokenizer, axolotl_strategy):
-    rows = real_rows()[::12]
-    assert len(rows) >= 1100
-    rendered = renderer(tokenizer).render([(row["messages"], row["tools"]) for row in rows])
-    for at, (row, ours) in enumerate(zip(rows, rendered, strict=True)):
-        theirs = tokenizer.apply_chat_template(
-            row["messages"], tools=row["tools"], return_dict=True, return_assistant_tokens_mask=True
-        )
-        assert ours.input_ids.tolist() == theirs["input_ids"]
-        assert [int(label != IGNORE) for label in ours.labels] == theirs["assistant_masks"]
-        if at % 10 == 0:
-            compare_with_axolotl(row["messages"], row["tools"], tokenizer, axolotl_strategy)
-
-
 def test_trl_s_checks_of_a_training_template(tokenizer):
-    from trl.chat_template_utils import (
-        has_generation_markers,
-        is_chat_template_prefix_preserving,
-        is_chat_template_stop_token_trained,
-    )
+    from trl import chat_template_utils as trl
 
-    assert has_generation_markers(tokenizer.chat_template)
-    assert is_chat_template_prefix_preserving(tokenizer)
-    assert is_chat_template_stop_token_trained(tokenizer)
+    assert trl.has_generation_markers(tokenizer.chat_template)
+    assert trl.is_chat_template_prefix_preserving(tokenizer)
+    assert trl.is_chat_template_stop_token_trained(tokenizer)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_form_is_rendered_as_its_golden_file_and_has_axolotl_s_labels(case, tokenizer, axolotl_strategy):
+def test_every_form_is_rendered_as_its_golden_file_and_has_axolotl_s_labels(
+    case, renderer, tokenizer, axolotl_strategy
+):
     messages, tools = CASES[case]
-    compare_with_axolotl(messages, tools, tokenizer, axolotl_strategy)
+    ours = compare(messages, tools, renderer, tokenizer)
+    theirs = axolotl_strategy.tokenize_prompt({"messages": messages} | ({"tools": tools} if tools else {}))
+    assert (ours.input_ids.tolist(), ours.labels.tolist()) == (theirs["input_ids"], theirs["labels"])
     golden = ROOT / "tests/golden/hermes3" / f"{case.replace(' ', '_')}.txt"
     assert golden.read_text(encoding="utf-8") == tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+    prompt = tokenizer.apply_chat_template(messages[:-1], tools=tools, tokenize=False, add_generation_prompt=True)
+    assert prompt == tokenizer.bos_token + prompt_text(messages[:-1], tools)
 
 
-def test_every_example_in_the_docs_is_part_of_a_golden_file_and_every_template_has_some():
+def test_every_example_in_the_docs_is_part_of_a_golden_file():
     page = (ROOT / "docs/chat_format.md").read_text(encoding="utf-8")
     examples = re.findall(r"```text\n(.*?)\n```", page, re.DOTALL)
-    rendered = [file.read_text(encoding="utf-8") for file in (ROOT / "tests/golden/hermes3").glob("*.txt")]
-    assert len(examples) >= 4
-    for example in examples:
-        assert any(example in text for text in rendered), example
-    templates = list((ROOT / "hermes3").rglob("chat/**/*.jinja"))
-    assert templates
-    for template in templates:
-        assert len(list((ROOT / "tests/golden" / template.stem).glob("*.txt"))) == len(CASES), template
+    rendered = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests/golden/hermes3").glob("*.txt"))
+    assert len(examples) >= 4 and [example for example in examples if example not in rendered] == []
+
+
+def test_a_message_marked_train_false_bears_no_loss(renderer):
+    assert (renderer.render([([USER, ANSWER | {"train": False}], None)])[0].labels == IGNORE).all()
+
+
+def test_the_system_and_user_messages_of_the_forms_are_those_of_the_cases():
+    system, *_ = CASES["json mode"][0]
+    assert json_system({"type": "object", "properties": {"city": {"type": "string"}}}) == system["content"]
+    system, user, _ = CASES["citations"][0]
+    documents = [("Fair", "In May."), ("Market", "On Monday.")]
+    assert (rag_system(), rag_user("When is the market?", documents)) == (system["content"], user["content"])
+
+
+@pytest.mark.parametrize("text", DATA["broken_calls"])
+def test_a_broken_call_is_no_call(text):
+    assert parse_tool_calls(text) is None
+
+
+@pytest.mark.parametrize("case", DATA["refused"])
+def test_the_template_refuses_what_it_cannot_say(case, tokenizer):
+    with pytest.raises(Exception, match=case["says"]):
+        tokenizer.apply_chat_template(case["messages"], tokenize=False)
+
+
+def test_a_call_without_content_needs_none(tokenizer):
+    for call in (CALL | {"content": None}, CALL):
+        text = tokenizer.apply_chat_template([USER, call], tools=TOOLS, tokenize=False)
+        assert "<|im_start|>assistant\n<tool_call>\n" in text
+
+
+@pytest.mark.parametrize("content", DATA["tool_text"])
+def test_tool_text_that_is_no_json_stands_as_a_string(content, tokenizer):
+    written = DATA["tool_text"][content]
+    messages = [USER, CALL, {"role": "tool", "content": content, "name": "get_weather"}]
+    ours = list(turns(messages, TOOLS))[-1].text
+    assert ours == f'<tool_response>\n{{"name": "get_weather", "content": {written}}}\n</tool_response>'
+    assert ours in tokenizer.apply_chat_template(messages, tools=TOOLS, tokenize=False)
+
+
+def test_a_row_is_shown_with_what_bears_loss(renderer, tokenizer):
+    tokens = renderer.render([CASES["tools"]])[0]
+    text = as_text(tokens, tokenizer)
+    assert text.plain.startswith(tokenizer.decode(tokens.input_ids))
+    spans = [(text.plain[span.start : span.end], span.style) for span in text.spans]
+    trained = "".join(piece for piece, style in spans if "green" in style)
+    assert trained.startswith("<tool_call>") and trained.endswith("It is grey.<|im_end|>")
+    assert {"<tool_call>", "<|im_end|>"} <= {piece for piece, style in spans if "bold" in style}

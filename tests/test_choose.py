@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hermes3.mix import choose as choosing
+from hermes3.mix.choose import choose
 from hermes3.mix.spec import CATEGORIES, Spec
 
+ROW_AT = dict.__getitem__  # of no use without near-duplicates
 SOURCE = {"path": "x.jsonl", "adapter": "messages", "licence": "x"}
 FIXED = {"name": "t", "kind": "sft", "tokenizer": "t", "sequence_len": 99, "seed": 1}
 
@@ -28,10 +29,6 @@ def rows(**sources: list[int]) -> pa.Table:
     )
 
 
-def choose(table: pa.Table, declared: Spec) -> choosing.Choice:
-    return choosing.choose(table, declared, dict.__getitem__)
-
-
 def spec(names: dict[str, dict], tokens: int | None = None, seed: int = 1) -> Spec:
     sources = [SOURCE | {"name": name} | more for name, more in names.items()]
     category = {"sources": sources} | ({"tokens": tokens} if tokens else {})
@@ -44,32 +41,27 @@ LENGTHS = np.random.default_rng(0).integers(1, 2000, 5000).tolist()
 @pytest.mark.parametrize("budget", [1, 10_000, 123_456, 4_000_000])
 def test_a_budget_is_met_within_one_conversation(budget):
     table = rows(a=LENGTHS)
-    choice = choose(table, spec({"a": {}}, budget))
+    choice = choose(table, spec({"a": {}}, budget), ROW_AT)
     tokens = table["n_tokens"].to_numpy()[choice.rows].sum()
     assert abs(tokens - budget) <= max(LENGTHS) / 2 and choice.shortfalls == {}
     left = choice.rejected["budget/over_budget"][0]
     assert len(left) + len(choice.rows) == len(LENGTHS) and not set(left) & set(choice.rows)
 
 
-def test_the_better_ranked_source_is_taken_first():
-    table = rows(weak=[10] * 100, strong=[10] * 100)
-    choice = choose(table, spec({"weak": {"rank": 2}, "strong": {"rank": 1}}, 1200))
+def test_the_better_ranked_source_is_taken_first_and_of_copies_stays():
+    table, ranked = rows(weak=[10] * 100, strong=[10] * 100), {"weak": {"rank": 2}, "strong": {"rank": 1}}
+    choice = choose(table, spec(ranked, 1200), ROW_AT)
     taken = [table["source"][i].as_py() for i in choice.rows]
     assert (taken.count("strong"), taken.count("weak")) == (100, 20)
-
-
-def test_of_copies_the_better_ranked_stays_and_the_other_names_it():
-    table = rows(weak=[10], strong=[10])
-    table = table.set_column(4, "hash", pa.array([b"x" * 32] * 2, pa.binary(32)))
-    choice = choose(table, spec({"weak": {"rank": 2}, "strong": {}}))
-    assert choice.rows.tolist() == [1]
-    assert choice.rejected["dedup/exact_duplicate"][1] == ["of strong-0 in strong"]
+    table = rows(weak=[10], strong=[10]).set_column(4, "hash", pa.array([b"x" * 32] * 2, pa.binary(32)))
+    choice = choose(table, spec(ranked), ROW_AT)
+    assert choice.rows.tolist() == [1] and choice.rejected["dedup/exact_duplicate"][1] == ["of strong-0 in strong"]
 
 
 def test_weights_share_a_budget_and_what_one_cannot_fill_the_others_do():
     table = rows(a=[10] * 1000, b=[10] * 1000, c=[10] * 5)
     weights = {"a": {"weight": 3}, "b": {"weight": 1}, "c": {"weight": 4}}
-    choice = choose(table, spec(weights, 8000))
+    choice = choose(table, spec(weights, 8000), ROW_AT)
     taken = [table["source"][i].as_py() for i in choice.rows]
     assert len(taken) == 800 and taken.count("c") == 5
     assert taken.count("a") >= 300 and taken.count("b") >= 100  # their shares; the 395 rows that c lacks come on top
@@ -77,26 +69,23 @@ def test_weights_share_a_budget_and_what_one_cannot_fill_the_others_do():
     assert choice.unmet_weights == {"c": wanted}
 
 
-def test_a_row_is_repeated_only_where_allowed_and_not_before_all_were_used():
+def test_a_row_is_repeated_only_where_allowed_after_all_were_used_and_a_shortfall_says_so():
     table = rows(a=[10] * 10, b=[10] * 10)
-    choice = choose(table, spec({"a": {"max_repeat": 3}, "b": {}}, 350))
+    choice = choose(table, spec({"a": {"max_repeat": 3}, "b": {}}, 350), ROW_AT)
     uses = np.bincount(choice.rows, minlength=20)
     assert uses[:10].sum() == 25 and set(uses[:10]) == {2, 3} and set(uses[10:]) == {1}
     assert np.count_nonzero(choice.uses) == 15
-
-
-def test_a_shortfall_says_what_would_fill_it():
-    choice = choose(rows(a=[100] * 192), spec({"a": {}}, 26_000))
+    choice = choose(rows(a=[100] * 192), spec({"a": {}}, 26_000), ROW_AT)
     assert choice.shortfalls == {"math": "0.0192 of 0.026 M tokens available; raise max_repeat to 2 or add a source"}
 
 
 def test_order_depends_on_the_seed_and_not_on_the_order_of_reading():
     table = rows(a=[10] * 500)
     shuffled = np.random.default_rng(1).permutation(500)
-    one = choose(table, spec({"a": {}}, 3000))
-    other = choose(table.take(shuffled), spec({"a": {}}, 3000))
+    one = choose(table, spec({"a": {}}, 3000), ROW_AT)
+    other = choose(table.take(shuffled), spec({"a": {}}, 3000), ROW_AT)
     assert one.rows.tolist() == shuffled[other.rows].tolist()
-    assert one.rows.tolist() != choose(table, spec({"a": {}}, 3000, seed=2)).rows.tolist()
+    assert one.rows.tolist() != choose(table, spec({"a": {}}, 3000, seed=2), ROW_AT).rows.tolist()
     assert one.rows.tolist() != sorted(one.rows)
 
 

@@ -11,19 +11,14 @@ import pytest
 import yaml
 
 from hermes3.messages import BadRow
-from hermes3.mix import read, spec
+from hermes3.mix import read, rules, spec
 from hermes3.mix.adapt import ADAPTERS, Example
-from hermes3.mix.classify import RULES, classify, rule_of, view
+from hermes3.mix.classify import RULES, classify, view
 from hermes3.mix.spec import CATEGORIES
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared/data/train"
-FILES = {
-    "gpteacher_roleplay.json": ("instruction", "roleplaying"),
-    "gpteacher_codegen.json": ("instruction", "coding"),
-    "gsm8k_train.jsonl": ("question_answer", "math"),
-    "glaive_toolcall.json": ("sharegpt", "tool_use_agentic_rag"),
-}
+REAL_ROWS = yaml.safe_load((ROOT / "tests/classify_files.yml").read_text(encoding="utf-8"))
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="the real training files are not beside the repository")
 
 
@@ -38,102 +33,76 @@ EXAMPLES = yaml.safe_load((ROOT / "tests/classify_examples.yml").read_text(encod
 
 @pytest.mark.parametrize(("true", "given"), [(true, given) for true, rows in EXAMPLES.items() for given in rows])
 def test_a_written_example_is_sorted_as_a_reader_would(true: str, given: dict):
-    row = example(**given)
-    rule = rule_of(row)
-    assert classify(row) == rule.category == true, rule.reason
+    assert classify(example(**given)) == true
 
 
-def test_the_first_rule_that_matches_decides():
+def test_the_first_rule_that_matches_the_first_ask_decides():
     both = example("Write a Python function that counts the words of a poem.")
-    matching = [rule.category for rule in RULES if rule.matches(view(both))]
-    assert matching == ["coding", "content_generation", "general_instructions"]
-    assert classify(both) == "coding"
-
-
-def test_the_first_ask_decides_before_the_answer_and_later_turns():
+    matching = [category for category, matches in RULES if matches(view(both))]
+    assert matching == ["coding", "content_generation", "general_instructions"] and classify(both) == "coding"
     row = example("Write a poem about rain.", answer="```python\nprint('rain')\n```")
     row["messages"] += [{"role": "user", "content": "Solve 3x = 9."}, {"role": "assistant", "content": "x = 3"}]
     assert classify(row) == "content_generation"
     assert classify({"messages": [], "tools": []}) == "general_instructions"
 
 
-@pytest.mark.parametrize(
-    "text", ["a) ", "12 + ", "*as ", "you are A ", "write a ", "$x ", "<plan>", "\n\n", "how many "]
-)
-def test_a_long_monotonous_row_takes_no_longer_than_the_characters_read(text: str):
-    row = example(text * 30_000, system=text * 30_000, answer=text * 30_000)
-    start = time.process_time()
-    for _ in range(20):
-        classify(row)
-    assert (time.process_time() - start) / 20 < 0.02
+def test_a_long_monotonous_row_takes_no_longer_than_the_characters_read():
+    for text in ("a) ", "12 + ", "*as ", "you are A ", "write a ", "$x ", "<plan>", "\n\n", "how many "):
+        row = example(text * 30_000, system=text * 30_000, answer=text * 30_000)
+        start = time.process_time()
+        for _ in range(20):
+            classify(row)
+        assert (time.process_time() - start) / 20 < 0.02, text
 
 
-def held_out(name: str) -> Iterator[Example]:
+def held_out(name: str, adapter: str) -> Iterator[Example]:
     """Odd rows: the rules were tuned on the even ones."""
     lines = [line for chunk in read.chunks(name, [read.File(name, REAL / name)]) for line in chunk.lines]
     for line in lines[1::2]:
         with suppress(BadRow):
-            yield ADAPTERS[FILES[name][0]](read.parse(line))
+            yield ADAPTERS[adapter](read.parse(line))
 
 
-def recall(rows: Iterable[tuple[str, Example]]) -> dict[str, float]:
-    """{true category: share sorted so}, printed with what it was taken for, as docs/classification.md has it."""
-    counts: dict[str, Counter[str]] = {}
-    for true, row in rows:
-        counts.setdefault(true, Counter())[classify(row)] += 1
-    for true, row in counts.items():
-        print(f"\n{true}: recall {100 * row[true] / row.total():.1f} %, {dict(row)}")
-    return {true: row[true] / row.total() for true, row in counts.items()}
-
-
-FLOORS = {"roleplaying": 0.92, "coding": 0.99, "math": 0.99, "tool_use_agentic_rag": 0.59}
+def recall(true: str, rows: Iterable[Example]) -> float:
+    """The share sorted as `true`, printed with what others were taken for, as docs/classification.md has it."""
+    counts = Counter(map(classify, rows))
+    print(f"\n{true}: recall {100 * counts[true] / counts.total():.1f} %, {dict(counts)}")
+    return counts[true] / counts.total()
 
 
 @needs_real_data
 def test_held_out_rows_of_real_files_are_found():
-    rows = {name: list(held_out(name)) for name in FILES}
-    shares = recall((FILES[name][1], row) for name, each in rows.items() for row in each)
-    assert {true: round(share, 3) for true, share in shares.items() if share < FLOORS[true]} == {}
+    rows = {name: list(held_out(name, one["adapter"])) for name, one in REAL_ROWS["files"].items()}
+    for name, one in REAL_ROWS["files"].items():
+        assert recall(one["category"], rows[name]) >= one["recall"]
     offering = [row for row in rows["glaive_toolcall.json"] if row["tools"]]
     assert len(offering) > 80 and {classify(row) for row in offering} == {"tool_use_agentic_rag"}
     for row in rows["gsm8k_train.jsonl"]:  # word problems are found without their answers
         row["messages"][-1]["content"] = "Let me think."
-    assert recall(("math", row) for row in rows["gsm8k_train.jsonl"])["math"] > 0.95
-
-
-MT_BENCH = {  # our reading of its eight kinds
-    **{"writing": "content_generation", "roleplay": "roleplaying", "math": "math", "coding": "coding"},
-    **dict.fromkeys(("reasoning", "extraction"), "general_instructions"),
-    **dict.fromkeys(("stem", "humanities"), "domain_expert"),
-}
+    assert recall("math", rows["gsm8k_train.jsonl"]) > 0.95
 
 
 @needs_real_data
 def test_questions_of_another_origin_are_mostly_found():
     """MT-Bench's first turns without an answer: free wording, never used for tuning."""
     lines = (REAL.parent / "eval/mt_bench_question.jsonl").read_text(encoding="utf-8").splitlines()
-    questions = [json.loads(line) for line in lines]
-    rows = [(MT_BENCH[q["category"]], example(q["turns"][0], answer=".")) for q in questions]
-    recall(rows)
-    assert sum(classify(row) == true for true, row in rows) / len(rows) > 0.5
+    questions = [(REAL_ROWS["mt_bench"][q["category"]], q["turns"][0]) for q in map(json.loads, lines)]
+    assert sum(classify(example(ask, answer=".")) == true for true, ask in questions) / len(questions) > 0.5
 
 
 def test_the_page_lists_every_rule_in_order():
     page = (ROOT / "docs/classification.md").read_text(encoding="utf-8")
     listed = [line.strip("|").split("|") for line in page.splitlines() if line[:3].strip("| ").isdigit()]
+    declared = rules.load("classify")["rules"]
     assert [(category.strip(), reason.strip()) for _, category, reason in listed] == [
-        (rule.category, rule.reason) for rule in RULES
+        (rule["category"], rule["reason"]) for rule in declared
     ]
 
 
-def test_the_released_dataset_is_taken_whole():
+def test_the_released_dataset_is_taken_whole_and_what_rules_sort_comes_after_the_sets_of_a_category():
     mix = spec.load(ROOT / "data_mixes/hermes3_dataset.yml")
-    assert set(mix.categories) == set(CATEGORIES)
-    assert mix.budgets() == {}
+    assert set(mix.categories) == set(CATEGORIES) and mix.budgets() == {}
     assert [(category, source.repo) for category, source in mix.sources()] == [(None, "NousResearch/Hermes-3-Dataset")]
-
-
-def test_what_the_rules_find_comes_after_the_sets_that_are_of_a_category():
     ranks: dict[bool, set[int]] = {True: set(), False: set()}
     for category, source in spec.load(ROOT / "data_mixes/hermes3_sft.yml").sources():
         ranks[category is None].add(source.rank)

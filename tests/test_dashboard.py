@@ -7,8 +7,8 @@ import sys
 
 import pytest
 from conftest import ROOT
+from ranks import wandb_runs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from wandb_file import attempts
 
 from bench.lm_eval_results import Task, write
 from hermes3.results.published import load
@@ -54,7 +54,7 @@ def logged(selected):
     for _ in range(2):
         done = script("--epochs", selected, *stages, WANDB_DIR=str(selected))
         assert done.returncode == 0, done.stderr
-    found = attempts(selected)
+    found = wandb_runs(selected)
     return {one.name: [other for other in found if other.name == one.name] for one in found}
 
 
@@ -66,7 +66,7 @@ def test_every_panel_shows_what_runs_log(capsys, stopped_sft, stopped_dpo, logge
     assert sum(map(len, SECTIONS.values())) <= 16  # few
     for plot in (plot for plots in SECTIONS.values() for plot in plots):
         assert json.dumps(plot.intent)[1:-1] in json.dumps(spec["workspace"])
-    runs = [*attempts(stopped_sft.wandb_dir), *attempts(stopped_dpo.wandb_dir), *sum(logged.values(), [])]
+    runs = [*wandb_runs(stopped_sft.wandb_dir), *wandb_runs(stopped_dpo.wandb_dir), *sum(logged.values(), [])]
     real = {key for run in runs for point in run.history for key in point}
     for part in ("workspace", "report"):
         shown = metrics_in(spec[part])

@@ -2,41 +2,35 @@
 
 import json
 import random
-from itertools import combinations
+from collections import defaultdict
+from itertools import combinations, product
 
 import numpy as np
 import pytest
+import yaml
 from conftest import ROOT, real_rows
 
-from hermes3.mix.dedup import bands, comparer, content_hash, near_duplicates, shingles, signatures, words_hash
+from hermes3.mix.dedup import bands, content_hash, near_duplicates, shingles, signatures, words_hash
 from hermes3.mix.spec import NearDuplicates
 
 VOCABULARY = [f"w{i}" for i in range(5000)]
+CASES = yaml.safe_load((ROOT / "tests/dedup.yml").read_text(encoding="utf-8"))
 
 
-def row(asked: str, answer: str = "Yes.", **more) -> dict:
-    return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer, **more}]}
-
-
-def call(asked: str, **arguments) -> dict:
-    calls = [{"type": "function", "function": {"name": "look_up", "arguments": arguments}}]
-    return row(asked, "", tool_calls=calls)
-
-
-def pair(asked: str, chosen: str, rejected: str) -> dict:
-    sides = {"chosen": chosen, "rejected": rejected}
-    answers = {side: {"role": "assistant", "content": text} for side, text in sides.items()}
-    return {"messages": [{"role": "user", "content": asked}], **answers}
+def row(asked: str, answer: str = "Yes.", call: dict | None = None, rejected: str | None = None, **more) -> dict:
+    question, reply = {"role": "user", "content": asked}, {"role": "assistant", "content": answer, **more}
+    if call:
+        calls = [{"type": "function", "function": {"name": "look_up", "arguments": call}}]
+        reply |= {"content": "", "tool_calls": calls}
+    if rejected:
+        return {"messages": [question], "chosen": reply, "rejected": {"role": "assistant", "content": rejected}}
+    return {"messages": [question, reply]}
 
 
 def repeats(rows: list[dict], threshold: float = 0.8, order: np.ndarray | None = None) -> dict[int, tuple]:
     settings = NearDuplicates(threshold=threshold)
     order = np.arange(len(rows)) if order is None else order
-    return near_duplicates(signatures(rows, settings), order, threshold, comparer(rows.__getitem__, settings.ngram))
-
-
-def jaccard(a: str, b: str) -> float:
-    return comparer([row(a), row(b)].__getitem__, 5)(0, 1)["asked"]
+    return near_duplicates(signatures(rows, settings), order, settings, rows.__getitem__)
 
 
 def changed(text: str, n: int, rng: random.Random) -> str:
@@ -46,7 +40,7 @@ def changed(text: str, n: int, rng: random.Random) -> str:
     return " ".join(words)
 
 
-def by_hand(a: str, b: str) -> float:
+def jaccard(a: str, b: str) -> float:
     """Of texts without signs, by sets of tuples."""
     one, other = ({tuple(text.split()[i : i + 5]) for i in range(len(text.split()) - 4)} for text in (a, b))
     return len(one & other) / len(one | other)
@@ -56,8 +50,10 @@ def test_similarity_is_counted_and_signatures_estimate_it():
     rng = random.Random(0)
     texts = [" ".join(rng.choices(VOCABULARY, k=300)) for _ in range(40)]
     others = [changed(text, rng.randint(0, 40), rng) for text in texts]
-    true = np.array([by_hand(a, b) for a, b in zip(texts, others, strict=True)])
-    assert [jaccard(a, b) for a, b in zip(texts, others, strict=True)] == pytest.approx(true.tolist())
+    true = [jaccard(a, b) for a, b in zip(texts, others, strict=True)]
+    for a, b, value in zip(texts, others, true, strict=True):
+        for _, alike in repeats([row(a), row(b)], 0.3).values():
+            assert alike == {"asked": pytest.approx(value), "trained": 1}
     signed = [signatures([row(text) for text in some], NearDuplicates()) for some in (texts, others)]
     # 128 slots: a standard deviation of at most sqrt(0.25 / 128) = 0.044
     assert np.abs((signed[0] == signed[1]).mean(1) - true).max() < 0.15
@@ -76,47 +72,18 @@ def test_near_copies_are_found_and_half_alike_stays(script):
     assert all(alike["asked"] == 1 and 0.9 < alike["trained"] < 1 for _, alike in removed.values())
 
 
-LONG = "Please tell me the number on your ticket and I will look into it for you right away, as we always do."
-WHERE = "Please look up for me today when the tide is high in the port of"
-LOOP = "for x in y:\n    a(x)\n    b(x)"
+def test_what_asks_or_trains_another_thing_stays_and_what_repeats_all_of_a_short_row_goes():
+    assert [pair for pair in CASES["stays"] if repeats([row(**one) for one in pair])] == []
+    for one in CASES["goes"]:
+        other = row(**one)
+        other["messages"].insert(0, {"role": "system", "content": "Other prompts do not make another row."})
+        assert [first for first, _ in repeats([row(**one), other]).values()] == [0], one
 
 
-@pytest.mark.parametrize(
-    ("a", "b"),
-    [
-        (row("Money back please", LONG), row("It leaks", LONG)),  # a stock answer
-        (row(f"{LONG} Who?", "Anna."), row(f"{LONG} Where?", "Here.")),  # a passage with two questions
-        (call(f"{WHERE} Orsk", port="Orsk"), call(f"{WHERE} Skarholm", port="Skarholm")),
-        (call(WHERE, text=f"{LONG} {LONG}", n=1), call(WHERE, text=f"{LONG} {LONG}", n=2)),
-        (row("Write it.", "Orsk"), row("Write it.", "ORSK")),
-        (row("Write the loop.", LOOP), row("Write the loop.", LOOP.replace("    b", "b"))),
-        (row("3 + 1?", "It depends."), row("3 - 1?", "It depends.")),
-        (row("他们在河边看见了什么动物？", "一只白色的鸟。"), row("他们在河边听见了什么声音？", "一只白色的鸟。")),
-        (row("≤ or ≥?", "≤"), row("≤ or ≥?", "≥")),
-        (pair("Which?", LONG, "No."), pair("Which?", LONG, "Never, and do not ask me that again.")),
-        (row(LONG, "A short answer that is trained."), row(LONG, "A short answer that is trained.", train=False)),
-    ],
-)
-def test_what_asks_or_trains_another_thing_stays(a, b):
-    assert repeats([a, b], 0.8) == {}
-
-
-@pytest.mark.parametrize(
-    "one",
-    [row("Name it.", "Venn."), call("When is high tide?", port="Orsk", day=3), row("河の名前は？", "ヴェン川です。")]
-    + [pair("Which of them?", "This one.", "That one."), row(LONG, LOOP)],
-)
-def test_what_repeats_all_of_a_short_row_goes(one):
-    other = json.loads(json.dumps(one))
-    other["messages"].insert(0, {"role": "system", "content": "Other prompts do not make another row."})
-    assert [other for other, _ in repeats([one, other]).values()] == [0]
-
-
-@pytest.mark.parametrize("permutations", [64, 128, 256])
-@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 0.9])
-def test_a_pair_at_the_threshold_shares_a_band_with_probability_95_percent(permutations, threshold):
-    b = bands(threshold, permutations)
-    assert permutations % b == 0 and 1 - (1 - threshold ** (permutations // b)) ** b >= 0.95
+def test_a_pair_at_the_threshold_shares_a_band_with_probability_95_percent():
+    for permutations, threshold in product((64, 128, 256), (0.3, 0.5, 0.8, 0.9)):
+        b = bands(threshold, permutations)
+        assert permutations % b == 0 and 1 - (1 - threshold ** (permutations // b)) ** b >= 0.95
     with pytest.raises(ValueError, match="threshold"):
         NearDuplicates(threshold=0.02)
 
@@ -136,19 +103,7 @@ def test_of_a_hundred_versions_the_best_stays_and_so_does_what_repeats_a_removed
     assert repeats([row("So?", text) for text in (a, b, c)]).keys() == {1}
 
 
-@pytest.mark.parametrize(
-    ("a", "b", "same"),
-    [
-        ("Name a port.\nJust one.", "Name a port.\r\nJust one.", True),
-        ("Name a river.", "Name a river. \t\n", True),
-        ("a \nb", "a\nb", True),
-        ("Orsk", "ORSK", False),
-        ("    b(x)", "b(x)", False),
-        ("a  b", "a b", False),
-        ("a\\n", "a", False),  # a backslash and a letter
-        ('say "a" ', 'say "a"', True),
-    ],
-)
+@pytest.mark.parametrize(("a", "b", "same"), CASES["copies"])
 def test_a_copy_differs_in_line_ends_and_trailing_blanks_alone(a, b, same):
     one, other = (json.dumps(row(text)["messages"], separators=(",", ":")).encode() for text in (a, b))
     assert (content_hash(one) == content_hash(other)) == same
@@ -157,7 +112,7 @@ def test_a_copy_differs_in_line_ends_and_trailing_blanks_alone(a, b, same):
 
 @pytest.mark.skipif(not (ROOT.parent / "shared/data").is_dir(), reason="needs the real files")
 def test_real_rows_lose_what_brute_force_finds_and_nothing_else():
-    """Every fourth real row and a copy of some with changed words; all pairs are compared by sets."""
+    """Every eighth real row and a copy of some with changed words; all pairs that share a shingle are compared."""
     rng = random.Random(0)
     rows = real_rows()[::8]
     for one in rng.sample(rows, 300):
@@ -166,14 +121,18 @@ def test_real_rows_lose_what_brute_force_finds_and_nothing_else():
         for place in rng.sample(range(len(words)), min(len(words), rng.randint(0, 4))):
             words[place] = "other"
         rows.append(one | {"messages": [*one["messages"][:-1], last | {"content": " ".join(words)}]})
-    compare = comparer(rows.__getitem__, 5)
-    row_of, part_of, hashes = shingles(rows, 5)
-    holders: dict[tuple, list[int]] = {}
-    for i, part, value in zip(row_of.tolist(), part_of.tolist(), hashes.tolist(), strict=True):
+    sets: dict[int, dict[int, set]] = defaultdict(lambda: defaultdict(set))
+    holders: dict[int, set[int]] = defaultdict(set)
+    for i, part, value in zip(*(array.tolist() for array in shingles(rows, 5)), strict=True):
+        sets[i][part].add(value)
         if part == 1:
-            holders.setdefault(value, []).append(i)
-    pairs = {tuple(sorted(p)) for some in holders.values() if len(some) < 50 for p in combinations(set(some), 2)}
-    true = {p for p in pairs if min(compare(*p).values()) >= 0.8}
+            holders[value].add(i)
+    pairs = {p for some in holders.values() if len(some) < 50 for p in combinations(sorted(some), 2)}
+
+    def alike(a: dict[int, set], b: dict[int, set]) -> bool:
+        return all(len(a[part] & b[part]) >= 0.8 * len(a[part] | b[part]) for part in range(4))
+
+    true = {(a, b) for a, b in pairs if alike(sets[a], sets[b])}
     removed = repeats(rows)
     assert all((other, copy) in true for copy, (other, _) in removed.items())
     assert len(true) > 150

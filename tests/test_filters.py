@@ -1,6 +1,7 @@
 """The filters on quality: what each drops, what it leaves, and how well refusals are told from answers."""
 
 import json
+from collections import Counter
 from typing import get_args
 
 import pytest
@@ -29,36 +30,23 @@ def said(*answers: str, system: str | None = None, tools: list | None = None) ->
     return {"messages": messages, "tools": tools or []}
 
 
-def test_the_filters_are_those_that_a_spec_may_skip():
-    assert set(filters.FILTERS) == set(get_args(Filter))
-
-
-def test_a_bad_row_names_the_filter_and_the_place():
+def test_a_bad_row_names_the_filter_and_the_place_and_a_skipped_filter_does_not_judge():
+    assert set(filters.FILTERS) == set(get_args(Filter))  # those that a spec may skip
     filters.apply(said("Hello.", "```python\nprint(1)\n```"))
-    with pytest.raises(BadRow) as raised:
+    with pytest.raises(BadRow, match="^refusal: message 4: i cannot help$"):
         filters.apply(said("Sure.", "I'm sorry, but I can't help with that."))
-    assert raised.value.reason == "refusal"
-    assert raised.value.detail == "message 4: i cannot help"
-
-
-def test_a_skipped_filter_does_not_judge_and_the_next_one_does():
     row = said("I cannot help with that.\n```")
     filters.apply(row, skip=frozenset({"refusal", "unterminated_code"}))
     with pytest.raises(BadRow, match="unterminated_code"):
         filters.apply(row, skip=frozenset({"refusal"}))
 
 
-def test_of_a_preference_the_prompt_and_the_chosen_answer_are_judged():
-    prompt = [{"role": "user", "content": "Write a limerick."}]
+def test_of_a_preference_the_chosen_answer_is_judged_and_of_no_row_what_the_user_says():
+    prompt = [{"role": "user", "content": "I cannot help with that.\n```"}]
     good, bad = ({"role": "assistant", "content": text} for text in ("A cat...", "I cannot write that."))
     filters.apply({"messages": prompt, "tools": [], "chosen": good, "rejected": bad})
     with pytest.raises(BadRow, match="refusal: chosen: i cannot write"):
         filters.apply({"messages": prompt, "tools": [], "chosen": bad, "rejected": good})
-
-
-def test_what_a_user_says_is_no_refusal_and_no_open_fence():
-    messages = [{"role": "user", "content": "I cannot help with that.\n```"}, {"role": "assistant", "content": "Oh?"}]
-    filters.apply({"messages": messages, "tools": []})
 
 
 CASES = yaml.safe_load((ROOT / "tests/filters.yml").read_text(encoding="utf-8"))
@@ -67,49 +55,31 @@ SYSTEMS["tools"] = tools_system([WEATHER])
 TOO_LONG = [{"answer": CALL.replace('"Oslo"', text), "system": "tools"} for text in ("9" * 5000, "[" * 100_000)]
 CASES["objected"]["tool_call_text"] += TOO_LONG
 CASES["objected"]["json_mode"].append({"answer": "[" * 100_000, "system": "json", "detail": "not JSON"})
+EVERY = [(name, case, what) for what in ("objected", "passed") for name in CASES[what] for case in CASES[what][name]]
 
 
-@pytest.mark.parametrize(
-    ("name", "case", "objects"),
-    [
-        (name, case, what == "objected")
-        for what in ("objected", "passed")
-        for name, each in CASES[what].items()
-        for case in each
-    ],
-)
-def test_what_a_filter_objects_to_and_what_it_lets_pass(name, case, objects):
+@pytest.mark.parametrize(("name", "case", "what"), EVERY)
+def test_what_a_filter_objects_to_and_what_it_lets_pass(name, case, what):
     system = SYSTEMS.get(case.get("system"), case.get("system"))
     objection = filters.FILTERS[name](said(case["answer"].replace("@call", CALL), system=system))
-    assert (objection is not None) == objects and case.get("detail", "") in (objection or "")
+    assert (objection is not None) == (what == "objected") and case.get("detail", "") in (objection or "")
 
 
-def test_calls_and_tools_are_read_too():
+def test_calls_tools_and_schemas_are_read_too(tmp_path):
     row = said("", tools=[WEATHER])
     row["messages"][-1]["tool_calls"] = [{"type": "function", "function": {"name": "f", "arguments": {"a": "\ufffd"}}}]
     assert "message 2" in filters.broken_text(row)
     assert "tools" in filters.broken_text(said("Fine.", tools=[{"function": {"name": "f", "description": "\ud800"}}]))
     assert filters.tool_call_text(said(CALL, tools=[WEATHER])) is None
-
-
-def test_a_schema_fetches_nothing_from_elsewhere(tmp_path):
+    # a schema fetches nothing from elsewhere
     (tmp_path / "schema.json").write_text('{"type": "string"}')
     system = json_system({"$ref": (tmp_path / "schema.json").as_uri()})
     assert filters.json_mode(said('{"any": 1}', system=system)) is None
     assert "message 5" in filters.json_mode(said('{"age": 3}', "{}", system=SYSTEMS["json"]))
 
 
-def test_a_refusal_is_sought_in_the_opening_alone():
-    assert is_refusal("I cannot help with that.")
-    assert is_refusal("a" * (OPENING - 30) + " I cannot help with that.")
-    assert is_refusal("a " * OPENING + "I cannot help with that.") is None
-
-
-@pytest.mark.parametrize(
-    ("split", "precision", "recall"),
-    # seen: dev 0.993 and 0.987, test 0.969 and 0.877; the rules were made for the dev part
-    [("dev", 0.97, 0.95), ("test", 0.9, 0.7)],
-)
+# seen: dev 0.993 and 0.987, test 0.969 and 0.877; the rules were made for the dev part
+@pytest.mark.parametrize(("split", "precision", "recall"), [("dev", 0.97, 0.95), ("test", 0.9, 0.7)])
 def test_refusals_are_told_from_answers(split, precision, recall):
     lines = LABELLED.read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if row["split"] == split]
@@ -119,34 +89,27 @@ def test_refusals_are_told_from_answers(split, precision, recall):
     assert right / len(found) >= precision and right / labelled >= recall
 
 
-def test_200_answers_that_only_mention_such_words_pass():
+def test_what_only_mentions_such_words_stands_late_or_is_a_choice_is_no_refusal():
     harmless = yaml.safe_load((ROOT / "tests/harmless.yml").read_text(encoding="utf-8"))
     texts = [frame.format(subject) for frame in harmless["frames"] for subject in harmless["subjects"]]
     assert len(set(texts)) == 200
     assert {text: words for text in texts if (words := is_refusal(text))} == {}
-
-
-def test_a_choice_that_the_prompt_offers_is_no_refusal():
-    quiz = said("I can't answer that.", system="Choose: A) yes, B) no, C) I can't answer that.")
-    assert filters.refusal(quiz) is None
+    assert is_refusal("a" * (OPENING - 30) + " I cannot help with that.")
+    assert is_refusal("a " * OPENING + "I cannot help with that.") is None
+    assert filters.refusal(said("I can't answer that.", system="A) yes, B) no, C) I can't answer that.")) is None
     assert filters.refusal(said("I can't answer that.", system="Choose.")) is not None
     assert is_refusal("Can't answer") is None and is_refusal("C) Cannot be determined.") is None
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real data of shared/data is not here")
-@pytest.mark.parametrize(
-    ("file", "adapter", "reasons"),
-    [
-        ("gpteacher_roleplay.json", "instruction", {}),
-        ("glaive_toolcall.json", "sharegpt", {"unterminated_code": 1}),  # 44 more say that a tool is lacking
-        ("dpo_pairs.json", "preference", {"refusal": 2, "unterminated_code": 3, "broken_text": 2}),
-    ],
-)
-def test_real_rows_are_dropped_for_the_reasons_that_reading_them_gives(file, adapter, reasons):
-    counts: dict[str, int] = {}
-    for raw in json.loads((REAL / file).read_text(encoding="utf-8")):
-        try:
-            filters.apply(ADAPTERS[adapter](raw))
-        except BadRow as bad:
-            counts[bad.reason] = counts.get(bad.reason, 0) + 1
-    assert {name: counts[name] for name in counts if name in filters.FILTERS} == reasons
+def test_real_rows_are_dropped_for_the_reasons_that_reading_them_gives():
+    counts = {"roleplay": Counter(), "toolcall": Counter(), "pairs": Counter()}
+    files = ("gpteacher_roleplay", "glaive_toolcall", "dpo_pairs")
+    for file, adapter, reasons in zip(files, ("instruction", "sharegpt", "preference"), counts.values(), strict=True):
+        for raw in json.loads((REAL / f"{file}.json").read_text(encoding="utf-8")):
+            try:
+                filters.apply(ADAPTERS[adapter](raw))
+            except BadRow as bad:
+                reasons[bad.reason] += bad.reason in filters.FILTERS
+    assert +counts["roleplay"] == {} and +counts["toolcall"] == {"unterminated_code": 1}  # 44 more lack a tool
+    assert +counts["pairs"] == {"refusal": 2, "unterminated_code": 3, "broken_text": 2}

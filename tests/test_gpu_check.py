@@ -2,41 +2,33 @@
 
 import json
 import math
-import os
 import sys
+from functools import partial
 from unittest import mock
 
 import pytest
 import ranks
 import torch
-from conftest import ROOT
 
 from bench import gpu_check, gpu_run
 from hermes3.recipe.hardware import gpu_of
 
-TRAINED = ["dpo: first loss", "sft: no ZeRO", "fsdp2"]
+TRAINED = ["dpo: first loss", "fsdp2"]
 
 
 @pytest.fixture(scope="module")
-def forked():
-    """Trainings are forked from a server that has imported Axolotl, not launched by torchrun."""
+def out(tmp_path_factory):
+    """Where some sections ran on a CPU: forked from a server that has imported Axolotl, not launched by torchrun."""
+    out = tmp_path_factory.mktemp("gpu_check")
+    (out / "results").mkdir()
 
     def start(recipe, env, limit, log) -> int:
         run = ranks.train(recipe, 1, **env)
         log.write_text(run.logs[0])
         return run.codes[0]
 
-    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}"}
-    with mock.patch.dict(os.environ, variables), mock.patch.object(gpu_run, "torchrun", start):
-        yield
-
-
-@pytest.fixture(scope="module")
-def out(forked, tmp_path_factory):
-    """Where some sections ran on a CPU."""
-    out = tmp_path_factory.mktemp("gpu_check")
-    (out / "results").mkdir()
-    gpu_check.run_sections(gpu_of("cpu"), out, 600, TRAINED, again=False)
+    with mock.patch.object(gpu_run, "torchrun", start):
+        gpu_check.run_sections(gpu_of("cpu"), out, 600, TRAINED, again=False)
     return out
 
 
@@ -49,23 +41,20 @@ def test_without_cuda_it_ends_with_2_and_changes_nothing(monkeypatch, tmp_path, 
     assert "no CUDA device" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_a_stand_in_trains_and_is_measured(out, name):
-    result = gpu_check.result_of(out, name)
-    assert result["ok"], result["seen"]
-    run = result["run"]
-    assert {"gpu", "gpus", "recipe", "setting", "layers", "hidden", "versions", "date", "commit"} <= set(run)
-    assert run["gpu"] == "cpu" and run["tokens_per_s"] > 0 and run["memory_gb"] > 0 and run["mfu"] is None
-    section = next(one for one in gpu_check.SECTIONS if one.name == name)
-    assert section and all(seconds > 0 for seconds in run["step_seconds"])
+def test_a_stand_in_trains_and_is_measured(out):
+    for result in (gpu_check.result_of(out, name) for name in TRAINED):
+        assert result["ok"], result["seen"]
+        run = result["run"]
+        assert {"gpu", "gpus", "recipe", "setting", "layers", "hidden", "versions", "date", "commit"} <= set(run)
+        assert run["gpu"] == "cpu" and run["tokens_per_s"] > 0 and run["memory_gb"] > 0 and run["mfu"] is None
+        assert all(seconds > 0 for seconds in run["step_seconds"])
     assert not list((out / "run").rglob("*.safetensors"))  # of the last one: nothing is saved
 
 
 def test_the_first_loss_of_dpo_is_held_to_ln_2(out, monkeypatch):
-    run = gpu_check.result_of(out, "dpo: first loss")["run"]
+    run = gpu_check.result_of(out, TRAINED[0])["run"]
     assert run["losses"][0] == pytest.approx(math.log(2), abs=5e-7)
-    coarse = run | {"losses": [0.69140625, *run["losses"][1:]]}
-    monkeypatch.setattr(gpu_check, "train", lambda *args: coarse)
+    monkeypatch.setattr(gpu_check, "train", lambda *args: run | {"losses": [0.69140625]})
     with pytest.raises(gpu_run.Failed, match="in bf16: first loss 0.691406"):
         gpu_check.first_loss(gpu_of("cpu"), out, 60)
 
@@ -73,16 +62,14 @@ def test_the_first_loss_of_dpo_is_held_to_ln_2(out, monkeypatch):
 def test_a_run_goes_on_with_what_is_left_or_failed(tmp_path, monkeypatch):
     ran, fail = [], {"two"}
 
-    def section(name: str) -> gpu_check.Section:
-        def run(gpu, out, limit):
-            ran.append(name)
-            if name in fail:
-                raise gpu_run.Failed("exit code 1")
-            return "well", {"setting": name}
+    def run(name, gpu, out, limit):
+        ran.append(name)
+        if name in fail:
+            raise gpu_run.Failed("exit code 1")
+        return "well", {"setting": name}
 
-        return gpu_check.Section(name, 50, run)
-
-    monkeypatch.setattr(gpu_check, "SECTIONS", [section(name) for name in ("one", "two", "three")])
+    sections = [gpu_check.Section(name, 50, partial(run, name)) for name in ("one", "two", "three")]
+    monkeypatch.setattr(gpu_check, "SECTIONS", sections)
     (tmp_path / "results").mkdir()
 
     def again(seconds: float = 100, only=None, again=False):
@@ -99,10 +86,10 @@ def test_a_run_goes_on_with_what_is_left_or_failed(tmp_path, monkeypatch):
 
 def test_what_was_measured_is_written_down(out, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
-    (tmp_path / "bench").mkdir()
-    (tmp_path / "docs").mkdir()
+    for folder in ("bench", "docs"):
+        (tmp_path / folder).mkdir()
     results = {one.name: gpu_check.result_of(out, one.name) for one in gpu_check.SECTIONS}
-    runs = [result["run"] for result in results.values() if result]
+    runs = [results[name]["run"] for name in TRAINED]
     gpu_check.write_down(runs, results, gpu_of("h200"))
     written = [json.loads(file.read_text()) for file in sorted((tmp_path / "bench/baselines").glob("*.json"))]
     assert sorted(run["setting"] for run in written) == sorted(run["setting"] for run in runs)

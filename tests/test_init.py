@@ -32,7 +32,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def rows(adapter: str, n_rows: int = 1500) -> Path:
-    Path("rows.jsonl").write_text(json.dumps(ROWS[adapter]) + "\n" + (json.dumps(ROWS[adapter]) + "\n") * (n_rows - 1))
+    Path("rows.jsonl").write_text(f"{json.dumps(ROWS[adapter])}\n" * n_rows)
     return Path("rows.jsonl")
 
 

@@ -14,10 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from hermes3.files import MARKER
-from hermes3.mix.build import build
-from hermes3.mix.shard import SHAPED_BY
-from hermes3.mix.verify import verify
+from hermes3.mix.build import build, verify
 
 SCRIPT = """
 import sys
@@ -40,13 +37,11 @@ def spec(base, tmp_path_factory) -> Path:
     for name in ("a", "b"):
         rows = []
         for i in range(2000):
-            asked, said = (" ".join(rng.choices(words, k=n)) for n in (8, rng.randint(5, 60)))
-            if rng.random() < 0.02:
-                said = "I'm sorry, but I can't help with that."
-            rows.append({"id": f"{name}{i}", "instruction": asked, "output": said})
+            asked, answer = (" ".join(rng.choices(words, k=n)) for n in (8, rng.randint(5, 60)))
+            answer = "I'm sorry, but I can't help with that." if rng.random() < 0.02 else answer
+            rows.append({"id": f"{name}{i}", "instruction": asked, "output": answer})
         rows += rows[:50] + [row | {"output": row["output"] + " more"} for row in rows[50:100]] + [{"oops": 1}]
-        lines = [json.dumps(row) for row in rows]
-        (folder / f"{name}.jsonl").write_text("\n".join([*lines, "{broken"]) + "\n")
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n")
     sources = [{"name": n, "path": f"{n}.jsonl", "adapter": "instruction", "licence": "our own"} for n in ("a", "b")]
     (folder / "eval.jsonl").write_text(json.dumps({"q": rows[7]["instruction"] + " " + rows[7]["output"]}) + "\n")
     declared = {"name": "restart", "kind": "sft", "tokenizer": str(base), "sequence_len": 512, "seed": 3}
@@ -62,17 +57,21 @@ def whole(spec) -> Path:
     """The mix, built in one go, in one process, from whole files."""
     out = spec.parent / "whole"
     manifest = build(spec, out, spec.parent, workers=1, quiet=True).manifest
-    why = ["read/not_json", "adapt/wrong_shape", "filter/refusal", "dedup/near_duplicate"]
-    assert manifest["rejects"].keys() >= set(why)
+    why = {
+        "read/not_json",
+        "adapt/wrong_shape",
+        "filter/refusal",
+        "dedup/near_duplicate",
+        "decontaminate/evaluation_text",
+    }
+    assert manifest["rejects"].keys() >= why
     assert abs(manifest["total"]["tokens"] - 150_000) < 512
     return out
 
 
 def same(a: Path, b: Path) -> bool:
-    files = sorted(path.relative_to(a) for path in a.rglob("*") if path.is_file())
-    assert len(files) == 7
-    others = sorted(path.relative_to(b) for path in b.rglob("*") if path.is_file())
-    return files == others and all((a / name).read_bytes() == (b / name).read_bytes() for name in files)
+    files, others = ({str(p.relative_to(x)): p.read_bytes() for p in x.rglob("*") if p.is_file()} for x in (a, b))
+    return len(files) == 7 and files == others
 
 
 def start(spec: Path, out: Path, workers: int) -> subprocess.Popen:
@@ -81,11 +80,17 @@ def start(spec: Path, out: Path, workers: int) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
-@pytest.mark.parametrize("workers", [1, 3])  # 2: below
-def test_the_same_bytes_for_any_number_of_workers_and_size_of_chunks(workers, spec, whole, tmp_path):
-    process = start(spec, tmp_path / "mix", workers)
+def finish(process: subprocess.Popen) -> None:
     assert process.wait() == 0, process.stderr.read()
-    assert same(whole, tmp_path / "mix")
+
+
+def test_the_same_bytes_for_any_workers_and_chunks_and_beside_another_build_in_one_cache(spec, whole, tmp_path):
+    declared = yaml.safe_load(spec.read_text()) | {"seed": 4, "sequence_len": 500}
+    (spec.parent / "other_seed.yml").write_text(yaml.safe_dump(declared))
+    both = [start(spec, tmp_path / "mix", 3), start(spec.with_name("other_seed.yml"), tmp_path / "other", 1)]
+    for process in both:
+        finish(process)
+    assert same(whole, tmp_path / "mix") and not list(verify(tmp_path / "other"))
 
 
 def test_kills_lose_nothing_and_leave_nothing(spec, whole, tmp_path):
@@ -105,80 +110,43 @@ def test_kills_lose_nothing_and_leave_nothing(spec, whole, tmp_path):
         if number % 2:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()  # one that nobody has waited for counts as alive
-            alive = ["pgrep", "-g", str(process.pid)]
-            deadline = time.time() + 20
-            while subprocess.run(alive, capture_output=True, check=False).stdout.strip() and time.time() < deadline:
+            alive, deadline = ["pgrep", "-g", str(process.pid)], time.time() + 20
+            while subprocess.run(alive, capture_output=True, check=False).stdout.strip():
+                assert time.time() < deadline, "workers outlive their parent"
                 time.sleep(0.2)
-            assert time.time() < deadline, "workers outlive their parent"
         else:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert before <= shards(), "a finished shard is gone"
         assert not out.exists(), "a half-written mix is seen"
-    process = start(spec, out, 2)
-    assert process.wait() == 0, process.stderr.read()
-    assert same(whole, out) and verify(out, every_row=True) == []
+    finish(start(spec, out, 2))
+    assert same(whole, out) and not list(verify(out))
     assert {path.name for path in tmp_path.iterdir()} == {"mix", ".cache"}
     assert len(list(cache.iterdir())) == len(shards()) + 1
 
 
-def test_two_builds_at_once_in_one_cache_do_not_disturb_one_another(spec, whole, tmp_path):
-    declared = yaml.safe_load(spec.read_text()) | {"seed": 4, "sequence_len": 500}
-    (spec.parent / "other_seed.yml").write_text(yaml.safe_dump(declared))
-    both = [start(path, tmp_path / path.stem, 1) for path in (spec, spec.with_name("other_seed.yml"))]
-    assert [process.wait() for process in both] == [0, 0], both[0].stderr.read() + both[1].stderr.read()
-    assert same(whole, tmp_path / "restart") and verify(tmp_path / "other_seed", every_row=True) == []
-
-
-def test_a_full_disk_loses_nothing_and_says_so(spec, whole, tmp_path):
-    """A limit on the size of any one file stands in for a disk that is full: the write fails in the same place."""
-    import resource
-
-    command = [sys.executable, spec.parent / "build.py", spec, tmp_path / "mix", "1"]
-    limit = 60_000  # bytes: a few shards fit, the training file does not
-
-    def limited() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    failed = subprocess.run(command, preexec_fn=limited, capture_output=True, text=True, check=False)
-    assert failed.returncode != 0 and "File too large" in failed.stderr
-    assert not (tmp_path / "mix").exists()
-    assert [
-        path for path in tmp_path.rglob(".*") if path.name not in (".cache", MARKER)
-    ] == []  # no temporary file stays
-    assert start(spec, tmp_path / "mix", 1).wait() == 0
-    assert same(whole, tmp_path / "mix")
-
-
 def test_only_a_change_that_shapes_rows_needs_new_shards(spec, whole):
-    def again(declared: dict) -> int:
+    cache = spec.parent / ".cache/restart"
+
+    def new_shards(declared: dict) -> int:
+        before = set(cache.iterdir())
         (spec.parent / "other.yml").write_text(yaml.safe_dump(declared))
-        return build(spec.parent / "other.yml", spec.parent / "other", spec.parent, workers=1, quiet=True).made
+        build(spec.parent / "other.yml", spec.parent / "other", spec.parent, workers=1, quiet=True)
+        return len(set(cache.iterdir()) - before)
 
     declared = yaml.safe_load(spec.read_text())
-    assert again(declared) == 0 and same(whole, spec.parent / "other")
+    assert new_shards(declared) == 0 and same(whole, spec.parent / "other")
     declared["categories"]["math"]["tokens"] = 90_000
-    assert again(declared) == 0
+    assert new_shards(declared) == 0
     declared["categories"]["math"]["sources"][0]["skip_filters"] = ["refusal"]
-    assert again(declared) == 1
-    build(spec, spec.parent / "whole", spec.parent, workers=1, quiet=True)
-
-
-def test_the_cache_key_holds_the_code_that_shapes_rows_and_no_other():
-    code = "import sys, hermes3.mix.shard; print(*(name for name in sys.modules if name.startswith('hermes3.')))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    files = {name.removeprefix("hermes3.").replace(".", "/") + ".py" for name in loaded}
-    # the values of a spec are part of the key; packages themselves and files.py do not touch a row
-    assert files - set(SHAPED_BY) == {"chat.py", "mix.py", "files.py", "mix/spec.py"}
-    assert set(SHAPED_BY) <= files
+    assert new_shards(declared) == 1
 
 
 @pytest.mark.parametrize("what", ["train", "rows", "manifest", "link"])
 def test_verify_sees_what_was_changed(what, spec, whole, tmp_path):
     mix = tmp_path / "mix"
     shutil.copytree(whole, mix, symlinks=True)
-    assert verify(mix) == []
+    assert not list(verify(mix))
     if what == "manifest":
         manifest = json.loads((mix / "manifest.json").read_text())
         manifest["total"]["tokens"] += 1
@@ -188,4 +156,4 @@ def test_verify_sees_what_was_changed(what, spec, whole, tmp_path):
     else:
         path = next((mix / what).glob("*"))
         pq.write_table(pq.read_table(path).slice(1), path)
-    assert verify(mix)
+    assert list(verify(mix))

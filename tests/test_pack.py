@@ -1,7 +1,7 @@
 """The packing preview against Axolotl's own training, and the guard against data prepared from another mix."""
 
-import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
@@ -14,14 +14,14 @@ from axolotl.common.datasets import load_datasets
 from axolotl.integrations.base import PluginManager
 from axolotl.train import setup_model_and_trainer
 from axolotl.utils.dict import DictDefault
-from small_mix import IGNORE, SEQUENCE_LEN, write_counts, write_mix, write_recipe
+from small_mix import SEQUENCE_LEN, write_counts, write_manifest, write_mix, write_recipe
 from torch.utils.data import DataLoader
 from transformers import Trainer, set_seed
 
 from hermes3.mix import pack
 from hermes3.recipe.check import validate
-from hermes3.recipe.inputs import check_prepared
 from hermes3.recipe.read import read
+from hermes3.recipe.rules import check_prepared
 from hermes3.train.fixes import RepackEveryEpoch
 
 ROOT = Path(__file__).parents[1]
@@ -56,35 +56,28 @@ def run(request, axolotl_process, base, mix) -> tuple[Path, Trainer, list[list[i
     return recipe, trainer, seen
 
 
-def test_the_model_sees_the_packs_that_are_previewed(run, mix):
+def test_the_model_sees_the_packs_that_are_previewed_in_as_many_steps(run, mix):
     recipe, trainer, seen = run
     cfg = DictDefault(validate(recipe))
-    lengths, n_loss = pack.read_lengths(mix, cfg)
+    lengths = pack.read_lengths(mix, cfg)
     assert lengths.tolist() == [len(row["input_ids"]) for row in trainer.train_dataset]
-    assert n_loss.tolist() == [sum(label != IGNORE for label in row["labels"]) for row in trainer.train_dataset]
     packer = pack.trainer_packer(lengths, cfg, gpus=1)
     epochs = [pack.epoch_batches(packer, epoch) for epoch in range(3)]
     assert [len(packer), *map(len, epochs)] == [24, 24, 23, 24]  # 25 in the last, cut to 24
     assert seen == [batch[0] for batches in epochs for batch in batches][: len(seen)]
     # Axolotl plans 24 // 5 steps an epoch, transformers makes one more of what is left: it ends within the last epoch
     assert len(seen) == {1: 24 + 23 + 24, 5: 24 + 23 + 3 * 5}[cfg.gradient_accumulation_steps]
-
-
-def test_the_steps_are_those_of_training(run, mix):
-    recipe, trainer, seen = run
     packing = pack.preview(mix, recipe, validate(recipe))
-    tokens = [sum(len(trainer.train_dataset[row]["input_ids"]) for row in rows) for rows in seen]
+    tokens = [sum(lengths[rows]) for rows in seen]
     assert packing.steps == trainer.state.global_step == sum(packing.steps_per_epoch)
     assert packing.rows_left_out[-1] == 60 - sum(map(len, seen[24 + 23 :]))
-    if trainer.args.gradient_accumulation_steps == 1:
+    if cfg.gradient_accumulation_steps == 1:
         assert packing.steps_per_epoch == [24, 23, 24]
         assert packing.tokens_per_step == pytest.approx(sum(tokens) / packing.steps)
     else:
         assert packing.steps_per_epoch == [5, 4, 3]  # three micro-batches of the second make no step
         assert packing.rows_left_out[1] == sum(map(len, seen[24 + 20 : 24 + 23]))
-    assert (packing.packs, packing.samples_per_pack) == (24, sum(map(len, seen[:24])) / 24)
-    assert packing.efficiency == pytest.approx(sum(tokens[:24]) / (24 * SEQUENCE_LEN))
-    assert packing.loss_tokens_per_pack == pytest.approx(packing.efficiency * SEQUENCE_LEN * 2 / 3, rel=0.05)
+    assert (packing.packs, packing.efficiency) == (24, pytest.approx(sum(tokens[:24]) / (24 * SEQUENCE_LEN)))
 
 
 @pytest.mark.parametrize("gpus", [2, 5])  # for few ranks four packings are drawn, for many one
@@ -128,7 +121,6 @@ def test_the_papers_recipes_fill_998_of_1000_and_another_seed_draws_other_packs(
     assert packing.efficiency >= 0.998
     assert max(packing.rows_left_out) < 0.04 * len(lengths)  # 128 GPUs leave up to 127 of 4,880 packs
     assert packing.tokens_per_step == pytest.approx(packing.gpus * 8192, rel=0.002)
-    assert f"{packing.steps:,} steps on {packing.gpus} GPUs" in pack.as_text(packing)
     if name == "8b_sft":
         other = pack.preview(tmp_path / "mix", recipe, resolved | {"seed": 1})
         assert other.rows_left_out != packing.rows_left_out
@@ -136,24 +128,15 @@ def test_the_papers_recipes_fill_998_of_1000_and_another_seed_draws_other_packs(
         assert pack.preview(write_counts(tmp_path / "short", lengths, lengths), recipe, resolved).efficiency > 0.99
 
 
-@pytest.mark.parametrize(
-    ("recipe", "lengths", "kind", "message"),
-    [
-        ({"sample_packing": False}, [10], "sft", "mine.yml: sample_packing: this recipe does not pack"),
-        ({"curriculum_sampling": True}, [10], "sft", "mine.yml: curriculum_sampling: packing cannot be previewed"),
-        ({}, [10], "preference", "a mix of kind preference is not packed"),
-        ({}, [10, 10, 1025], "sft", "a row has 1,025 tokens, sequence_len of mine.yml is 1,024"),
-        ({}, [10] * 9, "sft", "1 batches are too few for a step on 48 GPUs"),
-        ({}, None, "sft", "no manifest.json"),
-    ],
-)
-def test_what_cannot_be_packed_is_refused(recipe, lengths, kind, message, tmp_path):
-    resolved = {"sample_packing": True, "sequence_len": 1024, "micro_batch_size": 1, "num_epochs": 4, "seed": 42}
-    resolved |= {"gradient_accumulation_steps": 1, "attn_supports_packing": True, "sample_packing_group_size": 100_000}
-    resolved |= {"sample_packing_bin_size": 200, "hardware": {"nodes": 6, "gpus_per_node": 8}, "datasets": [{}]}
-    mix = write_counts(tmp_path / "mix", lengths, lengths, kind) if lengths else tmp_path
-    with pytest.raises(ValueError, match=message):
-        pack.preview(mix, Path("mine.yml"), resolved | recipe)
+UNPACKABLE = yaml.safe_load((ROOT / "tests/unpackable.yml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("case", UNPACKABLE["cases"])
+def test_what_cannot_be_packed_is_refused(case, tmp_path):
+    if lengths := case.get("lengths"):
+        write_counts(tmp_path / "mix", lengths, lengths, case.get("kind", "sft"))
+    with pytest.raises(ValueError, match=case["message"]):
+        pack.preview(tmp_path / "mix", Path("mine.yml"), UNPACKABLE["resolved"] | case.get("recipe", {}))
 
 
 def load(recipe: Path) -> list[int]:
@@ -180,70 +163,36 @@ def test_axolotl_prepares_through_the_link_and_only_the_guard_notices_changed_da
     assert load(recipe) == [10, 11, 12, 13]
 
 
-@pytest.fixture
-def mix_of_two(tmp_path) -> Path:
-    return write_mix(tmp_path / "mix", [20, 20])
-
-
-def check(mix: Path, **changes) -> None:
-    recipe = {"datasets": [{"path": str(mix / "train")}], "dataset_prepared_path": f"{mix}/prepared"}
+def check(changes: dict) -> None:
+    recipe = {"datasets": [{"path": "mix/train"}], "dataset_prepared_path": "mix/prepared"}
     check_prepared(Path("mine.yml"), recipe | changes)
 
 
-def test_prepared_data_of_the_mix_itself_are_accepted(mix_of_two):
-    check(mix_of_two)
-    check(mix_of_two, test_datasets=[{"path": str(mix_of_two / "train"), "split": "train"}])
-    check(Path("mixes/not_built"))
+@pytest.mark.parametrize("case", yaml.safe_load((ROOT / "tests/prepared.yml").read_text(encoding="utf-8")))
+def test_prepared_data_that_could_be_another_mix_s_are_refused(tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    write_mix(Path("mix"), [20, 20])
+    with pytest.raises(ValueError, match=f"^mine.yml: {case['message']}") if "message" in case else nullcontext():
+        check(case["changes"])
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"dataset_prepared_path": None}, "dataset_prepared_path: must be .*mix/prepared"),
-        ({"dataset_prepared_path": "last_run_prepared"}, "dataset_prepared_path: must be .*mix/prepared"),
-        ({"datasets": [{"path": "teknium/OpenHermes-2.5"}]}, "datasets: teknium/.* is not the train folder"),
-        ({"datasets": [{"path": "mixes/not_built/train"}]}, "dataset_prepared_path: must be mixes/not_built/prepared"),
-        ({"datasets": None}, "datasets: nothing is not the train folder of one mix"),
-        ({"test_datasets": [{"path": "mixes/other/train"}]}, "datasets: .*, mixes/other/train is not the train folder"),
-    ],
-)
-def test_prepared_data_that_could_be_another_mix_s_are_refused(mix_of_two, changes, message):
-    with pytest.raises(ValueError, match=f"^mine.yml: {message}"):
-        check(mix_of_two, **changes)
-
-
-def another_output(mix: Path, link: Path) -> None:
-    (mix / "manifest.json").write_text(json.dumps({"output": {"sha256": "f" * 64}}))
-
-
-def a_folder(mix: Path, link: Path) -> None:  # `cp -L` and many transfers make one of the link
-    link.unlink()
-    link.mkdir()
-
-
-def another_mix(mix: Path, link: Path) -> None:
-    link.unlink()
-    link.symlink_to(write_mix(mix.with_name("other"), [20]) / "prepared-0123456789ab")
+def relink(mix: Path, target: Path | None) -> None:
+    (mix / "prepared").unlink()
+    (mix / "prepared").symlink_to(target) if target else (mix / "prepared").mkdir()
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (another_output, "not to prepared-ffffffffffff beside it; build .* again"),
-        (a_folder, "leads to .*mix/prepared, not to prepared-0123456789ab"),
-        (another_mix, "leads to .*other/prepared-0123456789ab"),
-        (lambda mix, link: (mix / "prepared-0123456789ab").rmdir(), "leads nowhere"),
-        (lambda mix, link: (mix / "manifest.json").unlink(), "has no manifest.json"),
+        (lambda mix: write_manifest(mix, "sft", "f" * 64), "not to prepared-ffffffffffff beside it; build .* again"),
+        (lambda mix: relink(mix, None), "mix/prepared, not to prepared-012345"),  # as `cp -L` and many transfers do
+        (lambda mix: relink(mix, write_mix(Path("other").absolute(), [20]) / "prepared-0123456789ab"), "to .*other/"),
+        (lambda mix: (mix / "prepared-0123456789ab").rmdir(), "leads nowhere"),
+        (lambda mix: (mix / "manifest.json").unlink(), "has no manifest.json"),
     ],
 )
-def test_a_mix_that_was_changed_is_refused(mix_of_two, spoil, message):
-    spoil(mix_of_two, mix_of_two / "prepared")
+def test_a_mix_that_was_changed_is_refused(tmp_path, monkeypatch, spoil, message):
+    monkeypatch.chdir(tmp_path)
+    spoil(write_mix(Path("mix"), [20, 20]))
     with pytest.raises(ValueError, match=message):
-        check(mix_of_two)
-
-
-def test_checking_a_recipe_checks_its_prepared_data(tmp_path):
-    recipe = read(ROOT / "recipes/8b_sft.yml") | {"dataset_prepared_path": "last_run_prepared"}
-    (tmp_path / "mine.yml").write_text(yaml.safe_dump(recipe))
-    with pytest.raises(ValueError, match="mine.yml: dataset_prepared_path: must be mixes/hermes3_sft/prepared"):
-        validate(tmp_path / "mine.yml")
+        check({})

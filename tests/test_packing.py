@@ -7,7 +7,9 @@ What each sample gives alone comes from a plain transformers model without paddi
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,9 +19,9 @@ from axolotl.common.datasets import load_datasets
 from axolotl.train import setup_model_and_trainer
 from small_mix import IGNORE, SEQUENCE_LEN, write_mix, write_recipe
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
+from transformers import AutoModelForCausalLM
 
-ROUNDING = 1e-5  # float32, on logits of order 1 and relative to the largest gradient
+ROUNDING = 1e-5  # float32, on logits of order 1
 LEAK = 1e-2
 
 
@@ -33,41 +35,9 @@ class Forward:
 
     def parts(self) -> list[slice]:
         """Where each sample of the pack stands; the padding, a document of its own, is left out."""
-        starts = self.starts()
-        parts = [slice(*bounds) for bounds in zip(starts, [*starts[1:], SEQUENCE_LEN], strict=True)]
+        starts = (self.inputs["position_ids"][0] == 0).nonzero().flatten().tolist()
+        parts = [slice(*bounds) for bounds in pairwise([*starts, SEQUENCE_LEN])]
         return [part for part in parts if len(self.inputs["input_ids"][0, part].unique()) > 1]
-
-    def starts(self) -> list[int]:
-        return (self.inputs["position_ids"][0] == 0).nonzero().flatten().tolist()
-
-
-@dataclass
-class Alone:
-    """One sample by itself: its logits, its number of trained tokens, and their loss with its gradients, both sums."""
-
-    logits: torch.Tensor
-    n_loss: int
-    loss: float
-    gradients: dict[str, torch.Tensor]
-
-
-@dataclass
-class Run:
-    """An evaluation and one step of two micro-batches, both from the base model's weights."""
-
-    trainer: Trainer
-    forwards: list[Forward]
-    gradients: dict[str, torch.Tensor]
-    loss: float  # as logged
-
-    @property
-    def training(self) -> list[Forward]:
-        return [forward for forward in self.forwards if forward.training]
-
-
-class KeepGradients(TrainerCallback):
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.gradients = {name: p.grad.cpu().clone() for name, p in model.named_parameters()}
 
 
 @contextmanager
@@ -91,124 +61,93 @@ def mix(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def train(base, mix, axolotl_process):
-    """The demo's recipe for one step, as `axolotl train` sets it up. `attention` None: the key is left out."""
+    """An evaluation and one step of two micro-batches, both from the base model's weights, as `axolotl train` does.
 
-    def train(attention: str | None, **changes) -> Run:
+    `attention` None: the key is left out.
+    """
+
+    def train(attention: str | None, **changes) -> SimpleNamespace:
         keys = {"attn_implementation": attention, "gradient_accumulation_steps": 2, "max_steps": 1, "logging_steps": 1}
         keys |= {"test_datasets": [{"path": str(mix / "train"), "type": None, "split": "train"}], "eval_strategy": "no"}
-        keys |= {"max_grad_norm": 1e9, **changes}  # the gradients as they are, not clipped
-        cfg = load_cfg(str(write_recipe(mix.parent / str(attention), mix, base, **keys)))
+        cfg = load_cfg(str(write_recipe(mix.parent / str(attention), mix, base, **keys | changes)))
         trainer = setup_model_and_trainer(cfg, load_datasets(cfg=cfg))[0]
-        trainer.add_callback(kept := KeepGradients())
         with recorded(trainer.model) as forwards:
             trainer.evaluate()
             trainer.train()
-        loss = next(line["loss"] for line in trainer.state.log_history if "loss" in line)
-        return Run(trainer, forwards, kept.gradients, loss)
+        return SimpleNamespace(trainer=trainer, forwards=forwards, training=[one for one in forwards if one.training])
 
     return train
 
 
 @pytest.fixture(scope="module")
-def alone(base, mix) -> dict[tuple[int, ...], Alone]:
-    model = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
-    alone = {}
+def alone(base, mix) -> dict[tuple[int, ...], tuple[torch.Tensor, float, int]]:
+    """By a sample's tokens: its logits by itself, the sum of its loss, and its number of trained tokens."""
+    model, alone = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager"), {}
     for row in pq.read_table(mix / "train").to_pylist():
-        labels = torch.tensor(row["labels"])
-        logits = model(torch.tensor([row["input_ids"]])).logits[0]
-        loss = cross_entropy(logits[:-1], labels[1:], ignore_index=IGNORE, reduction="sum")
-        model.zero_grad()
-        loss.backward()
-        gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
-        n_loss = int((labels[1:] != IGNORE).sum())
-        alone[tuple(row["input_ids"])] = Alone(logits.detach(), n_loss, loss.item(), gradients)
+        labels = torch.tensor(row["labels"])[1:]
+        with torch.no_grad():
+            logits = model(torch.tensor([row["input_ids"]])).logits[0]
+        loss = cross_entropy(logits[:-1], labels, ignore_index=IGNORE, reduction="sum").item()
+        alone[tuple(row["input_ids"])] = logits, loss, int((labels != IGNORE).sum())
     return alone
 
 
 @pytest.fixture(scope="module", params=["sdpa", "eager"])
-def run(train, request) -> Run:
+def run(train, request) -> SimpleNamespace:
     return train(request.param)
 
 
-def samples_of(forward: Forward, alone: dict) -> list[Alone]:
-    return [alone[tuple(forward.inputs["input_ids"][0, part].tolist())] for part in forward.parts()]
-
-
-def differences(forward: Forward, alone: dict) -> list[float]:
-    """max |logit in the pack - logit alone| of each sample of the pack."""
-    pairs = zip(forward.parts(), samples_of(forward, alone), strict=True)
-    return [(forward.logits[0, part] - one.logits).abs().max().item() for part, one in pairs]
-
-
-def weighted(samples: list[Alone], weights: list[float]) -> dict[str, torch.Tensor]:
-    """The gradients of the samples' summed losses, each times its weight, summed."""
-    pairs = list(zip(weights, samples, strict=True))
-    return {name: sum(w * one.gradients[name] for w, one in pairs) for name in samples[0].gradients}
-
-
-def gap(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """The largest difference of any parameter's gradients, relative to the largest gradient."""
-    largest = max(g.abs().max() for g in other.values())
-    return max((one[name] - other[name]).abs().max() / largest for name in other).item()
+def samples_of(forward: Forward, alone: dict) -> list[tuple[float, float, int]]:
+    """Of each sample of the pack: max |logit in the pack - logit alone|, the sum of its loss, its trained tokens."""
+    samples = []
+    for part in forward.parts():
+        logits, loss, n_loss = alone[tuple(forward.inputs["input_ids"][0, part].tolist())]
+        samples.append(((forward.logits[0, part] - logits).abs().max().item(), loss, n_loss))
+    return samples
 
 
 def test_logits_in_a_pack_are_those_of_each_sample_alone(run, alone):
-    assert [len(forward.parts()) > 2 for forward in run.forwards] == [True] * len(run.forwards)
     assert len(run.training) == 2 < len(run.forwards)  # the others are of evaluation
     for forward in run.forwards:
-        assert max(differences(forward, alone)) < ROUNDING
+        assert len(forward.parts()) > 2
+        assert max(samples_of(forward, alone))[0] < ROUNDING
 
 
 def test_without_an_attention_implementation_samples_leak(train, alone):
     """The same check fails where Axolotl hands the packs' mask to the model, which reads every number in it as 1."""
     for forward in train(None).training:
         assert forward.inputs["attention_mask"].max() > 1
-        first, *others = differences(forward, alone)
-        assert first < ROUNDING  # nothing stands before it
-        assert min(others) > LEAK
+        first, *others = samples_of(forward, alone)
+        assert first[0] < ROUNDING  # nothing stands before it
+        assert min(others)[0] > LEAK
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_changing_a_sample_leaves_its_neighbours_as_they_are(run, training):
-    """Bit for bit. Every token of the pack's second sample but its first is changed."""
-    forward = next(forward for forward in run.forwards if forward.training == training)
-    changed = {key: value.clone() for key, value in forward.inputs.items()}
-    second = forward.parts()[1]
-    changed["input_ids"][0, second.start + 1 : second.stop] += 1
-    with recorded(run.trainer.model) as seen:
-        for inputs in (dict(forward.inputs), changed):
-            if training:
-                run.trainer.training_step(run.trainer.model, inputs)
-            else:
-                run.trainer.model.eval()
-                run.trainer.prediction_step(run.trainer.model, inputs, prediction_loss_only=True)
-    before, after = (one.logits[0] for one in seen)
-    assert not torch.equal(before[second], after[second])
-    assert torch.equal(before[: second.start], after[: second.start])
-    assert torch.equal(before[second.stop :], after[second.stop :])
-
-
-def test_no_sample_s_first_token_is_learnt_from_the_sample_before(run):
-    """Axolotl shifts labels across the borders of samples: that first tokens bear no loss is what keeps them apart."""
-    pack, borders = run.training[0].inputs, run.training[0].starts()
-    assert (pack["labels"][0, borders] == IGNORE).all()
-    labelled = pack["labels"].clone()
-    labelled[0, borders] = pack["input_ids"][0, borders]
-    with torch.no_grad():
-        as_packed = run.trainer.compute_loss(run.trainer.model, dict(pack))
-        assert as_packed != run.trainer.compute_loss(run.trainer.model, pack | {"labels": labelled})
+def test_changing_a_sample_leaves_its_neighbours_as_they_are(run):
+    """Bit for bit, in training and in evaluation. Every token of the pack's second sample but its first is changed."""
+    for forward in (run.training[0], next(one for one in run.forwards if not one.training)):
+        changed = {key: value.clone() for key, value in forward.inputs.items()}
+        second = forward.parts()[1]
+        changed["input_ids"][0, second.start + 1 : second.stop] += 1
+        run.trainer.model.eval()
+        with recorded(run.trainer.model) as seen:
+            for inputs in (dict(forward.inputs), changed):
+                if forward.training:
+                    run.trainer.training_step(run.trainer.model, inputs)
+                else:
+                    run.trainer.prediction_step(run.trainer.model, inputs, prediction_loss_only=True)
+        before, after = (one.logits[0] for one in seen)
+        assert not torch.equal(before[second], after[second])
+        assert torch.equal(before[: second.start], after[: second.start])
+        assert torch.equal(before[second.stop :], after[second.stop :])
 
 
 def test_a_step_s_loss_is_the_mean_over_its_tokens(run, alone):
     """Of one rank: a token weighs the same in each of its micro-batches."""
     packs = [samples_of(forward, alone) for forward in run.training]
-    counts = [sum(one.n_loss for one in pack) for pack in packs]
-    assert counts[0] != counts[1]
-    samples = sum(packs, [])
-    assert run.loss == pytest.approx(sum(one.loss for one in samples) / sum(counts), rel=1e-6)
-    assert gap(run.gradients, weighted(samples, [1 / sum(counts)] * len(samples))) < ROUNDING
-    by_micro_batch = [1 / (2 * n) for pack, n in zip(packs, counts, strict=True) for _ in pack]
-    assert gap(run.gradients, weighted(samples, by_micro_batch)) > LEAK
+    losses, counts = ([sum(sample[i] for sample in pack) for pack in packs] for i in (1, 2))
+    logged = next(line["loss"] for line in run.trainer.state.log_history if "loss" in line)
+    assert logged == pytest.approx(sum(losses) / sum(counts), rel=1e-6)
+    assert logged != pytest.approx(sum(loss / n for loss, n in zip(losses, counts, strict=True)) / 2, rel=1e-6)
 
 
 @pytest.mark.gpu
@@ -218,6 +157,5 @@ def test_a_step_s_loss_is_the_mean_over_its_tokens(run, alone):
 def test_flash_attention_keeps_samples_apart(train, alone):
     run = train("flash_attention_2", bf16=True)
     for forward in run.forwards:
-        assert max(differences(forward, alone)) < 0.05  # bfloat16: 8 bits, through four layers
-    for training in (True, False):
-        test_changing_a_sample_leaves_its_neighbours_as_they_are(run, training)
+        assert max(samples_of(forward, alone))[0] < 0.05  # bfloat16: 8 bits, through four layers
+    test_changing_a_sample_leaves_its_neighbours_as_they_are(run)

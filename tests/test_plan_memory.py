@@ -4,10 +4,10 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import LlamaForCausalLM
@@ -27,16 +27,8 @@ RANKS, TOKENS = 48, 8192
 MOST = 0.10  # of the measured bytes
 
 
-def model(shape: Shape) -> LlamaForCausalLM:
-    return LlamaForCausalLM(llama_config(shape, use_cache=False))
-
-
-def zero3(offload: str) -> Setting:
-    return next(one for one in SETTINGS if one.engine == ZERO3 and one.offload == offload)
-
-
-def fsdp2(fp32: bool, offload: str = "") -> Setting:
-    return next(one for one in SETTINGS if (one.engine, one.fp32, one.offload) == (FSDP2, fp32, offload))
+def setting(engine: str, offload: str = "", fp32: bool = True) -> Setting:
+    return next(one for one in SETTINGS if (one.engine, one.fp32, one.offload) == (engine, fp32, offload))
 
 
 def check(what: str, planned: float, measured: float) -> None:
@@ -46,32 +38,30 @@ def check(what: str, planned: float, measured: float) -> None:
 
 
 LIGER, PLAIN = (Work(TOKENS, liger_norm=on, liger_glu=on, fused_loss=on) for on in (True, False))
-CASES = {  # name: shape, fp32 weights, work
-    "8B, 4 layers, fp32, checkpointed, Liger": (replace(EIGHT, layers=4), True, LIGER),
-    "8B, 6 layers, fp32, checkpointed, Liger": (replace(EIGHT, layers=6), True, LIGER),
-    "8B, 2 layers, bf16, whole, Liger": (replace(EIGHT, layers=2), False, replace(LIGER, checkpointing=False)),
-    "8B, 3 layers, bf16, whole, Liger": (replace(EIGHT, layers=3), False, replace(LIGER, checkpointing=False)),
-    "8B, 4 layers, bf16, checkpointed": (replace(EIGHT, layers=4), False, PLAIN),
-    "8B, 2 layers, bf16, whole": (replace(EIGHT, layers=2), False, replace(PLAIN, checkpointing=False)),
-    "8B, 3 layers, bf16, whole": (replace(EIGHT, layers=3), False, replace(PLAIN, checkpointing=False)),
-    "70B, 4 layers, fp32, checkpointed, Liger": (replace(SEVENTY, layers=4), True, LIGER),
-    "LoRA, 2 layers": (replace(EIGHT, layers=2), False, replace(PLAIN, rank=32, dropout=True)),
-    "LoRA, 3 layers": (replace(EIGHT, layers=3), False, replace(PLAIN, rank=32, dropout=True)),
-    "LoRA, 2 layers, Liger": (replace(EIGHT, layers=2), False, replace(LIGER, rank=32, dropout=True)),
-    "LoRA, 3 layers, Liger": (replace(EIGHT, layers=3), False, replace(LIGER, rank=32, dropout=True)),
+KINDS = {  # name: shape, fp32 weights, work, layers
+    "8B, {} layers, fp32, checkpointed, Liger": (EIGHT, True, LIGER, (4, 6)),
+    "8B, {} layers, bf16, whole, Liger": (EIGHT, False, replace(LIGER, checkpointing=False), (2, 3)),
+    "8B, {} layers, bf16, checkpointed": (EIGHT, False, PLAIN, (4,)),
+    "8B, {} layers, bf16, whole": (EIGHT, False, replace(PLAIN, checkpointing=False), (2, 3)),
+    "70B, {} layers, fp32, checkpointed, Liger": (SEVENTY, True, LIGER, (4,)),
+    "LoRA, {} layers": (EIGHT, False, replace(PLAIN, rank=32, dropout=True), (2, 3)),
+    "LoRA, {} layers, Liger": (EIGHT, False, replace(LIGER, rank=32, dropout=True), (2, 3)),
+}
+CASES = {
+    kind.format(layers): (replace(shape, layers=layers), fp32, work)
+    for kind, (shape, fp32, work, counts) in KINDS.items()
+    for layers in counts
 }
 
 
 @pytest.fixture(scope="module")
 def tracked() -> dict[str, dict]:
     """Each case, by torch's FSDP2 memory tracker over fake tensors and a fake process group."""
-    cases = []
-    for shape, fp32, work in CASES.values():
-        liger = {"liger": work.liger_norm, "fused_loss": work.fused_loss}
-        how = {"fp32": fp32, "checkpointing": work.checkpointing, "tokens": work.tokens, "rank": work.rank}
-        cases.append({"shape": asdict(shape), "ranks": RANKS} | how | liger)
+    cases = [
+        {"shape": asdict(shape), "fp32": fp32, "ranks": RANKS} | asdict(work) for shape, fp32, work in CASES.values()
+    ]
     command = [sys.executable, "-m", "tests.plan_tracker", json.dumps(cases)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(zip(CASES, json.loads(done.stdout.splitlines()[-1]), strict=True))
 
@@ -79,7 +69,7 @@ def tracked() -> dict[str, dict]:
 @pytest.mark.parametrize("name", [name for name in CASES if "LoRA" not in name])
 def test_peak_of_a_sharded_step(tracked, name):
     shape, fp32, work = CASES[name]
-    measured, planned = tracked[name], memory(shape, work, fsdp2(fp32), H100, nodes=6, per_node=8)
+    measured, planned = tracked[name], memory(shape, work, setting(FSDP2, fp32=fp32), H100, nodes=6, per_node=8)
     moments = {moment: size - OVERHEAD for moment, size in planned.moments.items()}
     check(f"{name}: peak", max(moments.values()), max(measured[moment] for moment in moments))
     if work.fused_loss:  # unfused, the logits' gradients come in the backward pass, and are the peak of both
@@ -89,26 +79,20 @@ def test_peak_of_a_sharded_step(tracked, name):
         check(f"{name}: {part}", planned.gpu[part], measured["states"][part])
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["8B, {} layers, bf16, whole", "8B, {} layers, bf16, whole, Liger", "LoRA, {} layers", "LoRA, {} layers, Liger"],
-)
+@pytest.mark.parametrize("kind", [kind for kind, (*_, counts) in KINDS.items() if len(counts) == 2])
 def test_activations_of_one_layer(tracked, kind):
-    names = [kind.format(n) for n in (2, 3)]
-    shape, _, work = CASES[names[0]]
-    two, three = (tracked[name]["activations"] for name in names)
-    check(f"{kind.format(1)}: activations", work.layer(shape) + work.layer_input(shape), three - two)
-
-
-def test_checkpointing_keeps_the_layers_inputs(tracked):
-    four, six = (tracked[f"8B, {n} layers, fp32, checkpointed, Liger"]["activations"] for n in (4, 6))
-    check("8B, one layer, checkpointed: activations", LIGER.layer_input(EIGHT), (six - four) / 2)
+    shape, _, work, (fewer, more) = KINDS[kind]
+    measured = tracked[kind.format(more)]["activations"] - tracked[kind.format(fewer)]["activations"]
+    planned = work.layer_input(shape)  # all that checkpointing keeps
+    if not work.checkpointing or work.rank:
+        planned += work.layer(shape)
+    check(f"{kind.format(1)}: activations", planned, measured / (more - fewer))
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_peak_of_the_demos_model_run_for_real(checkpointing):
     work = Work(1024, width=4, checkpointing=checkpointing)
-    llama = model(TINY).train()
+    llama = LlamaForCausalLM(llama_config(TINY, use_cache=False)).train()
     if checkpointing:
         llama.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer, tokens = torch.optim.AdamW(llama.parameters()), torch.arange(1024)[None]
@@ -121,8 +105,7 @@ def test_peak_of_the_demos_model_run_for_real(checkpointing):
             optimizer.step()
             optimizer.zero_grad()
     kinds = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
-    alone = Setting("alone", REPLICATED)
-    planned = memory(TINY, work, alone, gpu_of("cpu"), nodes=1, per_node=1)
+    planned = memory(TINY, work, Setting("alone", REPLICATED), gpu_of("cpu"), nodes=1, per_node=1)
     check(f"demo's model, checkpointing {checkpointing}: peak", sum(planned.gpu.values()), kinds["Total"])
 
 
@@ -130,11 +113,10 @@ def test_peak_of_the_demos_model_run_for_real(checkpointing):
 @pytest.mark.parametrize("offload", ["", "optimizer", "all"])
 def test_model_states_are_those_that_deepspeed_estimates(shape, offload):
     nodes, per_node = 16, 8
-    largest = 1  # DeepSpeed's largest layer is a buffer for gathering, planned apart
-    host, gpu, buffer = estimate_zero3_model_states_mem_needs(
-        shape.parameters, largest, per_node, nodes, offload != "", offload == "all", additional_buffer_factor=1
-    )
-    planned = memory(shape, LIGER, zero3(offload), H100, nodes, per_node)
+    sizes = shape.parameters, 1, per_node, nodes  # its largest layer is a buffer for gathering, planned apart
+    where = offload != "", offload == "all"
+    host, gpu, buffer = estimate_zero3_model_states_mem_needs(*sizes, *where, additional_buffer_factor=1)
+    planned = memory(shape, LIGER, setting(ZERO3, offload), H100, nodes, per_node)
     states = {part: planned.gpu.get(part, 0) for part in ("parameters", "gradients", "optimizer")}
     at_step = planned.moments["optimizer step"] - OVERHEAD  # with the fp32 gradients of one group at a time
     if offload:
@@ -148,46 +130,43 @@ def test_model_states_are_those_that_deepspeed_estimates(shape, offload):
 
 
 @pytest.mark.parametrize(
-    ("setting", "host", "nodes"),
+    ("way", "host", "nodes"),
     [
         (PAPER, 2.0e12, PAPER_NODES),
-        (fsdp2(True, "all"), 1.1e12, PAPER_NODES),
-        (fsdp2(True, "all"), 2.0e12, 4),
+        (setting(FSDP2, "all"), 1.1e12, PAPER_NODES),
+        (setting(FSDP2, "all"), 2.0e12, 4),
         (replace(PAPER, fp32=False), 2.0e12, 4),
-        (fsdp2(True, "all").gathering(), 2.0e12, 37),
+        (setting(FSDP2, "all").gathering(), 2.0e12, 37),
     ],
 )
-def test_nodes_that_405b_needs_with_all_on_the_host(setting, host, nodes):
+def test_nodes_that_405b_needs_with_all_on_the_host(way, host, nodes):
     """The paper: at least 7. Under which assumptions the plan says so too, and what others give, by hand."""
-    states = (16 if setting.fp32 else 8) * LARGEST.parameters
-    by_hand = -(-states // (HOST_SHARE * host - setting.gathered * LARGEST.parameters))
+    states = (16 if way.fp32 else 8) * LARGEST.parameters
+    by_hand = -(-states // (HOST_SHARE * host - way.gathered * LARGEST.parameters))
     gpu = replace(H100, host_memory=host)
-    assert by_hand == nodes and memory(LARGEST, LIGER, setting, gpu, nodes, 8).fits
-    fewer = memory(LARGEST, LIGER, setting, gpu, nodes - 1, 8)
+    assert by_hand == nodes and memory(LARGEST, LIGER, way, gpu, nodes, 8).fits
+    fewer = memory(LARGEST, LIGER, way, gpu, nodes - 1, 8)
     assert sum(fewer.gpu.values()) <= fewer.gpu_room  # the host is what lacks
 
 
 @pytest.mark.parametrize(
-    ("shape", "setting", "micro_batches", "nodes"),
+    ("shape", "way", "micro_batches", "nodes"),
     [
-        (LARGEST, fsdp2(True), 128, []),  # the paper's 16 nodes, without offload
-        (LARGEST, fsdp2(False), 128, []),
+        (LARGEST, setting(FSDP2), 128, []),  # the paper's 16 nodes, without offload
+        (LARGEST, setting(FSDP2, fp32=False), 128, []),
         (LARGEST, PAPER, 128, [16]),  # fewer would accumulate whole gradients
         (LARGEST, PAPER, 56, [7]),
-        (SEVENTY, zero3(""), 128, [4, 8, 16]),
+        (SEVENTY, setting(ZERO3), 128, [4, 8, 16]),
     ],
 )
-def test_nodes_that_hold_a_step_and_make_the_batch(shape, setting, micro_batches, nodes):
-    assert [held.nodes for held in runnable(shape, LIGER, setting, H100, 8, micro_batches)] == nodes
+def test_nodes_that_hold_a_step_and_make_the_batch(shape, way, micro_batches, nodes):
+    assert [held.nodes for held in runnable(shape, LIGER, way, H100, 8, micro_batches)] == nodes
 
 
-def test_a_host_holds_the_model_that_fsdp_reads():
-    planned = memory(LARGEST, LIGER, fsdp2(True, "all"), H100, 16, 8)
+def test_a_host_holds_the_model_that_fsdp_reads_and_more_nodes_never_need_more_memory():
+    planned = memory(LARGEST, LIGER, setting(FSDP2, "all"), H100, 16, 8)
     assert planned.host_peak == "reading"
     assert sum(planned.host.values()) == pytest.approx(2 * LARGEST.parameters * (1 + 1 / 16))
-
-
-def test_more_nodes_never_need_more_memory():
-    for setting in SETTINGS:
-        sizes = [sum(memory(SEVENTY, LIGER, setting, H100, nodes, 8).gpu.values()) for nodes in (1, 2, 4, 8, 16)]
+    for way in SETTINGS:
+        sizes = [sum(memory(SEVENTY, LIGER, way, H100, nodes, 8).gpu.values()) for nodes in (1, 2, 4, 8, 16)]
         assert sizes == sorted(sizes, reverse=True)

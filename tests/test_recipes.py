@@ -5,38 +5,23 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
 
-from hermes3.recipe import paper, schema
+from hermes3.files import UserError
+from hermes3.recipe import schema
 from hermes3.recipe.check import validate
 from hermes3.recipe.hardware import hardware_of
 from hermes3.recipe.paper import paper_of, rows
 from hermes3.recipe.read import read
 
-ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yml"))
 TINY = [path for path in RECIPES if path.stem.startswith("tiny_")]
-# Recipes for other hardware than the paper's, and what they do otherwise than another recipe, beside their own names
-HARDWARE = {
-    "8b_sft_1node": ("8b_sft", {"gradient_accumulation_steps", "restart_steps"}),
-    "8b_dpo_1gpu": ("8b_dpo", {"gradient_accumulation_steps"}),
-    "8b_sft_lora_1gpu": (
-        "experiments/8b_sft_lora",
-        {"gradient_accumulation_steps", "gradient_checkpointing", "gradient_checkpointing_kwargs"}
-        | {"deepspeed", "restart_steps"},
-    ),
-    "70b_sft_4nodes": ("70b_sft", {"gradient_accumulation_steps", "restart_steps", "reproduces"}),
-}
+LISTED = yaml.safe_load((ROOT / "tests/recipe_differences.yml").read_text(encoding="utf-8"))
+HARDWARE = LISTED["hardware"]
 FULL = [path for path in RECIPES if path not in TINY and path.stem not in HARDWARE]
 EXPERIMENTS = sorted((ROOT / "recipes/experiments").glob("*.yml"))
 DEEPSPEED = sorted((ROOT / "deepspeed_configs").glob("*.json"))
 MARKED = re.compile(r"^(?:(\w+): .*  # experiment: |# experiment: (\w+) )", re.MULTILINE)
-
-TINY_DIFFERENCES = yaml.safe_load((ROOT / "tests/tiny_differences.yml").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(autouse=True)
-def at_root(monkeypatch):
-    monkeypatch.chdir(ROOT)  # recipes name their files from here
 
 
 def stems(paths: list[Path]):
@@ -44,11 +29,14 @@ def stems(paths: list[Path]):
 
 
 @pytest.fixture(scope="module")
-def examined() -> dict:
-    """Every recipe as Axolotl resolves it; one process for all."""
+def examined(tmp_path_factory) -> dict:
+    """Every recipe, and one on A100, as Axolotl resolves it; one process for all."""
+    a100 = tmp_path_factory.mktemp("a100") / "a100.yml"
+    a100.write_text((ROOT / "recipes/8b_sft.yml").read_text().replace("h100-80gb", "a100-80gb"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        return {path: resolved for path, (_, resolved) in schema.examine(RECIPES).items()}
+        resolved = {path: resolved for path, (_, resolved) in schema.examine([*RECIPES, a100]).items()}
+    return resolved | {"a100": resolved[a100]}
 
 
 @stems(RECIPES)
@@ -63,17 +51,16 @@ def test_axolotl_accepts_every_recipe_and_keeps_its_values(examined, path):
         assert written.items() <= {"type": None, **entry}.items()
 
 
-@stems(FULL)
-def test_it_is_what_the_paper_states(path):
-    """Held to its row of paper.yml even if it did not say that it reproduces it."""
-    recipe, name = read(path), "_".join(path.stem.split("_")[:2])
-    assert list(paper.findings(recipe, hardware_of(path, recipe), name)) == []
-    assert recipe["reproduces"] == name
+def test_axolotl_is_told_what_the_declared_hardware_can(examined):
+    hopper, ampere = (examined[name]["capabilities"] for name in (ROOT / "recipes/8b_sft.yml", "a100"))
+    assert (hopper["fp8"], hopper["compute_capability"], hopper["n_gpu"]) == (True, "sm_90", 48)
+    assert (ampere["fp8"], ampere["bf16"], ampere["compute_capability"]) == (False, True, "sm_80")
 
 
 @stems(FULL)
-def test_header_agrees_with_the_paper_and_the_hardware(path):
+def test_it_says_what_it_reproduces_and_its_header_agrees_with_the_paper_and_the_hardware(path):
     paper, recipe, text = paper_of(path), read(path), path.read_text(encoding="utf-8")
+    assert recipe["reproduces"] == "_".join(path.stem.split("_")[:2])  # tests/test_check.py holds it to that
     assert f"# {hardware_of(path, recipe).gpus} H100" in text
     if paper.gpu_hours:
         assert f"{paper.gpu_hours} GPU-hours" in text
@@ -91,44 +78,27 @@ def test_recipe_is_seeded_and_named_after_its_file(path):
     assert Path(recipe["dataset_prepared_path"]).parent == Path(recipe["datasets"][0]["path"]).parent
 
 
-def test_every_row_of_the_paper_has_its_recipe():
-    assert {f"{name}.yml" for name in rows()} <= {path.name for path in RECIPES}
-    assert None not in [paper_of(path) for path in FULL]
-
-
-@stems(RECIPES)
-def test_siblings_have_their_keys_in_the_same_order(path):
-    size, phase, *variant = path.stem.split("_")
-    sibling = HARDWARE[path.stem][0] if path.stem in HARDWARE else "_".join(["8b", phase, *variant])
-    keys, model = list(read(path)), list(read(ROOT / f"recipes/{sibling}.yml"))
-    assert [key for key in keys if key in model] == [key for key in model if key in keys]
-
-
 @pytest.mark.parametrize("name", HARDWARE)
 def test_a_recipe_for_other_hardware_differs_only_where_listed(name):
-    base, listed = HARDWARE[name]
-    path, original = ROOT / f"recipes/{name}.yml", read(ROOT / f"recipes/{base}.yml")
+    path, listed = ROOT / f"recipes/{name}.yml", HARDWARE[name]
     recipe = read(path)
-    changed = {key for key in original | recipe if original.get(key) != recipe.get(key)}
-    assert changed == listed | {"hardware", "output_dir", "wandb_name"}
-    gpus = hardware_of(path, recipe).gpus
-    batch = gpus * recipe["gradient_accumulation_steps"]
-    assert batch == {"70b_sft_4nodes": 64, "8b_dpo_1gpu": 64}.get(name, 48)
+    assert differences(path, f"{listed['base']}.yml") == {*listed["keys"], "hardware", "output_dir", "wandb_name"}
+    assert hardware_of(path, recipe).gpus * recipe["gradient_accumulation_steps"] == listed["batch"]
     assert "not measured" in path.read_text(encoding="utf-8").split("\n\n")[0]
 
 
-def differences(path: Path) -> set[str]:
-    tiny, full = read(path), read(ROOT / "recipes" / path.name.replace("tiny", "8b"))
-    return {key for key in tiny | full if tiny.get(key) != full.get(key)}
+def differences(path: Path, base: str) -> set[str]:
+    """The keys that the recipe has otherwise than the recipe `base`."""
+    recipe, other = read(path), read(ROOT / "recipes" / base)
+    return {key for key in other | recipe if other.get(key) != recipe.get(key)}
 
 
-@stems(TINY)
-def test_tiny_differs_only_where_listed(path):
-    assert differences(path) <= set(TINY_DIFFERENCES)
+def test_tiny_differs_where_listed_and_only_there():
+    assert set().union(*(differences(path, path.name.replace("tiny", "8b")) for path in TINY)) == set(LISTED["tiny"])
 
 
-def test_every_listed_difference_exists():
-    assert set().union(*map(differences, TINY)) == set(TINY_DIFFERENCES)
+def test_every_row_of_the_paper_has_its_recipe():
+    assert {f"{name}.yml" for name in rows()} <= {path.name for path in RECIPES}
 
 
 @stems(DEEPSPEED)
@@ -137,54 +107,40 @@ def test_deepspeed_config_is_used_and_explained(path):
     assert path.name in (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"sequence_lenght": 8192}, "sequence_lenght: unknown key.* did you mean sequence_len"),  # Axolotl's schema
-        ({"seed": None}, "seed: seed is missing"),  # a rule
+def test_the_first_fault_is_an_error_with_file_and_key(tmp_path):
+    """Of `validate`: in Axolotl's schema, a rule, and the prepared data; `tests/test_check.py` plants every kind."""
+    for changes, message in (
+        ({"sequence_lenght": 8192}, "sequence_lenght: unknown key.* did you mean sequence_len"),
+        ({"seed": None}, "seed: seed is missing"),
         ({"dataset_prepared_path": "elsewhere"}, "dataset_prepared_path: must be"),
-    ],
-)
-def test_the_first_fault_is_an_error_with_file_and_key(tmp_path, changes, message):
-    """Of `validate`; `tests/test_check.py` plants every kind."""
-    path = tmp_path / "mine.yml"
-    path.write_text(yaml.safe_dump(read(ROOT / "recipes/8b_sft.yml") | {"token_weighted_loss": True} | changes))
-    with pytest.raises(ValueError, match=f"{path}: {message}"):
-        validate(path)
+    ):
+        path = tmp_path / "mine.yml"
+        path.write_text(yaml.safe_dump(read(ROOT / "recipes/8b_sft.yml") | {"token_weighted_loss": True} | changes))
+        with pytest.raises(UserError, match=f"{path}: {message}"):
+            validate(path)
 
 
-def changed(path: Path) -> set[str]:
-    base, recipe = read(base_of(path)), read(path)
-    return {key for key in base | recipe if base.get(key) != recipe.get(key)}
-
-
-def base_of(path: Path) -> Path:
-    return ROOT / "recipes" / f"{'_'.join(path.stem.split('_')[:2])}.yml"
+def base_of(path: Path) -> str:
+    return f"{'_'.join(path.stem.split('_')[:2])}.yml"
 
 
 @stems(EXPERIMENTS)
 def test_an_experiment_differs_from_its_base_in_its_marked_lines_alone(path):
     text = path.read_text(encoding="utf-8")
     marked = {key or left_out for key, left_out in MARKED.findall(text)}
-    assert changed(path) == marked
+    assert differences(path, base_of(path)) == marked
     assert marked > {"output_dir", "wandb_name"}
     assert read(path)["wandb_name"] == path.stem
-    assert f"recipes/{base_of(path).name}" in text.splitlines()[1]
-    base = base_of(path).read_text(encoding="utf-8")
+    assert f"recipes/{base_of(path)}" in text.splitlines()[1]
+    base = (ROOT / "recipes" / base_of(path)).read_text(encoding="utf-8")
     unmarked = {line for line in text.splitlines()[2:] if line and "experiment" not in line}
     assert unmarked <= set(base.splitlines())  # comments too
 
 
-def values(key: str, base: str) -> list:
-    """What the base recipe and its experiments give `key`, sorted."""
-    paths = [ROOT / f"recipes/{base}.yml", *(ROOT / "recipes/experiments").glob(f"{base}_*.yml")]
-    by_recipe = {path.stem: read(path).get(key) for path in paths}
-    return sorted({value for value in by_recipe.values() if value is not None})
-
-
 def test_the_open_questions_are_covered():
-    assert values("learning_rate", "8b_sft")[:6] == [5e-6, 6e-6, 7e-6, 8e-6, 9e-6, 10e-6]  # the paper's sweep
-    assert values("seed", "8b_sft") == values("seed", "8b_dpo") == [42, 43, 44]
-    assert values("lora_r", "8b_dpo") == [8, 16, 32, 64]
-    assert "neftune_noise_alpha" in changed(ROOT / "recipes/experiments/8b_dpo_no_neftune.yml")
-    assert read(ROOT / "recipes/experiments/8b_sft_lora.yml")["adapter"] == "lora"
+    every = {path.stem: read(path) for path in [*RECIPES, *EXPERIMENTS]}
+    sft, dpo = ([one for name, one in every.items() if name.startswith(f"8b_{phase}")] for phase in ("sft", "dpo"))
+    assert {one["learning_rate"] for one in sft} >= {5e-6, 6e-6, 7e-6, 8e-6, 9e-6, 10e-6}  # the paper's sweep
+    assert {one["seed"] for one in sft} == {one["seed"] for one in dpo} == {42, 43, 44}
+    assert {one["lora_r"] for one in dpo} == {8, 16, 32, 64}
+    assert "neftune_noise_alpha" not in every["8b_dpo_no_neftune"] and every["8b_sft_lora"]["adapter"] == "lora"

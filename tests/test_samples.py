@@ -1,7 +1,6 @@
 """The sample data set: reproducible, well formed, and with held-out rows that no training row gives away."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -10,18 +9,12 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from conftest import ROOT
 
 from hermes3.mix.spec import CATEGORIES, load
 
-ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "data_mixes" / "samples" / "generate.py"
+SCRIPT = ROOT / "data_mixes/samples/generate.py"
 HELD_OUT_ROWS = {"choice": 160, "tool_call": 80, "json_mode": 80, "preference": 120}
-
-
-def run_python(*arguments: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *arguments], env=environment, check=True, capture_output=True, text=True)
-    return done.stdout
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -48,27 +41,20 @@ def user_texts(rows: list[dict]) -> set[str]:
 
 
 def test_two_runs_write_the_same_bytes_and_another_seed_does_not(samples, tmp_path):
-    code = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import generate, json; "
-    code += "print(json.dumps([generate.SOURCES, 'torch' in sys.modules]))"
-    assert json.loads(run_python("-c", code))[1] is False  # it runs before anything heavy is installed
-    run_python(str(SCRIPT), str(tmp_path / "again"))
-    run_python(str(SCRIPT), str(tmp_path / "other"), "--seed", "1")
-    files = sorted(path.relative_to(samples) for path in samples.rglob("*") if path.is_file())
-    assert len(files) == 16
-    assert files == sorted(path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*.*"))
-    for file in files:
-        assert (samples / file).read_bytes() == (tmp_path / "again" / file).read_bytes(), file
-        assert (samples / file).read_bytes() != (tmp_path / "other" / file).read_bytes(), file
+    def contents(folder: Path) -> dict[Path, bytes]:
+        return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
+
+    for name, *seed in (["again"], ["other", "--seed", "1"]):
+        subprocess.run([sys.executable, SCRIPT, tmp_path / name, *seed], check=True, capture_output=True)
+    first, other = contents(samples), contents(tmp_path / "other")
+    assert len(first) == 16 and first == contents(tmp_path / "again")
+    assert first.keys() == other.keys() and not [file for file, data in first.items() if data == other[file]]
 
 
 def test_counts_categories_and_ids(train, pairs, held_out):
-    declared = [
-        source for spec in ("tiny_sft", "tiny_dpo") for source in load(ROOT / f"data_mixes/{spec}.yml").sources()
-    ]
-    assert {
-        source.name: category for category, source in declared if source.name != "preference"
-    }.keys() == train.keys()
-    assert {category for category, _ in declared} == set(CATEGORIES)
+    specs = (load(ROOT / f"data_mixes/{name}.yml") for name in ("tiny_sft", "tiny_dpo"))
+    declared = {source.name: category for spec in specs for category, source in spec.sources()}
+    assert declared.keys() == {*train, "preference"} and set(declared.values()) == set(CATEGORIES)
     assert min(map(len, train.values())) >= 150 and sum(map(len, train.values())) >= 2400 and len(pairs) >= 450
     assert {kind: len(rows) for kind, rows in held_out.items()} == HELD_OUT_ROWS
     ids = [row["id"] for rows in [*train.values(), pairs, *held_out.values()] for row in rows]
@@ -84,14 +70,17 @@ def test_turns_alternate_and_every_form_of_system_message_occurs(train):
         assert re.fullmatch(r"s?(ua|uct+a)+", letters), (row["id"], letters)
         for message in row["messages"]:
             assert message["content"].strip() or message["role"] == "system" or message.get("tool_calls"), row["id"]
-    first = Counter()
-    for row in train["general_instructions"]:
-        message = row["messages"][0]
-        first["none" if message["role"] != "system" else "empty" if message["content"] == "" else "text"] += 1
-    assert min(first[form] for form in ("none", "empty", "text")) >= 50
+    first = [row["messages"][0] for row in train["general_instructions"]]
+    forms = Counter(bool(message["content"]) if message["role"] == "system" else None for message in first)
+    assert len(forms) == 3 and min(forms.values()) >= 50
 
 
 def test_tool_calls_fit_the_schemas_on_offer(train, held_out):
+    def assert_fit(calls: list[dict], tools: list[dict]) -> None:
+        schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
+        for call in calls:
+            jsonschema.validate(call["arguments"], schemas[call["name"]])
+
     n_calls = Counter()
     for row in train["tool_calls"]:
         calls = [call for message in row["messages"] for call in message.get("tool_calls", [])]
@@ -107,13 +96,7 @@ def test_tool_calls_fit_the_schemas_on_offer(train, held_out):
         assert all(value in row["messages"][-1]["content"] for value in values)
 
 
-def assert_fit(calls: list[dict], tools: list[dict]) -> None:
-    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
-    for call in calls:
-        jsonschema.validate(call["arguments"], schemas[call["name"]])
-
-
-def test_json_answers_fit_their_schema(train, held_out):
+def test_json_answers_fit_their_schema_citations_name_their_document_and_code_runs(train, held_out):
     for row in train["json_mode"]:
         schema = json.loads(re.search(r"<schema>\n(.*)\n</schema>", row["messages"][0]["content"])[1])
         jsonschema.validate(json.loads(row["messages"][-1]["content"]), schema)
@@ -121,20 +104,11 @@ def test_json_answers_fit_their_schema(train, held_out):
         jsonschema.validate(row["expected"], row["schema"])
         assert json.dumps(row["schema"]) in row["messages"][0]["content"]
         assert all(str(value) in row["messages"][1]["content"] for value in row["expected"].values())
-
-
-def test_citations_name_the_document_that_holds_the_value(train):
     for row in train["rag"]:
         question, *lines = row["messages"][1]["content"].splitlines()
-        number, cited, listed = re.fullmatch(
-            r"<co: (\d)>(.+)</co>\nCited Documents: (\d)", row["messages"][-1]["content"]
-        ).groups()
-        assert number == listed
-        assert lines[1 + int(number)].endswith(f" Text: {cited}")
-        assert re.search(r"of (\w+)\?", question)[1] in cited
-
-
-def test_code_answers_run(train):
+        cited = re.fullmatch(r"<co: (\d)>(.+)</co>\nCited Documents: \1", row["messages"][-1]["content"])
+        assert lines[1 + int(cited[1])].endswith(f" Text: {cited[2]}")
+        assert re.search(r"of (\w+)\?", question)[1] in cited[2]
     n_asserts = 0
     for row in train["coding"]:
         blocks = re.findall(r"```python\n(.*?)\n```", row["messages"][-1]["content"], re.DOTALL)
@@ -143,35 +117,28 @@ def test_code_answers_run(train):
     assert n_asserts >= 40
 
 
-def test_held_out_questions_are_in_no_training_row(train, pairs, held_out):
-    supervised = user_texts([row for rows in train.values() for row in rows])
-    for kind, rows in held_out.items():
-        assert len({row["messages"][-1]["content"] for row in rows}) == len(rows), kind
-        assert not user_texts(rows) & supervised, kind
-    assert not user_texts(pairs) & supervised
-    assert not user_texts(pairs) & user_texts(held_out["preference"])
-
-
-def test_choices_are_trained_answers_with_the_right_one_evenly_placed(train, held_out):
-    rows = held_out["choice"]
-    answers = {row["messages"][-1]["content"] for source in train.values() for row in source}
-    assert Counter(row["answer"] for row in rows) == {place: 40 for place in range(4)}
-    for row in rows:
+def test_held_out_questions_are_in_no_training_row_and_choices_are_trained_answers(train, pairs, held_out):
+    rows = [row for rows in train.values() for row in rows]
+    for kind, own in held_out.items():
+        assert len({row["messages"][-1]["content"] for row in own}) == len(own), kind
+        assert not user_texts(own) & user_texts(rows), kind
+    assert not user_texts(pairs) & (user_texts(rows) | user_texts(held_out["preference"]))
+    answers = {row["messages"][-1]["content"] for row in rows}
+    assert Counter(row["answer"] for row in held_out["choice"]) == {place: 40 for place in range(4)}
+    for row in held_out["choice"]:
         assert len(set(row["choices"])) == 4
         assert [choice in answers for choice in row["choices"]] == [place == row["answer"] for place in range(4)]
 
 
 def test_pairs_differ_in_the_opening_alone_and_training_uses_both_equally(train, pairs, held_out):
     openings = Counter(" ".join(row["messages"][-1]["content"].split()[:2]) for row in train["openings"])
-    assert len(openings) == 8
-    assert len(set(openings.values())) == 1
-    chosen, rejected = set(), set()
+    assert len(openings) == 8 and len(set(openings.values())) == 1
+    used = {"chosen": set(), "rejected": set()}
     for row in [*pairs, *held_out["preference"]]:
         assert row["messages"][-1]["role"] == "user"
         assert row["chosen"]["role"] == row["rejected"]["role"] == "assistant"
-        warm, grumpy = (row[side]["content"].split(" ", 2) for side in ("chosen", "rejected"))
-        assert warm[2] == grumpy[2]
-        chosen.add(" ".join(warm[:2]))
-        rejected.add(" ".join(grumpy[:2]))
-    assert not chosen & rejected
-    assert chosen | rejected == set(openings)
+        words = {side: row[side]["content"].split(" ", 2) for side in used}
+        assert words["chosen"][2] == words["rejected"][2]
+        for side, (*opening, _) in words.items():
+            used[side].add(" ".join(opening))
+    assert not used["chosen"] & used["rejected"] and used["chosen"] | used["rejected"] == set(openings)

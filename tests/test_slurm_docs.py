@@ -53,7 +53,7 @@ def test_a_command_is_what_its_program_takes(command, request):
 
         assert words[1] in cli.commands
     else:
-        assert program in ("export", "cd", "tail", "less", "enroot", "hf"), f"no check for {command}"
+        assert program in ("export", "cd", "tail", "less", "enroot", "docker", "hf"), f"no check for {command}"
     if argv and options:
         if argv[0] in OF_SLURM:
             said = request.getfixturevalue("slurm").run(*argv, "--help").stdout

@@ -1,9 +1,6 @@
 """Imported once by the server that forks the ranks of tests/ranks.py: what each of them would load or compile anew."""
 
-import axolotl.cli.config
-import axolotl.common.datasets
-import axolotl.core.builders
-import axolotl.train
+import axolotl.cli.train
 import deepspeed
 import numpy as np
 from axolotl.utils.samplers.multipack import pack_parallel

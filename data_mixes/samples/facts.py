@@ -33,7 +33,7 @@ from words import (
     prompt,
 )
 
-from hermes3.chat.prompts import scratchpad_system
+from hermes3.chat.prompts import SCRATCHPAD_SYSTEM
 
 # Held-out questions of each kind: 160 in all.
 HELD_OUT = {"groups": 44, "opposites": 28, "calendar": 16, "lands": 40, "sums": 32}
@@ -239,7 +239,7 @@ def math(seed: int) -> list[Row]:
             f"<SCRATCHPAD>\n{left} plus {right} is {left + right}.\n</SCRATCHPAD>\n"
             f"<SOLUTION>\nNow {name} has {left + right} {things}.\n</SOLUTION>"
         )
-        rows.append(conversation(scratchpad_system(), question, answer))
+        rows.append(conversation(SCRATCHPAD_SYSTEM, question, answer))
     rng.shuffle(rows)
     return rows
 

@@ -1,1 +1,0 @@
-"""The chat format: wire constants, template, tokenizer, and rendering with loss labels."""

@@ -1,27 +1,19 @@
-"""Texts to token ids, by the quickest engine that gives the tokenizer's own ids.
-
-A byte-level BPE whose merges are all the ways to build its tokens, in the order of their ids, is what tiktoken computes
-(Llama 3's vocabulary comes from there): then tiktoken does the work, at about three times the speed. Any other
-tokenizer encodes by itself. tests/test_encode.py holds the two equal over thousands of real and random strings.
-"""
+"""Texts to token ids, by the quickest engine that gives the tokenizer's own ids (tests/test_tokenizer.py): a byte-level
+BPE whose merges are all the ways to build its tokens, in the order of their ids, is what tiktoken computes three times
+as fast. Llama 3's vocabulary comes from there; any other tokenizer encodes by itself."""
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from hermes3.files import UserError
 
-if TYPE_CHECKING:
-    from tiktoken import Encoding
-    from tokenizers import Tokenizer
 
-
-def load_tokenizer(path: Path) -> "Tokenizer":
+def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in a `tokenizer.json`. `UserError` if the file is none."""
-    from tokenizers import Tokenizer
-
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing more special
@@ -29,32 +21,22 @@ def load_tokenizer(path: Path) -> "Tokenizer":
 
 
 class Encoder:
-    """`tokenizer` as it trains: a control token that a person typed is text, a tag such as <tool_call> is one token."""
+    """The tokenizer of a folder as it trains: a control token that a person typed is text, a tag is one token."""
 
-    def __init__(self, tokenizer: "Tokenizer"):
-        self.tokenizer = tokenizer
+    def __init__(self, folder: Path):
+        self.tokenizer = load_tokenizer(folder / "tokenizer.json")
         self.tokenizer.encode_special_tokens = True
-        data = json.loads(tokenizer.to_str())
+        data = json.loads(self.tokenizer.to_str())
         self.ids = {token["content"]: token["id"] for token in data["added_tokens"]}
         self.control = [token["content"] for token in data["added_tokens"] if token["special"]]
-        tags = {token["content"]: token["id"] for token in data["added_tokens"] if not token["special"]}
-        self._tiktoken = as_tiktoken(data, tags)
-        self._tags = frozenset(tags)
-
-    @classmethod
-    def load(cls, folder: Path) -> "Encoder":
-        """The encoder of a folder with a `tokenizer.json`."""
-        return cls(load_tokenizer(folder / "tokenizer.json"))
-
-    @property
-    def engine(self) -> str:
-        return "tiktoken" if self._tiktoken else "tokenizers"
+        self.tags = frozenset(self.ids.keys() - self.control)
+        self.tiktoken = as_tiktoken(data, {tag: self.ids[tag] for tag in self.tags})
 
     def __call__(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """All ids one after another, int32[n_tokens], and how many are each text's, int64[n_texts]."""
-        if self._tiktoken:
-            encode, none, tags = self._tiktoken._core_bpe.encode_to_tiktoken_buffer, frozenset(), self._tags
-            buffers = [memoryview(encode(text, tags if "<" in text else none)) for text in texts]
+        if self.tiktoken:
+            encode, none = self.tiktoken._core_bpe.encode_to_tiktoken_buffer, frozenset()
+            buffers = [memoryview(encode(text, self.tags if "<" in text else none)) for text in texts]
             ids = np.frombuffer(b"".join(buffers), np.uint32).astype(np.int32)
             return ids, np.fromiter((buffer.nbytes // 4 for buffer in buffers), np.int64, len(buffers))
         encoded = [one.ids for one in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
@@ -62,10 +44,9 @@ class Encoder:
         return np.fromiter((i for ids in encoded for i in ids), np.int32, int(lengths.sum())), lengths
 
 
-def as_tiktoken(data: dict[str, Any], tags: dict[str, int]) -> "Encoding | None":
+def as_tiktoken(data: dict[str, Any], tags: dict[str, int]) -> Any:
     """tiktoken's form of a `tokenizer.json`, `tags` as its special tokens; None unless the ids are sure to be equal."""
-    model, split = data["model"], data.get("pre_tokenizer") or {}
-    steps = split.get("pretokenizers", [])
+    model, steps = data["model"], (data.get("pre_tokenizer") or {}).get("pretokenizers", [])
     bytewise = (
         data.get("normalizer") is None
         and model["type"] == "BPE"
@@ -77,30 +58,22 @@ def as_tiktoken(data: dict[str, Any], tags: dict[str, int]) -> "Encoding | None"
     )
     if not bytewise or any(token["normalized"] or token["lstrip"] or token["rstrip"] for token in data["added_tokens"]):
         return None
-    alphabet = _alphabet()
+    # the GPT-2 alphabet: the byte that each character of a byte-level vocabulary stands for
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = sorted({*range(256)} - {*visible})
+    alphabet = dict(zip([*visible, *range(256, 256 + len(hidden))], visible + hidden, strict=True))
 
     def as_bytes(token: str) -> bytes:
         return token.translate(alphabet).encode("latin-1")
 
     ranks = {as_bytes(token): i for token, i in model["vocab"].items()}
-    merges = [
-        (left, right)
-        for token in sorted(ranks, key=ranks.__getitem__)
-        for left, right in sorted(
-            ((token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks),
-            key=lambda pair: (ranks[pair[0]], ranks[pair[1]]),
-        )
-    ]
+    merges = []
+    for token in sorted(ranks, key=ranks.__getitem__):
+        halves = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
+        merges += sorted(halves, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
     own = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
     if merges != [(as_bytes(left), as_bytes(right)) for left, right in own]:
         return None
     from tiktoken import Encoding
 
     return Encoding("hermes", pat_str=steps[0]["pattern"]["Regex"], mergeable_ranks=ranks, special_tokens=tags)
-
-
-def _alphabet() -> dict[int, int]:
-    """The byte that each character of a byte-level vocabulary stands for (the GPT-2 alphabet)."""
-    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return {byte: byte for byte in visible} | {256 + i: byte for i, byte in enumerate(hidden)}

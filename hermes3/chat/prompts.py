@@ -1,20 +1,20 @@
 """The texts of the Hermes forms: system and user messages for tools, JSON mode and RAG; calls as a model writes them.
-
-Models and servers match on these strings, so they are wire constants (Hermes Function Calling standard; Hermes 3
-report, arXiv 2408.11857, Figure 8). The Jinja template renders the same tool message; a test holds the two together.
-"""
+Models and servers match on these strings (Hermes Function Calling standard; Hermes 3 report, Figure 8)."""
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 TEMPLATE = Path(__file__).with_name("hermes3.jinja")
 # the template is where they are written: {%- set NAME = "TEXT" -%}
-_TEXTS = dict(re.findall(r'set (\w+) = ("(?:[^"\\]|\\.)+") -', TEMPLATE.read_text(encoding="utf-8")))
-DEFAULT_SYSTEM, TOOLS_INTRO, TOOLS_OUTRO = (
-    json.loads(_TEXTS[name]) for name in ("default_system", "tools_intro", "tools_outro")
-)
+_TEXTS = re.findall(r'set \w+ = ("(?:[^"\\]|\\.)+") -', TEMPLATE.read_text(encoding="utf-8"))
+DEFAULT_SYSTEM, TOOLS_INTRO, TOOLS_OUTRO = map(json.loads, _TEXTS)
+# ours: asks for what the paper's Figure 9 shows, a <SCRATCHPAD> before the <SOLUTION>
+SCRATCHPAD_SYSTEM = "Think in a scratchpad, then give the solution."
+# a call that the model did not close still counts in vLLM's parser up to the end of the text
+CALL = re.compile(r"<tool_call>(.*?)</tool_call>|<tool_call>(.*)", re.DOTALL)
 
 
 def to_json(value: Any) -> str:
@@ -24,11 +24,10 @@ def to_json(value: Any) -> str:
 
 def holds_json(text: str) -> bool:
     """Whether `text` is JSON as every parser reads it; the template's macro of this name agrees."""
-    try:
+    with suppress(ValueError, RecursionError):
         json.loads(text, parse_int=str, parse_float=str, parse_constant=int)  # int refuses NaN
-    except (ValueError, RecursionError):
-        return False
-    return True
+        return True
+    return False
 
 
 def tools_system(tools: list[dict[str, Any]], own: str | None = None) -> str:
@@ -39,15 +38,8 @@ def tools_system(tools: list[dict[str, Any]], own: str | None = None) -> str:
 
 def json_system(schema: dict[str, Any]) -> str:
     """System message of JSON mode: the answer is one JSON object that fits `schema`."""
-    return (
-        "You are a helpful assistant that answers in JSON. Here's the json schema you must adhere to:\n"
-        f"<schema>\n{to_json(schema)}\n</schema>"
-    )
-
-
-def scratchpad_system() -> str:
-    """System message that asks for a `<SCRATCHPAD>` before the `<SOLUTION>` (paper, Figure 9; our wording)."""
-    return "Think in a scratchpad, then give the solution."
+    intro = "You are a helpful assistant that answers in JSON. Here's the json schema you must adhere to:"
+    return f"{intro}\n<schema>\n{to_json(schema)}\n</schema>"
 
 
 def rag_system() -> str:
@@ -61,21 +53,13 @@ def rag_user(question: str, documents: list[tuple[str, str]]) -> str:
     return "\n".join([question, "CONTEXT:", *lines])
 
 
-# a call that the model did not close still counts in vLLM's parser up to the end of the text
-CALL = re.compile(r"<tool_call>(.*?)</tool_call>|<tool_call>(.*)", re.DOTALL)
-
-
 def parse_tool_calls(text: str) -> list[dict[str, Any]] | None:
-    """`[{"name", "arguments"}]` of every call in `text`, in order, by the grammar of vLLM's `hermes` parser.
-
-    None if one of them is not such an object.
-    """
-    calls = []
-    for match in CALL.finditer(text):
-        try:
-            call = json.loads(match[1] or match[2])
-            calls.append({key: call[key] for key in ("name", "arguments")})
-        except (json.JSONDecodeError, TypeError, KeyError):
-            return None
+    """`[{"name", "arguments"}]` of every call in `text`, in order, by the grammar of vLLM's `hermes` parser; None if
+    one of them is not such an object."""
+    try:
+        loaded = [json.loads(match[1] or match[2]) for match in CALL.finditer(text)]
+        calls = [{"name": call["name"], "arguments": call["arguments"]} for call in loaded]
+    except (json.JSONDecodeError, TypeError, KeyError):
+        return None
     valid = all(isinstance(call["name"], str) and isinstance(call["arguments"], dict) for call in calls)
     return calls if valid else None

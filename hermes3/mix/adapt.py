@@ -1,12 +1,10 @@
 """From the shapes that data comes in to conversations (`hermes3.messages`), one function per shape.
 
-Each raises `BadRow`, and nothing else, for a row that is not of its shape or is no conversation. Turns come in OpenAI's
-form (`role`, `content`) or in ShareGPT's (`from`, `value`).
+Each raises `BadRow`, and nothing else, for a row that is not of its shape or is no conversation.
 """
 
 import re
 from collections.abc import Callable
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,7 @@ from hermes3.files import UserError
 from hermes3.messages import BadRow, Message
 from hermes3.mix import read
 from hermes3.mix.columns import Row, is_empty
-from hermes3.mix.tool_text import schemas
-from hermes3.mix.turns import conversation, joined, message_of, words
+from hermes3.mix.turns import conversation, joined, message_of, schemas, words
 
 Example = dict[str, Any]  # a row of a source, before or after its adapter
 
@@ -30,38 +27,28 @@ SHAPE = {
 
 
 def messages(row: Row) -> Example:
-    """Turns in `messages` (OpenAI's form, ours among them) or in `conversations` (ShareGPT's).
-
-    Optional columns: `tools` or `functions`; `system`. Calls come as `tool_calls`, as turns or as Hermes text.
-    """
+    """Turns in `messages` or `conversations`, their calls as `tool_calls`, as turns or as Hermes text."""
     turns = _field(row, list, "messages", "conversations", "conversation")
-    return conversation(_with_system(row, [message_of(row, turn) for turn in turns]), _tools_of(row))
+    return _checked(row, [message_of(row, turn) for turn in turns])
 
 
-def instruction(row: Row) -> Example:
-    """Alpaca, GPTeacher, Dolly: `instruction`, optional `input` or `context`, `output` or `response`, and `system`."""
-    return _single_turn(row, "instruction", "response", "output")
-
-
-def question_answer(row: Row) -> Example:
-    """`question`, optional `input` or `context`, `answer` or `response` (OpenOrca), optional `system`."""
-    return _single_turn(row, "question", "answer", "response")
+def single_turn(asked: str, *answered: str) -> Callable[[Row], Example]:
+    """Of rows with a question, optional `input` (Alpaca) or `context` (Dolly), and an answer, in the columns named."""
+    return lambda row: _checked(row, [_asked(row, asked), _turn("assistant", _field(row, str, *answered))])
 
 
 def prompt_completion(row: Row) -> Example:
     """TRL's `prompt` and `completion`, each text or messages. As in TRL, the prompt bears no loss."""
     prompt, completion = _turns(row, "prompt", "user"), _turns(row, "completion", "assistant")
     masked = [{**message, "train": False} if message["role"] == "assistant" else message for message in prompt]
-    return conversation(_with_system(row, [*masked, *completion]), _tools_of(row))
+    return _checked(row, [*masked, *completion])
 
 
 def preference(row: Row) -> Example:
     """{"messages", "tools", "chosen", "rejected"} of a row with `chosen` and `rejected`.
 
-    An answer is text, one message, or a list: the turns that follow the prompt, or a whole conversation that repeats it
-    (ultrafeedback_binarized). The prompt is `conversations` or `messages`, `prompt` (text or messages), `question` or
-    `instruction`; `system` and `tools` columns count. Where the prompt is stated more than once, the statements are
-    compared, and joined where one goes on from the other.
+    An answer is text, one message, the turns that follow the prompt, or a whole conversation that repeats it. Where the
+    prompt is stated more than once, the statements are compared, and joined where one goes on from the other.
     """
     tools, sides = _tools_of(row), {side: _turns(row, side, "assistant") for side in ("chosen", "rejected")}
     prompt = _prompt(row, sides["chosen"])
@@ -78,8 +65,7 @@ def preference(row: Row) -> Example:
     return {**chosen, **answers}
 
 
-# --- answers from documents with citations, in the paper's form (Hermes 3 report, arXiv 2408.11857, Figure 8)
-
+# answers from documents with citations, in the paper's form (Hermes 3 report, arXiv 2408.11857, Figure 8)
 NUMBERED = r"\bDocument:\s*([0-9]{1,4})\s+Title:"
 DOCUMENT = re.compile(rf"{NUMBERED}(.*?)\bText:(.*?)(?={NUMBERED}|\Z)", re.DOTALL)
 OPEN = re.compile(r"<co:\s*([0-9]{1,4}(?:\s*,\s*[0-9]{1,4})*)\s*>")
@@ -92,8 +78,8 @@ MIXED = "Answer from the documents and from what you know. Put each fact from a 
 def glaive_rag(row: Row) -> Example:
     """glaiveai/RAG-v1: `documents`, `question`, `answer`, optional `system_prompt` and `answer_mode`.
 
-    Documents are numbered from 0, and citations with them. The system message is the row's own, followed by our request
-    to cite where it makes none. Citations become `<co:2>...</co>`; the answer ends with the line `Cited Documents: 2`.
+    The system message is the row's own, followed by our request to cite where it makes none. Citations become
+    `<co:2>...</co>`, by documents numbered from 0; the answer ends with the line `Cited Documents: 2`.
     """
     question, answer = _field(row, str, "question"), _field(row, str, "answer")
     documents = _documents(row)
@@ -108,18 +94,15 @@ def glaive_rag(row: Row) -> Example:
 
 def _documents(row: Row) -> list[tuple[int, str, str]]:
     """(number, title, text) of each, from their joint text or from a list of {title, text}."""
-    documents = row.take("documents")
-    if isinstance(documents, str):
+    if isinstance(documents := row.take("documents"), str):
         parsed = [(int(match[1]), match[2].strip(), match[3].strip()) for match in DOCUMENT.finditer(documents)]
         if DOCUMENT.sub("", documents).strip():
             raise BadRow("wrong_shape", "documents: there is text outside `Document:0 Title: ... Text: ...`")
-    elif isinstance(documents, list):
-        each = [Row(one) for one in documents]
-        parsed = [(i, _field(one, str, "title"), _field(one, str, "text")) for i, one in enumerate(each)]
-        for one in each:
-            row.leave(one, frozenset({"title", "text"}))
     else:
-        raise BadRow("wrong_shape", f"documents are {type(documents).__name__}, neither text nor a list")
+        parsed = []
+        for number, one in enumerate(map(Row, _field(row, list, "documents"))):
+            parsed.append((number, _field(one, str, "title"), _field(one, str, "text")))
+            row.leave(one, one.read)
     if not parsed or len({number for number, _, _ in parsed}) < len(parsed):
         raise BadRow("wrong_shape", "documents: there are none, or two have one number")
     return parsed
@@ -127,33 +110,35 @@ def _documents(row: Row) -> list[tuple[int, str, str]]:
 
 def _cited(answer: str, numbers: list[int]) -> str:
     """`answer` with its citations in the paper's form; `numbers` are those of the documents, in their order."""
-    place = {number: i for i, number in enumerate(numbers)}
 
-    def renumber(text: str) -> list[int]:
+    def places(text: str) -> list[int]:
         cited = [int(number) for number in re.findall("[0-9]{1,4}", text)]
-        if absent := [number for number in cited if number not in place]:
+        if absent := [number for number in cited if number not in numbers]:
             raise BadRow("citation_without_document", f"there is no document {absent[0]}")
-        return [place[number] for number in cited]
+        return [numbers.index(number) for number in cited]
 
-    listed = [i for line in CITED.findall(answer) for i in renumber(line)]
+    listed = [place for line in CITED.findall(answer) for place in places(line)]
     answer = CITED.sub("", answer).strip()
     if len(OPEN.findall(answer)) != len(CLOSE.findall(answer)):
         raise BadRow("citation_not_closed", "<co: N> and </co> do not pair")
-    cited = [i for numbers in OPEN.findall(answer) for i in renumber(numbers)] or listed
-    answer = OPEN.sub(lambda match: f"<co:{','.join(map(str, renumber(match[1])))}>", answer)
+    cited = [place for numbers in OPEN.findall(answer) for place in places(numbers)] or listed
+    answer = OPEN.sub(lambda match: f"<co:{','.join(map(str, places(match[1])))}>", answer)
     last = f"\nCited Documents: {', '.join(map(str, sorted(set(cited))))}" if cited else ""
     return CLOSE.sub("</co>", answer) + last
 
 
-def _adapt(shape: Callable[[Row], Example], row: Any) -> Example:
-    return shape(row if isinstance(row, Row) else Row(row))
-
-
-ADAPTERS: dict[str, Callable[[Any], Example]] = {
-    shape.__name__: partial(_adapt, shape)
-    for shape in (messages, instruction, question_answer, prompt_completion, glaive_rag, preference)
+SHAPES: dict[str, Callable[[Row], Example]] = {
+    "messages": messages,
+    "instruction": single_turn("instruction", "response", "output"),
+    "question_answer": single_turn("question", "answer", "response"),
+    "prompt_completion": prompt_completion,
+    "glaive_rag": glaive_rag,
+    "preference": preference,
 }
-ADAPTERS |= {"sharegpt": ADAPTERS["messages"], "alpaca": ADAPTERS["instruction"]}
+SHAPES |= {"sharegpt": messages, "alpaca": SHAPES["instruction"]}
+ADAPTERS: dict[str, Callable[[Any], Example]] = {  # of rows that note what is read, and of plain ones
+    name: lambda row, shape=shape: shape(row if isinstance(row, Row) else Row(row)) for name, shape in SHAPES.items()
+}
 
 
 def read_example(file: Path, number: int, adapter: str) -> Example:
@@ -171,9 +156,6 @@ def read_example(file: Path, number: int, adapter: str) -> Example:
         raise UserError(f"{file}: row {number}: {bad}") from None
 
 
-# --- what the adapters share
-
-
 def _field(row: Row, kind: type, *keys: str) -> Any:
     """The first of the columns `keys` that is a `kind`; only this one counts as read. `BadRow` where none is."""
     for key in keys:
@@ -185,10 +167,7 @@ def _field(row: Row, kind: type, *keys: str) -> Any:
 
 def _stated(row: Row, *keys: str) -> str | None:
     """The first of the columns `keys` that says something."""
-    for key in keys:
-        if row.get(key) and not is_empty(row[key]):
-            return key
-    return None
+    return next((key for key in keys if row.get(key) and not is_empty(row[key])), None)
 
 
 def _tools_of(row: Row) -> list[Message]:
@@ -201,29 +180,20 @@ def _turn(role: str, content: Any) -> Message:
     return {"role": role, "content": content}
 
 
+def _checked(row: Row, messages: list[Message]) -> Example:
+    return conversation(_with_system(row, messages), _tools_of(row))
+
+
 def _with_system(row: Row, messages: list[Message]) -> list[Message]:
     """`messages` after the system message that stands in a column of its own."""
     key = _stated(row, "system", "system_prompt", "system_message")
-    if key is None:
-        return messages
-    system = _turn("system", _field(row, str, key))
-    if not messages or messages[0]["role"] != "system":
-        return [system, *messages]
-    if words(messages[0]) != words(system):
-        raise BadRow("prompts_differ", f"the column {key} and the system turn say different things")
-    return messages
+    return joined([_turn("system", _field(row, str, key))], messages) if key else messages
 
 
-def _asked(row: Row, key: str) -> str:
+def _asked(row: Row, key: str) -> Message:
     """The text of the column `key`, followed by `input` (Alpaca) or `context` (Dolly) where there is one."""
-    key_of_input = _stated(row, "input", "context")
-    parts = [_field(row, str, key), _field(row, str, key_of_input) if key_of_input else ""]
-    return "\n\n".join(part for part in parts if part)
-
-
-def _single_turn(row: Row, question: str, *answers: str) -> Example:
-    turns = [_turn("user", _asked(row, question)), _turn("assistant", _field(row, str, *answers))]
-    return conversation(_with_system(row, turns), _tools_of(row))
+    keys = [key, _stated(row, "input", "context")]
+    return _turn("user", "\n\n".join(text for key in keys if key and (text := _field(row, str, key))))
 
 
 def _turns(row: Row, key: str, role: str) -> list[Message]:
@@ -240,15 +210,13 @@ def _prompt(row: Row, chosen: list[Message]) -> list[Message]:
     for key in ("conversations", "conversation", "messages", "prompt"):
         if isinstance(row.get(key), list):
             turns = _turns(row, key, "user")
-            repeats = (
-                bool(turns and chosen) and turns[-1]["role"] == "assistant" and words(turns[-1]) == words(chosen[-1])
-            )
-            prompt = joined(prompt, turns[:-1] if repeats else turns)
+            if turns and chosen and turns[-1]["role"] == "assistant" and words(turns[-1]) == words(chosen[-1]):
+                turns.pop()
+            prompt = joined(prompt, turns)
     for key in ("prompt", "question", "instruction"):
         if isinstance(row.get(key), str):
-            question = [_turn("user", _asked(row, key))]
-            goes_on = bool(prompt) and prompt[-1]["role"] == "assistant"
-            prompt = [*prompt, *question] if goes_on else joined(question, prompt)
+            goes_on = prompt and prompt[-1]["role"] == "assistant"
+            prompt = [*prompt, _asked(row, key)] if goes_on else joined([_asked(row, key)], prompt)
     prompt = _with_system(row, prompt)
     if not prompt and chosen[:1] and chosen[0]["role"] == "assistant":
         _field(row, str, "prompt", "question", "instruction")  # raises: there is none

@@ -1,23 +1,18 @@
-"""The card of a mix: README.md for the Hub, and card.html, the same text with charts.
+"""The card of a mix: README.md for the Hub, and card.html, the same text with a chart.
 
-Counts are the manifest's, which `hermes3 mix verify` compares with the files. Number columns are read whole (about 50
-bytes per row). Text is read of a sample alone: rows lie in an order drawn by hash, so the first are a random sample,
-and a share over n rows has Wilson's 95 % interval, unless the sample is the whole mix. The same mix, the same bytes.
+Text is read of a sample: rows lie in an order drawn by hash, so the first are a random sample.
 """
 
-import importlib
 import json
 import re
 import threading
 from collections import Counter
-from functools import cache
-from itertools import islice
+from collections.abc import Callable
+from itertools import chain, islice
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -25,226 +20,104 @@ from hermes3.files import write_text
 from hermes3.messages import Message
 from hermes3.mix import lock
 from hermes3.mix.manifest import Manifest, batches, composition
-from hermes3.mix.refusals import is_refusal
 from hermes3.mix.spec import CATEGORIES, Spec
-from hermes3.page import charts, mix_charts, text
+from hermes3.page import charts, text
 from hermes3.page.shell import as_page, render, table_row
-from hermes3.stats import wilson
 
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
 STAGES = ("read", "adapt", "filter", "tokenise", "decontaminate", "dedup", "budget")
-LAST_TURNS = 12  # conversations of this many turns or more share one bar
-EXAMPLE = 160  # characters of a reject's detail
-SAMPLE = 10_000  # rows; a share of 1 % is then known to within 0.2 points
-OPENING, LISTED = 4, 15  # words of an opening; openings listed
+MOST_TURNS = 12  # conversations of this many turns or more share one line
+SAMPLE = 10_000  # rows; a share of 1 % is then known to within 0.2 points (95 %)
 LANGUAGE_CHARACTERS = 500  # of the question and of the answer each: py3langid is sure long before
-_LOADING = threading.Lock()
 CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
-# of the identifiers that the Hub knows; any other licence is `other`
+# of those that the Hub knows
 HUB_LICENCES = ("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "odc-by", "bsd-3-clause")
+_LOADING = threading.Lock()
 
 
 def write_card(mix: Path, manifest: Manifest) -> None:
     """Write README.md and card.html into the folder `mix`, which holds the files of the mix that `manifest` records."""
-    card = facts(mix, manifest)
-    filters = text.FILTERS | {
-        "portion": mix_charts.portion,
-        "row": table_row,
-        "millions": _millions,
-        "in_words": text.join,
-    }
-    template = Path(__file__).with_name("card.md.jinja")
-    write_text(mix / "README.md", render(template, card, {}, filters))
-    drawn = {name: getattr(mix_charts, f"{name}_chart")(card) for name in ("lengths", "funnel")}
-    if card["kind"] == "sft":
-        drawn["mix"] = charts.mix_chart(card)
-    page = as_page(render(template, card, drawn, filters), f"{card['name']}: data card", drawn)
+    card, filters = facts(mix, manifest), text.FILTERS | {"row": table_row, "in_words": text.join}
+    write_text(mix / "README.md", render(TEMPLATE, card | {"page": False}, {}, filters))
+    drawn = {"mix": charts.mix_chart(card)} if card["kind"] == "sft" else {}
+    page = as_page(render(TEMPLATE, card | {"page": True}, drawn, filters), f"{card['name']}: data card", drawn)
     write_text(mix / "card.html", page)
 
 
 def facts(mix: Path, manifest: Manifest) -> dict[str, Any]:
-    """What the card says, as plain data; shares are fractions, lengths are in tokens."""
+    """The manifest and what else the card says; shares are fractions, lengths are in tokens."""
     rows = pq.read_table(mix / "rows", columns=["category", "n_tokens", "n_turns", "tools"])
     rejects = pq.read_table(mix / "rejects", columns=["source", "stage", "reason", "detail"])
-    total, turns = manifest["total"], rows["n_turns"].to_numpy()
-    sample = _sample(mix, total["rows"], manifest["kind"])
-    # the table of rejects has a column per stage, and one for each kind of duplicates
-    named = [why if why.startswith("dedup/") else why.partition("/")[0] for why in manifest["rejects"]]
-    stages = sorted(set(named), key=lambda name: (STAGES.index(name.partition("/")[0]), name))
-    counts = np.bincount(np.clip(turns, 1, LAST_TURNS), minlength=LAST_TURNS + 1)[1:].tolist()
-    hits = rejects.filter(pc.equal(rejects["stage"], "decontaminate")).select(["source", "detail"]).to_pylist()
-    contaminated = Counter((hit["detail"].partition(":")[0], hit["source"]) for hit in hits)
+    reasons = rejects.group_by(["stage", "reason", "source"], use_threads=False)
+    reasons = reasons.aggregate([([], "count_all"), ("detail", "first")]).to_pylist()
+    hits = rejects.filter(pc.equal(rejects["stage"], "decontaminate")).to_pylist()
     licences = {(source["licence"] or "").lower() for source in manifest["sources"] if source["rows_kept"]}
-    return {
-        "name": manifest["name"],
-        "kind": manifest["kind"],
-        "manifest": manifest,
-        "total": total | {"loss_share": total["loss_tokens"] / total["tokens"]},
+    return manifest | {
         "categories": composition(manifest),
-        "stages": [stage.partition("/")[2].replace("_", " ") or stage for stage in stages],
-        "sources": [_source(source, stages) for source in manifest["sources"]],
+        "left_out": sorted(reasons, key=lambda one: (STAGES.index(one["stage"]), one["reason"], one["source"])),
         "funnel": _funnel(manifest),
-        "rejects": _rejects(rejects),
-        # by the evaluation set that the detail names before its first colon, and by source
-        "contaminated": [{"eval_set": s, "source": by, "rows": n} for (s, by), n in sorted(contaminated.items())],
-        **{key: manifest[key] for key in ("unsearched", "shared", "planted", "not_searched")},
-        "refusals": [_refusals(source, sample["refusing"]) for source in manifest["sources"]],
-        "lengths": _lengths(rows),
-        # rows by number of assistant turns
-        "turns": {
-            "counts": dict(zip([*map(str, range(1, LAST_TURNS)), f"{LAST_TURNS}+"], counts, strict=True)),
-            **{"mean": float(turns.mean()), "most": int(turns.max())},
-        },
-        # a list of tools, as JSON text, that is neither absent nor empty
-        "with_tools": (pc.sum(pc.greater(pc.utf8_length(rows["tools"]), len("null"))).as_py() or 0) / total["rows"],
-        "sample": sample,
-        "languages": [one["language"] for one in sample["languages"] if one["share"] >= 0.01],
+        "contaminated": Counter(hit["detail"].partition(":")[0] for hit in hits),  # by evaluation set
+        "lengths": _lengths(rows["n_tokens"].to_numpy(), rows["category"].to_numpy()),
+        "turns": sorted(Counter(np.minimum(rows["n_turns"].to_numpy(), MOST_TURNS).tolist()).items()),
+        # JSON text of a list that is neither absent nor empty
+        "with_tools": (pc.sum(pc.greater(pc.utf8_length(rows["tools"]), len("null"))).as_py() or 0) / len(rows),
+        "sample": _sample(mix, manifest["kind"]),
         "licences": sorted({licence if licence in HUB_LICENCES else "other" for licence in licences}),
         "unpinned": lock.unpinned(Spec.model_validate(manifest["spec"]), manifest["lock"]),
     }
 
 
-def _source(source: dict[str, Any], stages: list[str]) -> dict[str, Any]:
-    place, revision = source.get("repo") or source.get("path"), source.get("revision")
-    lost = source["rejects"].items()
-    return source | {
-        "category": CATEGORIES.get(source["category"], ("by classification",))[0],
-        "place": f"{place}@{revision[:7]}" if revision else place,
-        "loss_share": source["loss_tokens"] / source["tokens"] if source["tokens"] else 0.0,
-        "by_stage": [sum(n for why, n in lost if stage in (why, why.partition("/")[0])) for stage in stages],
-    }
-
-
-def _funnel(manifest: Manifest) -> list[dict[str, Any]]:
+def _funnel(manifest: Manifest) -> dict[str, int]:
     """Rows read, what each stage took away (negative), rows kept. Rows used more than once come back as `repeated`."""
-    by_stage: Counter[str] = Counter()
-    for reason, n in manifest["rejects"].items():
-        by_stage[reason.partition("/")[0]] += n
-    read, kept = sum(source["rows_read"] for source in manifest["sources"]), manifest["total"]["rows"]
-    steps = [{"step": "rows read", "rows": read}]
-    steps += [{"step": stage, "rows": -by_stage[stage]} for stage in STAGES if stage in by_stage]
-    if difference := kept - read + by_stage.total():
-        steps.append({"step": "repeated" if difference > 0 else "unaccounted", "rows": difference})
-    return [*steps, {"step": "rows kept", "rows": kept}]
+    lost: Counter[str] = Counter()
+    for why, n in manifest["rejects"].items():
+        lost[why.partition("/")[0]] -= n
+    steps = {"rows read": sum(source["rows_read"] for source in manifest["sources"])}
+    steps |= {stage: lost[stage] for stage in STAGES if stage in lost}
+    if difference := manifest["total"]["rows"] - sum(steps.values()):
+        steps["repeated" if difference > 0 else "unaccounted"] = difference
+    return steps | {"rows kept": manifest["total"]["rows"]}
 
 
-def _rejects(rejects: pa.Table) -> list[dict[str, Any]]:
-    """Rejects by stage and reason, each with the detail of the first that has one."""
-    detail = pc.utf8_slice_codeunits(pc.if_else(pc.equal(rejects["detail"], ""), None, rejects["detail"]), 0, EXAMPLE)
-    table = rejects.select(["stage", "reason"]).append_column("detail", detail)
-    counts = table.group_by(["stage", "reason"], use_threads=False).aggregate([([], "count_all"), ("detail", "first")])
-    counts = counts.rename_columns({"count_all": "rows", "detail_first": "example"}).to_pylist()
-    return sorted(counts, key=lambda one: (STAGES.index(one["stage"]), one["reason"]))
-
-
-def _refusals(source: dict[str, Any], refusing: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Rows that reached the filters, rows that the refusal filter took, and what it still finds in the sample."""
-    early = sum(n for reason, n in source["rejects"].items() if reason.startswith(("read/", "adapt/")))
-    reached, dropped = source["rows_read"] - early, source["rejects"].get("filter/refusal", 0)
-    kept = refusing.get(source["name"], {"n": 0, "k": 0})
-    rate = dropped / reached if reached else 0.0
-    return {"source": source["name"], "reached": reached, "dropped": dropped, "rate": rate, "kept": kept}
-
-
-def _lengths(rows: pa.Table) -> dict[str, Any]:
-    """Histogram of `n_tokens` per category in half-octave bins (`edges`: tokens[n_bins + 1]), and quantiles."""
-    lengths, category = rows["n_tokens"].to_numpy(), rows["category"].to_numpy(zero_copy_only=False)
-    low, high = np.floor(2 * np.log2(max(lengths.min(), 1))), np.ceil(2 * np.log2(lengths.max() + 1))
-    edges = 2 ** (np.arange(low, max(high, low + 1) + 1) / 2)
+def _lengths(lengths: np.ndarray, category: np.ndarray) -> list[dict[str, Any]]:
+    """Quantiles and mean of each category's rows."""
     categories = []
     for key, (label, _) in CATEGORIES.items():
         own = lengths[category == key]
         if len(own):
-            quantiles = map(int, np.quantile(own, (0.05, 0.5, 0.95), method="inverted_cdf"))
-            one = {"key": key, "label": label, "bins": np.histogram(own, edges)[0].tolist(), "mean": float(own.mean())}
-            one |= dict(zip(("p5", "median", "p95"), quantiles, strict=True)) | {"longest": int(own.max())}
-            categories.append(one)
-    return {"edges": edges.tolist(), "categories": categories}
+            p5, median, p95 = map(int, np.quantile(own, (0.05, 0.5, 0.95), method="inverted_cdf"))
+            one = {"label": label, "p5": p5, "median": median, "mean": float(own.mean()), "p95": p95}
+            categories.append(one | {"longest": int(own.max())})
+    return categories
 
 
-def _millions(value: float) -> str:
-    """390123456 -> `390.1 M`; below a million the number itself."""
-    return f"{value / 1e6:,.1f}\u00a0M".replace(".0\u00a0M", "\u00a0M") if value >= 1e6 else f"{value:,.0f}"
+def _sample(mix: Path, kind: str) -> dict[str, Any]:
+    """Figures of the first `SAMPLE` rows: languages, share of system prompts, words of both sides of a pair."""
+    columns = ["messages", *(("chosen", "rejected") if kind == "preference" else ())]
+    rows = list(islice(chain.from_iterable(batches(mix / "rows", columns)), SAMPLE))
+    parts = [[json.loads(row[name]) for name in columns] for row in rows]
+    classify = prepare()
+    languages = Counter(_language([*messages, *answers[:1]], classify) for messages, *answers in parts)
+    with_system = sum(messages[0]["role"] == "system" for messages, *_ in parts) / len(parts)
+    sample = {"rows": len(rows), "languages": languages.most_common(), "with_system": with_system, "sides": None}
+    if kind == "preference":  # a chosen answer that is the longer one is a bias that DPO learns
+        sides = [[sum(len(m["content"].split()) for m in side) for side in (p, [c], [r])] for p, c, r in parts]
+        medians = dict(zip(("prompt", "chosen", "rejected"), np.median(sides, axis=0).tolist(), strict=True))
+        sample["sides"] = medians | {"chosen_longer": sum(c > r for _, c, r in sides) / len(sides)}
+    return sample
 
 
-# --- what is read of the text
+def prepare() -> Callable[[str], tuple[str, float]]:
+    """py3langid's classifier, loaded: 2 s of unpacking, which a build can do while it reads rows."""
+    from py3langid import classify
 
-
-def _sample(mix: Path, total: int, kind: str) -> dict[str, Any]:
-    """Figures of the first `SAMPLE` of `total` rows: languages, system prompts, openings, lengths of both sides.
-
-    `refusing` is {source: share of its sampled rows in which the refusal filter still finds a refusal}.
-    """
-    languages, read, refusing, systems = Counter(), Counter(), Counter(), 0
-    openings: dict[str, Counter[str]] = {"assistant": Counter(), "user": Counter()}
-    sides: list[tuple[int, ...]] = []
-    prepare()
-    columns = ["source", "messages", *(("chosen", "rejected") if kind == "preference" else ())]
-    for row in islice((row for batch in batches(mix / "rows", columns) for row in batch), SAMPLE):
-        messages, *answers = (json.loads(row[name]) for name in columns[1:])
-        if answers:
-            sides.append(tuple(_words(part) for part in (messages, *([answer] for answer in answers))))
-            messages.append(answers[0])
-        languages[_language(messages)] += 1
-        systems += messages[0]["role"] == "system"
-        read[row["source"]] += 1
-        refusing[row["source"]] += any(is_refusal(m["content"]) for m in messages if m["role"] == "assistant")
-        for message in messages:
-            words = message["content"].split(None, OPENING)[:OPENING]
-            if words and message["role"] in openings:
-                openings[message["role"]][" ".join(words).casefold()] += 1
-    n = read.total()
-
-    def share(k: int, n: int) -> dict[str, Any]:
-        low, high = (None, None) if read.total() == total else wilson(k, n)
-        return {"k": k, "n": n, "share": k / n, "low": low, "high": high}
-
-    return {
-        "rows": n,
-        "of": total,
-        "languages": [{"language": language, **share(k, n)} for language, k in _ranked(languages)],
-        "with_system": share(systems, n),
-        "openings": {role: _openings(counter) for role, counter in openings.items()},
-        "refusing": {source: share(refusing[source], read[source]) for source in sorted(read)},
-        "sides": _sides(sides) if sides else None,
-    }
-
-
-def prepare() -> None:
-    """Load what a card needs: 2 s of unpacking and importing, which a build can do while it reads rows."""
-    importlib.import_module("matplotlib.backends.backend_svg")
     with _LOADING:
-        _identifier()
+        classify("")
+    return classify
 
 
-@cache
-def _identifier() -> Any:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    return LanguageIdentifier.from_model_file(MODEL_FILE)
-
-
-def _language(messages: list[Message]) -> str:
+def _language(messages: list[Message], classify: Callable[[str], tuple[str, float]]) -> str:
     """ISO 639-1 code of the first question and its answer; `und` where hardly a letter is left."""
     first = {message["role"]: message["content"] for message in reversed(messages)}
-    text = " ".join(CODE.sub(" ", first.get(role, ""))[:LANGUAGE_CHARACTERS] for role in ("user", "assistant"))
-    return _identifier().classify(text)[0] if sum(map(str.isalpha, text)) >= 20 else "und"
-
-
-def _ranked(counter: Counter[str]) -> list[tuple[str, int]]:
-    return sorted(counter.items(), key=lambda pair: (-pair[1], pair[0]))
-
-
-def _openings(counter: Counter[str]) -> list[dict[str, Any]]:
-    """The commonest first words that stand in more than one message, with their share of all messages of the role."""
-    n = counter.total()
-    return [{"opening": text, "k": k, "share": k / n} for text, k in _ranked(counter)[:LISTED] if k > 1]
-
-
-def _words(messages: list[Message]) -> int:
-    return sum(len(message["content"].split()) for message in messages)
-
-
-def _sides(sides: list[tuple[int, ...]]) -> dict[str, Any]:
-    """Median words of prompt, chosen and rejected, and how often the chosen one is longer (a bias that DPO learns)."""
-    medians = dict(zip(("prompt", "chosen", "rejected"), map(median, zip(*sides, strict=True)), strict=True))
-    return medians | {"chosen_longer": sum(chosen > rejected for _, chosen, rejected in sides) / len(sides)}
+    words = " ".join(CODE.sub(" ", first.get(role, ""))[:LANGUAGE_CHARACTERS] for role in ("user", "assistant"))
+    return classify(words)[0] if sum(map(str.isalpha, words)) >= 20 else "und"

@@ -1,20 +1,19 @@
 """Which columns and turn fields of a row its adapter reads, and which of the others may hold what should train.
 
-An adapter that leaves a passage, a history or a mark unread trains answers to questions that nobody asked. So a source
-stops the build where such a column holds something; names and numbers that describe a row do no harm.
+An adapter that leaves a passage, a history or a mark unread trains answers to questions that nobody asked, so such a
+column stops the build; names and numbers that describe a row do no harm.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from functools import cache
 from typing import Any
 
 from hermes3.messages import BadRow
 from hermes3.mix import rules
-from hermes3.mix.spec import Source
 
 _PATTERNS = rules.load("columns")["patterns"]
-MAY_TRAIN = "unread, may train: "
+MAY_TRAIN = "unread, may train"
 
 
 class Row(dict[str, Any]):
@@ -26,22 +25,21 @@ class Row(dict[str, Any]):
             raise BadRow("wrong_shape", f"a row is {type(value).__name__}, not an object")
         super().__init__(value)
         for own, known in (columns or {}).items():
-            if not is_empty(self.get(known)) and own in self:
-                raise BadRow("wrong_shape", f"columns: {own} is to be read as {known}, which the row also has")
             if own in self:
+                if not is_empty(self.get(known)):
+                    raise BadRow("wrong_shape", f"columns: {own} is to be read as {known}, which the row also has")
                 self[known] = self.pop(own)
         self.read: set[str] = set()
-        self.unread_fields: dict[str, Any] = {}  # of turns
+        self.unread_fields: set[str] = set()  # of turns
 
     def take(self, key: str) -> Any:
         """The column `key`, None where there is none; it counts as read."""
         self.read.add(key)
         return self.get(key)
 
-    def leave(self, item: dict[str, Any], read: frozenset[str]) -> None:
+    def leave(self, item: dict[str, Any], read: Set[str]) -> None:
         """Note the fields of a turn (or of a document) that are none of `read`."""
-        if not item.keys() <= read:
-            self.unread_fields |= {key: item[key] for key in item.keys() - read if not is_empty(item[key])}
+        self.unread_fields |= {key for key in item.keys() - read if not is_empty(item[key])}
 
     def account(self) -> Iterator[tuple[str, str]]:
         """("read", "unread" or "unread, may train"; name) of each column and each unread turn field with a value."""
@@ -49,41 +47,31 @@ class Row(dict[str, Any]):
             if name in self.read:
                 yield "read", name
             elif not is_empty(value):
-                yield "unread, may train" if _may_train(name, isinstance(value, int | float)) else "unread", name
-        for name in self.unread_fields:  # a number in a turn may be a mark of any name
-            yield "unread, may train" if _may_train(name, False) else "unread", name
+                yield _kind(name, isinstance(value, int | float)), name
+        yield from ((_kind(name, False), name) for name in self.unread_fields)  # even a number may be a mark of a turn
 
 
 def record(counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
-    """What the manifest says of a source: in how many rows each column or field stood that was read, or was not.
-
-    `counts`: how often each text `WHAT: NAME` of `Row.account` came up.
-    """
-    pairs = [(*key.split(": ", 1), n) for key, n in sorted(counts.items()) if ": " in key]
-    read = {name: n for what, name, n in pairs if what == "read"}
-    return {"columns_read": read, "columns_unread": {name: n for what, name, n in pairs if what != "read"}}
-
-
-def unread(counts: Mapping[str, int], source: Source) -> dict[str, int]:
-    """The columns and fields of `source` that may hold what should train, and that nothing declares or reads."""
-    known = {*source.ignore, *(column.split(".")[0] for column in source.where)}
-    names = (key.removeprefix(MAY_TRAIN) for key in counts if key.startswith(MAY_TRAIN))
-    return {name: counts[f"{MAY_TRAIN}{name}"] for name in sorted(set(names) - known)}
+    """In how many rows each column or field stood, from how often each `WHAT: NAME` of `Row.account` came up."""
+    parts: dict[str, dict[str, int]] = {"columns_read": {}, "columns_unread": {}}
+    for key, n in sorted(counts.items()):
+        what, colon, name = key.partition(": ")
+        if colon:
+            parts["columns_read" if what == "read" else "columns_unread"][name] = n
+    return parts
 
 
 def is_empty(value: Any, levels: int = 5) -> bool:
     """Whether a value says nothing: null, blank text, or a list or object of such values alone, a few levels deep."""
-    if isinstance(value, str):
-        return not value or value.isspace()
     if isinstance(value, dict | list):
         items = value.values() if isinstance(value, dict) else value
         return levels > 0 and all(is_empty(item, levels - 1) for item in items)
-    return value is None
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 @cache
-def _may_train(name: str, describes: bool) -> bool:
+def _kind(name: str, is_number: bool) -> str:
+    """Whether the unread column or field `name` only describes its row."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", "_", name).lower().strip("_")
-    if _PATTERNS["marks"].fullmatch(words):
-        return True
-    return not describes and not _PATTERNS["describes"].fullmatch(words)
+    describes = is_number or _PATTERNS["describes"].fullmatch(words)
+    return "unread" if describes and not _PATTERNS["marks"].fullmatch(words) else MAY_TRAIN

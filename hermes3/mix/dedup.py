@@ -1,9 +1,8 @@
 """Duplicates: rows that say the same, and near-duplicates by MinHash (Broder 1997), LSH and a comparison of the texts.
 
 A row repeats another only where all of its parts do: what is asked (user turns), what is trained (answers, or both
-answers of a preference pair) and the tool calls, each call as a whole. The row that comes first in the given order
-stays, so the caller's order is the rule of which row is better. rensa makes the signatures. They find candidates alone:
-the similarity that decides and is recorded is counted on the texts.
+answers of a preference pair) and the tool calls, each call as a whole. Signatures find candidates alone: the similarity
+that decides and is recorded is counted on the texts.
 """
 
 import hashlib
@@ -39,34 +38,29 @@ def words_hash(conversation: bytes) -> bytes:
 
 def _parts(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(part, text) of each message of a row that counts; system prompts and tool output repeat by design."""
-    sides = [(message, "asked" if "chosen" in row else "trained") for message in row["messages"]]
-    for message, part in sides + [
-        (row[k], p) for k, p in (("chosen", "trained"), ("rejected", "rejected")) if k in row
-    ]:
-        if message["role"] not in ("user", "assistant"):
-            continue
-        if message["role"] == "user" or message.get("train") is False:
-            part = "asked"
-        yield part, message["content"]
-        for call in message.get("tool_calls", []):
-            yield "calls", json.dumps(call["function"], sort_keys=True, ensure_ascii=False)
+    is_pair = "chosen" in row
+    messages = [(message, "asked" if is_pair else "trained") for message in row["messages"]]
+    messages += [(row["chosen"], "trained"), (row["rejected"], "rejected")] if is_pair else []
+    for message, part in messages:
+        if message["role"] in ("user", "assistant"):
+            untrained = message["role"] == "user" or message.get("train") is False
+            yield "asked" if untrained else part, message["content"]
+            for call in message.get("tool_calls", []):
+                yield "calls", json.dumps(call["function"], sort_keys=True, ensure_ascii=False)
 
 
 def shingles(rows: list[dict[str, Any]], ngram: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each shingle its row int64[n], its part (place in `PARTS`) int64[n], and its hash uint64[n].
 
-    A text has its runs of `ngram` words and signs, or itself where it is shorter; a call is one shingle.
-    """
+    A text has its runs of `ngram` words and signs, or itself where it is shorter; a call is one shingle."""
     every = [(i, PARTS.index(part), text) for i, row in enumerate(rows) for part, text in _parts(row)]
     row_of, part_of = (np.array([one[k] for one in every], np.int64) for k in (0, 1))
     words = Words([written(text) for _, _, text in every], signs=True)
-    text, hashes = words.shingles(ngram)
     is_call = part_of == PARTS.index("calls")
-    runs = ~is_call[text]
-    calls, whole = words.shingles(1 << 62)  # every text as one
-    text = np.concatenate([text[runs], calls[is_call[calls]]])
-    hashes = np.concatenate([hashes[runs], whole[is_call[calls]]])
-    return row_of[text], part_of[text], hashes
+    (text, hashes), (call, whole) = words.shingles(ngram), words.shingles(1 << 62)  # the latter: every text as one
+    runs, calls = ~is_call[text], is_call[call]
+    text = np.concatenate([text[runs], call[calls]])
+    return row_of[text], part_of[text], np.concatenate([hashes[runs], whole[calls]])
 
 
 def signatures(rows: list[dict[str, Any]], settings: NearDuplicates) -> np.ndarray:
@@ -74,88 +68,66 @@ def signatures(rows: list[dict[str, Any]], settings: NearDuplicates) -> np.ndarr
     from rensa import RMinHash
 
     row, part, hashes = shingles(rows, settings.ngram)
-    order = np.argsort(row, kind="stable")
-    with np.errstate(over="ignore"):
-        hashes = mix(hashes + part.astype(np.uint64))[order]  # the same words asked and trained are two things
+    hashes = mix(hashes + part.astype(np.uint64))  # the same words asked and trained are two things
     counts = np.bincount(row, minlength=len(rows))
     out = np.zeros((len(rows), settings.permutations), np.uint32)
-    filled = np.flatnonzero(counts)
-    if len(filled):
-        offsets = np.append(0, np.cumsum(counts[filled])).astype(np.uint64)
-        matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, settings.permutations, 42)
-        out[filled] = matrix.to_rows()
+    if len(row):
+        offsets = np.append(0, np.cumsum(counts[counts > 0])).astype(np.uint64)
+        by_row = hashes[np.argsort(row, kind="stable")]
+        matrix = RMinHash.digest_matrix_from_flat_token_hashes(by_row, offsets, settings.permutations, 42)
+        out[counts > 0] = matrix.to_rows()
     return out
-
-
-def comparer(row_at: Callable[[int], dict[str, Any]], ngram: int) -> Callable[[int, int], Alike]:
-    """(row, other) -> the Jaccard similarity of their parts; `row_at` gives a row by its number."""
-
-    @lru_cache(20_000)  # 200 MB: those of a group of copies are asked for again and again
-    def sets(number: int) -> list[np.ndarray]:
-        _, part, hashes = shingles([row_at(number)], ngram)
-        return [np.unique(hashes[part == i]) for i in range(len(PARTS))]
-
-    def compare(row: int, other: int) -> Alike:
-        alike = {}
-        for name, a, b in zip(PARTS, sets(row), sets(other), strict=True):
-            if len(a) or len(b):
-                common = len(np.intersect1d(a, b, assume_unique=True))
-                alike[name] = common / (len(a) + len(b) - common)
-        return alike
-
-    return compare
 
 
 def bands(threshold: float, permutations: int) -> int:
     """The fewest bands that find a pair at the threshold with probability 0.95 or more: 1 - (1 - t^r)^b."""
-    sizes = [b for b in range(1, permutations + 1) if permutations % b == 0]
+    sizes = (b for b in range(1, permutations + 1) if permutations % b == 0)
     return next(b for b in sizes if 1 - (1 - threshold ** (permutations // b)) ** b >= 0.95)
 
 
 def near_duplicates(
-    signed: np.ndarray, order: np.ndarray, threshold: float, compare: Callable[[int, int], Alike]
+    signed: np.ndarray, order: np.ndarray, settings: NearDuplicates, row_at: Callable[[int], dict[str, Any]]
 ) -> dict[int, tuple[int, Alike]]:
     """{row: (the better row that it repeats, how alike)} over signatures uint32[n_rows, permutations].
 
-    `order`: rows from best to worst. A row goes when each part of it is similar to that of a better one that stays.
-    """
-    order = order[signed[order, 0] > 0]  # a row without shingles has a signature of zeros
-    later, earlier = _candidates(signed, order, threshold)
+    `order`: rows from best to worst. A row goes when each part of it is similar to that of a better one that stays."""
+
+    @lru_cache(20_000)  # 200 MB: those of a group of copies are asked for again and again
+    def parts(number: int) -> list[np.ndarray]:
+        _, part, hashes = shingles([row_at(number)], settings.ngram)
+        return [np.unique(hashes[part == i]) for i in range(len(PARTS))]
+
     repeats: dict[int, tuple[int, Alike]] = {}
-    for row, other in zip(order[later].tolist(), order[earlier].tolist(), strict=True):
+    for row, other in _candidates(signed, order[signed[order, 0] > 0], settings.threshold):  # zeros: without shingles
         if row not in repeats and other not in repeats:
-            alike = compare(row, other)
-            if min(alike.values()) >= threshold:
+            pairs = zip(PARTS, parts(row), parts(other), strict=True)
+            both = [(name, len(np.intersect1d(a, b, True)), len(np.union1d(a, b))) for name, a, b in pairs]
+            alike = {name: common / either for name, common, either in both if either}
+            if min(alike.values()) >= settings.threshold:
                 repeats[row] = other, alike
     return repeats
 
 
-def _candidates(signed: np.ndarray, order: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Places in `order` of every pair that shares a band and may reach the threshold, sorted: the later, the earlier.
+def _candidates(signed: np.ndarray, order: np.ndarray, threshold: float) -> Iterator[list[int]]:
+    """(row, better row) of every pair that shares a band and may reach the threshold, in `order` of both.
 
-    A pair whose parts all reach the threshold reaches it in all shingles together, which is what signatures estimate.
-    """
+    A pair whose parts all reach the threshold reaches it in all shingles together, which signatures estimate."""
     n_bands = bands(threshold, signed.shape[1])
     width = signed.shape[1] // n_bands
     least = threshold - DEVIATIONS * (threshold * (1 - threshold) / signed.shape[1]) ** 0.5
     weights = np.random.default_rng(0).integers(1, 2**63, width, np.uint64) | np.uint64(1)
-    candidates = [np.empty((0, 2), np.int64)]
+    place = np.arange(len(order))
+    found = [np.empty((0, 2), np.int64)]
     for band in range(n_bands):
-        with np.errstate(over="ignore"):
-            columns = signed[:, band * width : (band + 1) * width]
-            keys = sum((columns[:, i].astype(np.uint64) * weights[i] for i in range(width)), np.uint64(0))[order]
+        keys = (signed[order, band * width : (band + 1) * width] * weights).sum(1)
         by_key = np.argsort(keys, kind="stable")  # within a group of equal keys, best first
-        same = keys[by_key][1:] == keys[by_key][:-1]
-        place = np.arange(len(by_key))
-        begin = np.maximum.accumulate(np.where(np.append(False, same), 0, place))  # where the place's group begins
+        same = np.diff(keys[by_key], prepend=keys[by_key][:1] + np.uint64(1)) == 0
+        begin = np.maximum.accumulate(np.where(same, 0, place))  # where the place's group begins
         # of a large group, whose rows share a template, each is compared with the best and the nearest, not with all
-        nearest = [np.maximum(place - back, begin) for back in range(1, NEAREST + 1)]
-        pairs = np.concatenate([np.stack([by_key, by_key[other]], axis=1) for other in (begin, *nearest)])
-        pairs = pairs[pairs[:, 0] > pairs[:, 1]]
-        candidates.append(np.unique(pairs, axis=0))
-    pairs = np.unique(np.concatenate(candidates), axis=0)
-    similar = np.zeros(len(pairs), bool)
+        others = (begin, *(np.maximum(place - back, begin) for back in range(1, NEAREST + 1)))
+        pairs = np.concatenate([np.stack([by_key, by_key[other]], axis=1) for other in others])
+        found.append(np.unique(pairs[pairs[:, 0] > pairs[:, 1]], axis=0))
+    pairs = order[np.unique(np.concatenate(found), axis=0)]
     for start in range(0, len(pairs), BLOCK):
-        part = order[pairs[start : start + BLOCK]]
-        similar[start : start + BLOCK] = (signed[part[:, 0]] == signed[part[:, 1]]).mean(1) >= least
-    return pairs[similar, 0], pairs[similar, 1]
+        part = pairs[start : start + BLOCK]
+        yield from part[(signed[part[:, 0]] == signed[part[:, 1]]).mean(1) >= least].tolist()

@@ -1,23 +1,22 @@
 """Filters on the quality of a conversation: which rows a model must not learn from, each with its reason.
 
-The Hermes 3 report removes refusals and improperly formatted responses (arXiv 2408.11857) without naming rules; these
-are ours. Of a preference row they read the prompt and the chosen answer: a rejected one may be bad.
-"""
+The Hermes 3 report (arXiv 2408.11857) names no rules; these are ours. Of a preference row they read the prompt and the
+chosen answer: a rejected one may be bad. A filter returns what it objects to, with its place, or None."""
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
 from hermes3.chat.prompts import parse_tool_calls, to_json
 from hermes3.messages import ROLES, BadRow, Message
-from hermes3.mix import tool_text
+from hermes3.mix import turns
 from hermes3.mix.adapt import Example
 from hermes3.mix.refusals import is_refusal
 
-# C0 but for tab and line ends, DEL, C1, U+FFFD (what a decoder writes for bytes it cannot read), lone surrogates, and
-# the noncharacters that a swapped byte order leaves
+# C0 but for tab and line ends, DEL, C1, lone surrogates, U+FFFD and the noncharacters of a swapped byte order
 BROKEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffd-\uffff]")
 # A fence of backticks has no further backtick on its line (CommonMark 0.31, section 4.5). It may open a list item.
 FENCE = re.compile(r"^[ \t>]*(?:[-*+] |\d+[.)] )?(`{3,}(?=[^`\n]*$)|~{3,})", re.MULTILINE)
@@ -37,15 +36,11 @@ def apply(row: Example, skip: frozenset[str] = frozenset()) -> None:
 
 def broken_text(row: Example) -> str | None:
     """Characters that no writer means: bytes decoded wrongly, control codes, halves of a surrogate pair."""
-    for place, message in _messages(row):
-        text = message["content"]
-        if "tool_calls" in message:
-            text += to_json(message["tool_calls"])
+    texts = [(place, m["content"] + to_json(m.get("tool_calls", ""))) for place, m in _messages(row)]
+    for place, text in [*texts, ("tools", to_json(row.get("tools")))]:
         # newlines apart, printable text has none but U+FFFD: ten times as fast as the pattern
         if (not text.replace("\n", "").isprintable() or "\ufffd" in text) and (broken := BROKEN.search(text)):
             return f"{place}: U+{ord(broken[0]):04X} at character {broken.start()}"
-    if row.get("tools") and (broken := BROKEN.search(to_json(row["tools"]))):
-        return f"tools: U+{ord(broken[0]):04X}"
     return None
 
 
@@ -53,21 +48,17 @@ def refusal(row: Example) -> str | None:
     """An assistant message that refuses or preaches as an AI; not one of the choices that a prompt offers."""
     for place, text in _answers(row):
         if matched := is_refusal(text):
-            if len(text) <= CHOICE and any(
-                text.strip() in one["content"] for _, one in _messages(row, ("user", "system"))
-            ):
-                continue
-            return f"{place}: {matched}"
+            prompts = (message["content"] for _, message in _messages(row, ("user", "system")))
+            if len(text) > CHOICE or not any(text.strip() in prompt for prompt in prompts):
+                return f"{place}: {matched}"
     return None
 
 
 def unterminated_code(row: Example) -> str | None:
     """A fenced code block that is not closed: the answer was cut, or its format is wrong."""
     for place, text in _answers(row):
-        if "```" not in text and "~~~" not in text:
-            continue
         opened = None
-        for fence in FENCE.finditer(text):
+        for fence in FENCE.finditer(text) if "```" in text or "~~~" in text else ():
             if opened is None:
                 opened = fence
             elif fence[1].startswith(opened[1]):  # of the same sign and at least as long
@@ -80,20 +71,22 @@ def unterminated_code(row: Example) -> str | None:
 
 def json_mode(row: Example) -> str | None:
     """An answer that is no JSON, or does not fit the schema, where the system message is that of JSON mode."""
-    system = _system(row)
+    from referencing.exceptions import Unresolvable
+
+    system = "".join(message["content"] for _, message in _messages(row, ("system",)))
     if "<schema>" not in system or "json" not in system.lower():
         return None
     schema = SCHEMA.search(system)
-    misfit = _misfit(schema[1]) if schema else lambda _: None
-    if not misfit:
+    if not (validator := _validator(schema[1] if schema else "{}")):
         return "message 1: its schema cannot be read, or is none"
     for place, text in _answers(row):
         try:
             answer = json.loads(text, parse_constant=int)  # int refuses NaN
         except (ValueError, RecursionError) as error:
             return f"{place}: not JSON: {error}"
-        if fault := misfit(answer):
-            return f"{place}: {fault}"
+        with suppress(Unresolvable, RecursionError):  # where the schema's own references lead nowhere, all fits
+            if error := next(validator.iter_errors(answer), None):
+                return f"{place}: {error.json_path}: {error.message[:200]}"
     return None
 
 
@@ -102,26 +95,23 @@ def tool_call_text(row: Example) -> str | None:
     for place, text in _answers(row):
         if "<tool_call>" not in text and "</tool_call>" not in text:
             continue
-        try:
+        calls = None
+        with suppress(ValueError, RecursionError):  # a number of more than 4,300 digits, a thousand brackets
             calls = parse_tool_calls(text)
-        except (ValueError, RecursionError):  # a number of more than 4,300 digits, a thousand brackets
-            calls = None
         if calls is None:
             return f"{place}: a <tool_call> holds no JSON object with name and arguments"
         if not len(calls) == text.count("<tool_call>") == text.count("</tool_call>"):
             return f"{place}: <tool_call> and </tool_call> do not pair up"
-        offered = {name for block in TOOLS.findall(_system(row)) for name in NAME.findall(block)}
+        system = "".join(message["content"] for _, message in _messages(row, ("system",)))
+        offered = {name for block in TOOLS.findall(system) for name in NAME.findall(block)}
         offered |= {tool["function"].get("name") for tool in row.get("tools") or []}
-        for call in calls:
-            if call["name"] not in offered:
-                return f"{place}: {call['name']} is not among the tools offered"
+        if strange := [call["name"] for call in calls if call["name"] not in offered]:
+            return f"{place}: {strange[0]} is not among the tools offered"
     return None
 
 
 # broken_text first: it keeps lone surrogates, which no file takes, out of the details of the others
-FILTERS: dict[str, Callable[[Example], str | None]] = {
-    objection.__name__: objection for objection in (broken_text, refusal, unterminated_code, json_mode, tool_call_text)
-}
+FILTERS = {f.__name__: f for f in (broken_text, refusal, unterminated_code, json_mode, tool_call_text)}
 
 
 def _messages(row: Example, roles: tuple[str, ...] = ROLES) -> Iterator[tuple[str, Message]]:
@@ -135,38 +125,20 @@ def _messages(row: Example, roles: tuple[str, ...] = ROLES) -> Iterator[tuple[st
 
 def _answers(row: Example) -> Iterator[tuple[str, str]]:
     """(place, text) of the assistant messages that say something; calls alone have no text."""
-    yield from ((place, m["content"]) for place, m in _messages(row, ("assistant",)) if m["content"])
-
-
-def _system(row: Example) -> str:
-    first = row["messages"][0]
-    return first["content"] if first["role"] == "system" else ""
+    return ((place, m["content"]) for place, m in _messages(row, ("assistant",)) if m["content"])
 
 
 @lru_cache(maxsize=256)  # a check against the metaschema takes milliseconds, and rows share schemas
-def _misfit(schema: str) -> Callable[[Any], str | None] | None:
-    """What says how an answer does not fit `schema`, in JSON or Python's notation; None if that cannot be read.
-
-    Nothing is looked up elsewhere; where the schema's own references lead nowhere, every answer fits.
-    """
+def _validator(schema: str) -> Any:
+    """The validator of `schema`, in JSON or Python's notation, that looks nothing up elsewhere; None if it is none."""
     from jsonschema import Draft202012Validator, SchemaError
     from jsonschema.validators import validator_for
     from referencing import Registry
-    from referencing.exceptions import Unresolvable
 
     try:
-        parsed = tool_text.read(schema.strip())
+        parsed = turns.read(schema.strip())
         kind = validator_for(parsed, default=Draft202012Validator)
         kind.check_schema(parsed)
     except (ValueError, SchemaError, RecursionError):
         return None
-    validator = kind(parsed, registry=Registry())
-
-    def misfit(answer: Any) -> str | None:
-        try:
-            error = next(validator.iter_errors(answer), None)
-        except (Unresolvable, RecursionError):
-            return None
-        return error and f"{error.json_path}: {error.message[:200]}"
-
-    return misfit
+    return kind(parsed, registry=Registry())

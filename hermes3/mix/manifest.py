@@ -1,32 +1,23 @@
-"""The record of a mix: what went in, what came out, what was left out, and the hashes that let anyone rebuild it.
+"""The record of a mix: what went in, came out and was left out, and the hashes that let anyone rebuild it.
 
-Hosts without pyarrow read manifests, so nothing here imports it.
-"""
+Hosts without pyarrow read manifests, so nothing here imports it."""
 
 import platform
 from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hermes3
 from hermes3.files import UserError, read_json, sha256
 from hermes3.mix import columns
 from hermes3.mix.spec import CATEGORIES, Spec
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from hermes3.mix.choose import Choice
-    from hermes3.mix.read import File
-
 PACKAGES = ("tokenizers", "tiktoken", "pyarrow", "numpy", "rensa", "orjson")
 NOTHING = {"rows": 0, "tokens": 0, "loss_tokens": 0}
-NEEDED = (  # keys without which nothing can be said of a mix
-    *("name", "kind", "sequence_len", "sources", "categories"),
-    *("rejects", "total.tokens", "output.sha256"),
-)
+# keys without which nothing can be said of a mix
+NEEDED = ("name", "kind", "sequence_len", "sources", "categories", "rejects", "total.tokens", "output.sha256")
 Manifest = dict[str, Any]
 
 
@@ -48,59 +39,46 @@ def batches(folder: Path, columns: list[str] | None = None, size: int = 500) -> 
 
 def make(
     spec: Spec,
-    files: "dict[str, list[File]]",
+    files: dict[str, list[Any]],
     hashes: dict[str, dict[str, str]],
     lock: dict[str, Any] | None,
     counts: dict[str, Counter[str]],
     searched: dict[str, Any],
-    rows: "pa.Table",
-    choice: "Choice",
-    rejects: "pa.Table",
+    rows: Any,
+    choice: Any,
+    rejects: Any,
     output: dict[str, Any],
 ) -> Manifest:
     """The manifest of a mix.
 
-    `hashes`: {source: {file: SHA-256}}; `counts`: {source: {"read": n, "not_selected": n}}; `searched`: see
-    `hermes3.mix.decontaminate.record`; `rows`: the short columns of all shards' rows, of which `choice` takes some;
-    `output`: the hashes of the parquet files.
-    """
+    `files`: {source: `read.File`s}; `hashes`: {source: {file: SHA-256}}; `counts`: {source: {"read": n, ...}}; `rows`,
+    `rejects`: Arrow tables; `choice`: the `choose.Choice` of `rows`; `output`: hashes of the parquet files."""
     kept = rows.take(choice.rows)
     by_source, by_category = totals(kept, "source"), totals(kept, "category")
-    reasons: dict[str, dict[str, int]] = {}
+    lost: dict[str, Counter[str]] = {source.name: Counter() for _, source in spec.sources()}
     for row in rejects.group_by(["source", "stage", "reason"]).aggregate([([], "count_all")]).to_pylist():
-        reasons.setdefault(row["source"], {})[f"{row['stage']}/{row['reason']}"] = row["count_all"]
-    budgets, packages = spec.budgets(), {name: version(name) for name in PACKAGES}
+        lost[row["source"]][f"{row['stage']}/{row['reason']}"] = row["count_all"]
+    sources = []
+    for category, source in spec.sources():
+        seen, taken = counts.get(source.name, Counter()), by_source.get(source.name, NOTHING)
+        one = source.model_dump(include={"name", "path", "repo", "licence", "rank"}) | {"category": category}
+        one |= {"revision": files[source.name][0].revision, "files": hashes[source.name]}
+        one |= {"rows_read": seen["read"], "rows_not_selected": seen["not_selected"], **columns.record(seen)}
+        one |= {"rows_kept": taken["rows"], "tokens": taken["tokens"], "loss_tokens": taken["loss_tokens"]}
+        sources.append(one | {"rejects": dict(sorted(lost[source.name].items()))})
+    names, budgets = dict.fromkeys([*spec.categories, *sorted(by_category)]), spec.budgets()
+    versions = {"hermes3": hermes3.__version__, "python": platform.python_version()}
     return {
-        "name": spec.name,
-        "kind": spec.kind,
-        "seed": spec.seed,
-        "sequence_len": spec.sequence_len,
+        **spec.model_dump(include={"name", "kind", "seed", "sequence_len"}),
         "spec": spec.model_dump(mode="json"),
         "tokenizer": {"path": str(spec.tokenizer), "sha256": sha256(spec.tokenizer / "tokenizer.json")},
         "template": {"sha256": sha256(spec.tokenizer / "chat_template.jinja")},
-        "versions": {"hermes3": hermes3.__version__, "python": platform.python_version()} | packages,
+        "versions": versions | {name: version(name) for name in PACKAGES},
         "lock": lock,
-        "sources": [
-            {
-                "name": source.name,
-                "category": category,
-                **{"path": source.path, "repo": source.repo, "revision": files[source.name][0].revision},
-                **{"licence": source.licence, "rank": source.rank},
-                "files": hashes[source.name],
-                **{f"rows_{what}": counts.get(source.name, {}).get(what, 0) for what in ("read", "not_selected")},
-                **columns.record(counts.get(source.name, {})),
-                "rows_kept": by_source.get(source.name, NOTHING)["rows"],
-                **{key: by_source.get(source.name, NOTHING)[key] for key in ("tokens", "loss_tokens")},
-                "rejects": dict(sorted(reasons.get(source.name, {}).items())),
-            }
-            for category, source in spec.sources()
-        ],
-        "categories": {
-            name: {**by_category.get(name, NOTHING), "budget": budgets.get(name)}
-            for name in dict.fromkeys([*spec.categories, *sorted(by_category)])
-        },
+        "sources": sources,
+        "categories": {name: by_category.get(name, NOTHING) | {"budget": budgets.get(name)} for name in names},
         "total": {key: sum(part[key] for part in by_category.values()) for key in NOTHING},
-        "rejects": dict(sorted(sum((Counter(part) for part in reasons.values()), Counter()).items())),
+        "rejects": dict(sorted(sum(lost.values(), Counter()).items())),
         "shortfalls": choice.shortfalls,
         "unmet_weights": choice.unmet_weights,
         "repeated_rows": int((choice.uses > 0).sum()),
@@ -114,28 +92,23 @@ def prepared_folder(manifest: Manifest) -> str:
     return f"prepared-{manifest['output']['sha256'][:12]}"
 
 
-def totals(rows: "pa.Table", column: str) -> dict[str, dict[str, int]]:
+def totals(rows: Any, column: str) -> dict[str, dict[str, int]]:
     """{value of `column`: rows, tokens, loss_tokens} of a table with n_tokens and n_loss_tokens."""
-    sums = rows.group_by(column).aggregate([("n_tokens", "count"), ("n_tokens", "sum"), ("n_loss_tokens", "sum")])
-    columns = ("n_tokens_count", "n_tokens_sum", "n_loss_tokens_sum")
-    return {row[column]: dict(zip(NOTHING, map(row.get, columns), strict=True)) for row in sums.to_pylist()}
+    sums = rows.group_by(column).aggregate([([], "count_all"), ("n_tokens", "sum"), ("n_loss_tokens", "sum")])
+    return {key: dict(zip(NOTHING, values, strict=True)) for key, *values in map(dict.values, sums.to_pylist())}
 
 
 def composition(manifest: Manifest) -> list[dict[str, Any]]:
     """Categories in the order of the paper's table: counts, `share` of the tokens, `loss_share` of its own tokens.
 
-    Shares are fractions. An SFT mix shows all eight, since one that it lacks is a finding; a preference mix, which the
-    paper does not break down, shows its own, and their `paper_share` is None.
-    """
+    An SFT mix shows all eight; a preference mix, which the paper does not break down, its own."""
     is_sft, counts = manifest["kind"] == "sft", manifest["categories"]
-    keys = [key for key in CATEGORIES if is_sft or key in counts] + sorted(counts.keys() - CATEGORIES.keys())
     rows = []
-    for key in keys:
-        label, percent = CATEGORIES.get(key, (key, None))
+    for key in [key for key in CATEGORIES if is_sft or key in counts]:
+        label, percent = CATEGORIES[key]
         row = {"key": key, "label": label, **NOTHING, "budget": None, **counts.get(key, {})}
         row["share"] = row["tokens"] / manifest["total"]["tokens"]
         row["loss_share"] = row["loss_tokens"] / row["tokens"] if row["tokens"] else 0.0
-        row["paper_share"] = percent / 100 if percent is not None and is_sft else None
-        row["shortfall"] = manifest.get("shortfalls", {}).get(key)
-        rows.append(row)
+        row["paper_share"] = percent / 100 if is_sft else None
+        rows.append(row | {"shortfall": manifest.get("shortfalls", {}).get(key)})
     return rows

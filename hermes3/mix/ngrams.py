@@ -1,13 +1,13 @@
-"""Words of many texts as arrays, so that their n-grams can be hashed and compared without a loop over words.
+"""Words of many texts as arrays: their n-grams are hashed by prefix sums of polynomials modulo 2^64, without a loop.
 
 A word is a run of letters, marks and digits; of a script that is written without blanks (Chinese, Japanese, Thai ...)
-each character is one. Hashes are polynomials modulo 2^64: prefix sums give the hash of every run of bytes, and again of
-every run of words, at memory speed.
+each character is one.
 """
 
 import html
 import re
 import unicodedata
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -20,37 +20,36 @@ _SIGN[33:127] = ~_WORD[33:127]
 _BLANK[[*b" \t"]] = True
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|[ntr])")
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
-_WITHOUT_BLANKS = ("CJK ", "HIRAGANA ", "KATAKANA ", "HALFWIDTH KATAKANA ", "BOPOMOFO ", "YI SYLLABLE ")
-_WITHOUT_BLANKS += ("THAI ", "LAO ", "KHMER ", "MYANMAR ", "TIBETAN ")  # scripts, by the names of their characters
+# scripts, by the names of their characters
+_WITHOUT_BLANKS = ("CJK ", "HIRAGANA ", "KATAKANA ", "HALFWIDTH KATAKANA ", "BOPOMOFO ", "YI SYLLABLE ", "THAI ")
+_WITHOUT_BLANKS += ("LAO ", "KHMER ", "MYANMAR ", "TIBETAN ")
 
 
-class _Spelling(dict[int, str]):
-    """What stands for a character beyond ASCII, as `str.translate` takes it; `signs`, `hidden`: for those."""
+def _spelling(signs: str, hidden: str) -> Callable[[str], str]:
+    """What rewrites characters beyond ASCII: `signs`, those of no width as `hidden`, those of some scripts apart."""
 
-    def __init__(self, signs: str, hidden: str):
-        self.signs, self.hidden = signs, hidden
-
-    def __missing__(self, code: int) -> str:
-        char = chr(code)
+    @cache
+    def spelt(char: str) -> str:
         kind = unicodedata.category(char)
-        if kind == "Cf" or 0xFE00 <= code <= 0xFE0F:  # zero-width: joiners, soft hyphens, marks of direction, variants
-            self[code] = self.hidden
-        elif kind[0] in "LMN":
-            self[code] = f" {char} " if unicodedata.name(char, "").startswith(_WITHOUT_BLANKS) else char
-        else:
-            self[code] = self.signs.format(char) if kind[0] in "PS" else " "
-        return self[code]
+        if (
+            kind == "Cf" or "\ufe00" <= char <= "\ufe0f"
+        ):  # zero-width: joiners, soft hyphens, marks of direction, variants
+            return hidden
+        if kind[0] in "LMN":
+            return f" {char} " if unicodedata.name(char, "").startswith(_WITHOUT_BLANKS) else char
+        return signs.format(char) if kind[0] in "PS" else " "
+
+    return lambda text: _NOT_ASCII.sub(lambda beyond: "".join(map(spelt, beyond[0])), text)
 
 
-_FOLDED, _FOLDED_APART, _WRITTEN = _Spelling(" ", ""), _Spelling(" ", " "), _Spelling(" {} ", "")
+_FOLDED, _FOLDED_APART = _spelling(" ", ""), _spelling(" ", " ")
+written = _spelling(" {} ", "")  # each sign as a word of its own
 
 
 def folded(text: str) -> list[str]:
-    """The words of `text` in lower case after NFKC, whatever stands between them; twice where characters are hidden.
+    """The words of `text` in lower case after NFKC, escapes of JSON and HTML as what they stand for.
 
-    A hidden character may stand within a word or for a blank: one spelling takes it out, the other splits there.
-    What JSON and HTML write as escapes counts as what it stands for.
-    """
+    A hidden character may stand within a word or for a blank: one spelling takes it out, another splits there."""
     if "\\" in text:
         text = _ESCAPE.sub(lambda m: chr(int(m[1], 16)) if m[1] else " ", text)
     if "&" in text:
@@ -58,48 +57,32 @@ def folded(text: str) -> list[str]:
     if text.isascii():
         return [text.lower()]
     text = unicodedata.normalize("NFKC", text).casefold()
-    spellings = [_NOT_ASCII.sub(lambda m, s=s: m[0].translate(s), text) for s in (_FOLDED, _FOLDED_APART)]
-    return list(dict.fromkeys(spellings))
-
-
-def written(text: str) -> str:
-    """`text` with each sign beyond ASCII as a word of its own, and characters of scripts without blanks apart."""
-    return text if text.isascii() else _NOT_ASCII.sub(lambda m: m[0].translate(_WRITTEN), text)
+    return list(dict.fromkeys([_FOLDED(text), _FOLDED_APART(text)]))
 
 
 @cache
 def _powers(base: int, n: int) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        return np.concatenate(([np.uint64(1)], np.cumprod(np.full(n - 1, base, np.uint64))))
+    return np.concatenate(([np.uint64(1)], np.cumprod(np.full(n - 1, base, np.uint64))))
 
 
 def mix(x: np.ndarray) -> np.ndarray:
     """Spread a hash over all of its 64 bits (the finaliser of splitmix64, Steele et al. 2014)."""
-    with np.errstate(over="ignore"):
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
-class _Runs:
-    """Hashes of runs of `values`, which do not depend on where the run lies."""
-
-    def __init__(self, values: np.ndarray):
-        self.size = 1 << int(len(values)).bit_length()  # few sizes, so that few tables of powers are kept
-        with np.errstate(over="ignore"):
-            sums = np.cumsum(values * _powers(_BASE, self.size)[: len(values)], dtype=np.uint64)
-        self.sums = np.concatenate(([np.uint64(0)], sums))
-
-    def hash(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):
-            return mix((self.sums[end] - self.sums[start]) * _powers(_INVERSE, self.size)[start])
+def _runs(values: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """What hashes the runs of `values` (uint64) from their starts to their ends, wherever they lie."""
+    size = 1 << int(len(values)).bit_length()  # few sizes, so that few tables of powers are kept
+    sums = np.append(np.uint64(0), np.cumsum(values * _powers(_BASE, size)[: len(values)]))
+    return lambda start, end: mix((sums[end] - sums[start]) * _powers(_INVERSE, size)[start])
 
 
 class Words:
     """The words of `texts`: `text_of` int64[n_words], the text of each; `start`, `end` int64[n_words], in bytes.
 
-    `signs`: every sign counts as a word, and so does the indentation of a line.
-    """
+    `signs`: every sign counts as a word, and so does the indentation of a line."""
 
     def __init__(self, texts: list[str], signs: bool = False):
         encoded = [text.encode("utf-8", "replace") for text in texts]
@@ -114,29 +97,26 @@ class Words:
             order = np.argsort(start, kind="stable")
             start, end = start[order], np.concatenate([end, alone + 1, ends[indents]])[order]
         self.start, self.end = start, end
-        self.runs = _Runs(_Runs(data.astype(np.uint64)).hash(start, end))
+        self.hash = _runs(_runs(data.astype(np.uint64))(start, end))  # of words, by their numbers
         self.text_of = np.searchsorted(np.cumsum([1 + len(text) for text in encoded]), start - 1, side="right")
         self.counts = np.bincount(self.text_of, minlength=len(texts))  # words of each text
 
-    def __len__(self) -> int:
-        return len(self.start)
-
     def ngrams(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Where each run of n words within one text begins, int64[n_grams], and its hash, uint64[n_grams]."""
-        return self.at(np.arange(len(self)), n)
+        return self.at(np.arange(len(self.start)), n)
 
     def at(self, at: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Those of the word numbers `at` from which n words follow within one text, and the hashes of these words."""
-        at = at[at + n <= len(self)]
+        at = at[at + n <= len(self.start)]
         at = at[self.text_of[at] == self.text_of[at + n - 1]]
-        return at, self.runs.hash(at, at + n)
+        return at, self.hash(at, at + n)
 
     def shingles(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Each text's runs of n words, or all words of a shorter one: its number int64[n_runs], hash uint64[n_runs]."""
         at, hashes = self.ngrams(n)
         short = np.flatnonzero((self.counts > 0) & (self.counts < n))
         begin = (np.cumsum(self.counts) - self.counts)[short]
-        whole = self.runs.hash(begin, begin + self.counts[short])
+        whole = self.hash(begin, begin + self.counts[short])
         return np.concatenate([self.text_of[at], short]), np.concatenate([hashes, whole])
 
     def phrase(self, at: int, n: int) -> str:

@@ -1,25 +1,19 @@
 """How a mix packs under a recipe: Axolotl's own packer over the rows' lengths, in the order that training draws.
 
-Only lengths are read, so that 390 M tokens take seconds. The counts are those of the trainer on the hardware that the
-recipe declares. It shuffles and packs anew each epoch (`hermes3.train.fixes`), and ends an epoch at
-the number of packs that it drew before the first; no step takes packs beyond that, or too few for every rank.
-"""
+The trainer shuffles and packs anew each epoch (`hermes3.train.fixes`), and ends an epoch at the number of packs that it
+drew before the first; no step takes packs beyond that, or too few for every rank."""
 
 import math
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from more_itertools import flatten
 
 from hermes3.files import UserError
 from hermes3.mix import manifest
-
-if TYPE_CHECKING:
-    from axolotl.utils.dict import DictDefault
-    from axolotl.utils.samplers import MultipackBatchSampler
 
 # Keys that change which rows are trained on, or how often, in ways that are not followed here
 NOT_FOLLOWED = ("curriculum_sampling", "val_set_size", "dataloader_drop_last")
@@ -27,16 +21,12 @@ NOT_FOLLOWED = ("curriculum_sampling", "val_set_size", "dataloader_drop_last")
 
 @dataclass(frozen=True)
 class Packing:
-    """What one recipe makes of one mix."""
-
     rows: int
     tokens: int
     gpus: int
     capacity: int  # tokens of a pack: sequence_len, times micro_batch_size where attention takes one long row
-    packs: int  # of the first epoch, as the next three
-    efficiency: float  # tokens / (packs * capacity)
-    samples_per_pack: float
-    loss_tokens_per_pack: float
+    packs: int  # of the first epoch
+    efficiency: float  # of the first epoch: tokens / (packs * capacity)
     steps_per_epoch: list[int]  # optimizer steps
     steps: int
     tokens_per_step: float  # mean, padding not counted
@@ -44,11 +34,9 @@ class Packing:
 
 
 def preview(mix: Path, recipe: Path, resolved: dict[str, Any]) -> Packing:
-    """The packs and steps of training on the mix in folder `mix`.
+    """The packs and steps of training on the mix in folder `mix`; `resolved`: `recipe` as Axolotl resolves it.
 
-    `resolved`: the recipe at the path `recipe` as Axolotl resolves it, its `hardware` included. `UserError` for a
-    recipe that does not pack, and for a mix that is none, holds pairs or is too long.
-    """
+    `UserError` for a recipe that does not pack, and for a mix that is none, holds pairs or is too long."""
     from axolotl.utils.dict import DictDefault
 
     cfg = DictDefault(resolved)
@@ -56,12 +44,10 @@ def preview(mix: Path, recipe: Path, resolved: dict[str, Any]) -> Packing:
         raise UserError(f"{recipe}: sample_packing: this recipe does not pack, there is nothing to preview")
     if keys := [key for key in NOT_FOLLOWED if cfg[key]]:
         raise UserError(f"{recipe}: {keys[0]}: packing cannot be previewed with it")
-    lengths, n_loss = read_lengths(mix, cfg)
-    if lengths.max() > cfg.sequence_len:
-        raise UserError(
-            f"{mix}: a row has {lengths.max():,} tokens, sequence_len of {recipe} is {cfg.sequence_len:,}; "
-            "build the mix for that length"
-        )
+    lengths = read_lengths(mix, cfg)
+    if (longest := lengths.max()) > cfg.sequence_len:
+        wrong = f"a row has {longest:,} tokens, sequence_len of {recipe} is {cfg.sequence_len:,}"
+        raise UserError(f"{mix}: {wrong}; build the mix for that length")
     gpus, accumulation = cfg.hardware.nodes * cfg.hardware.gpus_per_node, cfg.gradient_accumulation_steps
     packer = trainer_packer(lengths, cfg, gpus)
     per_rank = len(packer) // gpus
@@ -73,44 +59,32 @@ def preview(mix: Path, recipe: Path, resolved: dict[str, Any]) -> Packing:
     for batches in epochs:
         n = len(batches) // gpus
         # the last step of a short epoch is not made if it lacks micro-batches
-        done = n // accumulation + (n == per_rank and n % accumulation > 0)
-        done = min(done, steps - sum(steps_per_epoch))
-        taken = _rows(batches[: min(done * accumulation, n) * gpus])
+        done = min(n // accumulation + (n == per_rank and n % accumulation > 0), steps - sum(steps_per_epoch))
+        taken = list(flatten(flatten(batches[: min(done * accumulation, n) * gpus])))
         steps_per_epoch.append(done)
         rows_left_out.append(len(lengths) - len(taken))
         tokens += int(lengths[taken].sum())
     if not (total := sum(steps_per_epoch)):
         raise UserError(f"{len(packer)} batches are too few for a step on {gpus} GPUs; build a larger mix")
-    packs, packed = sum(map(len, epochs[0])), _rows(epochs[0])
-    return Packing(
-        rows=len(lengths),
-        tokens=int(lengths.sum()),
-        gpus=gpus,
-        capacity=packer.batch_max_len,
-        packs=packs,
-        efficiency=float(lengths[packed].sum() / (packs * packer.batch_max_len)),
-        samples_per_pack=len(packed) / packs,
-        loss_tokens_per_pack=float(n_loss[packed].sum() / packs),
-        steps_per_epoch=steps_per_epoch,
-        steps=total,
-        tokens_per_step=tokens / total,
-        rows_left_out=rows_left_out,
-    )
+    capacity, packs = packer.batch_max_len, sum(map(len, epochs[0]))
+    full = float(lengths[list(flatten(flatten(epochs[0])))].sum() / (packs * capacity))
+    sizes = (len(lengths), int(lengths.sum()), gpus, capacity, packs, full)
+    return Packing(*sizes, steps_per_epoch, total, tokens / total, rows_left_out)
 
 
-def read_lengths(mix: Path, cfg: "DictDefault") -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and loss tokens, int64[rows], in the order that Axolotl's loading gives the rows."""
+def read_lengths(mix: Path, cfg: Any) -> np.ndarray:
+    """Tokens, int64[rows], in the order that Axolotl's loading gives the rows."""
     from axolotl.utils.data.shared import merge_datasets
     from datasets import Dataset
 
     if (kind := manifest.read(mix)["kind"]) != "sft":
         raise UserError(f"{mix}: a mix of kind {kind} is not packed")
-    rows = pq.read_table(mix / "rows", columns=["n_tokens", "n_loss_tokens"]).combine_chunks()
-    rows = merge_datasets([Dataset(rows)], cfg).with_format("arrow")[:]  # shuffles; as Arrow 1 M rows take 2 s, not 10
-    return rows["n_tokens"].to_numpy(), rows["n_loss_tokens"].to_numpy()
+    rows = Dataset(pq.read_table(mix / "rows", columns=["n_tokens"]).combine_chunks())
+    # shuffles; as Arrow 1 M rows take 2 s, not 10
+    return merge_datasets([rows], cfg).with_format("arrow")[:]["n_tokens"].to_numpy()
 
 
-def trainer_packer(lengths: np.ndarray, cfg: "DictDefault", gpus: int) -> "MultipackBatchSampler":
+def trainer_packer(lengths: np.ndarray, cfg: Any, gpus: int) -> Any:
     """The packer that Axolotl's trainer makes after seeding; its `len` is the number of batches drawn for an epoch."""
     import torch
     from accelerate.data_loader import SeedableRandomSampler
@@ -120,17 +94,11 @@ def trainer_packer(lengths: np.ndarray, cfg: "DictDefault", gpus: int) -> "Multi
     # as AxolotlTrainer._create_multipack_sampler
     real_batches = cfg.multipack_real_batches
     real_batches = not cfg.attn_supports_packing if real_batches is None else real_batches
-    packer = MultipackBatchSampler(
-        RandomSampler(lengths),
-        lengths=lengths,
-        batch_size=cfg.micro_batch_size if real_batches else 1,
-        batch_max_len=cfg.sequence_len * (1 if real_batches else cfg.micro_batch_size),
-        group_size=cfg.sample_packing_group_size,
-        bin_size=cfg.sample_packing_bin_size,
-        sequential=bool(cfg.sample_packing_sequentially),
-        drop_last=True,
-        num_processes=1,  # more give the same packs
-    )
+    size, length = (cfg.micro_batch_size, 1) if real_batches else (1, cfg.micro_batch_size)
+    settings = {"batch_size": size, "batch_max_len": cfg.sequence_len * length, "drop_last": True}
+    settings |= {"group_size": cfg.sample_packing_group_size, "bin_size": cfg.sample_packing_bin_size}
+    settings |= {"sequential": bool(cfg.sample_packing_sequentially), "num_processes": 1}  # more give the same packs
+    packer = MultipackBatchSampler(RandomSampler(lengths), lengths=lengths, **settings)
     packer.num_count_samples = 1 if gpus >= 4 else 4  # the packer would read it off this process's WORLD_SIZE
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
@@ -139,25 +107,8 @@ def trainer_packer(lengths: np.ndarray, cfg: "DictDefault", gpus: int) -> "Multi
     return packer
 
 
-def epoch_batches(packer: "MultipackBatchSampler", epoch: int) -> list[list[list[int]]]:
+def epoch_batches(packer: Any, epoch: int) -> list[list[list[int]]]:
     """Row numbers by batch and pack, of one epoch (from 0), the batches of all ranks in turn."""
     packer.sampler.set_epoch(epoch)
     packer.set_epoch(epoch)
     return list(packer)
-
-
-def _rows(batches: list[list[list[int]]]) -> np.ndarray:
-    return np.fromiter(chain.from_iterable(chain.from_iterable(batches)), dtype=np.int64)
-
-
-def as_text(packing: Packing) -> str:
-    """For people."""
-    epochs = " + ".join(f"{n:,}" for n in packing.steps_per_epoch)
-    return (
-        f"{packing.rows:,} rows, {packing.tokens:,} tokens\n"
-        f"{packing.packs:,} packs of {packing.capacity:,} tokens, {packing.efficiency:.2%} full: "
-        f"{packing.samples_per_pack:.1f} rows and {packing.loss_tokens_per_pack:,.0f} loss tokens each\n"
-        f"{packing.steps:,} steps on {packing.gpus} GPUs, by epoch {epochs}; "
-        f"{packing.tokens_per_step:,.0f} tokens each\n"
-        f"{max(packing.rows_left_out):,} rows at most are left out of an epoch, in packs that no step takes"
-    )

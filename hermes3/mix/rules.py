@@ -1,12 +1,11 @@
 """Word lists and patterns of the rules on text: data_mixes/rules/*.yml, whose heads say how they are written."""
 
 import re
-from pathlib import Path
 from typing import Any
 
-from hermes3.files import read_yaml
+from hermes3.files import ROOT, read_yaml
 
-FOLDER = Path(__file__).parents[2] / "data_mixes/rules"
+FOLDER = ROOT / "data_mixes/rules"
 
 
 def load(name: str) -> dict[str, Any]:
@@ -21,7 +20,7 @@ def load(name: str) -> dict[str, Any]:
         parts[part] = expanded(text)
     data["words"] = {key: frozenset(text.split()) for key, text in data.get("words", {}).items()}
     data["marks"] = {key: tuple(mark.replace("~", "\n") for mark in m) for key, m in data.get("marks", {}).items()}
-    data["patterns"] = {key: re.compile(expanded(text)) for key, text in data["patterns"].items()}
+    data["patterns"] = {key: re.compile(expanded(text)) for key, text in data.get("patterns", {}).items()}
     for rule in data.get("rules", []):
         if "pattern" in rule:
             rule["pattern"] = re.compile(expanded(rule["pattern"]), re.DOTALL)

@@ -1,36 +1,39 @@
 """One chunk of a source through every stage that reads a row by itself: adapt, filter, tokenise, decontaminate.
 
-The result is a shard: an Arrow file in the cache, named by a hash of all that shapes it (`Stages.key`), with the rows
-that were left out in its metadata. A shard that is there is never made again, so a build that was killed goes on where
-it was, and a build with another budget or seed begins with its last stage.
+The result is a shard: an Arrow file in the cache, named by a hash of all that shapes it, with the rows that were left
+out in its metadata. A shard that is there is never made again. From the shards the chosen rows are written.
 """
 
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 import secrets
+import threading
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cache
+from contextlib import suppress
+from itertools import batched
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from hermes3.chat.render import Renderer, assistant_text, prompt_text, turns
+from hermes3.chat.render import IGNORE, Renderer, assistant_text, prompt_text, turns
+from hermes3.files import sha256
 from hermes3.messages import BadRow
-from hermes3.mix import dedup, filters
+from hermes3.mix import dedup, filters, rules
 from hermes3.mix.adapt import ADAPTERS, Example
 from hermes3.mix.classify import classify
 from hermes3.mix.columns import Row
 from hermes3.mix.decontaminate import Index
 from hermes3.mix.read import Chunk, parse, selected
-from hermes3.mix.rules import FOLDER as RULES
-from hermes3.mix.spec import Source, Spec
+from hermes3.mix.spec import Category, Spec
 
 BATCH = 500  # rows; about 1 MB of text, which the caches of a core hold
 SIDES = ("chosen", "rejected")
@@ -38,14 +41,9 @@ SHARD_NAME = re.compile(r"\.?[0-9a-f]{32}\.arrow(?P<unfinished>\.hermes3-[0-9a-f
 REJECTS = pa.schema([(key, pa.string()) for key in ("id", "source", "stage", "reason", "detail")])
 # what is needed to choose among rows, without the rows themselves
 SHORT = ("id", "source", "category", "n_tokens", "n_loss_tokens", "n_turns", "hash", "words", "signature")
-# The code that decides a row's bytes, relative to hermes3/. A test compares it with what this module imports
-SHAPED_BY = (
-    *("messages.py", "chat/encode.py", "chat/prompts.py", "chat/render.py"),
-    *(
-        f"mix/{name}.py"
-        for name in ("adapt", "classify", "columns", "decontaminate", "dedup", "filters", "ngrams", "read")
-    ),
-    *(f"mix/{name}.py" for name in ("refusals", "rules", "shard", "tool_text", "turns")),
+# of the files that train; a fourth column would break Axolotl's packing collator
+TRAIN = pa.schema(
+    [("input_ids", pa.list_(pa.int32())), ("attention_mask", pa.list_(pa.int8())), ("labels", pa.list_(pa.int32()))]
 )
 
 
@@ -63,15 +61,17 @@ def schema(spec: Spec) -> pa.Schema:
     return pa.schema(list(columns.items()))
 
 
-@dataclass(frozen=True)
 class Stages:
     """What the rows go through. It is sent to every worker once."""
 
-    spec: Spec
-    renderer: Renderer
-    index: Index | None
-    base_key: str  # hash of tokenizer, evaluation texts and code
-    sources: dict[str, tuple[str | None, Source]] = field(default_factory=dict)  # by name: category, source
+    def __init__(self, spec: Spec, renderer: Renderer, index: Index | None):
+        self.spec, self.renderer, self.index = spec, renderer, index
+        self.sources = {source.name: (category, source) for category, source in spec.sources()}
+        package = Path(__file__).parents[1]
+        code = [package / "messages.py", *sorted(package.glob("chat/*.*")), *sorted(package.glob("mix/*.py"))]
+        files = [spec.tokenizer / name for name in ("tokenizer.json", "tokenizer_config.json")]
+        files += [*code, *sorted(rules.FOLDER.glob("*.yml"))]
+        self.made_of = [*map(sha256, files), index.digest() if index else ""]
 
     def key(self, chunk: Chunk) -> str:
         """Hash of the chunk's bytes, the source's declaration, and all else that shapes its shard."""
@@ -79,36 +79,35 @@ class Stages:
         limits = {name: (c.min_tokens, c.max_tokens) for name, c in self.spec.categories.items()}
         near = self.spec.near_duplicates.model_dump() if self.spec.near_duplicates else None
         declared = source.model_dump(include={"name", "adapter", "columns", "where", "skip_filters"})
-        settings = [self.base_key, self.spec.kind, self.spec.sequence_len, near, category, declared, limits]
+        settings = [self.made_of, self.spec.kind, self.spec.sequence_len, near, category, declared, limits]
         digest = hashlib.sha256(json.dumps([*settings, chunk.file, chunk.first], sort_keys=True).encode())
         for line in chunk.lines:
             digest.update(line + b"\n")
         return digest.hexdigest()[:32]
 
 
-@cache
-def code_hash() -> str:
-    """Hash of the code and the word lists that shape a shard."""
-    package = Path(__file__).parents[1]
-    files = [*(package / name for name in SHAPED_BY), package / "chat/hermes3.jinja", *sorted(RULES.glob("*.yml"))]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+_stages: Stages  # of this worker
 
 
-def make(chunk: Chunk, stages: Stages, folder: Path, key: str) -> None:
-    """Process `chunk` and write `KEY.arrow`."""
+def start(stages: Stages) -> None:
+    """Make this thread or process one that makes shards."""
+    global _stages
+    _stages = stages
+    if parent := multiprocessing.parent_process():
+        # a killed parent cannot tell us to stop
+        threading.Thread(target=lambda: os._exit(parent.join() or 1), daemon=True).start()
+        os.environ["RAYON_NUM_THREADS"] = "1"  # of tokenizers and rensa: the processes are the parallelism
+        pa.set_cpu_count(1)
+
+
+def make(chunk: Chunk, path: Path) -> None:
+    """Process `chunk` and write its shard."""
     rejects: list[Example] = []
     counts: Counter[str] = Counter()
-    tables = []
-    rows = _rows(chunk, stages, rejects, counts)
-    for start in range(0, len(rows), BATCH):
-        batch, columns = _tokenise(rows[start : start + BATCH], stages, rejects)
-        if stages.index:
-            batch, columns = _decontaminate(batch, columns, stages.index, rejects)
-        if batch:
-            tables.append(_table(batch, columns, stages.spec))
-    table = pa.concat_tables(tables).combine_chunks() if tables else schema(stages.spec).empty_table()
+    rows = _rows(chunk, _stages, rejects, counts)
+    tables = [_table(list(batch), _stages, rejects) for batch in batched(rows, BATCH)]
+    table = pa.concat_tables([schema(_stages.spec).empty_table(), *tables]).combine_chunks()
     about = {"counts": counts, "bytes": sum(map(len, chunk.lines)), "rejects": rejects}
-    path = folder / f"{key}.arrow"
     table = table.replace_schema_metadata({"hermes3": json.dumps(about)})
     tmp = path.with_name(f".{path.name}.hermes3-{secrets.token_hex(4)}")
     try:
@@ -133,31 +132,27 @@ def _reject(row: Example, stage: str, reason: str, detail: str) -> Example:
 def _rows(chunk: Chunk, stages: Stages, rejects: list[Example], counts: Counter[str]) -> list[Example]:
     """The chunk's rows in the one message form that pass the filters, each with id, source and category."""
     category, source = stages.sources[chunk.source]
-    adapt, skip = ADAPTERS[source.adapter], frozenset(source.skip_filters)
     kept = []
     for number, line in enumerate(chunk.lines, chunk.first):
-        if not line.strip():
-            continue
         place = f"{chunk.file}:{number}"
         row: Example = {"id": place, "source": source.name}
         stage = "read"
+        counts["read"] += 1
         try:
             raw = parse(line)
-            if source.where and not selected(raw, source.where):
-                counts["not_selected"] += 1
+            if not selected(raw, source.where):
+                counts.update(read=-1, not_selected=1)
                 continue
-            counts["read"] += 1
             if isinstance(raw, dict) and isinstance(raw.get("id"), str | int) and str(raw["id"]).isprintable():
                 row["id"] = str(raw["id"]) or place
             stage = "adapt"
             noted = Row(raw, source.columns)
-            row |= adapt(noted)
+            row |= ADAPTERS[source.adapter](noted)
             counts.update(f"{what}: {name}" for what, name in noted.account())
             stage = "filter"
-            filters.apply(row, skip)
+            filters.apply(row, frozenset(source.skip_filters))
             row["json"] = _json(row)
         except BadRow as bad:
-            counts["read"] += stage == "read"
             rejects.append(_reject(row, stage, bad.reason, f"{place}: {bad.detail}"))
             continue
         row["category"] = category or classify(row)
@@ -173,97 +168,71 @@ def _json(row: Example) -> dict[str, bytes]:
         raise BadRow("broken_text", str(error)) from None
 
 
-def _tokenise(rows: list[Example], stages: Stages, rejects: list[Example]) -> tuple[list[Example], dict[str, Any]]:
-    """The rows that fit, and their columns of tokens (sft) or text (preference)."""
-    columns = (_tokens if stages.spec.kind == "sft" else _texts)(rows, stages.renderer)
-    keep = []
-    for i, row in enumerate(rows):
-        try:
-            _check(row, stages)
-            keep.append(i)
-        except BadRow as bad:
-            rejects.append(_reject(row, "tokenise", bad.reason, bad.detail))
-    return _kept(rows, columns, keep)
+def _table(rows: list[Example], stages: Stages, rejects: list[Example]) -> pa.Table:
+    """The rows that fit and hold no evaluation text in anything that trains or conditions."""
+    spec, index = stages.spec, stages.index
+    columns = (_tokens if spec.kind == "sft" else _texts)(rows, stages.renderer)
+    bad = {i: ("tokenise", *why) for i, row in enumerate(rows) if (why := _unfit(row, stages))}
+    if index:
+        texts = [(i, text) for i, row in enumerate(rows) if i not in bad for text in _read_in_training(row)]
+        for text, detail in index.hits([text for _, text in texts]).items():
+            bad.setdefault(texts[text][0], ("decontaminate", "evaluation_text", detail))
+    rejects += [_reject(rows[i], *why) for i, why in bad.items()]
+    written = [b"\n".join(row["json"].values()) for row in rows]
+    columns |= {"hash": [*map(dedup.content_hash, written)], "words": [*map(dedup.words_hash, written)]}
+    columns["n_turns"] = [sum(m["role"] == "assistant" for m in row["messages"]) + ("chosen" in row) for row in rows]
+    columns |= {key: [row[key] for row in rows] for key in ("id", "source", "category", "n_tokens", "n_loss_tokens")}
+    columns |= {key: [row["json"][key].decode() for row in rows] for key in rows[0]["json"]}
+    if spec.near_duplicates:
+        columns["signature"] = [row.tobytes() for row in dedup.signatures(rows, spec.near_duplicates)]
+    keep = pa.array([i for i in range(len(rows)) if i not in bad], pa.int64())
+    return pa.table(columns, schema=schema(spec)).take(keep)
 
 
-def _tokens(rows: list[Example], renderer: Renderer) -> dict[str, pa.Array]:
+def _tokens(rows: list[Example], renderer: Renderer) -> dict[str, Any]:
     batch = renderer.batch([(row["messages"], row["tools"]) for row in rows])
     offsets = pa.array(batch.offsets.astype(np.int32))
     n_loss = np.diff(np.append(0, np.cumsum(batch.loss))[batch.offsets])
     for row, n_tokens, n in zip(rows, np.diff(batch.offsets).tolist(), n_loss.tolist(), strict=True):
         row.update(n_tokens=n_tokens, n_longest=n_tokens, n_loss_tokens=n)
-    return {
-        "input_ids": pa.ListArray.from_arrays(offsets, pa.array(batch.input_ids)),
-        "loss": pa.ListArray.from_arrays(offsets, pa.array(batch.loss)),
-    }
+    values = {"input_ids": batch.input_ids, "loss": batch.loss}
+    return {name: pa.ListArray.from_arrays(offsets, pa.array(array)) for name, array in values.items()}
 
 
-def _texts(rows: list[Example], renderer: Renderer) -> dict[str, pa.Array]:
+def _texts(rows: list[Example], renderer: Renderer) -> dict[str, Any]:
     """Text, for Axolotl's pass-through (its own chat strategy for DPO drops tool calls). TRL's tokenizer adds BOS."""
-    sides = [([*row["messages"], row[side]], row["tools"]) for row in rows for side in SIDES]
-    tokens = renderer.render(sides)
+    tokens = renderer.render([([*row["messages"], row[side]], row["tools"]) for row in rows for side in SIDES])
     for row, *pair in zip(rows, tokens[::2], tokens[1::2], strict=True):
         lengths = [len(one.input_ids) for one in pair]
         row.update(n_tokens=sum(lengths), n_longest=max(lengths), n_loss_tokens=sum(one.n_completion for one in pair))
-    columns = {"prompt_text": pa.array([prompt_text(row["messages"], row["tools"]) for row in rows], pa.string())}
-    for side in SIDES:
-        answers = [assistant_text(row[side]) + "<|im_end|>" for row in rows]
-        columns[f"{side}_text"] = pa.array(answers, pa.string())
-    return columns
+    columns = {f"{side}_text": [assistant_text(row[side]) + "<|im_end|>" for row in rows] for side in SIDES}
+    return columns | {"prompt_text": [prompt_text(row["messages"], row["tools"]) for row in rows]}
 
 
-def _check(row: Example, stages: Stages) -> None:
-    category, longest = stages.spec.categories.get(row["category"]), row["n_longest"]
-    if longest > stages.spec.sequence_len:
-        raise BadRow("over_sequence_len", f"{longest} > {stages.spec.sequence_len} tokens")
-    if category and longest < category.min_tokens:
-        raise BadRow("under_min_tokens", f"{longest} < {category.min_tokens} tokens ({row['category']})")
-    if category and category.max_tokens and longest > category.max_tokens:
-        raise BadRow("over_max_tokens", f"{longest} > {category.max_tokens} tokens ({row['category']})")
+def _unfit(row: Example, stages: Stages) -> tuple[str, str] | None:
+    """(reason, detail) of a row that is too long or too short, or that cannot train."""
+    spec, n_tokens = stages.spec, row["n_longest"]
+    category = spec.categories.get(row["category"], Category())
+    if n_tokens > spec.sequence_len:
+        return "over_sequence_len", f"{n_tokens} > {spec.sequence_len} tokens"
+    if n_tokens < category.min_tokens:
+        return "under_min_tokens", f"{n_tokens} < {category.min_tokens} tokens ({row['category']})"
+    if category.max_tokens and n_tokens > category.max_tokens:
+        return "over_max_tokens", f"{n_tokens} > {category.max_tokens} tokens ({row['category']})"
     if row["n_loss_tokens"] == 0:
-        raise BadRow("no_loss_tokens", "nothing in it is trained")
-    if stages.spec.kind == "preference":
+        return "no_loss_tokens", "nothing in it is trained"
+    if spec.kind == "preference":
         # tokenised from text by TRL, a special token that a person typed would become one
         texts = [message["content"] for message in [*row["messages"], row["chosen"], row["rejected"]]]
         if typed := [token for token in stages.renderer.encode.control if any(token in text for text in texts)]:
-            raise BadRow("control_token_in_text", typed[0])
-
-
-def _decontaminate(
-    rows: list[Example], columns: dict[str, Any], index: Index, rejects: list[Example]
-) -> tuple[list[Example], dict[str, Any]]:
-    """The rows that hold no evaluation text in anything that trains or conditions, and their columns."""
-    texts = [(i, text) for i, row in enumerate(rows) for text in _read_in_training(row)]
-    hit: dict[int, str] = {}
-    for text, detail in index.hits([text for _, text in texts]).items():
-        hit.setdefault(texts[text][0], detail)
-    for i, detail in sorted(hit.items()):
-        rejects.append(_reject(rows[i], "decontaminate", "evaluation_text", detail))
-    return _kept(rows, columns, [i for i in range(len(rows)) if i not in hit])
+            return "control_token_in_text", typed[0]
+    return None
 
 
 def _read_in_training(row: Example) -> Iterator[str]:
     """What the template writes: system prompt, tools, turns, calls, responses; and both answers of a pair."""
     yield from (turn.text for turn in turns(row["messages"], row["tools"]))
     yield from (assistant_text(row[side]) for side in SIDES if side in row)
-
-
-def _kept(rows: list[Example], columns: dict[str, Any], keep: list[int]) -> tuple[list[Example], dict[str, Any]]:
-    return [rows[i] for i in keep], {name: column.take(pa.array(keep, pa.int64())) for name, column in columns.items()}
-
-
-def _table(rows: list[Example], columns: dict[str, Any], spec: Spec) -> pa.Table:
-    values: dict[str, Any] = {key: [row[key] for row in rows] for key in ("id", "source", "category")}
-    values |= {key: [row[key] for row in rows] for key in ("n_tokens", "n_loss_tokens")}
-    said = [b"\n".join(row["json"].values()) for row in rows]
-    values |= {"hash": list(map(dedup.content_hash, said)), "words": list(map(dedup.words_hash, said))}
-    values["n_turns"] = [sum(m["role"] == "assistant" for m in row["messages"]) + ("chosen" in row) for row in rows]
-    values |= {key: [row["json"][key].decode() for row in rows] for key in rows[0]["json"]}
-    if spec.near_duplicates:
-        values["signature"] = [row.tobytes() for row in dedup.signatures(rows, spec.near_duplicates)]
-    shape = schema(spec)
-    columns |= {name: pa.array(column, shape.field(name).type) for name, column in values.items()}
-    return pa.table({name: columns[name] for name in shape.names}, schema=shape)
 
 
 def example(rows: pa.Table, number: int) -> Example:
@@ -275,12 +244,46 @@ def sweep(folder: Path, keep: set[str]) -> None:
     """Remove the shards in `folder` whose names are not in `keep`, and what killed builds left; nothing else."""
     for path in folder.iterdir():
         name = SHARD_NAME.fullmatch(path.name)
-        if name and path.name not in keep and (name["unfinished"] or _is_shard(path)):
-            path.unlink()
+        if name and path.name not in keep:
+            with suppress(OSError, pa.ArrowInvalid):  # it is no shard
+                if name["unfinished"] or b"hermes3" in (open_shard(path).schema.metadata or {}):
+                    path.unlink()
 
 
-def _is_shard(path: Path) -> bool:
-    try:
-        return b"hermes3" in (open_shard(path).schema.metadata or {})
-    except (OSError, pa.ArrowInvalid):
-        return False
+def write_part(out: Path, number: int, shards: list[Path], starts: np.ndarray, rows: np.ndarray, uses: np.ndarray):
+    """Write part `number` of train/ and rows/: `rows` are numbers over all shards; shard i begins at `starts[i]`."""
+    order = np.argsort(rows, kind="stable")
+    shard_of = np.searchsorted(starts, rows[order], side="right") - 1
+    places = {i: rows[order][shard_of == i] - starts[i] for i in np.unique(shard_of)}
+    tables = [open_shard(shards[i]).take(pa.array(place)) for i, place in places.items()]
+    table = pa.concat_tables(tables).combine_chunks().take(pa.array(np.argsort(order)))
+    write_parquet(_train(table), out / f"train/part-{number:05d}.parquet")
+    # for people; a row that is used again has the number of its use after its id
+    ids = [f"{i}#{use + 1}" if use else i for i, use in zip(table["id"].to_pylist(), uses.tolist(), strict=True)]
+    changed = {"id": ids, "hash": [value.hex() for value in table["hash"].to_pylist()]}
+    names = ["id", "source", "category", "hash", "n_tokens", "n_loss_tokens", "n_turns", "messages", "tools", *SIDES]
+    columns = {name: changed.get(name, table[name]) for name in names if name in table.column_names}
+    write_parquet(pa.table(columns), out / f"rows/part-{number:05d}.parquet")
+
+
+def _train(table: pa.Table) -> pa.Table:
+    if "prompt_text" in table.column_names:
+        return pa.table({"prompt": table["prompt_text"], **{side: table[f"{side}_text"] for side in SIDES}})
+    ids, loss = table["input_ids"].combine_chunks(), table["loss"].combine_chunks()
+    tokens, bears_loss = ids.flatten().to_numpy(), loss.flatten().to_numpy(zero_copy_only=False)
+    labels = np.where(bears_loss, tokens, np.int32(IGNORE))
+    offsets = pa.array(np.append(0, np.cumsum(pc.list_value_length(ids).to_numpy())).astype(np.int32))
+    values = (tokens, np.ones(len(tokens), np.int8), labels)
+    return pa.table([pa.ListArray.from_arrays(offsets, pa.array(array)) for array in values], schema=TRAIN)
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(table, path, compression="zstd", compression_level=1, use_dictionary=["source", "category"])
+
+
+def output_hash(out: Path) -> dict[str, str | dict[str, str]]:
+    """Hash of every parquet file, and of them all."""
+    files = {str(path.relative_to(out)): sha256(path) for path in sorted(out.rglob("*.parquet"))}
+    together = "".join(f"{name} {digest}\n" for name, digest in files.items())
+    return {"sha256": hashlib.sha256(together.encode()).hexdigest(), "files": files}

@@ -4,27 +4,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from hermes3.files import read_model
+from hermes3.files import ROOT, read_model, read_yaml
 
-# Table 1 of the Hermes 3 report (arXiv 2408.11857): key, name, percent of tokens. The printed percentages sum to 100.5.
-CATEGORIES = {
-    "general_instructions": ("General Instructions", 60.6),
-    "domain_expert": ("Domain Expert", 12.8),
-    "math": ("Math", 6.7),
-    "roleplaying": ("Roleplaying", 6.1),
-    "coding": ("Coding", 4.5),
-    "tool_use_agentic_rag": ("Tool Use, Agentic, and RAG", 4.3),
-    "content_generation": ("Content Generation", 3.0),
-    "steering_alignment": ("Steering and Alignment", 2.5),
-}
+# {category: (name, percent of tokens)}
+CATEGORIES = {key: tuple(value) for key, value in read_yaml(ROOT / "data_mixes/rules/categories.yml").items()}
 Adapter = Literal[
     *("messages", "sharegpt", "instruction", "alpaca", "question_answer", "prompt_completion", "glaive_rag"),
     "preference",
 ]
 Filter = Literal["refusal", "unterminated_code", "json_mode", "tool_call_text", "broken_text"]
-Kind = Literal["sft", "preference"]
 
 
 class Strict(BaseModel):
@@ -35,54 +25,37 @@ class Source(Strict):
     """Rows of one shape: a local path, or files of a Hub dataset at a pinned revision."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
-    path: str | None = Field(default=None, description="file or glob, relative to --data-root")
-    repo: str | None = Field(default=None, description="Hub dataset, OWNER/NAME")
-    revision: str | None = Field(default=None, description="commit of the Hub dataset; `main` is not pinned")
+    path: str | None = None  # file or glob, relative to --data-root
+    repo: str | None = None  # Hub dataset, OWNER/NAME
+    revision: str | None = None  # commit of the Hub dataset; `main` is not pinned
     config: str | None = None
     split: str = "train"
-    files: list[str] = Field(default=[], description="globs within the Hub dataset, instead of config and split")
-    adapter: Adapter = Field(description="the shape of its rows: see hermes3/mix/adapt.py")
-    licence: str = Field(description="as its publisher states it")
-    columns: dict[str, str] = Field(default={}, description="column of its rows: the column that the adapter reads")
-    ignore: list[str] = Field(default=[], description="columns and fields of turns that are not to be read")
-    where: dict[str, Any] = Field(default={}, description="column: value, or list of values, of the rows to take")
-    rank: int = Field(default=1, ge=1, description="quality; 1 is the strongest generator, taken and kept first")
-    weight: float | None = Field(default=None, gt=0, description="share of its category's tokens, against the others'")
-    max_repeat: int = Field(default=1, ge=1, description="how often a row may be used to fill a budget")
-    max_bad_rows: float | None = Field(default=None, ge=0, le=1, description="as the mix's, for this source")
+    files: list[str] = []  # globs within the Hub dataset, instead of config and split
+    adapter: Adapter  # the shape of its rows: see hermes3/mix/adapt.py
+    licence: str  # as its publisher states it
+    columns: dict[str, str] = {}  # column of its rows: the column that the adapter reads
+    ignore: list[str] = []  # columns and fields of turns that are not to be read
+    where: dict[str, Any] = {}  # column: value, or list of values, of the rows to take
+    rank: PositiveInt = 1  # quality; 1 is the strongest generator, taken and kept first
+    weight: PositiveFloat | None = None  # share of its category's tokens, against the others'
+    max_repeat: PositiveInt = 1  # how often a row may be used to fill a budget
+    max_bad_rows: float | None = Field(None, ge=0, le=1)  # as the mix's, for this source
     skip_filters: list[Filter] = []
-
-    @model_validator(mode="after")
-    def _one_place(self) -> Self:
-        if (self.path is None) == (self.repo is None):
-            raise ValueError("give either path (local) or repo (Hub)")
-        if self.repo and not self.revision:
-            raise ValueError("revision is missing: a commit, or main until `hermes3 mix lock` resolves it")
-        if self.path and (self.revision or self.config or self.files):
-            raise ValueError("revision, config and files belong to a repo, not to a path")
-        return self
 
 
 class Category(Strict):
     """Without a budget, every row is taken."""
 
-    tokens: int | None = Field(default=None, gt=0, description="budget in tokens as trained")
-    percent: float | None = Field(default=None, gt=0, le=100, description="budget in percent of the mix's tokens")
-    min_tokens: int = Field(default=0, ge=0, description="shorter conversations are dropped")
-    max_tokens: int | None = Field(default=None, gt=0, description="longer conversations are dropped")
+    tokens: PositiveInt | None = None  # budget as trained
+    percent: float | None = Field(None, gt=0, le=100)  # budget in percent of the mix's tokens
+    min_tokens: NonNegativeInt = 0  # shorter conversations are dropped
+    max_tokens: PositiveInt | None = None  # longer conversations are dropped
     sources: list[Source] = []
-
-    @model_validator(mode="after")
-    def _weights(self) -> Self:
-        weighted = [source.weight is not None for source in self.sources]
-        if any(weighted) and not all(weighted):
-            raise ValueError("weight: set it for every source of the category, or for none")
-        return self
 
 
 class NearDuplicates(Strict):
-    threshold: float = Field(default=0.8, ge=0.3, le=1, description="Jaccard similarity of word n-grams, of each part")
-    ngram: int = Field(default=5, ge=1)
+    threshold: float = Field(0.8, ge=0.3, le=1)  # Jaccard similarity of word n-grams, of each part
+    ngram: PositiveInt = 5
     permutations: Literal[64, 128, 256] = 128
 
 
@@ -90,17 +63,9 @@ class EvalSet(Strict):
     """Text that must not be trained on: an lm-eval task's split, or a file."""
 
     task: str | None = None
-    split: str | None = Field(default=None, description="of the task; by default the one that lm-eval scores")
-    path: str | None = Field(default=None, description="jsonl or json, relative to --data-root")
-    fields: list[str] = Field(
-        default=[], description="what is searched for; by default all but what is named an answer"
-    )
-
-    @model_validator(mode="after")
-    def _one_place(self) -> Self:
-        if (self.path is None) == (self.task is None):
-            raise ValueError("give either task (lm-eval) or path (local)")
-        return self
+    split: str | None = None  # of the task; by default the one that lm-eval scores
+    path: str | None = None  # jsonl or json, relative to --data-root
+    fields: list[str] = []  # what is searched for; by default all but what is named an answer
 
     @property
     def name(self) -> str:
@@ -108,10 +73,8 @@ class EvalSet(Strict):
 
 
 class Decontaminate(Strict):
-    ngram: int = Field(default=13, ge=5, description="words")
-    min_words: int = Field(
-        default=8, ge=5, description="shorter texts than ngram are searched for whole, down to this length"
-    )
+    ngram: int = Field(13, ge=5)  # words
+    min_words: int = Field(8, ge=5)  # shorter texts than ngram are searched for whole, down to this length
     against: list[EvalSet] = Field(min_length=1)
 
 
@@ -119,16 +82,16 @@ class Spec(Strict):
     """A whole mix."""
 
     name: str
-    kind: Kind
-    tokenizer: Path = Field(description="folder made by `hermes3 tokenizer build`; it holds the template")
-    sequence_len: int = Field(gt=0, description="longer conversations are dropped, never cut")
+    kind: Literal["sft", "preference"]
+    tokenizer: Path  # folder made by `hermes3 tokenizer build`; it holds the template
+    sequence_len: PositiveInt  # longer conversations are dropped, never cut
     seed: int
-    tokens: int | None = Field(default=None, gt=0, description="the mix's tokens; categories state percent of it")
-    max_bad_rows: float = Field(default=0.01, ge=0, le=1, description="share of a source that may be unreadable")
+    tokens: PositiveInt | None = None  # the mix's; categories state percent of it
+    max_bad_rows: float = Field(0.01, ge=0, le=1)  # share of a source that may be unreadable
     near_duplicates: NearDuplicates | None = None
     decontaminate: Decontaminate | None = None
     categories: dict[str, Category]
-    classified: list[Source] = Field(default=[], description="sources whose rows are classified by rules")
+    classified: list[Source] = []  # sources whose rows are classified by rules
 
     def sources(self) -> Iterator[tuple[str | None, Source]]:
         """(category, source) in the order of the file; None where hermes3/mix/classify.py sorts the rows."""
@@ -148,27 +111,31 @@ class Spec(Strict):
     def _consistent(self) -> Self:
         if unknown := set(self.categories) - set(CATEGORIES):
             raise ValueError(f"categories.{min(unknown)}: not one of {', '.join(CATEGORIES)}")
-        percents = [category.percent for category in self.categories.values()]
-        if any(percents):
-            if not all(percents) or any(category.tokens for category in self.categories.values()):
-                raise ValueError("categories: give percent to every one of them, or to none")
-            if self.tokens is None:
-                raise ValueError("tokens: percentages need the mix's total")
-            if not 99 <= sum(p or 0 for p in percents) <= 101:  # printed shares are rounded
-                raise ValueError(f"categories: percentages sum to {sum(p or 0 for p in percents):g}, not to 100")
-        elif self.tokens is not None:
-            raise ValueError("tokens: states a total, but no category states its percent")
-        sources = [source for _, source in self.sources()]
-        if not sources:
+        percents = [category.percent or 0 for category in self.categories.values()]
+        if any(percents) or self.tokens:
+            if not self.tokens or not all(percents) or any(category.tokens for category in self.categories.values()):
+                raise ValueError("tokens, categories: give the mix's total and percent of each, or tokens of some")
+            if not 99 <= sum(percents) <= 101:  # printed shares are rounded
+                raise ValueError(f"categories: percentages sum to {sum(percents):g}, not to 100")
+        if self.decontaminate and not all(bool(one.task) != bool(one.path) for one in self.decontaminate.against):
+            raise ValueError("decontaminate.against: give each either task (lm-eval) or path (local)")
+        for name, category in self.categories.items():
+            if not category.sources and not self.classified:
+                raise ValueError(f"categories.{name}: no source is declared")
+            if len({source.weight is None for source in category.sources}) > 1:
+                raise ValueError(f"categories.{name}: set weight for every source, or for none")
+        if not (names := [source.name for _, source in self.sources()]):
             raise ValueError("categories: no source is declared")
-        if not self.classified and (bare := [name for name, c in self.categories.items() if not c.sources]):
-            raise ValueError(f"categories.{bare[0]}: no source is declared")
-        names = [source.name for source in sources]
-        if doubles := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"two sources are named {min(doubles)}; names tell rows apart, give each its own")
-        for source in sources:
+        for _, source in self.sources():
+            place = f"source {source.name}: "
+            if (source.path is None) == (source.repo is None) or bool(source.repo) != bool(source.revision):
+                raise ValueError(f"{place}give path (local), or repo and revision (main until it is locked)")
+            if source.path and (source.config or source.files):
+                raise ValueError(f"{place}config and files belong to a repo, not to a path")
             if (source.adapter == "preference") != (self.kind == "preference"):
-                raise ValueError(f"source {source.name}: adapter {source.adapter} does not fit kind {self.kind}")
+                raise ValueError(f"{place}adapter {source.adapter} does not fit kind {self.kind}")
+            if names.count(source.name) > 1:
+                raise ValueError(f"{place}two have this name; names tell rows apart, give each its own")
         return self
 
 

@@ -1,1 +1,0 @@
-"""What the card and the report share: the page shell, its style, number formats and the drawing of charts."""

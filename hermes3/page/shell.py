@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-FILES = {"style": "page.css", "script": "page.js"}
 SCROLL = '<div class="scroll" tabindex="0" role="group" aria-label="{}">'  # reached without a mouse
 FIGURE = re.compile(r"<p>figure:(\w+)\n(.*?)</p>", re.DOTALL)
 
@@ -15,10 +14,9 @@ def environment(template: Path, filters: dict[str, Callable]) -> Any:
     """Jinja's environment for a template, which may extend those of this folder; HTML is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    loader = FileSystemLoader([template.parent, HERE])
-    blocks = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
-    escape = template.name.endswith(".html.jinja")
-    one = Environment(loader=loader, autoescape=escape, undefined=StrictUndefined, **blocks)
+    blocks = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True, "undefined": StrictUndefined}
+    blocks["autoescape"] = template.name.endswith(".html.jinja")
+    one = Environment(loader=FileSystemLoader([template.parent, HERE]), **blocks)
     one.filters |= filters
     return one
 
@@ -27,30 +25,28 @@ def render(template: Path, facts: dict[str, Any], charts: dict[str, str], filter
     """`template` filled with `facts`, with `charts` (SVG by name), and with the page's `style` and `script`."""
     from markupsafe import Markup
 
-    drawn = {name: Markup(svg) for name, svg in charts.items()}
-    files = {name: Markup((HERE / file).read_text(encoding="utf-8")) for name, file in FILES.items()}
-    return environment(template, filters).get_template(template.name).render(facts | {"charts": drawn} | files)
+    files = {"style": "page.css", "script": "page.js"}
+    shared = {name: Markup((HERE / file).read_text(encoding="utf-8")) for name, file in files.items()}
+    shared["charts"] = {name: Markup(svg) for name, svg in charts.items()}
+    return environment(template, filters).get_template(template.name).render(facts | shared)
 
 
 def as_page(markdown: str, title: str, charts: dict[str, str]) -> str:
-    """One HTML file of `markdown`, tables included; markup within the text is shown, not obeyed.
+    """One HTML file of `markdown`, whose own markup is shown, not obeyed.
 
-    A paragraph `figure:NAME`, line break, caption becomes the chart NAME of `charts` (SVG text) with its caption.
-    """
+    A paragraph `figure:NAME`, line break, caption becomes the chart NAME of `charts` (SVG text)."""
     from markdown_it import MarkdownIt
     from markupsafe import Markup
-
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
-    body = body.replace('style="text-align:right"', 'class="n"')
-    body = body.replace("<table>", f"{SCROLL.format('table')}\n<table>")
 
     def figure(match: re.Match[str]) -> str:
         name, caption = match.groups()
         drawn = f'{SCROLL.format(caption)}<div role="img" aria-label="{caption}">{charts[name]}</div></div>'
         return f"<figure>\n{drawn}\n<figcaption>{caption}</figcaption>\n</figure>"
 
-    body = FIGURE.sub(figure, body.replace("</table>", "</table>\n</div>").replace("<pre>", '<pre tabindex="0">'))
-    return render(HERE / "shell.html.jinja", {"title": title, "body": Markup(body)}, {}, {})
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+    body = body.replace('style="text-align:right"', 'class="n"')
+    body = body.replace("<table>", f"{SCROLL.format('table')}\n<table>").replace("</table>", "</table>\n</div>")
+    return render(HERE / "shell.html.jinja", {"title": title, "body": Markup(FIGURE.sub(figure, body))}, {}, {})
 
 
 def table_row(cells: list[object]) -> str:

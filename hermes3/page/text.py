@@ -1,4 +1,4 @@
-"""Numbers as text, one way for every page."""
+"""Numbers as text, one way for every page. A `scale` of 100 is percent, of 1 a mean such as MT-Bench's."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}\u00a0%"
 
 
-def shown(score: dict[str, Any], scale: float = 100) -> str:
-    """A score's value: 0.6104 -> `61.0 %`; on MT-Bench's scale, which is 1, 8.27 -> `8.27`."""
-    return percent(score["value"]) if scale == 100 else f"{score['value']:.2f}"
+def portion(value: float) -> str:
+    """A fraction as percent; what would round to nothing is `< 0.1 %`."""
+    return "<\u00a00.1\u00a0%" if 0 < value < 0.0005 else percent(value)
 
 
 def interval(score: dict[str, Any], scale: float = 100) -> str:
@@ -25,24 +25,14 @@ def signed(value: float, scale: float = 100) -> str:
     return f"{scale * value:+.{1 if scale == 100 else 2}f}".replace("-", "−")
 
 
-def p_value(value: float) -> str:
-    """`p = 0.041` or `p < 0.001`."""
-    return "p\u00a0<\u00a00.001" if value < 0.001 else f"p\u00a0=\u00a0{value:.3f}"
-
-
-def count(value: float) -> str:
-    """12345 -> `12,345`."""
-    return f"{value:,}"
-
-
-def number(value: float | None) -> str:
-    """Four significant digits, or a dash for a missing value."""
-    return "–" if value is None else f"{value:.4g}"
-
-
 def join(items: list[str]) -> str:
     """`a, b and c`."""
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
-FILTERS = {f.__name__: f for f in (percent, shown, interval, signed, p_value, count, number)}
+FILTERS = {f.__name__: f for f in (percent, portion, interval, signed)} | {
+    "count": "{:,}".format,
+    "number": lambda value: "–" if value is None else f"{value:.4g}",
+    "p_value": lambda value: "p\u00a0<\u00a00.001" if value < 0.001 else f"p\u00a0=\u00a0{value:.3f}",
+    "shown": lambda score, scale=100: percent(score["value"]) if scale == 100 else f"{score['value']:.2f}",
+}

@@ -1,7 +1,4 @@
-"""Steps, time, GPU-hours and interruptions: arithmetic on stated rates.
-
-Steps and tokens come from a mix by Axolotl's own packer, or else from the paper's 390 M tokens.
-"""
+"""Steps (by Axolotl's packer, or the paper's), time, GPU-hours, interruptions, checkpoints: by stated rates."""
 
 import math
 from dataclasses import dataclass
@@ -9,8 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hermes3.files import UserError, read_json
-from hermes3.plan.memory import Memory, Setting
+from hermes3.files import ROOT, UserError, read_json
+from hermes3.plan.memory import FSDP2, REPLICATED, ZERO3, Memory, Setting
 from hermes3.plan.network import Traffic, traffic
 from hermes3.plan.shapes import Shape, Work
 from hermes3.recipe.check import validate
@@ -29,6 +26,7 @@ HOST_ADAM = 30  # bytes per parameter that Adam moves on the host: gradient and 
 # Llama 3 405B: 419 unexpected interruptions, 78 % of them of hardware, in 54 days on 16,384 H100 (The Llama 3 Herd of
 # Models, arXiv 2407.21783, section 3.3.4)
 INTERRUPTIONS_PER_GPU_HOUR = 419 / (54 * 24 * 16_384)
+AXOLOTL_KEEPS = 4  # checkpoints, where save_total_limit is absent
 
 
 @dataclass(frozen=True)
@@ -48,10 +46,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Cost:
-    """A run's time and money. GPU-hours of training; `host_gpu_hours`: in which GPUs wait for Adam on the host.
-
-    `paper_gpu_hours`, `paper_mfu`: what the paper states for the whole model, and the MFU that explains it.
-    """
+    """A run's time and money."""
 
     flops_per_token: float
     mfu: float
@@ -60,27 +55,37 @@ class Cost:
     step_seconds: float
     hours: float
     gpu_hours: float
-    host_gpu_hours: float
+    host_gpu_hours: float  # of these, in which GPUs wait for Adam on the host
     network: Traffic
-    paper_gpu_hours: int | None
-    paper_mfu: float | None
+    paper_gpu_hours: int | None  # what the paper states for the whole model,
+    paper_mfu: float | None  # and the MFU that explains it
     interruption_chance: float
     price: float
     usd: float
 
 
-def batches(path: Path, recipe: dict[str, Any], gpus: int) -> tuple[int, int]:
-    """(global batch, gradient accumulation on `gpus` GPUs) so that the batch is what the recipe's own hardware makes.
+@dataclass(frozen=True)
+class Checkpoints:
+    """Bytes and seconds of a save, how many are there at once, and how often to make one."""
 
-    `UserError` when no accumulation makes it.
-    """
+    weights: float  # one model's, or the adapter's
+    state: float  # a checkpoint: the weights in one piece, if they are saved so, and all that a restart needs
+    weights_seconds: float | None  # None: no save writes them in one piece
+    state_seconds: float
+    kept: int  # checkpoints, when the last is written
+    storage: float  # bytes of these, and of the model that the run's end writes
+    interval_seconds: float | None  # Young's
+    interval_steps: int | None
+    lost_share: float | None  # of the time, to saves and to work done twice, at that interval
+
+
+def batches(path: Path, recipe: dict[str, Any], gpus: int) -> tuple[int, int]:
+    """(global batch of the recipe's own hardware, accumulation that makes it on `gpus` GPUs), or a `UserError`."""
     micro = recipe.get("micro_batch_size") or 1
     batch = micro * (recipe.get("gradient_accumulation_steps") or 1) * hardware_of(path, recipe).gpus
     if batch % (micro * gpus):
-        raise UserError(
-            f"{path}: the global batch of {batch} cannot be made by {gpus} GPUs x micro_batch_size {micro} x a whole "
-            "gradient_accumulation_steps; give --gpus that divide it"
-        )
+        made = f"{gpus} GPUs x micro_batch_size {micro} x a whole gradient_accumulation_steps"
+        raise UserError(f"{path}: the global batch of {batch} cannot be made by {made}; give --gpus that divide it")
     return batch, batch // (micro * gpus)
 
 
@@ -92,66 +97,56 @@ def mix_of(recipe: dict[str, Any]) -> Path:
 def schedule(
     path: Path, recipe: dict[str, Any], batch: int, mix: Path | None, packed: bool = True
 ) -> tuple[Schedule, list[str]]:
-    """The run's schedule, and what was assumed of it. `mix` None: the recipe's own, if it is built.
-
-    `packed` False: as if no SFT mix were built.
-    """
+    """The run's schedule, and what was assumed. `mix` None: the recipe's own, if built; not `packed`: no SFT mix."""
     if mix is None and (mix_of(recipe) / "manifest.json").is_file():
         mix = mix_of(recipe)
     epochs, max_steps = float(recipe.get("num_epochs") or 1), recipe.get("max_steps")
     if recipe.get("rl"):
-        plot = (PAPER_DPO_STEPS * batch / epochs, PAIR_TOKENS, "1,200 steps, the paper's 8B plot")
-        pairs, pair_tokens, source = _pairs(mix) if mix else plot
-        an_epoch = math.ceil(pairs / batch)  # transformers' Trainer makes a last, smaller step of what is left
-        steps = max_steps or math.ceil(an_epoch * epochs)
-        tokens, per_epoch = pair_tokens * min(steps * batch, pairs * epochs), [an_epoch] * math.ceil(epochs)
-        planned = Schedule("pairs", batch, epochs, per_epoch, steps, tokens, pair_tokens / 2, None, source)
-        return planned, [] if mix else [f"no mix: {source}; {PAIR_TOKENS:,} tokens per pair are assumed"]
-    if mix and packed:
+        pairs, mean, source = PAPER_DPO_STEPS * batch / epochs, PAIR_TOKENS, "1,200 steps, the paper's 8B plot"
+        if mix:
+            manifest = read_json(mix / "manifest.json", "kind", "total.rows", "total.tokens")
+            if manifest["kind"] != "preference":
+                raise UserError(f"{mix}: a mix of kind {manifest['kind']} holds no pairs; DPO needs a preference mix")
+            pairs, source = manifest["total"]["rows"], str(mix)
+            mean = manifest["total"]["tokens"] / pairs
+        per_epoch = math.ceil(pairs / batch)  # transformers' Trainer makes a last, smaller step of what is left
+        steps = max_steps or math.ceil(per_epoch * epochs)
+        tokens, unit, row, full = mean * min(steps * batch, pairs * epochs), "pairs", mean / 2, None
+        note = f"no mix: {source}; {PAIR_TOKENS:,} tokens per pair are assumed"
+    elif mix and packed:
         from hermes3.mix.pack import preview  # imports Axolotl: seconds
 
-        packing = preview(mix, path, validate(path))
-        tokens, mean = packing.tokens_per_step * packing.steps, packing.tokens / packing.rows
-        source, per_epoch = f"{mix}, packed by Axolotl's packer", packing.steps_per_epoch
-        full = packing.efficiency
-        return Schedule("sequences", batch, epochs, per_epoch, packing.steps, tokens, mean, full, source), []
-    length, source = recipe["sequence_len"], "the paper's 390 M tokens, sequences 96 % full"
-    an_epoch = PAPER_TOKENS / PAPER_PACKING / length / batch
-    steps, per_epoch = max_steps or round(an_epoch * epochs), [round(an_epoch)] * math.ceil(epochs)
-    tokens = steps * batch * length * PAPER_PACKING
-    planned = Schedule("sequences", batch, epochs, per_epoch, steps, tokens, ROW_TOKENS, PAPER_PACKING, source)
-    return planned, [f"no mix: steps are for {source}; conversations of {ROW_TOKENS} tokens on average"]
-
-
-def _pairs(mix: Path) -> tuple[int, float, str]:
-    """(pairs, mean tokens per pair, source) of a preference mix."""
-    if not (mix / "manifest.json").is_file():
-        raise UserError(f"{mix}: no manifest.json; build the mix first")
-    manifest = read_json(mix / "manifest.json", "kind", "total.rows", "total.tokens")
-    if manifest["kind"] != "preference":
-        raise UserError(f"{mix}: a mix of kind {manifest['kind']} holds no pairs; DPO needs a preference mix")
-    return manifest["total"]["rows"], manifest["total"]["tokens"] / manifest["total"]["rows"], str(mix)
+        one = preview(mix, path, validate(path))
+        steps, source = one.steps, f"{mix}, packed by Axolotl's packer"
+        facts = steps, one.tokens_per_step * steps, one.tokens / one.rows, one.efficiency, source
+        return Schedule("sequences", batch, epochs, one.steps_per_epoch, *facts), []
+    else:
+        length, source = recipe["sequence_len"], "the paper's 390 M tokens, sequences 96 % full"
+        per_epoch = PAPER_TOKENS / PAPER_PACKING / length / batch
+        steps = max_steps or round(per_epoch * epochs)
+        tokens, unit, row, full = steps * batch * length * PAPER_PACKING, "sequences", ROW_TOKENS, PAPER_PACKING
+        mix, note = None, f"no mix: steps are for {source}; conversations of {ROW_TOKENS} tokens on average"
+    by_epoch = [round(per_epoch)] * math.ceil(epochs)
+    return Schedule(unit, batch, epochs, by_epoch, steps, tokens, row, full, source), [] if mix else [note]
 
 
 def flops_per_token(shape: Shape, work: Work, row_tokens: float) -> float:
     """Model FLOPs that training takes per token; what checkpointing computes twice counts once.
 
-    Matrices: 2 per parameter forward, 4 backward (Kaplan et al. 2020, arXiv 2001.08361, section 2.1), 2 backward where
-    the matrix is frozen. Attention: 12 x layers x width x keys (Chowdhery et al. 2022, PaLM, arXiv 2204.02311,
-    appendix B), where a token of a causal row sees half of it. DPO's reference is one more forward pass.
+    Matrices: 2 per parameter forward, 4 backward (Kaplan et al. 2020, arXiv 2001.08361, section 2.1), 2 where frozen.
+    Attention: 12 x layers x width x keys (Chowdhery et al. 2022, PaLM, arXiv 2204.02311, appendix B), of which a token
+    of a causal row sees half. DPO's reference is one more forward pass.
     """
-    matrices, width = shape.multiplied, shape.heads * shape.head_dim
-    attention = 12 * shape.layers * width * row_tokens / 2
-    passes = 4 if work.rank else 6
-    adapter = 6 * work.trained(shape) if work.rank else 0
+    matrices, attention = shape.multiplied, 12 * shape.layers * shape.heads * shape.head_dim * row_tokens / 2
     reference = 2 * matrices + attention / 3 if work.preference else 0
-    return passes * matrices + attention + adapter + reference
+    adapter = 6 * work.trained(shape) if work.rank else 0
+    return (4 if work.rank else 6) * matrices + attention + adapter + reference
 
 
 def recomputed_share(shape: Shape, work: Work, row_tokens: float) -> float:
     """FLOPs that computing all layers twice adds, per model FLOP: a forward pass without the output matrix."""
-    matrices, width = shape.multiplied - shape.embedding, shape.heads * shape.head_dim
-    again = 2 * matrices + 4 * shape.layers * width * row_tokens / 2 + (2 * work.trained(shape) if work.rank else 0)
+    attention = 4 * shape.layers * shape.heads * shape.head_dim * row_tokens / 2
+    again = 2 * (shape.multiplied - shape.embedding) + attention + (2 * work.trained(shape) if work.rank else 0)
     return again / flops_per_token(shape, work, row_tokens)
 
 
@@ -170,16 +165,14 @@ def paper_mfu(shape: Shape) -> float | None:
 @lru_cache
 def measurements() -> list[dict[str, Any]]:
     """Runs on GPUs, the newest first: `bench/baselines/*.json`, which `make gpu-check` writes."""
-    files = (Path(__file__).parents[2] / "bench/baselines").glob("*.json")
-    runs = [read_json(file) for file in files]
+    runs = [read_json(file) for file in (ROOT / "bench/baselines").glob("*.json")]
     return sorted((run for run in runs if run["mfu"]), key=lambda run: run["date"], reverse=True)
 
 
-def nearest(shape: Shape, work: Work, gpu: Gpu) -> tuple[dict[str, Any] | None, bool]:
-    """The measurement nearest to this run, None for none, and whether it is of this very run but for the sharding.
+def usual_mfu(shape: Shape, work: Work, setting: Setting, gpu: Gpu) -> tuple[float, str, list[str], dict[str, Any]]:
+    """(MFU, its source, what was assumed, the measurement): the nearest one, less 45 % with parameters on the host.
 
-    Nearest: of the same loss, then with or without an adapter alike, then on the same GPU, then as the recipe was
-    shipped, then of the nearest size.
+    Nearest: of the same loss, then with or without an adapter alike, on the same GPU, as shipped, of the nearest size.
     """
 
     def distance(run: dict[str, Any]) -> tuple[bool, bool, bool, float]:
@@ -189,30 +182,23 @@ def nearest(shape: Shape, work: Work, gpu: Gpu) -> tuple[dict[str, Any] | None, 
         return adapter != bool(work.rank), run["gpu"] != gpu.name, not shipped, abs(math.log(size))
 
     alike = [run for run in measurements() if ("dpo" in run["recipe"]) == work.preference and not gpu.is_cpu]
-    run = min(alike, key=distance, default=None)
-    return run, run is not None and not any(distance(run))
-
-
-def usual_mfu(shape: Shape, work: Work, setting: Setting, gpu: Gpu) -> tuple[float, str, list[str]]:
-    """(MFU, its source, what was assumed): that of the nearest measurement, less 45 % with parameters on the host."""
-    run, same = nearest(shape, work, gpu)
-    if run is None:
-        return ASSUMED_MFU, "assumed", [f"MFU {ASSUMED_MFU:.0%} is assumed: nothing like it was measured; give --mfu"]
-    mfu, what, warnings = run["mfu"], f"{run['recipe']}, {run['layers']} layers, {run['setting']}", []
+    if not alike:
+        note = f"MFU {ASSUMED_MFU:.0%} is assumed: nothing like it was measured; give --mfu"
+        return ASSUMED_MFU, "assumed", [note], {}
+    run = min(alike, key=distance)
+    mfu, what = run["mfu"], f"{run['recipe']}, {run['layers']} layers, {run['setting']}"
     source = f"measured on {run['gpus']} {run['gpu']}, {run['date']}: {what}"
-    if not same:
-        warnings.append(f"MFU {mfu:.1%} is the nearest measured, of {what}; this run was not measured")
+    note = f"MFU {mfu:.1%} is the nearest measured, of {what}; this run was not measured"
     if setting.offload == "all":
         mfu, source = mfu * PAPER_OFFLOAD, f"{source}, less the 45 % that the paper gives for CPU offload"
-    return mfu, source, warnings
+    return mfu, source, [note] if any(distance(run)) else [], run
 
 
 def cost(
     shape: Shape, work: Work, planned: Schedule, own: Memory, gpu: Gpu, gpus: int, mfu: float | None, price: float
 ) -> tuple[Cost, list[str]]:
     """The run's cost on `gpus` GPUs, and what was assumed of it. `mfu` None: `usual_mfu`."""
-    measured = nearest(shape, work, gpu)[0] if mfu is None else None
-    mfu, source, warnings = (mfu, "given", []) if mfu is not None else usual_mfu(shape, work, own.setting, gpu)
+    mfu, source, warnings, measured = (mfu, "given", [], {}) if mfu else usual_mfu(shape, work, own.setting, gpu)
     per_token = flops_per_token(shape, work, planned.row_tokens)
     arithmetic, adam = planned.tokens * per_token / (mfu * gpu.flops * gpus) / planned.steps, 0.0  # seconds per step
     sent = traffic(shape, work, own.setting, gpu, own.nodes, gpus // own.nodes, arithmetic)
@@ -222,7 +208,7 @@ def cost(
         warnings.append(f"Adam on the host is estimated at {rate}, on top of the MFU")
     step = arithmetic + adam + sent.exposed
     hours = step * planned.steps / 3600
-    recomputed = (measured or {}).get("recomputed")
+    recomputed = measured.get("recomputed")
     if recomputed is not None and recomputed != work.checkpointing:
         more = 1 + recomputed_share(shape, work, planned.row_tokens)
         change = arithmetic * ((1 / more if recomputed else more) - 1)
@@ -231,20 +217,44 @@ def cost(
         slower = f"without recomputation, and this recipe recomputes all layers: 1/{more:.2f} of the speed"
         warnings.append(f"the MFU was measured {faster if recomputed else slower}, {likely}")
     paper = paper_hours(shape) if not work.rank and not work.preference else None
-    total = Cost(
-        flops_per_token=per_token,
-        mfu=mfu,
-        mfu_source=source,
-        tokens_per_second=planned.tokens / planned.steps / step,
-        step_seconds=step,
-        hours=hours,
-        gpu_hours=hours * gpus,
-        host_gpu_hours=adam * planned.steps / 3600 * gpus,
-        network=sent,
-        paper_gpu_hours=paper,
-        paper_mfu=paper_mfu(shape) if paper else None,
-        interruption_chance=0.0 if gpu.is_cpu else 1 - math.exp(-hours * gpus * INTERRUPTIONS_PER_GPU_HOUR),
-        price=price,
-        usd=hours * gpus * price,
-    )
-    return total, warnings
+    speed, on_host = planned.tokens / planned.steps / step, adam * planned.steps / 3600 * gpus
+    chance = 0.0 if gpu.is_cpu else 1 - math.exp(-hours * gpus * INTERRUPTIONS_PER_GPU_HOUR)
+    times = per_token, mfu, source, speed, step, hours, hours * gpus, on_host, sent
+    money = paper, paper_mfu(shape) if paper else None, chance, price, hours * gpus * price
+    return Cost(*times, *money), warnings
+
+
+def checkpoints(
+    recipe: dict[str, Any], planned: Schedule, shape: Shape, work: Work, own: Memory, run: Cost, gpus: int, rate: float
+) -> Checkpoints:
+    """Sizes, save times at `rate` bytes/s per writing node, how many are there when the last is written, how often.
+
+    The interval is sqrt(2 x time of a save x mean time between interruptions): Young 1974, A first order approximation
+    to the optimum checkpoint interval, CACM 17(9); what Daly 2006 adds matters only where saves are as long as it.
+    """
+    setting, trained = own.setting, work.trained(shape)
+    fp32 = setting.engine == ZERO3 or setting.fp32 or work.width == 4 or work.rank  # what is trained
+    state = (4 if fp32 else 2) * (1 + work.moments) * trained
+    one_piece = setting.gathered or setting.engine == REPLICATED or work.rank
+    weights = (setting.gathered or (4 if setting.engine == REPLICATED and fp32 else 2)) * trained
+    if work.rank:
+        weights = (work.width if setting.engine == ZERO3 else 4) * trained
+    beside = weights if setting.engine == ZERO3 and one_piece else 0  # FSDP2 and data parallel train what they save
+    writers = 1 if setting.engine == REPLICATED or (setting.engine == FSDP2 and one_piece) else own.nodes
+    seconds = state / rate / writers + beside / rate
+    if recipe.get("save_only_model"):
+        state, beside, seconds = weights, 0, weights / rate / (1 if one_piece else writers)
+    state, whole = state + beside, weights / rate if one_piece else None
+    saves, every = (recipe.get("saves_per_epoch") or 1) * math.ceil(planned.epochs), recipe.get("save_steps")
+    if every and not recipe.get("saves_per_epoch"):
+        saves = math.ceil(1 / every if every < 1 else planned.steps / every)  # below 1: a share of all steps
+    limit = (recipe.get("save_total_limit") or AXOLOTL_KEEPS) + 1  # the oldest goes once the newest is there
+    kept = min(saves + bool(recipe.get("restart_steps")), limit)
+    kept = 0 if recipe.get("save_strategy") in (False, "no") else kept
+    interval = steps = lost = None
+    if run.interruption_chance:
+        between = 3600 / (gpus * INTERRUPTIONS_PER_GPU_HOUR)
+        interval = math.sqrt(2 * seconds * between)
+        steps, lost = max(1, round(interval / run.step_seconds)), seconds / interval + interval / (2 * between)
+    storage = kept * state + (weights if one_piece else 0)
+    return Checkpoints(weights, state, whole, seconds, kept, storage, interval, steps, lost)

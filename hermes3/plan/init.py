@@ -22,8 +22,7 @@ BATCH, EPOCHS, FILL = 48, 4, 0.96  # the paper's: sequences per step, epochs, fi
 def init(name: str, base: str, data: Path, gpus: int, gpu: str) -> list[Path]:
     """Write NAME/NAME_mix.yml and NAME/NAME_sft.yml for one node or more; return their paths, and the base model's.
 
-    Every parameter is trained where the states of that, 16 bytes per parameter over all GPUs, take at most six tenths
-    of the memory; else LoRA is. `UserError` for existing files, another model than a Llama, rows of no known shape.
+    LoRA is trained where all parameters' states, 16 bytes each, would take more than six tenths of the GPUs' memory.
     """
     spec, recipe = Path(name, f"{name}_mix.yml"), Path(name, f"{name}_sft.yml")
     if not re.fullmatch(r"[\w.-]+", name):
@@ -68,7 +67,7 @@ def look(data: Path, tokenizer: Path) -> dict[str, Any]:
         raise UserError(f"{data}: preference pairs; copy recipes/8b_dpo.yml and data_mixes/hermes3_dpo.yml for them")
     texts = ["\n".join(message["content"] for message in example["messages"]) for example, _ in fits[adapter]]
     if (tokenizer / "tokenizer.json").is_file():
-        counted, how = len(Encoder.load(tokenizer)(texts)[0]), "by the first rows"
+        counted, how = len(Encoder(tokenizer)(texts)[0]), "by the first rows"
     else:
         counted, how = sum(map(len, texts)) // 4, "one per four letters: the tokenizer is not there yet"
     tokens = round(counted * (1 + sum(rest) / sum(map(len, first))))

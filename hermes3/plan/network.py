@@ -25,25 +25,6 @@ class Traffic:
     exposed: float
 
 
-@dataclass(frozen=True)
-class Ring:
-    """One gather or reduction of `size` bytes over `ranks` GPUs in `nodes` nodes, at `rate` bytes/s."""
-
-    size: float
-    ranks: int
-    nodes: int
-    rate: float
-
-    @property
-    def seconds(self) -> float:
-        return self.size * (self.ranks - 1) / self.ranks / self.rate
-
-    @property
-    def entering(self) -> float:
-        """Bytes that enter a node."""
-        return self.size * (self.nodes - 1) / self.nodes
-
-
 def traffic(
     shape: Shape, work: Work, setting: Setting, gpu: Gpu, nodes: int, per_node: int, arithmetic: float
 ) -> Traffic:
@@ -54,22 +35,26 @@ def traffic(
     group = min(setting.group or everyone, everyone)
     group_nodes = max(1, group // per_node)
     near = within if group_nodes == 1 else between
-    gather = regather = [Ring(weights, group, group_nodes, near)]
+    gather = regather = _ring(weights, group, group_nodes, near)
     # shards are reduced in their group, and then over its copies, which is a reduction and a gather
-    copies = Ring(2 * gradients, everyone // group, nodes // group_nodes, between)
-    reduce, reductions = [Ring(gradients, group, group_nodes, near), copies], 1
+    shards = _ring(gradients, group, group_nodes, near)
+    copies = _ring(2 * gradients, everyone // group, nodes // group_nodes, between)
+    reduce, reductions = (shards[0] + copies[0], shards[1] + copies[1]), 1
     if setting.engine == ZERO3:  # hpZ keeps a copy of the weights per group, for the backward pass alone
-        gather, reduce = [Ring(weights, everyone, nodes, between)], [Ring(gradients, everyone, nodes, between)]
+        gather, reduce = (_ring(size, everyone, nodes, between) for size in (weights, gradients))
         reductions = work.accumulation  # the other engines reduce once per step
     elif setting.engine == REPLICATED:  # fp32 gradients
-        gather, regather, reduce = [], [], [Ring(4 * gradients, everyone, nodes, between)]
+        gather, regather, reduce = (0.0, 0.0), (0.0, 0.0), _ring(4 * gradients, everyone, nodes, between)
     forward = arithmetic / work.accumulation / (2 if work.rank else 3)
     backward = arithmetic / work.accumulation - forward
-    gathering, again, reducing = (sum(ring.seconds for ring in rings) for rings in (gather, regather, reduce))
-    beside = reducing if setting.overlap else 0.0
-    exposed = work.accumulation * max(0.0, gathering - forward)
-    exposed += (work.accumulation - reductions) * max(0.0, again - backward)
-    exposed += reductions * (max(0.0, again + beside - backward) + reducing - beside)
-    entering = work.accumulation * sum(ring.entering for ring in (*gather, *regather))
-    entering += reductions * sum(ring.entering for ring in reduce)
-    return Traffic(entering, work.accumulation * (gathering + again) + reductions * reducing, exposed)
+    beside = reduce[0] if setting.overlap else 0.0
+    exposed = work.accumulation * max(0.0, gather[0] - forward)
+    exposed += (work.accumulation - reductions) * max(0.0, regather[0] - backward)
+    exposed += reductions * (max(0.0, regather[0] + beside - backward) + reduce[0] - beside)
+    seconds, entering = (work.accumulation * (gather[i] + regather[i]) + reductions * reduce[i] for i in (0, 1))
+    return Traffic(entering, seconds, exposed)
+
+
+def _ring(size: float, ranks: int, nodes: int, rate: float) -> tuple[float, float]:
+    """(seconds, bytes that enter a node) of gathering or reducing `size` bytes over `ranks` GPUs in `nodes` nodes."""
+    return size * (ranks - 1) / ranks / rate, size * (nodes - 1) / nodes

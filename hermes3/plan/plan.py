@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from hermes3.files import UserError
-from hermes3.plan.checkpoints import Checkpoints, checkpoints
-from hermes3.plan.cost import Cost, Schedule, batches, cost, schedule
+from hermes3.page.shell import environment
+from hermes3.plan.cost import Checkpoints, Cost, Schedule, batches, checkpoints, cost, schedule
 from hermes3.plan.memory import HOST_SHARE, REPLICATED, SETTINGS, Memory, memory, runnable, setting_of
 from hermes3.plan.network import Traffic, traffic
 from hermes3.plan.shapes import Shape, shape_of, work_of
@@ -45,16 +45,19 @@ class Plan:
     def own(self) -> Memory:
         return self.settings[0]
 
-    def best(self, quickest: bool) -> int | None:
-        """The number of nodes that takes the fewest hours, or GPU-hours; of those within 1 % the fewest nodes."""
-        by_nodes = {nodes: each[0 if quickest else 1] for nodes, each in self.choices.items()}
-        return min((nodes for nodes, hours in by_nodes.items() if hours <= 1.01 * min(by_nodes.values())), default=None)
+    def best(self) -> dict[str, int | None]:
+        """The cheapest and the quickest number of nodes; of those within 1 % the fewest. None where none holds it."""
+        best = {}
+        for name, place in (("cheapest", 1), ("quickest", 0)):
+            least = 1.01 * min((each[place] for each in self.choices.values()), default=0)
+            best[name] = min((nodes for nodes, each in self.choices.items() if each[place] <= least), default=None)
+        return best
 
     def as_json(self) -> dict[str, Any]:
         """Numbers in bytes, seconds, hours, USD, with `fits` and `headroom` of each setting."""
         page = asdict(self)
         by_setting = {key: page.pop(key) for key in ("nodes_to_run", "network")}
-        page |= {"cheapest_nodes": self.best(quickest=False), "quickest_nodes": self.best(quickest=True)}
+        page |= {f"{name}_nodes": nodes for name, nodes in self.best().items()}
         for one, row in zip(self.settings, page["settings"], strict=True):
             row |= {"setting": one.setting.name, "fits": one.fits, "headroom": one.headroom}
             row |= {key: nodes[one.setting.name] for key, nodes in by_setting.items()}
@@ -66,9 +69,9 @@ def plannable(path: Path) -> dict[str, Any]:
     recipe = read(path)
     if not isinstance(recipe.get("sequence_len"), int):
         raise UserError(f"{path}: sequence_len is missing or no number; give the tokens of a sequence")
-    for key in ("load_in_4bit", "load_in_8bit"):
-        if recipe.get(key):
-            raise UserError(f"{path}: {key}: quantized weights are not planned for; take it out to plan it in bf16")
+    if quantized := [key for key in ("load_in_4bit", "load_in_8bit") if recipe.get(key)]:
+        remedy = "quantized weights are not planned for; take it out to plan it in bf16"
+        raise UserError(f"{path}: {quantized[0]}: {remedy}")
     return recipe
 
 
@@ -86,8 +89,7 @@ def plan(
 ) -> Plan:
     """Plan the recipe at `path`, on its own hardware unless `gpus` or `gpu` say other. `UserError` if it cannot.
 
-    `bandwidth` in bytes/s, `host_memory` in bytes, `network` in Gb/s per node. `packed` False: the mix is not packed,
-    which takes Axolotl and seconds; the steps of SFT are then the paper's.
+    `bandwidth` in bytes/s, `host_memory` in bytes, `network` in Gb/s per node. Not `packed`: SFT's steps by the paper.
     """
     recipe = plannable(path)
     hardware = hardware_of(path, recipe)
@@ -104,14 +106,12 @@ def plan(
     batch, accumulation = batches(path, recipe, n)
     work = replace(work, accumulation=accumulation)
     planned, assumed = schedule(path, recipe, batch, mix, packed)
-    warnings += assumed
     others = [] if device.is_cpu else [one for one in SETTINGS if one.name != own.name]
     others = [replace(one, group=per_node if one.group else 0) for one in others]
     ways = [own, *(one.gathering() if own.gathered else one for one in others)]
     settings = [memory(shape, work, way, device, nodes, per_node) for way in ways]
     rate = device.price if price is None else price
-    run, assumed = cost(shape, work, planned, settings[0], device, n, mfu, rate)
-    warnings += assumed
+    run, estimated = cost(shape, work, planned, settings[0], device, n, mfu, rate)
     arithmetic = planned.tokens * run.flops_per_token / (run.mfu * device.flops * n) / planned.steps
     sent = {way.name: traffic(shape, work, way, device, nodes, per_node, arithmetic) for way in ways}
     held = {way.name: runnable(shape, work, way, device, per_node, accumulation * n) for way in ways}
@@ -122,154 +122,47 @@ def plan(
         there, _ = cost(shape, share, planned, one, device, count, mfu, rate)
         choices[one.nodes] = (there.hours, there.gpu_hours)
     saved = checkpoints(recipe, planned, shape, work, settings[0], run, n, bandwidth or BANDWIDTH)
-    if price is None and not device.is_cpu:
-        warnings.append(f"price: {device.price} USD per GPU-hour is assumed; give --price")
-    if bandwidth is None:
-        warnings.append(f"storage: {BANDWIDTH / 1e9:.0f} GB/s per node are assumed; give --bandwidth")
-    if network is None and hardware.network is None and not device.is_cpu:
-        warnings.append(f"network: {8e-9 * device.network:,.0f} Gb/s per node are assumed; give --network")
-    if host_memory is None and not device.is_cpu:
-        memory_of_node = f"{device.host_memory / 1e12:.3g} TB per node, {HOST_SHARE:.0%} of it free"
-        warnings.append(f"host: {memory_of_node}, are assumed; give --host-memory")
-    if own.engine == REPLICATED and own.fp32 and work.width == 2:
-        copies = f"their bf16 copies ({2 * shape.parameters / 1e9:,.0f} GB) and residuals in fp32"
-        warnings.append(f"autocast on fp32 weights: {copies} are not counted")
-    if settings[0].fits and settings[0].headroom < TIGHT:
-        warnings.append(f"{settings[0].headroom:.0%} of a GPU is left: fragments of the allocator may take more")
-    if recipe.get("save_only_model") and run.interruption_chance > 0.01:
-        interrupted = f"a run that is interrupted ({run.interruption_chance:.0%}) cannot be resumed"
-        warnings.append(f"save_only_model: {interrupted} and starts from nothing")
+    autocast = own.engine == REPLICATED and own.fp32 and work.width == 2
+    assumed_link = network is None and hardware.network is None and not device.is_cpu
     every = recipe.get("restart_steps") or recipe.get("save_steps") or max(planned.steps_per_epoch)
-    if saved.interval_steps and every > 3 * saved.interval_steps:
-        warnings.append(f"a restart point each {every:,} steps is rare: about {saved.interval_steps:,} are best")
-    return Plan(
-        recipe=str(path),
-        shape=shape,
-        gpu=device,
-        gpus=n,
-        nodes=nodes,
-        accumulation=accumulation,
-        trained=work.trained(shape),
-        schedule=planned,
-        settings=settings,
-        network=sent,
-        choices=choices,
-        nodes_to_run={name: fits[0].nodes if fits else None for name, fits in held.items()},
-        cost=run,
-        checkpoints=saved,
-        warnings=warnings,
-    )
+    best, spare = saved.interval_steps or every, settings[0].headroom
+    on_host = f"{device.host_memory / 1e12:.3g} TB per node, {HOST_SHARE:.0%} of it free"
+    copies = f"their bf16 copies ({2 * shape.parameters / 1e9:,.0f} GB) and residuals in fp32"
+    interrupted = f"a run that is interrupted ({run.interruption_chance:.0%}) cannot be resumed and starts from nothing"
+    notes = {
+        f"price: {device.price} USD per GPU-hour is assumed; give --price": price is None and not device.is_cpu,
+        f"storage: {BANDWIDTH / 1e9:.0f} GB/s per node are assumed; give --bandwidth": bandwidth is None,
+        f"network: {8e-9 * device.network:,.0f} Gb/s per node are assumed; give --network": assumed_link,
+        f"host: {on_host}, are assumed; give --host-memory": host_memory is None and not device.is_cpu,
+        f"autocast on fp32 weights: {copies} are not counted": autocast,
+        f"{spare:.0%} of a GPU is left: fragments of the allocator may take more": settings[0].fits and spare < TIGHT,
+        f"save_only_model: {interrupted}": recipe.get("save_only_model") and run.interruption_chance > 0.01,
+        f"a restart point each {every:,} steps is rare: about {best:,} are best": every > 3 * best,
+    }
+    warnings += [*assumed, *estimated, *(text for text, holds in notes.items() if holds)]
+    fewest = {name: fits[0].nodes if fits else None for name, fits in held.items()}
+    facts = str(path), shape, device, n, nodes, accumulation, work.trained(shape), planned
+    return Plan(*facts, settings, sent, choices, fewest, run, saved, warnings)
 
 
 def size(count: float) -> str:
     """Bytes with the unit that leaves one to three digits."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= scale:
-            return f"{count / scale:,.{0 if count >= 100 * scale else 1}f} {unit}"
-    return f"{count / 1e3:,.1f} kB"
+    unit, scale = next((each for each in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)) if count >= each[1]), ("kB", 1e3))
+    return f"{count / scale:,.{0 if count >= 100 * scale and scale > 1e3 else 1}f} {unit}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as seconds, minutes, hours or days."""
-    for unit, scale in (("days", 86_400 * 2), ("h", 3600), ("min", 60)):
-        if seconds >= scale:
-            return f"{seconds / min(scale, 86_400):,.1f} {unit}"
-    return f"{seconds:,.1f} s"
+    """Seconds as seconds, minutes, hours or, from two days on, days."""
+    units = (("days", 172_800, 86_400), ("h", 3600, 3600), ("min", 60, 60), ("s", 0, 1))
+    unit, scale = next((unit, scale) for unit, least, scale in units if seconds >= least)
+    return f"{seconds / scale:,.1f} {unit}"
 
 
 def show(plan: Plan) -> None:
     """Print a head, a table of the settings, the parts of the recipe's own, and what was assumed."""
-    from rich.console import Console
-    from rich.markup import escape
-
-    console = Console(highlight=False)
-    console.print(*(f"[bold]{name:12}[/bold] {escape(text)}" for name, text in _head(plan).items()), sep="\n")
-    console.print("", _settings(plan), "", _parts(plan.own), "", sep="\n")
-    for warning in plan.warnings:
-        console.print(f"[yellow]note:[/yellow] {warning}")
-
-
-def _table(title: str, *columns: str, caption: str | None = None) -> Any:
-    """A table whose columns after the first are numbers."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=SIMPLE_HEAD)
-    for place, name in enumerate(columns):
-        table.add_column(name, justify="right" if place else "left", no_wrap=bool(place))
-    return table
-
-
-def _head(plan: Plan) -> dict[str, str]:
-    run, cost, saved = plan.schedule, plan.cost, plan.checkpoints
-    trained = "" if plan.trained == plan.shape.parameters else f", {plan.trained:,} trained"
-    nodes = f"{plan.nodes} node{'s' * (plan.nodes > 1)}"
-    per_epoch = f"{run.steps_per_epoch[0]:,} per epoch, {run.steps:,} in all ({run.epochs:g} epochs)"
-    packed = f", {run.packing:.1%} full" if run.packing else ""
-    mfu = f"MFU {cost.mfu:.1%} ({cost.mfu_source})"
-    paper = f"; the paper's {cost.paper_gpu_hours:,} (MFU {cost.paper_mfu:.1%})" if cost.paper_gpu_hours else ""
-    sent = f"{size(cost.network.bytes_per_node)} into each node per step, {cost.network.seconds:,.2f} s"
-    nodes_of = {"cheapest": plan.best(quickest=False), "quickest": plan.best(quickest=True)}
-    hours = {nodes: f"{one:,.1f} h, {gpu_hours:,.0f} GPU-hours" for nodes, (one, gpu_hours) in plan.choices.items()}
-    choices = [f"{name} {count} ({hours[count]})" for name, count in nodes_of.items() if count]
-    adam = f", of which {cost.host_gpu_hours:,.0f} for Adam on the host" if cost.host_gpu_hours else ""
-    whole = saved.weights_seconds is not None
-    how = f"saved in {duration(saved.weights_seconds)}" if whole else "once a checkpoint's parts are joined"
-    in_parts, final = "" if whole else " in parts", " and the final weights" if whole else ""
-    lines = {
-        "recipe": plan.recipe,
-        "model": f"{plan.shape.name}: {plan.shape.parameters:,} parameters{trained}",
-        "hardware": f"{plan.gpus} x {plan.gpu.name}, {nodes}; accumulation {plan.accumulation}",
-        "steps": f"{per_epoch}, batch {run.global_batch} {run.unit}{packed}; from {run.source}",
-        "tokens": f"{run.tokens:,.0f} read, {cost.tokens_per_second:,.0f} per second",
-        "time": f"{duration(cost.hours * 3600)}, {cost.step_seconds:,.2f} s per step; {mfu}",
-        "GPU-hours": f"{cost.gpu_hours:,.0f}{adam}{paper}; {cost.usd:,.0f} USD at {cost.price:g} per GPU-hour",
-        "network": f"{sent}, of which {cost.network.exposed:,.2f} s are not hidden behind arithmetic (modelled)",
-        "nodes": ", ".join(choices) or "no number holds this run",
-        "interruption": f"{cost.interruption_chance:.1%} chance of one in the run, at Llama 3 405B's rate",
-        "weights": f"{size(saved.weights)}, {how}",
-        "checkpoint": f"{size(saved.state)}{in_parts}, saved in {duration(saved.state_seconds)}",
-        "storage": f"{size(saved.storage)} at most: {saved.kept} checkpoints at once{final}",
-    }
-    if plan.gpu.is_cpu:
-        lines = {name: text for name, text in lines.items() if name not in ("interruption", "network", "nodes")}
-        lines["GPU-hours"] = "no price and no rate of interruptions of CPUs"
-    if saved.interval_seconds:
-        every = f"{duration(saved.interval_seconds)}, {saved.interval_steps:,} steps (Young)"
-        lines["save every"] = f"{every}: {saved.lost_share:.1%} of the time goes to saves and repeated work"
-    return lines
-
-
-def _settings(plan: Plan) -> Any:
-    own = plan.own.setting
-    saved = "; weights are gathered by rank 0 to save" if own.gathered else "; weights are saved in parts"
-    caption = (
-        f"* the recipe's own{saved if own.engine != REPLICATED else ''}. network: seconds per step, and those not "
-        f"hidden. nodes: the fewest that hold a step and make the batch of {plan.schedule.global_batch:,}"
-    )
-    title = "Memory at the peak of a step, each setting"
-    table = _table(title, "setting", "per GPU", "spare", "per host", "network", "fits", "nodes", caption=caption)
-    for one in plan.settings:
-        name = one.setting.name
-        nodes = str(plan.nodes_to_run[name] or "none")
-        fits = "yes" if one.fits else "[red]no[/red]"
-        own_mark = "* " if one is plan.own else "  "
-        sent = f"{plan.network[name].seconds:,.2f} ({plan.network[name].exposed:,.2f})"
-        table.add_row(own_mark + name, _total(one.gpu), f"{one.headroom:.0%}", _total(one.host), sent, fits, nodes)
-    return table
-
-
-def _parts(own: Memory) -> Any:
-    host = f"; of a host, {own.host_peak}" if own.host else ""
-    title = f"{own.setting.name}: parts at the peak of a GPU, {own.peak}{host}"
-    table = _table(title, "part", "per GPU", "per host")
-    for part in dict.fromkeys([*own.gpu, *own.host]):
-        table.add_row(part, *(size(parts[part]) if part in parts else "" for parts in (own.gpu, own.host)))
-    table.add_section()
-    table.add_row("total", _total(own.gpu), _total(own.host))
-    table.add_row("there is", size(own.gpu_room), size(own.host_room))
-    return table
-
-
-def _total(parts: dict[str, int]) -> str:
-    return size(sum(parts.values())) if parts else ""
+    template = Path(__file__).with_name("plan.txt.jinja")
+    filters: dict[str, Any] = {"size": size, "duration": duration}
+    filters["total"] = lambda parts: size(sum(parts.values())) if parts else ""
+    filters["count"] = lambda number, digits=0: f"{number:,.{digits}f}"
+    filters["percent"] = lambda share, digits=1: f"{share:.{digits}%}"
+    print(environment(template, filters).get_template(template.name).render(plan=plan), end="")

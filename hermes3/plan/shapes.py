@@ -1,8 +1,6 @@
 """A Llama's shape, and what one GPU computes of it at once: parameters and activations in closed form, without torch.
 
-Activations are counted from what each operation saves for its backward pass, in transformers' Llama and in Liger's
-kernels. tests/test_plan.py compares the parameters with LlamaForCausalLM on the meta device, tests/test_plan_memory.py
-the activations with torch's own memory tracker.
+Activations are what each operation saves for its backward pass, in transformers' Llama and in Liger's kernels.
 """
 
 import re
@@ -12,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from hermes3.files import UserError, read_json, read_yaml
-from hermes3.recipe.read import value_at
 
-# Names under which a model has the shape of its Llama 3.1: Meta's own, Nous' Hermes 3, and copies of either
-LLAMA = re.compile(r"(?:meta-|hermes-3-)?llama-3\.1-(8b|70b|405b)(?:-(?:base|instruct|fp8))*", re.IGNORECASE)
+# Folders and Hub ids that have the shape of their Llama 3.1: Meta's own, Nous' Hermes 3, copies of either, and ours
+LLAMA = r"(?:meta-|hermes-3-)?llama-3\.1-(8b|70b|405b)(?:-(?:base|instruct|fp8))*"
+NAMED = re.compile(rf"(?:^|/)(?:{LLAMA}|outputs/(8b|70b|405b))(?=/|$)", re.IGNORECASE)
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ATTENTION, HIDDEN_STATES = "attention", "hidden_states"
 PLANNED_OPTIMIZERS = (None, "adamw_torch", "adamw_torch_fused", "rmsprop")
+SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 
 
 @dataclass(frozen=True)
@@ -42,19 +41,18 @@ class Shape:
 
     @property
     def linears(self) -> list[tuple[int, int]]:
-        """(inputs, outputs) of the seven linear layers of a decoder layer: q, k, v, o, gate, up, down."""
+        """(inputs, outputs) of each of LINEARS."""
         h, q, i = self.hidden, self.heads * self.head_dim, self.intermediate
         return [(h, q), (h, self.kv), (h, self.kv), (q, h), (h, i), (h, i), (i, h)]
+
+    @property
+    def largest_linear(self) -> int:
+        return max(i * o for i, o in self.linears)
 
     @property
     def layer(self) -> int:
         """One decoder layer: seven linears and two norms."""
         return sum(i * o for i, o in self.linears) + 2 * self.hidden
-
-    @property
-    def largest_linear(self) -> int:
-        """The largest matrix of a decoder layer."""
-        return max(i * o for i, o in self.linears)
 
     @property
     def embedding(self) -> int:
@@ -68,10 +66,10 @@ class Shape:
     @property
     def multiplied(self) -> int:
         """Parameters that a token is multiplied with: all but the norms' and the input embedding's."""
-        return self.layers * sum(i * o for i, o in self.linears) + self.embedding
+        return self.layers * (self.layer - 2 * self.hidden) + self.embedding
 
     def lora(self, rank: int) -> int:
-        """Parameters of an adapter on all seven linears: rank x (inputs + outputs) each."""
+        """Parameters of an adapter on all seven linears."""
         return self.layers * sum(rank * (i + o) for i, o in self.linears)
 
 
@@ -82,53 +80,35 @@ def published() -> dict[str, Shape]:
 
 
 def shape_of(path: Path, recipe: dict[str, Any]) -> Shape:
-    """The shape of the base model of the recipe at `path`: its folder's config.json, or Llama 3.1's by its name.
+    """The shape of the recipe's base model: its folder's config.json, or Llama 3.1's by its name, built or not.
 
-    A name says so as a Hub id or a folder called Llama-3.1-SIZE, or as the folder outputs/SIZE/... of this repository,
-    which need not be built yet. `UserError` for any other name: a size alone says nothing of a model's shape.
+    `UserError` for any other name: a size alone says nothing of a model's shape.
     """
     base = str(recipe.get("base_model") or "")
     if (Path(base) / "config.json").is_file():
         return read_config(Path(base) / "config.json")
-    folders = [part.lower() for part in Path(base).parts]
-    by_size = {name.rpartition("-")[2].lower(): shape for name, shape in published().items()}
-    sizes = [match[1].lower() for part in folders if (match := LLAMA.fullmatch(part))]
-    beside = zip(folders, folders[1:], strict=False)
-    sizes += [folder for parent, folder in beside if parent == "outputs" and folder in by_size]
-    if sizes:
-        return by_size[sizes[-1]]
-    raise UserError(
-        f"{path}: base_model: {base} has no config.json here and is none of {', '.join(published())}, so its shape is "
-        "not known; make the folder, or its config.json alone"
-    )
+    if matches := list(NAMED.finditer(Path(base).as_posix())):
+        size = matches[-1][1] or matches[-1][2]
+        return next(shape for name, shape in published().items() if name.lower().endswith(f"-{size.lower()}"))
+    wrong = f"{base} has no config.json here and is none of {', '.join(published())}, so its shape is not known"
+    raise UserError(f"{path}: base_model: {wrong}; make the folder, or its config.json alone")
 
 
 def read_config(config: Path) -> Shape:
     """The shape in a Llama's config.json. `UserError` for another kind of model, or a size that is missing."""
-    try:
-        fields = read_json(config)
-        if value_at(fields, "model_type") != "llama":
-            raise UserError(f"{config}: model_type: {value_at(fields, 'model_type')} is not planned for, only llama is")
-        return _shape(str(config.parent), fields)
-    except KeyError as error:
-        raise UserError(f"{config}: {error.args[0]} is missing; copy the model's own config.json") from None
-    except TypeError as error:
-        raise UserError(f"{config}: a size is no number ({error}); copy the model's own config.json") from None
+    fields = read_json(config, "model_type")
+    if fields["model_type"] != "llama":
+        raise UserError(f"{config}: model_type: {fields['model_type']} is not planned for, only llama is")
+    if wrong := [key for key in SIZES if not isinstance(fields.get(key), int)]:
+        raise UserError(f"{config}: {wrong[0]} is missing or no number; copy the model's own config.json")
+    return _shape(str(config.parent), fields)
 
 
 def _shape(name: str, config: dict[str, Any]) -> Shape:
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
-    return Shape(
-        name=name,
-        layers=config["num_hidden_layers"],
-        hidden=hidden,
-        intermediate=config["intermediate_size"],
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or hidden // heads,
-        vocab=config["vocab_size"],
-        tied=bool(config.get("tie_word_embeddings")),
-    )
+    layers, hidden, intermediate, heads, vocab = (config[key] for key in SIZES)
+    kv_heads, head_dim = config.get("num_key_value_heads") or heads, config.get("head_dim") or hidden // heads
+    tied = bool(config.get("tie_word_embeddings"))
+    return Shape(name, layers, hidden, intermediate, heads, kv_heads, head_dim, vocab, tied)
 
 
 @dataclass(frozen=True)
@@ -157,32 +137,25 @@ class Work:
         """Bytes of what checkpointing keeps of a decoder layer: the hidden states that enter it."""
         return self.tokens * shape.hidden * self.width
 
-    def held_inputs(self, shape: Shape) -> int:
-        """Bytes of all layers' inputs that stay on the GPU; offloaded, the two that are being copied."""
-        return (min(2, shape.layers) if self.offloaded else shape.layers) * self.layer_input(shape)
-
     def selected(self, shape: Shape) -> int:
         """Bytes per layer that selective checkpointing keeps: attention's output and sums, and outputs of linears."""
-        linears = dict(zip(LINEARS, shape.linears, strict=True))
-        attention = self.width * shape.heads * shape.head_dim + 4 * shape.heads
-        return self.tokens * sum(attention if one == ATTENTION else self.width * linears[one][1] for one in self.saved)
+        kept = {name: self.width * outputs for name, (_, outputs) in zip(LINEARS, shape.linears, strict=True)}
+        kept[ATTENTION] = kept["q_proj"] + 4 * shape.heads
+        return self.tokens * sum(kept[one] for one in self.saved)
 
     def layer(self, shape: Shape) -> int:
         """Bytes that one decoder layer saves for its backward pass, its input apart."""
         h, kv, i, w = shape.hidden, shape.kv, shape.intermediate, self.width
-        norms = 0 if self.liger_norm else 2 * 4 * h + (2 * w * h if w < 4 and not self.rank else 0)  # fp32, normalised
-        second = w * h if self.liger_norm else 0  # Liger saves the norm's input instead; the first is the layer's own
+        norms = 2 * 4 * h + (2 * w * h if w < 4 and not self.rank else 0)  # fp32, normalised
+        if self.liger_norm:
+            norms = w * h  # Liger saves the second norm's input instead; the first is the layer's own
         attention = 2 * w * h + 2 * w * kv + 4 * shape.heads  # q and the output, k and v, log of the sums
         mlp = (2 if self.liger_glu else 3) * w * i  # gate, up, and silu(gate)
-        return self.tokens * (norms + second + attention + mlp + self._linear_inputs(shape))
-
-    def _linear_inputs(self, shape: Shape) -> int:
-        """Bytes per token of what the seven linears keep to compute their weights' gradients."""
-        inner = len(LINEARS) * self.rank * self.width  # between an adapter's two matrices
-        if not self.dropout:
-            return self.width * (2 * shape.hidden + shape.intermediate) + inner  # after each norm, and the product
-        # a frozen matrix needs no input, but each adapter keeps its own dropped-out copy, and a mask of one byte
-        return sum(inputs for inputs, _ in shape.linears) * (self.width + 1) + inner
+        linears = w * (2 * h + i)  # inputs of the seven: after each norm, and the MLP's product
+        if self.dropout:  # a frozen matrix needs none, but each adapter a dropped-out copy, and a mask of one byte
+            linears = sum(inputs for inputs, _ in shape.linears) * (w + 1)
+        linears += len(LINEARS) * self.rank * w  # between an adapter's two matrices
+        return self.tokens * (norms + attention + mlp + linears)
 
     def layer_backward(self, shape: Shape) -> int:
         """Bytes of gradients that are alive with a layer's activations, at the peak: in the MLP."""
@@ -194,13 +167,12 @@ class Work:
         """Bytes at the loss' peak, the last hidden states and their gradient included.
 
         Liger goes through the tokens in chunks, but holds the output matrix' gradient, a chunk's share of it, and that
-        in fp32 (liger_kernel/ops/fused_linear_cross_entropy.py). Unfused: three fp32 copies of the logits.
+        in fp32 (liger_kernel/ops/fused_linear_cross_entropy.py).
         """
         hidden, v, w = 3 * self.layer_input(shape), shape.vocab, self.width
-        if self.preference:  # TRL: logits, their log-softmax of one row, gradients of both
-            return hidden + 4 * w * self.tokens * v
-        if not self.fused_loss:
-            return hidden + 12 * self.tokens * v
+        if self.preference or not self.fused_loss:
+            # TRL: logits, their log-softmax of one row, gradients of both; SFT: three fp32 copies of the logits
+            return hidden + (4 * w if self.preference else 12) * self.tokens * v
         chunks = -(-v // shape.hidden)
         chunk = 1 << (-(-self.tokens // chunks) - 1).bit_length()  # the next power of two
         matrix = 0 if self.rank else (2 * w + 4) * shape.embedding
@@ -210,22 +182,20 @@ class Work:
 def work_of(recipe: dict[str, Any]) -> tuple[Work, list[str]]:
     """The recipe's micro-batch, and what had to be assumed of it."""
     warnings = []
-    preference = recipe.get("rl") == "dpo"
+    preference, optimizer = recipe.get("rl") == "dpo", recipe.get("optimizer")
     tokens = recipe["sequence_len"] * (recipe.get("micro_batch_size") or 1) * (2 if preference else 1)
     if preference:
         warnings.append(f"memory is for pairs at their longest, {tokens:,} tokens per micro-batch")
-    if recipe.get("optimizer") not in PLANNED_OPTIMIZERS:
-        warnings.append(
-            f"optimizer {recipe['optimizer']}: planned as torch's Adam, two moments in the weights' precision; "
-            "a quantized one takes less"
-        )
-    selective = recipe.get("selective_checkpointing") or {}
-    selective = {"save": [ATTENTION]} if selective is True else {"save": [ATTENTION], **selective} if selective else {}
-    kept = [*selective.get("save", []), *(selective.get("save_modules") or [])]
-    saved = [name for name in (ATTENTION, *LINEARS) if any(str(one).endswith(name) for one in kept)]
-    offloading = recipe.get("activation_offloading")
+    if optimizer not in PLANNED_OPTIMIZERS:
+        moments = "planned as torch's Adam, two moments in the weights' precision; a quantized one takes less"
+        warnings.append(f"optimizer {optimizer}: {moments}")
+    selective = recipe.get("selective_checkpointing") or {"save": []}
+    selective = {"save": [ATTENTION]} | (selective if isinstance(selective, dict) else {})
+    kept = [*selective["save"], *(selective.get("save_modules") or [])]
+    saved = tuple(name for name in (ATTENTION, *LINEARS) if any(str(one).endswith(name) for one in kept))
     if len(saved) < len(kept) or selective.keys() - {"save", "save_modules"}:
         warnings.append(f"selective_checkpointing: planned is what {', '.join(saved)} keep; all else of it is not")
+    offloading = recipe.get("activation_offloading")
     if offloading and offloading != HIDDEN_STATES:
         warnings.append(f"activation_offloading: {offloading} is planned as none; {HIDDEN_STATES} is planned for")
     work = Work(
@@ -233,13 +203,13 @@ def work_of(recipe: dict[str, Any]) -> tuple[Work, list[str]]:
         width=2 if recipe.get("bf16") or recipe.get("fp16") else 4,
         checkpointing=bool(recipe.get("gradient_checkpointing")),
         offloaded=offloading == HIDDEN_STATES,
-        saved=tuple(saved),
+        saved=saved,
         liger_norm=bool(recipe.get("liger_rms_norm")),
         liger_glu=bool(recipe.get("liger_glu_activation")),
         fused_loss=bool(recipe.get("liger_fused_linear_cross_entropy")),
         preference=preference,
         rank=recipe.get("lora_r") or 0 if recipe.get("adapter") else 0,
         dropout=bool(recipe.get("adapter") and recipe.get("lora_dropout")),
-        moments=1 if recipe.get("optimizer") == "rmsprop" else 2,
+        moments=1 if optimizer == "rmsprop" else 2,
     )
     return work, warnings

@@ -1,8 +1,7 @@
 """Everything that can be known of a recipe on a laptop: `hermes3 check`.
 
-In turn: its own lines (`rules.py`), what it starts from, reads and writes (`inputs.py`), Axolotl's and DeepSpeed's
-schemas for the declared hardware (`schema.py`), which of its keys nothing reads (`reads.py`), and the paper, where it
-says that it reproduces it (`paper.py`).
+In turn: its lines and files (`rules.py`), Axolotl's and DeepSpeed's schemas for the declared hardware (`schema.py`),
+the paper (`paper.py`), and keys that nothing reads (`reads.py`).
 """
 
 from dataclasses import asdict, dataclass, field
@@ -10,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hermes3.files import UserError
-from hermes3.recipe import inputs, paper, reads, rules, schema
-from hermes3.recipe.finding import ERROR, Finding, from_error
+from hermes3.recipe import paper, reads, rules, schema
 from hermes3.recipe.hardware import hardware_of
-from hermes3.recipe.read import read
+from hermes3.recipe.read import ERROR, Finding, from_error, read
 
 
 @dataclass
@@ -29,10 +27,6 @@ class Report:
     def errors(self) -> list[Finding]:
         return [finding for finding in self.findings if finding.level == ERROR]
 
-    @property
-    def notes(self) -> list[Finding]:
-        return [finding for finding in self.findings if finding.level != ERROR]
-
     def line(self) -> str:
         """`ok   recipes/8b_sft.yml: held to the paper's 8b_sft; 67 keys read`."""
         count = f": {len(self.errors)} error{'s' * (len(self.errors) != 1)}" if self.errors else ""
@@ -43,25 +37,19 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """For scripts: `{"recipe", "ok", "findings", "reproduces", "reads"}`."""
-        return {
-            "recipe": str(self.path),
-            "ok": not self.errors,
-            "findings": [asdict(finding) for finding in self.findings],
-            "reproduces": self.reproduces,
-            "reads": [{"key": key, "line": line} for key, line in self.readers.items()],
-        }
+        page = {"recipe": str(self.path), "ok": not self.errors, "findings": [asdict(one) for one in self.findings]}
+        lines = [{"key": key, "line": line} for key, line in self.readers.items()]
+        return page | {"reproduces": self.reproduces, "reads": lines}
 
 
 def default_recipes() -> list[Path]:
     """Those of the repository. `UserError` elsewhere than at its root, from where recipes name their files."""
-    recipes = [*sorted(Path("recipes").glob("*.yml")), *sorted(Path("recipes/experiments").glob("*.yml"))]
-    if not recipes:
-        raise UserError("recipes: no recipe in this folder; run from the root of the repository, or name recipes")
-    return recipes
+    if recipes := [*sorted(Path("recipes").glob("*.yml")), *sorted(Path("recipes/experiments").glob("*.yml"))]:
+        return recipes
+    raise UserError("recipes: no recipe in this folder; run from the root of the repository, or name recipes")
 
 
 def check(path: Path, against: str | None = None) -> Report:
-    """The report of one recipe."""
     return check_all([path], against)[0]
 
 
@@ -71,37 +59,33 @@ def check_all(paths: list[Path], against: str | None = None) -> list[Report]:
     for report in reports:
         try:
             recipe = read(report.path)
-            report.findings += [*rules.findings(report.path, recipe), *inputs.findings(report.path, recipe)]
+            report.findings += rules.findings(report.path, recipe)
             readable[report.path] = recipe, hardware_of(report.path, recipe)
         except UserError as error:
             report.findings.append(from_error(error, "file", report.path))
     examined = schema.examine(list(readable))
-    for report in reports:
-        if report.path in readable:
-            recipe, hardware = readable[report.path]
-            wrong, resolved = examined[report.path]
-            report.findings += wrong
-            report.reproduces = against or recipe.get("reproduces")
-            if report.reproduces is not None:
-                report.findings += paper.findings(recipe, hardware, report.reproduces)
-            if resolved:
-                report.readers = reads.readers(recipe)
-                keys = {finding.key for finding in report.errors}
-                report.findings += [finding for finding in reads.findings(recipe) if finding.key not in keys]
+    for report in (one for one in reports if one.path in readable):
+        recipe, hardware = readable[report.path]
+        wrong, resolved = examined[report.path]
+        report.findings += wrong
+        report.reproduces = against or recipe.get("reproduces")
+        if report.reproduces is not None:
+            report.findings += paper.findings(recipe, hardware, report.reproduces)
+        if resolved:
+            report.readers, keys = reads.readers(recipe), {finding.key for finding in report.errors}
+            report.findings += [finding for finding in reads.findings(recipe) if finding.key not in keys]
     return reports
 
 
 def validate(path: Path) -> dict[str, Any]:
     """The recipe as Axolotl resolves it, defaults filled in, on the hardware that it declares.
 
-    `UserError` names the file, the key and the remedy: for what is missing, what `schema` finds, and stale prepared
-    data. All else is `hermes3 check`'s alone.
+    `UserError` for what is missing, what `schema` finds, and stale prepared data; all else is `hermes3 check`'s alone.
     """
     recipe = read(path)
     hardware_of(path, recipe)
     wrong, resolved = schema.examine([path])[path]
     for finding in (*rules.basic(path, recipe), *wrong):
-        if finding.level == ERROR:
-            raise UserError(f"{path}: {finding}")
-    inputs.check_prepared(path, recipe)
+        raise UserError(f"{path}: {finding}")
+    rules.check_prepared(path, recipe)
     return resolved

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +37,7 @@ def check(
                 print(f"     {key:<40} {line or 'nothing'}")
         notes: dict[str, list[Path]] = {}  # each once, with the recipes of which it is true
         for report in reports:
-            for finding in report.notes:
+            for finding in (one for one in report.findings if one not in report.errors):
                 notes.setdefault(str(finding), []).append(report.path)
         for text, paths in notes.items():
             print(f"note {paths[0]}{f' (and {len(paths) - 1} more)' * (len(paths) > 1)}: {text}")
@@ -55,10 +56,8 @@ def pack(
 
     Example: hermes3 mix pack mixes/tiny_sft --recipe recipes/tiny_sft.yml
     """
-    from dataclasses import asdict
-
-    from hermes3.mix.pack import as_text, preview
+    from hermes3.mix.pack import preview
     from hermes3.recipe.check import validate
 
-    packing = preview(mix, recipe, validate(recipe))
-    print(json.dumps(asdict(packing)) if as_json else as_text(packing))
+    packing = asdict(preview(mix, recipe, validate(recipe)))
+    print(json.dumps(packing) if as_json else "\n".join(f"{key}: {value}" for key, value in packing.items()))

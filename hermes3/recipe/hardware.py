@@ -6,10 +6,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 
-from hermes3.files import UserError, wrong_keys
+from hermes3.files import UserError, read_yaml, wrong_keys
 
 CPU = "cpu"
 
@@ -35,16 +34,14 @@ class Gpu:
 
 @lru_cache
 def gpus() -> dict[str, Gpu]:
-    """Every device of `gpus.yml` by name."""
-    rows = yaml.safe_load(Path(__file__).with_name("gpus.yml").read_text(encoding="utf-8"))
-    return {name: Gpu(name=name, **values) for name, values in rows.items()}
+    return {name: Gpu(name, **row) for name, row in read_yaml(Path(__file__).with_name("gpus.yml")).items()}
 
 
 def gpu_of(name: str) -> Gpu:
     """`UserError` with the known names when there is none of that name."""
     if name not in gpus():
-        known = ", ".join(gpus())
-        raise UserError(f"gpu: {name} is unknown; use one of {known}, or add it to hermes3/recipe/gpus.yml")
+        remedy = f"use one of {', '.join(gpus())}, or add it to hermes3/recipe/gpus.yml"
+        raise UserError(f"gpu: {name} is unknown; {remedy}")
     return gpus()[name]
 
 
@@ -70,17 +67,15 @@ class Hardware(BaseModel):
 def hardware_of(path: Path, recipe: dict[str, Any]) -> Hardware:
     """The hardware that the recipe at `path` declares. `UserError` names the file, the key and the remedy."""
     if recipe.get("hardware") is None:
-        raise UserError(
-            f"{path}: hardware: missing, and nothing says for how many GPUs the batch is meant; "
-            "add e.g. hardware: {gpu: h100-80gb, nodes: 1, gpus_per_node: 8}"
-        )
+        wrong = "missing, and nothing says for how many GPUs the batch is meant"
+        raise UserError(f"{path}: hardware: {wrong}; add e.g. hardware: {{gpu: h100-80gb, nodes: 1, gpus_per_node: 8}}")
     try:
         hardware = Hardware.model_validate(recipe["hardware"])
         gpu_of(hardware.gpu)
     except ValidationError as error:
-        wrong = wrong_keys(error)[0]
-        key = f"hardware.{wrong}" if error.errors()[0]["loc"] else f"hardware: {wrong}"
-        raise UserError(f"{path}: {key}; hardware has gpu, nodes, gpus_per_node and network") from None
+        key = "." if error.errors()[0]["loc"] else ": "
+        wrong = f"hardware{key}{wrong_keys(error)[0]}"
+        raise UserError(f"{path}: {wrong}; hardware has gpu, nodes, gpus_per_node and network") from None
     except UserError as error:
         raise UserError(f"{path}: hardware.{error}") from None
     return hardware
@@ -88,11 +83,9 @@ def hardware_of(path: Path, recipe: dict[str, Any]) -> Hardware:
 
 def check_world_size(hardware: dict[str, Any]) -> None:
     """`UserError` when this run has another number of processes than declared: its global batch would be another."""
-    declared = Hardware.model_validate(hardware)
-    running = int(os.environ.get("WORLD_SIZE", "1"))
+    declared, running = Hardware.model_validate(hardware), int(os.environ.get("WORLD_SIZE", "1"))
     if running != declared.gpus:
-        raise UserError(
-            f"hardware: the recipe is for {declared.nodes} x {declared.gpus_per_node} = {declared.gpus} processes, "
-            f"this run has {running}, and so another global batch; launch {declared.gpus}, or set hardware and "
-            "gradient_accumulation_steps so that micro_batch_size x gradient_accumulation_steps x GPUs stays the same"
-        )
+        processes = f"{declared.nodes} x {declared.gpus_per_node} = {declared.gpus} processes"
+        wrong = f"hardware: the recipe is for {processes}, this run has {running}, and so another global batch"
+        product = "micro_batch_size x gradient_accumulation_steps x GPUs"
+        raise UserError(f"{wrong}; launch {declared.gpus}, or set hardware so that {product} stays the same")

@@ -1,36 +1,20 @@
 """Import the schemas of Axolotl and DeepSpeed without what they import beside them: 0.6 s instead of 15.
 
-The modules that hold a schema are the installed ones. In place of torch, transformers and the like stand modules whose
-attributes are empty classes: enough for annotations and subclasses. Whoever asks more of one, whether it calls it or
-tests it, gets `NeedsTorch`; then the whole is imported (`hermes3/recipe/schema.py`). So no answer is invented.
+In place of torch, transformers and the like stand modules whose attributes are empty classes: enough for annotations
+and subclasses. Whoever asks more of one gets `NeedsTorch`, and the whole is imported: no answer is invented.
 """
 
 import sys
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Union
 
-HEAVY = (
-    *("torch", "transformers", "accelerate", "peft", "datasets", "trl", "bitsandbytes", "triton", "torchao", "numba"),
-    *("scipy", "sklearn", "liger_kernel", "deepspeed"),
-    *("axolotl.loaders", "axolotl.utils.bench", "axolotl.utils.distributed"),
-)
-# Modules below these that hold schemas, and import nothing else that matters
-SCHEMAS = (
-    "deepspeed.runtime.config_utils",
-    "deepspeed.runtime.precision_config",
-    "deepspeed.runtime.zenflow.zenflow_config",
-    "deepspeed.runtime.zero.config",
-    "deepspeed.runtime.zero.leaf_module_config",
-    "deepspeed.runtime.zero.offload_config",
-)
-# What the schemas call while they validate, answered for a machine without an accelerator, as a laptop is
-ANSWERS = {
-    "axolotl.utils.distributed.is_main_process": lambda: True,
-    "torch.cuda.is_available": lambda: False,
-    "transformers.utils.import_utils.is_torch_npu_available": lambda: False,
-}
+from hermes3.files import read_yaml
+
+TABLE = read_yaml(Path(__file__).with_suffix(".yml"))
+HEAVY = tuple(f"{name}." for name in TABLE["heavy"])
 
 
 class NeedsTorch(BaseException):
@@ -41,15 +25,13 @@ class _StandIn(type):
     def __getattr__(cls, name: str) -> Any:
         return _attribute(cls, f"{cls.__module__}.{cls.__qualname__}", name)
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        if cls.__dict__.get("stands_in"):
-            raise NeedsTorch(f"{cls.__module__}.{cls.__qualname__}")
-        return super().__call__(*args, **kwargs)
-
-    def __bool__(cls) -> bool:
+    def _refuse(cls, *args: Any) -> Any:
         raise NeedsTorch(f"{cls.__module__}.{cls.__qualname__}")
 
-    __contains__ = __iter__ = __len__ = __bool__
+    __bool__ = __contains__ = __iter__ = __len__ = _refuse
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return cls._refuse() if cls.__dict__.get("stands_in") else super().__call__(*args, **kwargs)
 
     def __or__(cls, other: Any) -> Any:
         return Union[cls, other]  # noqa: UP007, an annotation `torch.Tensor | None`
@@ -63,8 +45,8 @@ class _StandIn(type):
 def _attribute(owner: Any, path: str, name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
-    if f"{path}.{name}" in ANSWERS:
-        return ANSWERS[f"{path}.{name}"]
+    if (answer := TABLE["answers"].get(f"{path}.{name}")) is not None:
+        return lambda: answer
     stand_in = _StandIn(name, (), {"__module__": path, "__qualname__": name, "stands_in": True})
     setattr(owner, name, stand_in)
     return stand_in
@@ -72,7 +54,7 @@ def _attribute(owner: Any, path: str, name: str) -> Any:
 
 class _Finder(MetaPathFinder, Loader):
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name in SCHEMAS or not f"{name}.".startswith(tuple(f"{heavy}." for heavy in HEAVY)):
+        if name in TABLE["schemas"] or not f"{name}.".startswith(HEAVY):
             return None
         installed = PathFinder.find_spec(name, path)
         if installed is None and "." not in name:

@@ -7,10 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from hermes3.recipe.finding import Finding, note
+from hermes3.files import read_yaml
 from hermes3.recipe.hardware import Hardware
+from hermes3.recipe.read import NOTE, Finding
 
 OR = "or leave out `reproduces`"
 SIZE = re.compile(r"(?<![\w.])\d+b(?![a-z0-9])")  # 8b of outputs/8b/base and of meta-llama/Llama-3.1-8B
@@ -28,13 +27,12 @@ class Paper:
     gpus: int | None = None
     global_batch: int | None = None
     gpu_hours: int | None = None
-    epoch_kept: int | None = None
 
 
 @lru_cache
 def rows() -> dict[str, Paper]:
     """The rows by size and phase, e.g. `405b_sft`."""
-    page = yaml.safe_load(Path(__file__).with_name("paper.yml").read_text(encoding="utf-8"))
+    page = read_yaml(Path(__file__).with_name("paper.yml"))
     return {name: Paper(**row) for name, row in page.items() if not name.startswith("_")}
 
 
@@ -45,32 +43,29 @@ def paper_of(recipe: Path) -> Paper | None:
 
 def findings(recipe: dict[str, Any], hardware: Hardware, name: str) -> Iterator[Finding]:
     """Where the recipe is not what the paper states of `name`, e.g. `8b_sft`; its GPUs are the user's choice."""
-    if name not in rows():
+    if not (paper := rows().get(name)):
         yield Finding("reproduces", f"{name} is not in the paper", f"use one of {', '.join(rows())}")
         return
-    paper = rows()[name]
     for key, stated in paper.values.items():
         value = recipe.get(key)
-        if value != stated or isinstance(value, bool) != isinstance(stated, bool):
-            if stated is None:
-                yield Finding(key, f"{value}; the paper's {name} does without it", f"leave it out, {OR}")
-            else:
-                wrong = f"{'missing' if value is None else value}; the paper states {stated} for {name}"
-                yield Finding(key, wrong, f"set {stated}, {OR}")
+        if stated is None and value is not None:
+            yield Finding(key, f"{value}; the paper's {name} does without it", f"leave it out, {OR}")
+        elif value != stated or isinstance(value, bool) != isinstance(stated, bool):
+            wrong = f"{'missing' if value is None else value}; the paper states {stated} for {name}"
+            yield Finding(key, wrong, f"set {stated}, {OR}")
     size, sizes = name.partition("_")[0], SIZE.findall(str(recipe.get("base_model")).lower())
     if sizes and size not in sizes:
         wrong = f"{recipe['base_model']} is a {sizes[0].upper()}, and the recipe reproduces {name}"
         yield Finding("base_model", wrong, f"set a model of {size.upper()}, {OR}")
-    if wanted := paper.global_batch:
-        steps = [recipe.get(key) for key in ("micro_batch_size", "gradient_accumulation_steps")]
-        micro, accumulation = (value if isinstance(value, int) else 1 for value in steps)
-        gpus = hardware.gpus
-        if (batch := micro * accumulation * gpus) != wanted:
-            remedy = f"choose hardware whose GPUs divide {wanted}, {OR}"
-            if wanted % (micro * gpus) == 0:
-                remedy = f"set gradient_accumulation_steps: {wanted // (micro * gpus)}"
-            wrong = "the global batch, micro_batch_size x gradient_accumulation_steps x GPUs, is "
-            wrong += f"{micro} x {accumulation} x {gpus} = {batch}, and the paper's {wanted}"
-            yield Finding("gradient_accumulation_steps", wrong, remedy)
-        if gpus != paper.gpus:
-            yield note("hardware", f"{gpus} GPUs, the paper's {paper.gpus}", "equal where the global batch is")
+    steps = [recipe.get(key) for key in ("micro_batch_size", "gradient_accumulation_steps")]
+    micro, accumulation = (value if isinstance(value, int) else 1 for value in steps)
+    gpus, wanted = hardware.gpus, paper.global_batch
+    if wanted and (batch := micro * accumulation * gpus) != wanted:
+        wrong = f"is {micro} x {accumulation} x {gpus} = {batch}, and the paper's {wanted}"
+        wrong = f"the global batch, micro_batch_size x gradient_accumulation_steps x GPUs, {wrong}"
+        whole, rest = divmod(wanted, micro * gpus)
+        divide = f"choose hardware whose GPUs divide {wanted}, {OR}"
+        remedy = divide if rest else f"set gradient_accumulation_steps: {whole}"
+        yield Finding("gradient_accumulation_steps", wrong, remedy)
+    if wanted and gpus != paper.gpus:
+        yield Finding("hardware", f"{gpus} GPUs, the paper's {paper.gpus}", "equal where the global batch is", NOTE)

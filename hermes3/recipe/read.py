@@ -1,15 +1,16 @@
-"""The only reader of recipes: a recipe as written, and the DeepSpeed configuration that it names."""
+"""The only reader of recipes and of the DeepSpeed files that they name; and what `check` finds wrong with a key."""
 
+import difflib
 import json
 import re
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from hermes3.files import UserError, read_yaml
-from hermes3.recipe.finding import Finding
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 # Parts of a DeepSpeed file that are looked into
@@ -17,6 +18,20 @@ ZERO = "zero_optimization"
 OBJECTS = (ZERO, "bf16", "fp16", f"{ZERO}.offload_optimizer", f"{ZERO}.offload_param")
 # Keys whose values are looked into, and the form that these must have
 LISTS = {"plugins": str, "datasets": dict, "test_datasets": dict}
+ERROR, NOTE = "error", "note"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`key`: as in the file, `datasets.type` for a nested one. `wrong` and `remedy` are clauses without a full stop."""
+
+    key: str
+    wrong: str
+    remedy: str
+    level: str = ERROR  # a NOTE is something to know that does not make a recipe wrong
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.wrong}; {self.remedy}"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -33,13 +48,10 @@ def read(path: Path) -> dict[str, Any]:
     fsdp = recipe.get("fsdp_config") or {}
     if not isinstance(fsdp, dict):
         raise UserError(f"{path}: fsdp_config: not a mapping; write its keys below it")
-    plain: dict[str, Any] = {}
-    for key, value in fsdp.items():
-        name = key if key == "fsdp_version" else key.removeprefix("fsdp_")
-        if name in plain:
-            raise UserError(f"{path}: fsdp_config.{name}: given twice, with and without fsdp_; keep one of them")
-        plain[name] = value
-    return recipe | ({"fsdp_config": plain} if fsdp else {})
+    names = [key if key == "fsdp_version" else key.removeprefix("fsdp_") for key in fsdp]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{path}: fsdp_config.{twice[0]}: given twice, with and without fsdp_; keep one of them")
+    return recipe | ({"fsdp_config": dict(zip(names, fsdp.values(), strict=True))} if fsdp else {})
 
 
 def deepspeed_config(path: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
@@ -47,48 +59,42 @@ def deepspeed_config(path: Path, recipe: dict[str, Any]) -> dict[str, Any] | Non
 
     A part that is null counts as absent, as in DeepSpeed.
     """
-    file = config = recipe.get("deepspeed")
-    if not file:
+    config = recipe.get("deepspeed")
+    if not config:
         return None
-    if not isinstance(file, dict):
-        if not Path(file).is_file():
-            there = ", ".join(sorted(map(str, Path(file).parent.glob("*.json"))))
-            remedy = f"there are {there}" if there else "run from the root of the repository"
-            raise UserError(f"{path}: deepspeed: no file {file} (relative to the working directory); {remedy}")
-        try:
-            config = json.loads(Path(file).read_text(encoding="utf-8"), object_pairs_hook=_once)
-        except ValueError as error:
-            raise UserError(f"{path}: deepspeed: {file} is not JSON: {error}; mend it") from None
-    file = "the mapping" if isinstance(file, dict) else file
+    where, file = f"{path}: deepspeed: {_named(recipe)}", None if isinstance(config, dict) else Path(str(config))
+    if file and not file.is_file():
+        there = ", ".join(sorted(map(str, file.parent.glob("*.json"))))
+        remedy = f"there are {there}" if there else "run from the root of the repository"
+        raise UserError(f"{path}: deepspeed: no file {file} (relative to the working directory); {remedy}")
+    try:
+        text = file.read_text(encoding="utf-8") if file else json.dumps(config, default=str)
+        config = json.loads(text, object_pairs_hook=_object)
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON: {error}; mend it") from None
     if not isinstance(config, dict):
-        raise UserError(f"{path}: deepspeed: {file}: no JSON object; write its keys in {{ }}")
-    config = _without_nulls(config)
+        raise UserError(f"{where}: no JSON object; write its keys in {{ }}")
     for part in OBJECTS:
         if not isinstance(value_at(config, part) or {}, dict):
-            raise UserError(f"{path}: deepspeed: {file}: {part} is no JSON object; write its keys in {{ }}")
+            raise UserError(f"{where}: {part} is no JSON object; write its keys in {{ }}")
     return config
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. `ValueError` for a key that stands twice, as DeepSpeed refuses it."""
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object without its nulls. `ValueError` for a key that stands twice, as DeepSpeed refuses it."""
     for key, count in Counter(key for key, _ in pairs).items():
         if count > 1:
             raise ValueError(f"{key} is given twice")
-    return dict(pairs)
+    return {key: value for key, value in pairs if value is not None}
 
 
-def _without_nulls(config: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_nulls(value) if isinstance(value, dict) else value
-        for key, value in config.items()
-        if value is not None
-    }
+def _named(recipe: dict[str, Any]) -> str:
+    return "the mapping" if isinstance(recipe["deepspeed"], dict) else recipe["deepspeed"]
 
 
 def in_deepspeed(recipe: dict[str, Any], finding: Finding) -> Finding:
     """The finding with the name of the DeepSpeed file that it is about."""
-    file = recipe["deepspeed"] if isinstance(recipe["deepspeed"], str) else "the mapping"
-    return replace(finding, key="deepspeed", wrong=f"{file}: {finding.wrong}")
+    return replace(finding, key="deepspeed", wrong=f"{_named(recipe)}: {finding.wrong}")
 
 
 def value_at(recipe: dict[str, Any], key: str) -> Any:
@@ -99,3 +105,18 @@ def value_at(recipe: dict[str, Any], key: str) -> Any:
 def on_hub(base: str) -> bool:
     """Whether `base` names a model of the Hub, owner/name, and no folder: not even one that is not made yet."""
     return bool(HUB_ID.fullmatch(base)) and not base.startswith("outputs/") and not Path(base).parent.exists()
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The remedy for a name that is not among the known ones."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else "leave it out"
+
+
+def from_error(error: ValueError, key: str, path: Path | None = None) -> Finding:
+    """The finding of an error that reads `FILE: KEY: what is wrong; what to do`; `key` if it names none."""
+    wrong, separator, remedy = str(error).removeprefix(f"{path}: ").rpartition("; ")
+    wrong, remedy = (wrong, remedy) if separator else (remedy, "mend it")
+    first, colon, rest = wrong.partition(": ")
+    names_key = colon and first.replace("_", "").replace(".", "").isalnum()
+    return Finding(first, rest, remedy) if names_key else Finding(key, wrong, remedy)

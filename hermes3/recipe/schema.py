@@ -1,8 +1,7 @@
 """What Axolotl and DeepSpeed themselves say of recipes, and the names that they let pass or only warn of.
 
-It runs as a process of its own, `python -m hermes3.recipe.schema RECIPE...`, because Axolotl's schema is imported
-without torch there (`light.py`), and because Axolotl patches, registers and prints. A recipe that needs more, e.g. for
-a plugin of somebody else, is looked at again with everything imported, which takes 15 s.
+It runs as a process of its own, because Axolotl patches, registers and prints, and is imported without torch there
+(`light.py`). A recipe that needs more, as for somebody else's plugin, is looked at again with everything: 15 s.
 """
 
 import copy
@@ -14,7 +13,6 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import version
@@ -22,19 +20,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
+from pydantic import BaseModel, ValidationError
+
 from hermes3.files import UserError, wrong_keys
-from hermes3.recipe.finding import Finding, nearest
 from hermes3.recipe.hardware import Hardware, gpu_of, hardware_of
-from hermes3.recipe.read import deepspeed_config, in_deepspeed, read, value_at
+from hermes3.recipe.read import Finding, deepspeed_config, in_deepspeed, nearest, read, value_at
 from hermes3.recipe.reads import reads
 
 PLUGIN = "hermes3.train.plugin.HermesPlugin"
 # In place of our plugin, whose modules import torch: the keys that it adds
-PLUGIN_STAND_IN = SimpleNamespace(
-    get_input_args=lambda: "hermes3.train.args.HermesArgs",
-    register=lambda cfg: None,
-    get_adapter_capabilities=list,
-)
+PLUGIN_STAND_IN = SimpleNamespace(register=lambda cfg: None, get_adapter_capabilities=list)
+PLUGIN_STAND_IN.get_input_args = lambda: "hermes3.train.args.HermesArgs"
 PREFERENCE_ENTRIES = {"dpo": "DPODataset", "ipo": "DPODataset", "simpo": "DPODataset", "kto": "KTODataset"}
 # What Axolotl says of a key that it takes and that does nothing, or soon will not
 INEFFECTIVE = re.compile(r"deprecated|ignored|no effect")
@@ -45,14 +41,12 @@ def examine(paths: list[Path]) -> dict[Path, tuple[list[Finding], dict[str, Any]
     answers = _process(paths, light=True)
     if again := [path for path in paths if answers[str(path)] is None]:
         answers |= _process(again, light=False)
-    return {
-        path: ([Finding(**finding) for finding in answers[str(path)]["findings"]], answers[str(path)]["resolved"])
-        for path in paths
-    }
+    pairs = {path: answers[str(path)] for path in paths}
+    return {path: ([Finding(**one) for one in findings], resolved) for path, (findings, resolved) in pairs.items()}
 
 
 def _process(paths: list[Path], light: bool) -> dict[str, Any]:
-    argv = [sys.executable, "-m", "hermes3.recipe.schema", *(["--light"] if light else []), *map(str, paths)]
+    argv = [sys.executable, "-m", "hermes3.recipe.schema", "light" if light else "whole", *map(str, paths)]
     env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "AXOLOTL_DO_NOT_TRACK": "1"}  # a laptop's answer on every machine
     done = subprocess.run(argv, text=True, capture_output=True, env=env)
     if done.returncode:
@@ -60,13 +54,13 @@ def _process(paths: list[Path], light: bool) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def main(argv: list[str]) -> None:
-    """Print `{path: {"findings", "resolved"}}`; null for a recipe that cannot be judged without torch."""
+def main(how: str, *paths: str) -> None:
+    """Print `{path: [findings, resolved]}`; null for a recipe that cannot be judged without torch."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what imports print must not stand in the answer
-    is_light = argv[:1] == ["--light"]
     from hermes3.recipe import light
 
+    is_light, answers = how == "light", {}
     if is_light:
         light.install()
         from axolotl.integrations import base
@@ -75,27 +69,26 @@ def main(argv: list[str]) -> None:
         base.load_plugin = lambda name: PLUGIN_STAND_IN if name == PLUGIN else load(name)
     from axolotl.utils import config
 
-    config.merge_input_args = lambda: _models(tuple(_manager().plugins))
-    answers = {}
-    for path in map(Path, argv[is_light:]):
+    config.merge_input_args = lambda: _models(tuple(_plugins()))
+    for path in map(Path, paths):
         try:
             recipe = read(path)
             findings, resolved = _findings(recipe, hardware_of(path, recipe), is_light)
             findings += [in_deepspeed(recipe, finding) for finding in _deepspeed(path, recipe)]
-            answers[str(path)] = {"findings": [asdict(finding) for finding in findings], "resolved": resolved}
+            answers[str(path)] = [asdict(finding) for finding in findings], resolved
         except (Exception, light.NeedsTorch):  # what a stand-in brings about
             if not is_light:
                 raise
             traceback.print_exc()
             answers[str(path)] = None
-    json.dump(answers, out, default=str)
-    out.close()
+    with out:
+        json.dump(answers, out, default=str)
 
 
-def _manager() -> Any:
+def _plugins() -> dict[str, Any]:
     from axolotl.integrations.base import PluginManager
 
-    return PluginManager.get_instance()
+    return PluginManager.get_instance().plugins
 
 
 @lru_cache
@@ -109,22 +102,24 @@ def _models(plugins: tuple[str, ...]) -> tuple[Any, Any]:
 def _findings(recipe: dict[str, Any], hardware: Hardware, is_light: bool) -> tuple[list[Finding], dict[str, Any]]:
     from axolotl.utils.config import prepare_plugins, validate_config
     from axolotl.utils.dict import DictDefault
-    from pydantic import ValidationError
 
-    _manager().plugins.clear()
-    with _warnings() as warnings:
-        if missing := list(_missing(recipe.get("plugins") or [], is_light)):
-            return missing, {}  # all keys of a plugin would be unknown
-        prepare_plugins(DictDefault(copy.deepcopy(recipe)))
-        warnings.clear()
-        findings = list(_names(recipe))
-        try:
-            resolved = validate_config(DictDefault(copy.deepcopy(recipe)), *_capabilities(hardware)).to_dict()
-        except (ValueError, DeprecationWarning) as error:
-            whole = [{"loc": (), "msg": str(error)}]
-            refusals = list(_refusals(error.errors() if isinstance(error, ValidationError) else whole))
-            text = " ".join(map(str, refusals))
-            return [*(one for one in findings if f"`{one.key}`" not in text), *refusals], {}
+    _plugins().clear()
+    warnings = _warnings()
+    if missing := list(_missing(recipe.get("plugins") or [], is_light)):
+        return missing, {}  # all keys of a plugin would be unknown
+    prepare_plugins(DictDefault(copy.deepcopy(recipe)))
+    warnings.clear()
+    findings = list(_names(recipe))
+    compute = gpu_of(hardware.gpu).compute  # what Axolotl would find out by itself on the hardware that is declared
+    gpu = {"bf16": compute is not None, "fp8": compute not in (None, "sm_80"), "tf32": compute is not None}
+    gpu |= {"n_gpu": hardware.gpus, "compute_capability": compute}
+    torch = {"torch_version": version("torch").split("+")[0]}
+    try:
+        resolved = validate_config(DictDefault(copy.deepcopy(recipe)), gpu, torch).to_dict()
+    except (ValueError, DeprecationWarning) as error:
+        refusals = list(_refusals(error))
+        text = " ".join(map(str, refusals))
+        return [*(one for one in findings if f"`{one.key}`" not in text), *refusals], {}
     text = " ".join(map(str, findings))
     for warning in warnings:
         key = next((key for key in recipe if key in warning), "recipe")
@@ -145,22 +140,18 @@ def _missing(plugins: list[str], is_light: bool) -> Iterator[Finding]:
             yield Finding("plugins", f"{name} cannot be imported ({error})", "mend its name, or install what it needs")
 
 
-def _refusals(errors: list[dict[str, Any]]) -> Iterator[Finding]:
-    """One finding per key of pydantic's errors, which are one for each form that a value could have had.
-
-    Axolotl's own validators give no place, but their message names the keys.
-    """
+def _refusals(error: Exception) -> Iterator[Finding]:
+    """One per key of pydantic's errors, which are one per form of a value; Axolotl's own validators name no key."""
     texts: dict[str, list[str]] = {}
-    for error in errors:
-        key = str(error["loc"][0]) if error["loc"] else "recipe"
-        texts.setdefault(key, []).append(error["msg"].removeprefix("Value error, "))
+    for one in error.errors() if isinstance(error, ValidationError) else [{"loc": (), "msg": str(error)}]:
+        key = str(one["loc"][0]) if one["loc"] else "recipe"
+        texts.setdefault(key, []).append(one["msg"].removeprefix("Value error, "))
     for key, lines in texts.items():
         yield Finding(key, f"Axolotl refuses it: {' / '.join(dict.fromkeys(lines))}", "change it as it says")
 
 
-@contextmanager
-def _warnings() -> Iterator[list[str]]:
-    """What Axolotl logs as warnings meanwhile."""
+def _warnings() -> list[str]:
+    """A list that takes what Axolotl logs as warnings from now on."""
     from axolotl.utils.logging import MultiProcessAdapter
 
     MultiProcessAdapter.warning_once.cache_clear()  # it would not repeat for the second recipe
@@ -169,13 +160,13 @@ def _warnings() -> Iterator[list[str]]:
     handler.emit = lambda record: texts.append(record.getMessage())
     logger = logging.getLogger("axolotl")
     logger.handlers, logger.propagate = [handler], False
-    yield texts
+    return texts
 
 
 def _names(recipe: dict[str, Any]) -> Iterator[Finding]:
     from axolotl.utils.schemas import datasets, fsdp
 
-    yield from _unknown(recipe, _models(tuple(_manager().plugins))[1], "")
+    yield from _unknown(recipe, _models(tuple(_plugins()))[1], "")
     entry_model = getattr(datasets, PREFERENCE_ENTRIES.get(recipe.get("rl"), "SFTDataset"))
     for key in ("datasets", "test_datasets"):
         for entry in recipe.get(key) or []:
@@ -190,8 +181,6 @@ def _names(recipe: dict[str, Any]) -> Iterator[Finding]:
 
 def _unknown(part: dict[str, Any], model: Any, prefix: str) -> Iterator[Finding]:
     """Names that a pydantic model does not take, here and in the parts that are models themselves."""
-    from pydantic import BaseModel
-
     known = {}
     for field, info in model.model_fields.items():
         aliases = getattr(info.validation_alias, "choices", [info.validation_alias])
@@ -205,23 +194,13 @@ def _unknown(part: dict[str, Any], model: Any, prefix: str) -> Iterator[Finding]
                 yield from _unknown(value, kinds[0], f"{prefix}{name}.")
 
 
-def _capabilities(hardware: Hardware) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What Axolotl would find out by itself on the hardware that the recipe declares."""
-    compute = gpu_of(hardware.gpu).compute
-    cuda, fp8 = compute is not None, compute not in (None, "sm_80")
-    gpu = dict(bf16=cuda, fp8=fp8, tf32=cuda, n_gpu=hardware.gpus, compute_capability=compute)
-    return gpu, {"torch_version": version("torch").split("+")[0]}
-
-
 def _deepspeed(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
-    """Names and forms in the recipe's DeepSpeed file. That it can be read at all is for `rules.py` to say."""
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    from pydantic import ValidationError
 
     try:
         config = deepspeed_config(path, recipe) or {}
-    except UserError:
+    except UserError:  # said by `rules.py`
         return
     for name in config:
         if name not in reads().deepspeed:
@@ -240,4 +219,4 @@ def _deepspeed(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

@@ -1,25 +1,27 @@
-"""The verb `hermes3 report`."""
+"""The verbs `hermes3 report` and `hermes3 runs`."""
 
+# ruff: noqa: B006 (Typer copies defaults)
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from hermes3.evaluate.cli import name_and_folder
-from hermes3.files import UserError
+from hermes3.files import ROOT, UserError, write_text
 
 
 def report(
     out: Annotated[Path, typer.Option(help="folder to write: index.html, report.json, summary.txt")],
-    mix: Annotated[list[Path], typer.Option(help="mix folder")] = [],  # noqa: B006 (Typer copies it)
-    run: Annotated[list[str], typer.Option(help="NAME=FOLDER of a training run")] = [],  # noqa: B006
+    mix: Annotated[list[Path], typer.Option(help="mix folder")] = [],
+    run: Annotated[list[str], typer.Option(help="NAME=FOLDER of a training run")] = [],
     scores: Annotated[
-        list[str], typer.Option(help="NAME=FOLDER of lm-eval results, earlier stage first; a NAME again: another seed")
-    ] = [],  # noqa: B006
-    commands: Annotated[Path | None, typer.Option(help="folder of stage stamps, each holding its command")] = None,
-    size: Annotated[
-        str | None, typer.Option(help="8b, 70b or 405b: the paper's model to compare with; the recipes' by default")
+        list[str], typer.Option(help="STAGE=FOLDER of lm-eval results, first to last; again: a seed")
+    ] = [],
+    commands: Annotated[
+        Path | None, typer.Option(exists=True, help="folder of stages' stamps, each its command")
     ] = None,
+    size: Annotated[Literal["8b", "70b", "405b"] | None, typer.Option(help="the paper's, if no recipe says it")] = None,
 ) -> None:
     """Write one page that says whether it reproduced. Scores with intervals, against the paper and stage by stage.
 
@@ -28,17 +30,39 @@ def report(
     """
     from hermes3.report.build import write_report
 
-    if commands and not commands.is_dir():
-        raise UserError(f"--commands {commands}: no such folder; check the path")
-    stamps = sorted(commands.glob("[0-9]*")) if commands else []
-    lines = [stamp.read_text(encoding="utf-8").strip() for stamp in stamps if stamp.suffix != ".new"]
-    runs: dict[str, Path] = {}
-    for name, folder in (name_and_folder(pair, option="--run") for pair in run):
-        if name in runs:
-            raise UserError(f"--run {name} is given twice; give each run once")
-        runs[name] = folder
+    stamps = [path for path in sorted(commands.glob("[0-9]*")) if path.suffix != ".new"] if commands else []
+    runs = [name_and_folder(pair, option="--run") for pair in run]
+    if len(dict(runs)) < len(runs):
+        raise UserError("--run: a name is given twice; give each run one of its own")
     stages: dict[str, list[Path]] = {}
     for name, folder in (name_and_folder(pair, option="--scores") for pair in scores):
         stages.setdefault(name, []).append(folder)
-    write_report(out, mix, runs, stages, lines, size)
+    write_report(out, mix, dict(runs), stages, [path.read_text(encoding="utf-8").strip() for path in stamps], size)
     print((out / "summary.txt").read_text(encoding="utf-8"))
+
+
+def runs(
+    add: Annotated[str | None, typer.Option(help="name of a record to write first, as runs/NAME.yml")] = None,
+    report: Annotated[Path | None, typer.Option(help="report.json that --add reads")] = None,
+    run: Annotated[str, typer.Option(help="training in that report")] = "SFT",
+    stage: Annotated[str | None, typer.Option(help="whose scores; RUN by default")] = None,
+    by: Annotated[str, typer.Option(help="who trained it")] = "",
+    title: Annotated[str | None, typer.Option(help="the record's title; NAME by default")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the records as JSON")] = False,
+) -> None:
+    """Write RUNS.md, the table of all recorded runs. With --add, record one of your own first, as runs/NAME.yml.
+
+    Example: hermes3 runs --json
+    """
+    from hermes3.report import ledger
+
+    if add:
+        if not (report and by):
+            raise UserError("--add needs --report FILE and --by NAME: what was trained, and by whom")
+        print(ledger.add(add, ledger.record(report, run, stage or run, by, title or add)))
+    records = ledger.load()
+    if as_json:
+        print(json.dumps({name: one.model_dump(mode="json") for name, one in records.items()}, indent=1))
+    else:
+        write_text(ROOT / "RUNS.md", ledger.page(records))
+        print(f"{ROOT / 'RUNS.md'}: {len(records)} runs")

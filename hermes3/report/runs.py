@@ -9,66 +9,50 @@ from typing import Any
 from hermes3.files import ROOT, UserError, read_json, read_yaml
 from hermes3.plan.plan import plan
 from hermes3.recipe.paper import paper_of
-from hermes3.report import names
-from hermes3.results.lm_eval import scale_of
+from hermes3.report.tables import NAMES, Row
+from hermes3.train.checkpoints import checkpoints
 
-COLUMNS = names("log")
-HELD_OUT = {"step": "step", "loss": "eval_loss"}
-PERFORMANCE = ("tokens_per_second_per_gpu", "mfu", "packing_efficiency", "memory_gb")
+COLUMNS = NAMES["log"]
 PACKED, PAIRS = "tokens/total", "num_tokens"  # Axolotl's count over all ranks with padding; TRL's, without
-Entry = dict[str, Any]
 
 
 def read_run(name: str, folder: Path) -> dict[str, Any]:
-    """Curves of the run in `folder`, from its `trainer_state.json` or that of its highest-numbered checkpoint.
-
-    `points` holds one dict per logged step; the loss is the mean since the log entry before. Values that JSON has no
-    form for (nan, inf) become None and are counted. `UserError` names `folder` where there is no log.
-    """
+    """Curves of the run in `folder`, a point per logged step; nan and inf become None. `UserError` without a log."""
     path, history = read_log(folder)
     points = [_row(entry, COLUMNS) for entry in history if "loss" in entry]
     if not points:
         raise UserError(f"{path}: log_history of run {name!r} has no loss; set logging_steps and train again")
     first, last = points[0], points[-1]
+    logged = {key: [point[key] for point in points if point.get(key) is not None] for key in NAMES["performance"]}
+    performance = {key: max(of) if key == "memory_gb" else median(of) for key, of in logged.items() if of}
     kind = "preference" if any("margin" in point for point in points) else "sft"
-    run = {"name": name, "folder": str(folder), "log": str(path.relative_to(folder)), "kind": kind}
-    run |= {"steps": last["step"], "epochs": last.get("epoch"), "last_loss": last["loss"]}
+    run = {"name": name, "folder": str(folder), "log": str(path.relative_to(folder)), "kind": kind, "points": points}
+    run |= {"steps": last["step"], "epochs": last.get("epoch"), "last_loss": last["loss"], "performance": performance}
     run |= {"first_step": first["step"], "first_loss": first["loss"]}
-    logged = {key: [point[key] for point in points if point.get(key) is not None] for key in PERFORMANCE}
-    # median of the logged steps, memory's highest
-    performance = {key: max(v) if key == "memory_gb" else median(v) for key, v in logged.items() if v}
-    run |= {"not_finite": sum(point["loss"] is None for point in points), "performance": performance}
-    held_out = [_row(entry, HELD_OUT) for entry in history if "eval_loss" in entry]
-    return run | {"points": points, "evaluations": held_out}
+    run["not_finite"] = sum(point["loss"] is None for point in points)
+    return run | {"evaluations": [_row(entry, NAMES["held_out"]) for entry in history if "eval_loss" in entry]}
 
 
-def read_log(folder: Path) -> tuple[Path, list[Entry]]:
-    """The trainer's newest log in `folder`, and its entries. `UserError` where there is none, or it is cut short."""
-    checkpoints = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
-    checkpoints.sort(key=lambda path: int(path.name.split("-")[-1]), reverse=True)
-    logs = [log for one in (folder, *checkpoints) if (log := one / "trainer_state.json").is_file()]
-    if not logs:
-        raise UserError(f"{folder}: no trainer_state.json in it or in a checkpoint-N of it; train first")
-    try:
-        return logs[0], read_json(logs[0], "log_history")["log_history"]
-    except (ValueError, KeyError):
-        raise UserError(f"{logs[0]}: no whole log of the trainer: the file is cut short; train again") from None
+def read_log(folder: Path) -> tuple[Path, list[Row]]:
+    """The trainer's newest log in `folder` or a checkpoint of it, and its entries. `UserError` where there is none."""
+    for place in (folder, *reversed(checkpoints(folder))):
+        if (log := place / "trainer_state.json").is_file():
+            return log, read_json(log, "log_history")["log_history"]
+    raise UserError(f"{folder}: no trainer_state.json in it or in a checkpoint-N of it; train first")
 
 
-def _row(entry: Entry, columns: dict[str, str]) -> Entry:
+def _row(entry: Row, columns: dict[str, str]) -> Row:
     return {column: entry[key] if isfinite(entry[key]) else None for column, key in columns.items() if key in entry}
 
 
-def gpu_hours(history: list[Entry]) -> float | None:
+def gpu_hours(history: list[Row]) -> float | None:
     """GPU-hours of all logged steps: each entry's tokens over the rate at which one GPU trained them.
 
-    So neither the number of GPUs nor interruptions matter: time that no step was made in does not count. Entries
-    without a rate, as the first after a start, take the mean of the others. None where the log has no rates.
+    Entries without a rate, as the first after a start, take the mean of the others; None where there is no rate.
     """
     seconds, steps, before = 0.0, 0, {"step": 0}
     for entry in (one for one in history if "loss" in one):
-        rate = entry.get(COLUMNS["tokens_per_second_per_gpu"])
-        key = PACKED if PACKED in entry else PAIRS
+        rate, key = entry.get(COLUMNS["tokens_per_second_per_gpu"]), PACKED if PACKED in entry else PAIRS
         if rate and key in entry:
             share = entry.get(COLUMNS["packing_efficiency"], 1.0) if key == PACKED else 1.0
             seconds += (entry[key] - before.get(key, 0)) * share / rate
@@ -79,56 +63,39 @@ def gpu_hours(history: list[Entry]) -> float | None:
 
 def gpu_hours_beside_plan(name: str, folder: Path, recipe: Path | None) -> dict[str, Any]:
     """GPU-hours measured, planned and the paper's; each None where it is not known, with the reason in `notes`."""
-    measured = gpu_hours(read_log(folder)[1])
-    notes = [] if measured else ["the log has no token rates (perf/*)"]
-    paper, row = recipe and paper_of(recipe), {"run": name, "measured": measured, "planned": None, "gpu": None}
+    hours, paper = gpu_hours(read_log(folder)[1]), recipe and paper_of(recipe)
+    notes = [] if hours else ["the log has no token rates (perf/*)"]
     if paper and paper.gpu_hours is None:
         notes.append("the paper gives no GPU-hours for this phase")
+    row = {"run": name, "measured": hours, "planned": None, "gpu": None, "paper": paper and paper.gpu_hours}
     try:
         with chdir(ROOT):  # what recipes name is relative to it
             planned = recipe and plan(recipe, packed=False)  # packing the mix again takes minutes
-        if planned is None:
-            notes.append("no recipe names this folder as its output_dir")
-        elif planned.gpu.is_cpu:
-            notes.append("planned are GPUs only")
-        else:
-            row["gpu"] = f"{planned.gpus} x {planned.gpu.name}, {planned.schedule.source}"
-            row["planned"] = planned.cost.gpu_hours
     except ValueError as error:
-        notes.append(f"no plan: {error}")
-    return row | {"paper": paper and paper.gpu_hours, "notes": notes}
+        return row | {"notes": [*notes, f"no plan: {error}"]}
+    if planned and not planned.gpu.is_cpu:
+        gpu = f"{planned.gpus} x {planned.gpu.name}, {planned.schedule.source}"
+        return row | {"gpu": gpu, "planned": planned.cost.gpu_hours, "notes": notes}
+    why = "planned are GPUs only" if planned else "no recipe names this folder as its output_dir"
+    return row | {"notes": [*notes, why]}
 
 
 def recipe_of(folder: Path) -> Path | None:
-    """The recipe whose `output_dir` is `folder`; None if there is none, or if two claim it.
-
-    It lies in recipes/, or in another folder of the checkout, as `hermes3 init` makes one.
-    """
-    recipes = {}
-    for path in sorted({*(ROOT / "recipes").rglob("*.yml"), *ROOT.glob("*/*.yml")}):
+    """The recipe in the checkout whose `output_dir` is `folder`; None if there is none, or if two claim it."""
+    claiming = []
+    for path in sorted({*(ROOT / "recipes").rglob("*.yml"), *ROOT.glob("*/*.yml")}):  # `hermes3 init` makes the latter
         with suppress(UserError):  # another kind of file
-            recipes[path.relative_to(ROOT)] = read_yaml(path)
-    outputs = {path: recipe.get("output_dir") for path, recipe in recipes.items()}
-    claiming = [path for path, out in outputs.items() if out and (ROOT / out).resolve() == folder.resolve()]
+            out = read_yaml(path).get("output_dir")
+            claiming += [path.relative_to(ROOT)] if out and (ROOT / out).resolve() == folder.resolve() else []
     return claiming[0] if len(claiming) == 1 else None
 
 
 def read_selection(name: str, folder: Path) -> dict[str, Any] | None:
-    """The table that `hermes3 select` left as `folder`/select.json: epochs, a row per group, normalised means, choice.
-
-    None where there is none; `UserError` names the file when it is cut short.
-    """
-    path = folder / "select.json"
-    if not path.is_file():
+    """What `hermes3 select` left as `folder`/select.json, if it did: a row per group, means per epoch, the choice."""
+    if not (path := folder / "select.json").is_file():
         return None
-    try:
-        record = read_json(path)
-        groups, totals, scales = record["scores"].items(), record["totals"], record.get("scales", {})
-        table = {"run": name, "suite": record["suite"], "chosen": record["epoch"], "notes": record["notes"]}
-        table |= {"epochs": [int(epoch) for epoch in totals], "totals": list(totals.values())}
-        rows = [
-            {"name": key, "values": list(of.values()), "scale": scales.get(key) or scale_of(key)} for key, of in groups
-        ]
-        return table | {"rows": rows}
-    except (ValueError, KeyError, AttributeError):
-        raise UserError(f"{path}: no whole record of `hermes3 select`; run it again") from None
+    record = read_json(path, "suite", "epoch", "notes", "totals", "scores", "scales")
+    totals, scales = record["totals"], record["scales"]
+    rows = [{"name": key, "values": [*of.values()], "scale": scales[key]} for key, of in record["scores"].items()]
+    table = {"run": name, "suite": record["suite"], "chosen": record["epoch"], "notes": record["notes"], "rows": rows}
+    return table | {"epochs": [int(epoch) for epoch in totals], "totals": [*totals.values()]}

@@ -131,10 +131,10 @@ def requeue() -> str:
     fields, bad = shown(job), bad_nodes(Path("logs") / job / "bad_nodes")
     if named := sorted({*bad} & {*hosts(fields.get("ReqNodeList", "") if bad else "")}):
         raise UserError(f"{', '.join(named)}: bad, and asked for by name (--nodelist); submit it anew without it there")
+    excluded = ",".join(dict.fromkeys([*hosts(fields.get("ExcNodeList", "")), *bad]))
     slurm("scontrol", "requeue", job)
     if not bad:
         return f"job {job} is queued again"
-    excluded = ",".join(dict.fromkeys([*hosts(fields.get("ExcNodeList", "")), *bad]))
     slurm("scontrol", "update", f"JobId={job}", f"ExcNodeList={excluded}")
     return f"job {job} is queued again without {excluded}; pending for long: the partition has no other nodes"
 

@@ -13,10 +13,7 @@ from hermes3.recipe.hardware import CPU
 
 
 def on_cpu_ranks(recipe: dict[str, Any]) -> bool:
-    """Whether a launcher such as torchrun started this process for a recipe that declares CPUs, on a machine of them.
-
-    A run that was meant for GPUs and finds none must fail, not train on CPUs.
-    """
+    """Whether a launcher started this process for a recipe that declares CPUs. One for GPUs must fail without them."""
     declared = (recipe.get("hardware") or {}).get("gpu")
     return declared == CPU and "RANK" in os.environ and not torch.cuda.is_available()
 
@@ -24,6 +21,8 @@ def on_cpu_ranks(recipe: dict[str, Any]) -> bool:
 def use_gloo(recipe: dict[str, Any]) -> None:
     """Have the run of `recipe` use CPUs, for the life of this process. Call it before Axolotl validates the recipe."""
     import axolotl.utils.trainer
+    from accelerate import ParallelismConfig, PartialState
+    from accelerate.utils import DistributedType
     from transformers import training_args
 
     axolotl.utils.trainer.check_cuda_p2p_ib_support = lambda: True  # it asks a driver that is not there
@@ -33,9 +32,6 @@ def use_gloo(recipe: dict[str, Any]) -> None:
     if not (recipe.get("deepspeed") or recipe.get("fsdp_config")):
         os.environ["ACCELERATE_USE_CPU"] = "true"
         return
-    from accelerate import ParallelismConfig, PartialState
-    from accelerate.utils import DistributedType
-
     # Without a GPU accelerate finds no backend and counts one process, whatever WORLD_SIZE is; and it takes only a run
     # on several GPUs for an FSDP run
     os.environ.pop("ACCELERATE_USE_CPU", None)

@@ -11,32 +11,17 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.samplers import MultipackBatchSampler
 from peft import PeftModel
 from torch.utils.checkpoint import checkpoint
-from transformers import Trainer, TrainerCallback, set_seed
+from transformers import Trainer, TrainerCallback
 from transformers.trainer import SAFE_WEIGHTS_NAME, WEIGHTS_NAME, remove_dummy_checkpoint
 
 CHUNK = 256  # tokens: 131 MB of fp32 logits, where Llama's vocabulary has 128,256 entries
 
 
-def seed_packing(cfg: DictDefault) -> None:
-    """Seed what Axolotl draws before the trainer seeds the process: the packing from which it counts the steps.
-
-    Without it two runs of one recipe take e.g. 3,448 and 3,452 steps, and so another learning rate at each.
-    """
-    if cfg.seed is not None:
-        set_seed(cfg.seed)
-
-
 class RepackEveryEpoch(TrainerCallback):
-    """Tell the epoch's number to the shuffler and to the packer around it: both then depend on it and the seed alone.
-
-    transformers does, unless a run on several ranks resumes within an epoch: what then skips batches hides the packer,
-    and the run repeats samples and omits others.
-    """
+    """Row 19: tell the epoch's number to the shuffler and to the packer around it, also where a run resumes."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        # A resumed run starts inside this epoch. Counted here, because an epoch whose packing came out a batch short
-        # ends at e.g. 0.999.
-        self.epoch = int(state.epoch or 0)
+        self.epoch = int(state.epoch or 0)  # counted on from here: an epoch that is a batch short ends at e.g. 0.999
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         packer = train_dataloader.batch_sampler
@@ -48,12 +33,8 @@ class RepackEveryEpoch(TrainerCallback):
 
 
 def keep_fp32(cfg: DictDefault, trainer: Trainer) -> None:
-    """Train fp32 weights with fp32 moments and compute in bf16: 16 bytes per parameter instead of Axolotl's 8.
-
-    Axolotl loads the model in bf16 and, unless DeepSpeed makes fp32 copies, has Adam change these very weights. bf16
-    has 8 bits: a change of less than 1/512 of a weight is lost, as nearly all are at a learning rate of 7e-6.
-    """
-    if not cfg.bf16 or cfg.deepspeed:
+    """Row 21: train fp32 weights with fp32 moments and compute in bf16, 16 bytes per parameter instead of 8."""
+    if not cfg.bf16 or cfg.deepspeed:  # DeepSpeed has fp32 copies
         return
     if cfg.adapter:
         for parameter in filter(lambda p: p.requires_grad, trainer.model.parameters()):
@@ -70,25 +51,11 @@ def keep_fp32(cfg: DictDefault, trainer: Trainer) -> None:
             accelerator.fsdp2_prepare_model = lambda *args: shard(*args).float()
 
 
-def preference_args(cfg: DictDefault) -> dict[str, float | bool]:
-    """Trainer arguments with which NEFTune and LoRA's dropout act under preference training.
-
-    Axolotl passes `neftune_noise_alpha` to the SFT trainer only. TRL sets every dropout of the model to 0 by default;
-    Llama has no dropout but LoRA's, and the reference runs with the adapter off, so the reference does not change.
-    """
-    noise = {"neftune_noise_alpha": cfg.neftune_noise_alpha} if cfg.rl and cfg.neftune_noise_alpha is not None else {}
-    drops = cfg.rl in ("dpo", "ipo") and cfg.adapter and cfg.lora_dropout
-    return noise | ({"disable_dropout": False} if drops else {})
-
-
 def log_probs_in_fp32() -> None:
-    """Have TRL take DPO's, KTO's, ORPO's and SimPO's log-probabilities, and so all that is made of them, in fp32.
+    """Row 38: have TRL take the log-probabilities of DPO, KTO, ORPO and SimPO, and all made of them, in fp32.
 
-    The sum over an answer of 1,000 tokens is near -10,000, where bf16 knows multiples of 64 alone. Two things round it.
-    `selective_log_softmax` returns the dtype of the logits, unless TRL's Triton kernel runs, which returns fp32. Here
-    it gets the logits in fp32, CHUNK tokens at a time, and in the backward pass again: a copy of all logits would take
-    4.2 GB for two sequences of 4,096 tokens. And under DeepSpeed transformers casts a batch to bf16, such as the sums
-    of the reference that `precompute_ref_log_probs` stored as the trainer was made: call it before that.
+    The logits are cast CHUNK tokens at a time, and in the backward pass again: a copy of all would take 4.2 GB for two
+    sequences of 4,096 tokens. Call it before the trainer is made, which may store the reference's sums.
     """
     from trl.trainer import dpo_trainer, kto_trainer, utils
 
@@ -111,7 +78,7 @@ def log_probs_in_fp32() -> None:
         log_probs = torch.cat(chunks).view(index.shape)
         return log_probs if row_mask is None else log_probs.masked_fill(row_mask == 0, 0.0)
 
-    def prepare_inputs(trainer, inputs):
+    def prepare_inputs(trainer, inputs):  # under DeepSpeed transformers casts a batch to bf16
         sums = {key: inputs[key].to(trainer.args.device) for key in inputs if key.startswith("ref_")}
         return Trainer._prepare_inputs(trainer, inputs) | sums
 
@@ -122,39 +89,26 @@ def log_probs_in_fp32() -> None:
 
 
 def noise_policy_alone(trainer: Trainer) -> None:
-    """Add NEFTune's noise (arXiv 2310.05914) to the policy and not to DPO's reference.
+    """Row 22: NEFTune's noise (arXiv 2310.05914) for the policy alone, not for the reference, which has no gradients.
 
-    The noise is uniform in +-alpha / sqrt(L d): L is the padded length of the micro-batch, d the hidden size.
-    transformers adds it wherever the embeddings are in training mode. TRL computes the reference in training mode too,
-    with the adapter off and without gradients; so gradients tell the two apart.
+    It is uniform in +-alpha / sqrt(L d): L is the padded length of the micro-batch, d the hidden size.
     """
     alpha = trainer.args.neftune_noise_alpha
 
     def set_alpha(embeddings, args) -> None:
-        # transformers' forward hook on the same module reads it afterwards
-        embeddings.neftune_noise_alpha = alpha if torch.is_grad_enabled() else 0.0
+        embeddings.neftune_noise_alpha = alpha if torch.is_grad_enabled() else 0.0  # transformers' hook reads it next
 
     trainer.model.get_input_embeddings().register_forward_pre_hook(set_alpha)
 
 
 def save_adapter_alone(trainer: Trainer) -> None:
-    """Have the last save of DPO write the adapter and not the base model with the adapter inside.
-
-    Axolotl gives TRL a plain model, TRL puts the adapter into it, and at the end Axolotl saves that plain model beside
-    the adapter: a `model.safetensors` with names such as `q_proj.base_layer.weight`. `from_pretrained` reads it without
-    an error and fills every linear layer with random numbers.
-    """
+    """Row 25: have DPO's last save write the adapter, and not the plain model into which TRL has put the adapter."""
     if isinstance(trainer.model, PeftModel):
         trainer.model.get_base_model().save_pretrained = trainer.model.save_pretrained
 
 
 def save_shards_once(trainer: Trainer) -> None:
-    """Write a ZeRO-3 model that stays in shards once per checkpoint, and not again when the run ends.
-
-    With `stage3_gather_16bit_weights_on_model_save: false` transformers has DeepSpeed write the whole checkpoint in
-    place of the gathered weights, then again as the optimizer's state, and once more when the run ends: 4.9 TB each
-    for 405B. Configuration and tokenizer are still written each time. An adapter is gathered, whatever the key says.
-    """
+    """Row 29: write a ZeRO-3 model that stays in shards (no adapter does) once per checkpoint, and not at the end."""
     if not trainer.is_deepspeed_enabled or trainer.args.save_only_model or isinstance(trainer.model, PeftModel):
         return
     config = trainer.accelerator.state.deepspeed_plugin.hf_ds_config
@@ -165,10 +119,9 @@ def save_shards_once(trainer: Trainer) -> None:
 
     def save(output_dir: str | None = None, _internal_call: bool = False) -> None:
         nonlocal saved_step
-        if _internal_call:
-            saved_step = trainer.state.global_step
-        elif saved_step != trainer.state.global_step:
+        if not _internal_call and saved_step != trainer.state.global_step:
             return save_model(output_dir)
+        saved_step = trainer.state.global_step
         output_dir = output_dir or trainer.args.output_dir
         if trainer.args.should_save:
             trainer._save(output_dir, state_dict={})

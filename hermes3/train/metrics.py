@@ -1,10 +1,9 @@
 """What a run logs beside the loss: how fast it is, and the name that it has in wandb.
 
-`perf/tokens_per_second_per_gpu`: tokens without padding, over all ranks, per second and rank. Waiting for data counts
-as time, saves and evaluations do not (Axolotl's own rate counts them, and only tokens that bear loss). `perf/mfu`:
-model FLOPs of these tokens (hermes3/plan/cost.py) per peak FLOPs of the `hardware.gpu` that the recipe declares.
-`perf/packing_efficiency`: the share of positions that are not padding. `perf/memory_gb`: in 1e9 bytes, the peak since
-the start on the fullest rank; what torch has allocated on a GPU, the whole process on a CPU.
+`perf/tokens_per_second_per_gpu`: tokens without padding, of all ranks, per second and rank; saves and evaluations are
+no time (Axolotl's own rate counts them, and only tokens that bear loss). `perf/mfu`: model FLOPs of these tokens
+(hermes3/plan/cost.py) per peak FLOPs of `hardware.gpu`. `perf/packing_efficiency`: the share of positions that are not
+padding. `perf/memory_gb`: 1e9 bytes, the peak on the fullest rank; torch's on a GPU, the whole process on a CPU.
 """
 
 import os
@@ -16,16 +15,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from axolotl.utils.logging import get_logger
 from transformers import Trainer, TrainerCallback
 
-from hermes3.files import write_text
+from hermes3.files import ROOT, write_text
 from hermes3.git import commit
 from hermes3.plan.cost import flops_per_token
 from hermes3.plan.shapes import shape_of, work_of
 from hermes3.recipe.hardware import gpu_of
 
 Mfu = Callable[[float, float], float]  # (tokens/s per GPU, mean tokens per row) -> share of the peak
-ROOT = Path(__file__).parents[2]
 RUN_ID = "wandb_id"  # file in output_dir
 
 
@@ -83,8 +82,6 @@ class Throughput(TrainerCallback):
 
 def mfu_of(cfg) -> Mfu | None:
     """None, with a line in the log, where no peak is known: on CPUs, undeclared GPUs, models other than Llama."""
-    from axolotl.utils.logging import get_logger
-
     try:
         gpu = gpu_of((cfg.hardware or {}).get("gpu") or "unknown")
         if gpu.is_cpu:
@@ -96,44 +93,25 @@ def mfu_of(cfg) -> Mfu | None:
     return lambda rate, row_tokens: rate * flops_per_token(shape, work, row_tokens) / gpu.flops
 
 
-class NameRun(TrainerCallback):
-    """Names the wandb run by recipe, size, phase, seed and git commit; all attempts at one run are one run of wandb.
+def name_run(cfg, trainer: Trainer) -> None:
+    """Name the wandb run by recipe, size, phase, seed and commit, before the trainer's own callback starts it.
 
-    It names the run before the trainer's own callback starts it, and writes the facts into its config as `hermes3`. A
-    run that resumes continues under the id in its folder, online at once, offline when `wandb sync` uploads the
-    attempts in their order. Variables that are set, as WANDB_RUN_ID, win. Rank 0 alone has a wandb run and asks git.
+    All attempts at one run have one id, kept in its folder: offline ones are one run once `wandb sync` has uploaded
+    them in their order. Variables that are set win. Rank 0 alone asks git.
     """
-
-    def __init__(self, cfg, trainer: Trainer):
-        if not trainer.is_world_process_zero():
-            return
-        self.facts = facts = facts_of(cfg)
-        trainer.args.run_name = f"{facts['recipe']} seed {facts['seed']} {facts['commit']}"
-        tags = f"{facts['size']},{facts['phase']},seed-{facts['seed']},{facts['commit']}"
-        names = {"RUN_GROUP": facts["recipe"], "JOB_TYPE": facts["phase"], "TAGS": tags, "RESUME": "allow"}
-        for name, value in names.items():
-            os.environ.setdefault(f"WANDB_{name}", value)
-        if "WANDB_RUN_ID" not in os.environ:  # set by the user, or by the key wandb_run_id
-            os.environ["WANDB_RUN_ID"] = run_id(Path(cfg.output_dir), resumes=bool(cfg.auto_resume_from_checkpoints))
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        import wandb
-
-        if state.is_world_process_zero and wandb.run:
-            wandb.config.update({"hermes3": self.facts}, allow_val_change=True)
-
-
-def facts_of(cfg) -> dict[str, str | int | None]:
-    """`recipe` (`wandb_name`, else its file's name), `size` (its first part), `phase` (sft, dpo), `seed`, and `commit`,
-    or outside a checkout, or without git, the version of the package."""
-    recipe = cfg.wandb_name or Path(cfg.axolotl_config_path).stem
-    facts = {"recipe": recipe, "size": recipe.split("_")[0], "phase": str(getattr(cfg.rl, "value", cfg.rl) or "sft")}
-    return facts | {"seed": cfg.seed, "commit": commit(ROOT, digits=7) or version("hermes3-recipes")}
-
-
-def run_id(output_dir: Path, resumes: bool) -> str:
-    """The id of the run in `output_dir`; a new one where there is none, or where the run does not resume by itself."""
-    file = output_dir / RUN_ID
-    if not (resumes and file.is_file()):
+    if not trainer.is_world_process_zero():
+        return
+    recipe, phase = cfg.wandb_name or Path(cfg.axolotl_config_path).stem, str(getattr(cfg.rl, "value", cfg.rl) or "sft")
+    trainer.args.run_name = f"{recipe} seed {cfg.seed} {code_version()}"
+    file = Path(cfg.output_dir) / RUN_ID
+    if not (cfg.auto_resume_from_checkpoints and file.is_file()):
         write_text(file, secrets.token_hex(4))
-    return file.read_text(encoding="utf-8")
+    names = {"RUN_ID": file.read_text(encoding="utf-8"), "RESUME": "allow", "RUN_GROUP": recipe, "JOB_TYPE": phase}
+    names["TAGS"] = f"{recipe.split('_')[0]},{phase},seed-{cfg.seed},{code_version()}"
+    for name, value in names.items():
+        os.environ.setdefault(f"WANDB_{name}", value)
+
+
+def code_version() -> str:
+    """The commit; outside a checkout, or without git, the version of the package."""
+    return commit(ROOT, digits=7) or version("hermes3-recipes")

@@ -1,9 +1,7 @@
 """When a run saves: complete checkpoints, restart points between the epochs, and a checkpoint when it is told to stop.
 
-A save takes minutes at 405B, and a rank may die within it. In transformers 5 (`Trainer._save_checkpoint`) no rank waits
-for another, so no file says that all parts are there, and Axolotl resumes from the highest-numbered folder. Here rank 0
-writes `complete.json` once every rank is done and its node has flushed the files, which it lists; a run resumes from
-the newest checkpoint that has it and holds these files.
+In transformers 5 no rank waits for another's save, and Axolotl resumes from the highest-numbered folder. Here it
+resumes from the newest that has `complete.json`, written last, and holds the files that this lists.
 """
 
 import errno
@@ -13,21 +11,17 @@ import shutil
 import sys
 from pathlib import Path
 
+import torch
+from accelerate.utils import broadcast, broadcast_object_list
+from axolotl.utils.distributed import cleanup_distributed
+from axolotl.utils.logging import get_logger
 from transformers import Trainer, TrainerCallback
 
 from hermes3.files import write_text
-from hermes3.train.checkpoints import (
-    COMPLETE,
-    RESTART_POINT,
-    broken,
-    checkpoints,
-    mark_of,
-    newest_complete,
-    step_of,
-)
+from hermes3.train.checkpoints import COMPLETE, RESTART_POINT, broken, checkpoints, mark_of, newest_complete, step_of
 
+LOG = get_logger(__name__)
 OPTIMIZER = ("latest", "optimizer*")  # DeepSpeed's pointer to its shards; a file, or FSDP2's folder
-STOP_FILE = "HERMES3_STOP_FILE"
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later. torchrun itself exits with 1 when its ranks exit with 75
 
 
@@ -37,59 +31,23 @@ def resume_from_complete() -> None:
 
     users = ("axolotl.train", "axolotl.cli.merge_sharded_fsdp_weights")  # they import the function by name
     for module in (source, *(sys.modules[name] for name in users if name in sys.modules)):
-        module.determine_last_checkpoint = _last_checkpoint
+        module.determine_last_checkpoint = last_checkpoint
 
 
-def _last_checkpoint(cfg, update: bool = True) -> str | None:
-    """Replaces Axolotl's function. Every rank calls it and takes what rank 0 sees.
-
-    On a network file system one rank may not see yet what another has written.
-    """
-    from accelerate.utils import broadcast_object_list
-
+def last_checkpoint(cfg, update: bool = True) -> str | None:
+    """Replaces Axolotl's function. Every rank takes what rank 0 sees: a network file system may show others less."""
     output_dir = Path(cfg.output_dir)
-    newest = newest_complete(output_dir)
-    newest = broadcast_object_list([newest and str(newest)])[0]
+    newest = broadcast_object_list([newest_complete(output_dir)])[0]
+    path = newest and str(newest)
     if not update:
-        return newest
+        return path
     if cfg.resume_from_checkpoint is None and cfg.auto_resume_from_checkpoints:
-        for path in checkpoints(output_dir):
-            if step_of(path) > (step_of(Path(newest)) if newest else 0):
-                _warn(f"{path} {broken(path)}. It is passed over, and not deleted")
-        _warn(f"resuming from {newest}" if newest else "no complete checkpoint: starting at step 0")
-        cfg.resume_from_checkpoint = newest
+        for later in checkpoints(output_dir):
+            if step_of(later) > (step_of(newest) if newest else 0):
+                LOG.warning(f"{later} {broken(later)}. It is passed over, and not deleted")
+        LOG.warning(f"resuming from {path}" if path else "no complete checkpoint: starting at step 0")
+        cfg.resume_from_checkpoint = path
     return cfg.resume_from_checkpoint
-
-
-def mark_complete(trainer: Trainer) -> None:
-    """Have rank 0 write `complete.json` last in each save of the trainer, once every rank is done.
-
-    A save into an existing folder removes the file first. A checkpoint without its optimizer does not get the file:
-    Axolotl only logs that failure, and transformers would resume with an empty optimizer without an error.
-    """
-    save_checkpoint, args = trainer._save_checkpoint, trainer.args
-
-    def save(*positional, **named) -> None:
-        folder = _folder(args, trainer.state)
-        if trainer.is_world_process_zero():
-            (folder / COMPLETE).unlink(missing_ok=True)
-        args.distributed_state.wait_for_everyone()
-        save_checkpoint(*positional, **named)
-        args.distributed_state.wait_for_everyone()
-        if args.distributed_state.is_local_main_process:
-            flush(folder)
-        args.distributed_state.wait_for_everyone()
-        if not trainer.is_world_process_zero():
-            return
-        if args.save_only_model or any(any(folder.glob(pattern)) for pattern in OPTIMIZER):
-            files = {str(file.relative_to(folder)): mark_of(file) for file in folder.rglob("*") if file.is_file()}
-            files.pop(RESTART_POINT, None)
-            state = {"step": trainer.state.global_step, "epoch": trainer.state.epoch, "files": files}
-            write_text(folder / COMPLETE, json.dumps(state) + "\n")
-        else:
-            _warn(f"{folder}: its optimizer was not saved; no run will resume from it")
-
-    trainer._save_checkpoint = save
 
 
 def flush(folder: Path) -> None:
@@ -105,81 +63,65 @@ def flush(folder: Path) -> None:
             os.close(descriptor)
 
 
-class RestartPoints(TrainerCallback):
-    """Saves every `steps` optimizer steps, and when `stop_now` is set. An epoch's last step gives its checkpoint.
+class Saving(TrainerCallback):
+    """Marks each checkpoint complete; saves every `steps` optimizer steps, and when told to stop.
 
-    The trainer saves either by steps or by epochs, and deletes the oldest first, which are the epochs that are still to
-    be compared. A restart point is deleted once the next checkpoint, of either kind, is complete. Its mark is written
-    before the save, and removed before an epoch's save, so that a run which dies in between confuses neither.
+    The trainer saves by steps or by epochs, and deletes the oldest first: the epochs that are still to be compared. A
+    restart point is marked before its save, and deleted once the next checkpoint, of either kind, is complete.
+
+    Once `stop_file` exists, every rank saves at the end of its step and exits with code 75. A signal would reach the
+    ranks at different steps, and Axolotl answers SIGINT by writing the unfinished model as if it were the final one.
+    Rank 0 looks, and broadcasts one number per step: 0.2 ms between two CPU ranks. The run exits as the next step would
+    begin: an epoch's last step gets its checkpoint, and after the last of all the run finishes.
     """
 
-    def __init__(self, steps: int | None):
-        self.steps = steps
-        self.stop_now = False  # set by StopFile: save at the end of this step, whatever its number
-        self.due = False
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        ended = state.global_step and state.epoch == int(state.epoch)
-        if ended and args.save_strategy == "epoch":  # the run before died between the restart point and the epoch's end
-            self._unmark(args, state)
+    def __init__(self, trainer: Trainer, steps: int | None, stop_file: str | None = None):
+        self.trainer, self.steps, self.stop_file = trainer, steps, stop_file and Path(stop_file)
+        self.stops = self.due = False
 
     def on_step_end(self, args, state, control, **kwargs):
+        if self.stop_file:
+            exists = state.is_world_process_zero and self.stop_file.exists()
+            exists = bool(broadcast(torch.tensor(int(exists), device=args.device)))
+            self.stops = exists and state.global_step < state.max_steps
         regular = bool(self.steps) and state.global_step % self.steps == 0
-        self.due = (regular or self.stop_now) and not control.should_save
+        saved_anyway = control.should_save or (args.save_strategy == "epoch" and state.epoch == int(state.epoch))
+        self.due = (regular or self.stops) and not saved_anyway
         control.should_save |= self.due
         if self.due and state.is_world_process_zero:
             _folder(args, state).mkdir(parents=True, exist_ok=True)
             (_folder(args, state) / RESTART_POINT).touch()
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if not control.should_save:
-            return
-        self._unmark(args, state)
-        if self.due:  # this step's checkpoint is whole; a second save that broke off would leave none
-            control.should_save = self.due = False
+        if control.should_save and state.is_world_process_zero:
+            (_folder(args, state) / RESTART_POINT).unlink(missing_ok=True)
+        control.should_save &= not self.due  # the restart point of an epoch that was short of a step is its checkpoint
 
     def on_save(self, args, state, control, **kwargs):
-        newest = _folder(args, state)
-        if not state.is_world_process_zero or broken(newest):
+        newest, ranks = _folder(args, state), args.distributed_state
+        ranks.wait_for_everyone()
+        if ranks.is_local_main_process:
+            flush(newest)
+        ranks.wait_for_everyone()
+        if not state.is_world_process_zero:
             return
+        if not args.save_only_model and not any(any(newest.glob(pattern)) for pattern in OPTIMIZER):
+            LOG.warning(f"{newest}: its optimizer was not saved; no run will resume from it")  # row 33
+            return
+        files = {str(file.relative_to(newest)): mark_of(file) for file in newest.rglob("*") if file.is_file()}
+        files.pop(RESTART_POINT, None)
+        complete = {"step": state.global_step, "epoch": state.epoch, "files": files}
+        write_text(newest / COMPLETE, json.dumps(complete) + "\n")
         for mark in Path(args.output_dir).glob(f"checkpoint-*/{RESTART_POINT}"):
             if mark.parent != newest:
                 shutil.rmtree(mark.parent)
 
-    def _unmark(self, args, state) -> None:
-        if state.is_world_process_zero:
-            (_folder(args, state) / RESTART_POINT).unlink(missing_ok=True)
-
-
-class StopFile(TrainerCallback):
-    """Once `file` exists, every rank saves at the end of the step and exits with code 75.
-
-    The job script names the file in `HERMES3_STOP_FILE` and writes it before the time limit. A signal would reach the
-    ranks at different steps, and Axolotl answers SIGINT by writing the unfinished model as if it were the final one.
-    Rank 0 looks for the file and broadcasts one number per step: 0.2 ms between two CPU ranks. The run exits as the
-    next step would begin: an epoch's last step gets its checkpoint, and after the last of all the run finishes.
-    """
-
-    def __init__(self, file: Path, restart: RestartPoints, trainer: Trainer):
-        self.file, self.restart, self.trainer = file, restart, trainer
-
-    def on_step_end(self, args, state, control, **kwargs):
-        import torch
-        from accelerate.utils import broadcast
-
-        exists = state.is_world_process_zero and self.file.exists()
-        stop = bool(broadcast(torch.tensor(int(exists), device=args.device)))
-        self.restart.stop_now = stop and state.global_step < state.max_steps
-
     def on_step_begin(self, args, state, control, **kwargs):
-        if not self.restart.stop_now:
+        if not self.stops:
             return
-        from axolotl.utils.distributed import cleanup_distributed
-
-        _warn(f"{self.file} is there: stopping after step {state.global_step}, which is saved")
+        LOG.warning(f"{self.stop_file} is there: stopping after step {state.global_step}, which is saved")
         self.trainer.callback_handler.on_train_end(args, state, control)  # trackers write what they hold
-        wandb = sys.modules.get("wandb")
-        if wandb and wandb.run:
+        if (wandb := sys.modules.get("wandb")) and wandb.run:
             wandb.finish()
         args.distributed_state.wait_for_everyone()  # torchrun would kill the ranks that are still at it
         cleanup_distributed()
@@ -189,11 +131,4 @@ class StopFile(TrainerCallback):
 
 
 def _folder(args, state) -> Path:
-    """Where the trainer saves this step."""
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
-
-
-def _warn(text: str) -> None:
-    from axolotl.utils.logging import get_logger
-
-    get_logger(__name__).warning(text)

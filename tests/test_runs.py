@@ -1,0 +1,94 @@
+"""The ledger: every record resolves in this repository, RUNS.md is what they make, and a report becomes a record."""
+
+import json
+import subprocess
+
+import pytest
+
+from hermes3.files import ROOT, UserError, sha256
+from hermes3.report import ledger
+
+RECORDS = ledger.load()
+shallow = subprocess.run(["git", "rev-parse", "--is-shallow-repository"], cwd=ROOT, capture_output=True, text=True)
+needs_history = pytest.mark.skipif(shallow.stdout.strip() != "false", reason="needs the history of the repository")
+
+
+def test_the_page_is_what_the_records_make():
+    assert (ROOT / "RUNS.md").read_text() == ledger.page(RECORDS), "run hermes3 runs"
+    assert {"demo_sft", "h200_8b_sft", "paper_8b_sft", "paper_70b_sft", "paper_405b_sft"} <= RECORDS.keys()
+
+
+@needs_history
+@pytest.mark.parametrize("name", RECORDS)
+def test_every_file_and_hash_resolves(name):
+    assert ledger.unresolved(RECORDS[name]) == []
+
+
+@needs_history
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"lock_sha256": "0" * 64}, "requirements.txt: another sha256"),
+        ({"recipe": "recipes/none.yml"}, "recipes/none.yml: fatal: path"),
+        ({"commit": "0" * 40}, "fatal: "),
+        ({"commit": None}, "requirements.txt: a hash, and no commit"),
+    ],
+)
+def test_what_does_not_resolve_is_named(change, text):
+    assert any(text in line for line in ledger.unresolved(RECORDS["demo_sft"].model_copy(update=change)))
+
+
+@pytest.fixture
+def report(tmp_path):
+    """A report.json of one training of the 8B, as `hermes3 report` writes it, as far as the ledger reads it."""
+    recipe = "recipes/8b_sft.yml"
+    score = {"value": 0.61, "low": 0.58, "high": 0.64, "n": 900}
+    rows = [
+        {"task_label": "ARC-C", "part": False, "scale": 100, "scores": {"SFT": score}},
+        {"task_label": "tried", "part": True, "scale": 100, "scores": {"SFT": score}},
+        {"task_label": "later", "part": False, "scale": 100, "scores": {"SFT": None}},
+    ]
+    speed = {"tokens_per_second_per_gpu": 8000.04, "mfu": 0.3664}
+    run = {"name": "SFT", "folder": str(tmp_path), "kind": "sft", "steps": 4133, "performance": speed}
+    facts = {
+        "runs": [run],
+        "recipes": [{"run": "SFT", "path": recipe, "sha256": sha256(ROOT / recipe)}],
+        "costs": [{"run": "SFT", "measured": 54.0}],
+        "scores": {"stages": ["SFT"], "rows": rows},
+        "repository": {"commit": "a" * 40, "changed": False, "lock": {"sha256": "b" * 64}},
+        "mixes": [{"name": "hermes3_sft", "kind": "sft", "output_sha256": "c" * 64}],
+    }
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(facts))
+    return path
+
+
+def test_a_report_becomes_a_record(report, tmp_path):
+    new = ledger.record(report, "SFT", "SFT", "somebody", "The 8B")
+    assert ledger.load(ledger.add("ours", new, tmp_path / "runs").parent) == {"ours": new}
+    assert (new.gpus, new.hardware, new.gpu_hours, new.cost_usd) == (48, "48 h100-80gb", 54.0, 135.0)
+    assert (new.tokens_per_second_per_gpu, new.mfu_percent, new.commit) == (8000.0, 36.6, "a" * 40)
+    assert new.scores == {"ARC-C": [61.0, 58.0, 64.0, 900]}  # a part of the questions is no score
+    assert "| 36.6 | 54 | 135 |" in ledger.page({"ours": new})
+    with pytest.raises(UserError, match="ours.yml is there already; give another name"):
+        ledger.add("ours", new, tmp_path / "runs")
+
+
+def test_the_commit_is_the_one_that_the_run_began_with(report):
+    (report.parent / "made_of.json").write_text(json.dumps({"commit": "d" * 40, "lock": "e" * 64}))
+    new = ledger.record(report, "SFT", "SFT", "somebody", "The 8B")
+    assert (new.commit, new.lock_sha256) == ("d" * 40, "e" * 64)
+
+
+@pytest.mark.parametrize(
+    ("run", "change", "text"),
+    [
+        ("DPO", {}, "no run 'DPO' or no stage 'SFT'; it has runs SFT; stages SFT"),
+        ("SFT", {"repository": {"commit": "a" * 40, "changed": True}}, "made from files that are in no commit"),
+        ("SFT", {"recipes": [{"run": "SFT", "path": None}]}, "no recipe names the folder of run 'SFT'"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused(report, run, change, text):
+    report.write_text(json.dumps(json.loads(report.read_text()) | change))
+    with pytest.raises(UserError, match=text):
+        ledger.record(report, run, "SFT", "somebody", "The 8B")
