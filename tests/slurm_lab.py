@@ -91,7 +91,7 @@ class SlurmLab:
         return int(self.run("sbatch", "--parsable", *arguments, **options).stdout.split(";")[0])
 
     def job(self, jid: int) -> dict[str, str]:
-        """What `scontrol show job` says: JobState, Restarts, NodeList, ExitCode, Reason and so on."""
+        """What `scontrol show job` says: JobState, Restarts, NodeList and so on."""
         return dict(re.findall(r"(\w[\w:/]*)=(\S*)", self.run("scontrol", "-o", "show", "job", jid).stdout))
 
     def hosts(self, jid: int) -> list[str]:
@@ -111,19 +111,19 @@ class SlurmLab:
         """The machine loses power: all on it is gone, and nobody tells slurmctld."""
         self._end(f"slurmd.{node}")
 
-    def node_states(self) -> dict[str, str]:
-        """Node -> its state as sinfo has it: idle, allocated, mixed, down, drained, ..."""
-        return dict(line.split() for line in self.run("sinfo", "-hN", "-o", "%N %T").stdout.splitlines())
-
     def reset(self) -> None:
         """No job, and every node up and idle."""
+
+        def states() -> dict[str, str]:
+            return dict(line.split() for line in self.run("sinfo", "-hN", "-o", "%N %T").stdout.splitlines())
+
         self._cancel_all()
-        for node, state in self.node_states().items():
+        for node, state in states().items():
             if f"slurmd.{node}" not in self.daemons:
                 self.start_node(node)
             if state.startswith(("down", "drain")):
                 self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
-        self.until(lambda: {*self.node_states().values()} == {"idle"}, 60, "idle nodes")
+        self.until(lambda: {*states().values()} == {"idle"}, 60, "idle nodes")
 
     def until(self, seen: Callable, timeout: float, what: str, every: float = 0.1) -> None:
         """Wait until `seen()`. Raises: TimeoutError naming `what` after `timeout` seconds."""

@@ -42,11 +42,11 @@ def recipe(site, mix, base):
     """Write a recipe for so many nodes of one process each, into a folder of that name."""
 
     def write(name: str, nodes: int = 2, **changes) -> Path:
-        # the mean over the tokens of both ranks, as on one (row 28 of docs/traps.md)
         changes = {"logging_steps": 1, "save_strategy": "epoch", "restart_steps": 8, "warmup_steps": 2} | changes
-        changes |= {"token_weighted_loss": True}
-        changes |= {"hardware": {"gpu": "cpu", "nodes": nodes, "gpus_per_node": 1}, "plugins": PLUGINS}
-        return write_recipe(site / name, mix, base, gradient_accumulation_steps=2 // nodes, **changes)
+        # the mean over the tokens of both ranks, as on one (row 28 of docs/traps.md)
+        changes |= {"token_weighted_loss": True, "plugins": PLUGINS, "gradient_accumulation_steps": 2 // nodes}
+        changes |= {"hardware": {"gpu": "cpu", "nodes": nodes, "gpus_per_node": 1}}
+        return write_recipe(site / name, mix, base, **changes)
 
     return write
 
@@ -71,12 +71,6 @@ def trained(slurm, site: Path, jid: int) -> dict[str, str]:
     job = slurm.wait_job(jid, timeout=PATIENCE)
     assert job["JobState"] == "COMPLETED", log_of(site, jid)[-5000:]
     return job
-
-
-def prepared(recipe: Path) -> Path:
-    """Tell the script that the mix is prepared for the recipe: another one of the same mix has seen to that."""
-    Path(mark_of(recipe, read(recipe))).touch()
-    return recipe
 
 
 def kill(recipe: Path, rank: int) -> None:
@@ -128,7 +122,8 @@ def test_a_job_survives_all_that_ends_it_and_trains_the_same_model(slurm, site, 
 
     Each loses the steps since its last checkpoint, the notice none; training goes on without the node that is broken.
     """
-    path = prepared(recipe("survivor"))
+    path = recipe("survivor")
+    Path(mark_of(path, read(path))).touch()  # another recipe of the same mix has prepared it
     jid = submit(path, "--nodes=2", "--signal=B:USR1@110", hold="10,20,27,29")
 
     def held(step: int) -> None:

@@ -71,7 +71,7 @@ class Stage:
 
 
 def load(pipeline: str) -> tuple[str, Pipeline]:
-    """(name, pipeline) of `pipeline`, a name in launch/pipelines/ or a file. `UserError` names the file and the key."""
+    """(name, pipeline) of `pipeline`, a name in launch/pipelines/ or a file."""
     path = Path(pipeline) if pipeline.endswith((".yml", ".yaml")) else PIPELINES / f"{pipeline}.yml"
     return path.stem, read_model(path, Pipeline, known=PIPELINES)
 

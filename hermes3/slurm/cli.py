@@ -14,9 +14,7 @@ Shown = tuple[list[str], dict, list[str]]  # what is missing, the page of --json
 
 def launch(
     words: Annotated[list[str] | None, Argument(metavar="[RECIPE] [-- SBATCH OPTIONS]", help="recipes/*.yml")] = None,
-    pipeline: Annotated[
-        str | None, Option(help="instead of RECIPE: a name in launch/pipelines, or such a file")
-    ] = None,
+    pipeline: Annotated[str | None, Option(help="instead of RECIPE: a name in launch/pipelines, or a file")] = None,
     nodes: Annotated[int | None, Option(min=1, help="another number of nodes, at the same global batch")] = None,
     done: Annotated[list[str], Option(help="take this stage of the pipeline for complete")] = [],  # noqa: B006
     check: Annotated[bool, Option("--check/--no-check", help="check the recipes first, and ask the cluster")] = True,
@@ -55,11 +53,9 @@ def _recipe(path: Path, nodes: int | None, options: list[str], check: bool, dry_
     job = None if dry_run else submit.submit(launch, check)
     page = {"job": job, "folder": str(launch.folder), "command": launch.line, "missing": launch.missing}
     lines = [f"to read: {launch.folder}/submit.sh, {launch.recipe}\n\n{submit.shell(launch.line)}\n"]
-    if launch.planned:
-        cost = launch.planned.cost
-        lines.append(
-            f"planned: {cost.hours:,.1f} hours, {cost.gpu_hours:,.0f} GPU-hours (hermes3 plan {launch.recipe})"
-        )
+    if planned := launch.planned:
+        hours = f"{planned.cost.hours:,.1f} hours, {planned.cost.gpu_hours:,.0f} GPU-hours"
+        lines.append(f"planned: {hours} (hermes3 plan {launch.recipe})")
     ways = f"  watch:  tail -F logs/{path.stem}-{job}.log   (each rank: logs/{job}/attempt_N/rank_R.log)\n"
     ways += f"  state:  squeue --job {job} --start\n  end it: scancel {job}"
     lines.append("nothing was submitted (--dry-run)" if dry_run else f"job {job}\n{ways}")
@@ -82,8 +78,7 @@ def _pipeline(path: str, options: list[str], done: list[str], check: bool, dry_r
     if dry_run:
         end = f"nothing was submitted (--dry-run{plan.unknown})"
     elif submitted:
+        ids = " ".join(map(str, submitted.values()))
         end = f"{len(submitted)} jobs submitted\n  state:  {plan.again} --dry-run --no-check\n"
-        end += (
-            f"  watch:  squeue --me   (logs/NAME-JOB.log)\n  end it: scancel {' '.join(map(str, submitted.values()))}"
-        )
+        end += f"  watch:  squeue --me   (logs/NAME-JOB.log)\n  end it: scancel {ids}"
     return plan.missing, page, [*lines, end]
