@@ -108,9 +108,9 @@ class Saving(TrainerCallback):
         if not args.save_only_model and not any(any(newest.glob(pattern)) for pattern in OPTIMIZER):
             LOG.warning(f"{newest}: its optimizer was not saved; no run will resume from it")  # row 33
             return
-        files = {str(file.relative_to(newest)): mark_of(file) for file in newest.rglob("*") if file.is_file()}
-        files.pop(RESTART_POINT, None)
-        complete = {"step": state.global_step, "epoch": state.epoch, "files": files}
+        files = {path for path in newest.rglob("*") if path.is_file()} - {newest / COMPLETE, newest / RESTART_POINT}
+        marks = {str(file.relative_to(newest)): mark_of(file) for file in sorted(files)}
+        complete = {"step": state.global_step, "epoch": state.epoch, "files": marks}
         write_text(newest / COMPLETE, json.dumps(complete) + "\n")
         for mark in Path(args.output_dir).glob(f"checkpoint-*/{RESTART_POINT}"):
             if mark.parent != newest:
