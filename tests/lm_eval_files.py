@@ -4,9 +4,9 @@ import json
 import math
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import yaml
+from pytest import MonkeyPatch
 
 from hermes3.report import build
 from hermes3.results.lm_eval import Evaluation
@@ -14,7 +14,6 @@ from hermes3.results.score import measure
 
 DATE = "2025-01-02T03-04-05.678901"
 HEX = "0123456789abcdef" * 4
-CASES = yaml.safe_load(Path(__file__).with_name("report_cases.yml").read_text(encoding="utf-8"))
 
 
 def write_scores(
@@ -108,10 +107,16 @@ def write_mix(folder: Path, kind: str) -> Path:
     return folder
 
 
+CASES = yaml.safe_load(
+    Path(__file__).with_name("report_cases.yml").read_text(encoding="utf-8")
+)  # of the report's tests
+
+
 def write_report(out: Path, scores: dict, runs: dict | None = None, suites: tuple = (), **more) -> dict:
     """The report without the suites' names for tasks, which are another file's; one folder a stage."""
     folders = {name: [given] if isinstance(given, Path) else given for name, given in scores.items()}
-    with mock.patch.object(build, "all_suites", lambda: list(suites)):
+    with MonkeyPatch.context() as patch:
+        patch.setattr(build, "all_suites", lambda: list(suites))
         return build.write_report(out, runs=runs or {}, scores=folders, **{"mixes": [], "commands": []} | more)
 
 
