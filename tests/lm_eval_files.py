@@ -107,9 +107,7 @@ def write_mix(folder: Path, kind: str) -> Path:
     return folder
 
 
-CASES = yaml.safe_load(
-    Path(__file__).with_name("report_cases.yml").read_text(encoding="utf-8")
-)  # of the report's tests
+CASES = yaml.safe_load(Path(__file__).with_name("report_cases.yml").read_text(encoding="utf-8"))
 
 
 def write_report(out: Path, scores: dict, runs: dict | None = None, suites: tuple = (), **more) -> dict:
