@@ -3,9 +3,9 @@
 import json
 import math
 from pathlib import Path
-from unittest import mock
 
 import yaml
+from pytest import MonkeyPatch
 
 from hermes3.report import build
 from hermes3.results.lm_eval import Evaluation
@@ -86,7 +86,8 @@ def write_mix(folder: Path, kind: str) -> Path:
 def write_report(out: Path, scores: dict, runs: dict | None = None, suites: tuple = (), **more) -> dict:
     """The report without the suites' names for tasks, which are another file's; one folder a stage."""
     folders = {name: [given] if isinstance(given, Path) else given for name, given in scores.items()}
-    with mock.patch.object(build, "all_suites", lambda: list(suites)):
+    with MonkeyPatch.context() as patch:
+        patch.setattr(build, "all_suites", lambda: list(suites))
         return build.write_report(out, runs=runs or {}, scores=folders, **{"mixes": [], "commands": []} | more)
 
 

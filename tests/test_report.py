@@ -86,7 +86,7 @@ def test_page_is_one_file_and_escapes(written):
     for name in PAGES[:3]:
         assert (folder / "out" / name).read_bytes() == (folder / "again" / name).read_bytes()
     page = (folder / "out" / "index.html").read_text()
-    assert len(page) < 300_000 and page.count("<svg") == 3
+    assert len(page) < 130_000 and page.count("<svg") == 3  # curves are thinned
     without_namespaces = re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
     assert not re.search(r"https?://|//\w+\.\w|@import|<script src|<link|<img|url\((?!#)", without_namespaces)
     for text in CASES["page"]:
