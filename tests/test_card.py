@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,55 +13,27 @@ import yaml
 
 from hermes3.mix.card import facts, write_card
 
-GERMAN = "Die Katze sitzt seit gestern Abend auf dem Dach und möchte nicht herunterkommen."
-ENGLISH = "The harbour was quiet that morning, and the boats had not yet come home."
 MIXES = (Path(__file__).parent / "card.yml").read_text(encoding="utf-8")
 
 
-def row(source: str, category: str, counts: tuple[int, ...], messages: list[str], **extra) -> dict:
-    """A row of `counts` (tokens, loss tokens, turns); `messages` are those of user and assistant in turn."""
-    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(messages)]
-    turns = [{"role": "system", "content": "Be brief."}] * extra.pop("system", False) + turns
-    columns = dict(zip(("n_tokens", "n_loss_tokens", "n_turns"), counts, strict=True))
-    texts = {"messages": json.dumps(turns), "tools": json.dumps([{"type": "function"}] * extra.pop("tools", False))}
-    return {"source": source, "category": category, **columns, **texts, **extra}
-
-
-def write_mix(folder: Path, name: str, rows: list[dict]) -> tuple[Path, dict]:
-    """The folder and the manifest of a mix of tests/card.yml."""
-    mix = yaml.safe_load(MIXES)[name]
-    for part in ("rows", "rejects"):
-        (folder / part).mkdir(parents=True)
-    half = len(rows) // 2  # two files, so that a sample has to read on
-    for part, some in enumerate((rows[:half], rows[half:])):
-        pq.write_table(pa.Table.from_pylist(some), folder / f"rows/part-{part:05d}.parquet")
-    rejects = [one for n, *one in mix["rejects"] for _ in range(n)]
-    columns = [pa.array(one, pa.string()) for one in list(zip(*rejects, strict=True)) or [[]] * 4]
-    pq.write_table(pa.table(columns, ("source", "stage", "reason", "detail")), folder / "rejects/part.parquet")
-    counts = Counter(f"{stage}/{reason}" for _, stage, reason, _ in rejects)
-    return folder, mix["manifest"] | {"rejects": counts}
-
-
 @pytest.fixture
-def sft(tmp_path) -> tuple[Path, dict]:
-    """200 mathematics rows of 100 tokens (60 bear loss), 100 roleplay rows of 400 (300 bear loss), in turn."""
-    rows = []
-    for i in range(100):
-        rows += [row("sums", "math", (100, 60, 1), [ENGLISH, ENGLISH]) for _ in range(2)]
-        turns = [GERMAN if i % 10 == 0 else ENGLISH] * 4
-        rows.append(row("plays", "roleplaying", (400, 300, 2), turns, system=i < 40, tools=i < 25))
-    return write_mix(tmp_path / "mix", "sft", rows)
+def mix(tmp_path) -> Callable[[str], tuple[Path, dict]]:
+    def write(name: str) -> tuple[Path, dict]:
+        """The folder and the manifest of a mix of tests/card.yml; its rows are in two files."""
+        folder, mix = tmp_path / name, yaml.safe_load(MIXES)[name]
+        rows = [one for n, one in mix["rows"] for _ in range(n)]
+        texts = [{k: v if isinstance(v, str | int) else json.dumps(v) for k, v in one.items()} for one in rows]
+        rejects = [one for n, *one in mix["rejects"] for _ in range(n)]
+        columns = [pa.array(one, pa.string()) for one in list(zip(*rejects, strict=True)) or [[]] * 4]
+        left_out = pa.table(columns, ("source", "stage", "reason", "detail"))
+        half = len(rows) // 2
+        tables = {"rows/1": pa.Table.from_pylist(texts[:half]), "rows/2": pa.Table.from_pylist(texts[half:])}
+        for path, table in {**tables, "rejects/1": left_out}.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, folder / f"{path}.parquet")
+        return folder, mix["manifest"] | {"rejects": Counter(f"{stage}/{reason}" for _, stage, reason, _ in rejects)}
 
-
-@pytest.fixture
-def pairs(tmp_path) -> tuple[Path, dict]:
-    """40 pairs: prompts of 3 words, chosen answers of 2 and 6 words by turns, rejected ones of 4."""
-    rows = []
-    for i in range(40):
-        answers = {"chosen": "It is so, and stays so." if i % 2 else "Quite so.", "rejected": "No idea at all."}
-        sides = {side: json.dumps({"role": "assistant", "content": text}) for side, text in answers.items()}
-        rows.append(row("pairs", "general_instructions", (64, 24, 1), [f"Really so, {i}?"], **sides))
-    return write_mix(tmp_path / "pairs", "pairs", rows)
+    return write
 
 
 def findings(folder: Path, manifest: dict) -> str:
@@ -70,7 +43,8 @@ def findings(folder: Path, manifest: dict) -> str:
     return " ".join(text.split("# by_hand\n\n")[1].split("\n\n")[0].split("\n"))
 
 
-def test_the_figures_are_those_of_manifest_and_rows(sft, pairs, monkeypatch):
+def test_the_figures_are_those_of_manifest_and_rows(mix, monkeypatch):
+    sft = mix("sft")
     card = facts(*sft)
     by_key = {one["key"]: one for one in card["categories"]}
     assert len(by_key) == 8 and by_key["coding"]["rows"] == 0
@@ -93,16 +67,16 @@ def test_the_figures_are_those_of_manifest_and_rows(sft, pairs, monkeypatch):
         assert (one["median"], one["p5"], one["longest"], one["mean"]) == (length, length, length, length)
     assert card["turns"] == [(1, 200), (2, 100)] and card["with_tools"] == 25 / 300
     assert card["sample"]["languages"] == [("en", 290), ("de", 10)] and card["sample"]["with_system"] == 40 / 300
-    monkeypatch.setattr("hermes3.mix.card.SAMPLE", 180)  # more than the first file holds
-    assert (facts(*sft)["sample"]["rows"], facts(*sft)["sample"]["with_system"]) == (180, 40 / 180)
-    card = facts(*pairs)
+    monkeypatch.setattr("hermes3.mix.card.SAMPLE", 210)  # more than the first file holds
+    assert (facts(*sft)["sample"]["rows"], facts(*sft)["sample"]["with_system"]) == (210, 10 / 210)
+    card = facts(*mix("pairs"))
     assert [(one["key"], one["paper_share"]) for one in card["categories"]] == [("general_instructions", None)]
     assert card["sample"]["sides"] == {"prompt": 3, "chosen": 4, "rejected": 4, "chosen_longer": 0.5}
 
 
 @pytest.mark.parametrize("kind", ["sft", "pairs"])
-def test_the_page_asks_nothing_of_the_network_and_has_both_themes(kind, request):
-    folder, manifest = request.getfixturevalue(kind)
+def test_the_page_asks_nothing_of_the_network_and_has_both_themes(kind, mix):
+    folder, manifest = mix(kind)
     write_card(folder, manifest)
     page, text = ((folder / name).read_text() for name in ("card.html", "README.md"))
     links = re.findall(r"""(?:src|href|srcset|action)\s*=\s*["']([^"']+)""", page)
@@ -120,10 +94,10 @@ def test_the_page_asks_nothing_of_the_network_and_has_both_themes(kind, request)
     assert page == (folder / "card.html").read_text()
 
 
-def test_the_readme_says_first_what_is_wrong_and_the_hub_reads_its_head(sft):
+def test_the_readme_says_first_what_is_wrong_and_the_hub_reads_its_head(mix):
     from huggingface_hub import DatasetCard
 
-    folder, manifest = sft
+    folder, manifest = mix("sft")
     assert findings(folder, manifest) == (
         "300 conversations, 60,000 tokens as trained; the paper's mix has 390 M. 70.0 % bear loss, +1.0 points against "
         "the paper's 69 %. Math: 20,000 of 50,000 tokens. sums: half. Not searched for, of the paper's Table 5: BBH "
@@ -139,8 +113,8 @@ def test_the_readme_says_first_what_is_wrong_and_the_hub_reads_its_head(sft):
     assert first["default"] and first["data_files"] == [{"split": "train", "path": "train/*.parquet"}]
 
 
-def test_rows_that_do_not_add_up_and_sources_that_are_not_pinned_are_said(sft):
-    folder, manifest = sft
+def test_rows_that_do_not_add_up_and_sources_that_are_not_pinned_are_said(mix):
+    folder, manifest = mix("sft")
     for read, step, n in ((200, "repeated", 43), (250, "unaccounted", -7)):
         manifest["sources"][0]["rows_read"] = read
         assert facts(folder, manifest)["funnel"][step] == n

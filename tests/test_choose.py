@@ -18,15 +18,9 @@ def rows(**sources: list[int]) -> pa.Table:
     """A table of rows: {source: lengths in tokens}, each saying something else."""
     every = [(source, i, n) for source, lengths in sources.items() for i, n in enumerate(lengths)]
     hashes = [hashlib.sha256(f"{source}{i}".encode()).digest() for source, i, _ in every]
-    return pa.table(
-        {
-            "id": [f"{source}-{i}" for source, i, _ in every],
-            "source": [source for source, _, _ in every],
-            "category": ["math"] * len(every),
-            "n_tokens": pa.array([n for _, _, n in every], pa.int32()),
-            **dict.fromkeys(("hash", "words"), pa.array(hashes, pa.binary(32))),
-        }
-    )
+    columns = {"id": [f"{source}-{i}" for source, i, _ in every], "source": [source for source, _, _ in every]}
+    columns |= {"category": ["math"] * len(every), "n_tokens": pa.array([n for _, _, n in every], pa.int32())}
+    return pa.table(columns | dict.fromkeys(("hash", "words"), pa.array(hashes, pa.binary(32))))
 
 
 def spec(names: dict[str, dict], tokens: int | None = None, seed: int = 1) -> Spec:

@@ -104,11 +104,11 @@ def composition(manifest: Manifest) -> list[dict[str, Any]]:
     An SFT mix shows all eight; a preference mix, which the paper does not break down, its own."""
     is_sft, counts = manifest["kind"] == "sft", manifest["categories"]
     rows = []
-    for key in dict.fromkeys([*(CATEGORIES if is_sft else ()), *counts]):
-        label, percent = CATEGORIES.get(key, (key, 0))
+    for key in [*(key for key in CATEGORIES if is_sft or key in counts), *sorted(counts.keys() - CATEGORIES.keys())]:
+        label, percent = CATEGORIES.get(key, (key, None))
         row = {"key": key, "label": label, **NOTHING, "budget": None, **counts.get(key, {})}
         row["share"] = row["tokens"] / manifest["total"]["tokens"]
         row["loss_share"] = row["loss_tokens"] / row["tokens"] if row["tokens"] else 0.0
-        row["paper_share"] = percent / 100 if is_sft else None
+        row["paper_share"] = percent / 100 if is_sft and percent else None
         rows.append(row | {"shortfall": manifest.get("shortfalls", {}).get(key)})
     return rows
