@@ -115,8 +115,8 @@ def hermes_llama(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def axolotl_process():
-    """What Axolotl and our plugin set for a whole process is put back: plugins (none to begin with), variables, the debug
-    log, the frozen. One thread computes: so small a model only waits for a second."""
+    """What Axolotl and our plugin set for a whole process is put back: plugins (none to begin with), variables, the
+    debug log, the frozen. One thread computes: so small a model only waits for a second."""
     import torch
     from axolotl.integrations.base import PluginManager
     from datasets import Dataset
@@ -202,8 +202,8 @@ def real_rows() -> list[dict]:
 
 @pytest.fixture(scope="session")
 def chain() -> dict:
-    """The log of `make demo`, as a user types it. Where nothing is trained yet, it is killed in the middle of SFT and run
-    again; `interrupted`: {stage: time at which it had ended before the kill}, or {}."""
+    """The log of `make demo`, as a user types it. Where nothing is trained yet, it is killed in the middle of SFT and
+    run again; `interrupted`: {stage: time at which it had ended before the kill}, or {}."""
     TINY.mkdir(parents=True, exist_ok=True)
     log, interrupted = TINY / "demo.log", {}
 
