@@ -38,7 +38,7 @@ def weights(folder: Path) -> dict[str, set[str]]:
     if (folder / INDEX).is_file():
         file_of = read_json(folder / INDEX, "weight_map")["weight_map"]
     elif (folder / SINGLE).is_file():
-        file_of = dict.fromkeys(tensor_names(folder / SINGLE), SINGLE)
+        file_of = dict.fromkeys(sorted(tensor_names(folder / SINGLE)), SINGLE)
     else:
         remedy = f"save it by `save_pretrained`, or join a run's parts: `hermes3 consolidate {folder}/checkpoint-N OUT`"
         raise UserError(f"{folder}: no {SINGLE}, nor {INDEX}; {remedy}")

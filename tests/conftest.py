@@ -115,8 +115,8 @@ def hermes_llama(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def axolotl_process():
-    """What Axolotl and our plugin set for a whole process is put back: plugins, variables, the debug log, the frozen.
-    No plugin is there to begin with. One thread computes: so small a model only waits for a second."""
+    """What Axolotl and our plugin set for a whole process is put back: plugins (none to begin with), variables, the
+    debug log, the frozen. One thread computes: so small a model only waits for a second."""
     import torch
     from axolotl.integrations.base import PluginManager
     from datasets import Dataset

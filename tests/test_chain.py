@@ -25,13 +25,9 @@ def load(name: str) -> dict:
     return json.loads((ROOT / name).read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module")
-def report(chain) -> dict:
-    return load("outputs/tiny/report/report.json")
-
-
-def row_of(report: dict, task: str, metric: str) -> dict:
-    return next(row for row in report["scores"]["rows"] if (row["task"], row["metric"]) == (task, metric))
+def row_of(task: str, metric: str) -> dict:
+    rows = load("outputs/tiny/report/report.json")["scores"]["rows"]
+    return next(row for row in rows if (row["task"], row["metric"]) == (task, metric))
 
 
 def history(folder: Path) -> list[dict]:
@@ -103,14 +99,14 @@ def test_training_run_again_has_equal_losses(phase, steps, logged, tmp_path):
         ("tiny_preference", "acc", "SFT", "SFT+DPO"),
     ],
 )
-def test_a_stage_learns_what_it_trains(task, metric, before, after, report):
-    scores = row_of(report, task, metric)["scores"]
+def test_a_stage_learns_what_it_trains(task, metric, before, after):
+    scores = row_of(task, metric)["scores"]
     assert scores[after]["low"] > scores[before]["high"]
 
 
-def test_dpo_leaves_the_end_of_turn(report):
+def test_dpo_leaves_the_end_of_turn():
     """DPO, whose loss compares answers and not when they end, must not unlearn it."""
-    row = row_of(report, "tiny_end_of_turn", "ended")
+    row = row_of("tiny_end_of_turn", "ended")
     assert row["scores"]["SFT+DPO"]["low"] > 0.9
     assert next(pair for pair in row["comparisons"] if pair["after"] == "SFT+DPO")["mark"] != "worse"
 
@@ -127,13 +123,14 @@ def test_dpo_starts_from_the_chosen_epoch_and_leaves_an_adapter_and_a_whole_merg
     assert set(models[0].keys()) == set(models[1].keys())
 
 
-def test_the_report_and_the_last_lines_have_the_scores_and_wandb_has_runs(report, chain):
+def test_the_report_and_the_last_lines_have_the_scores_and_wandb_has_runs(chain):
+    report = load("outputs/tiny/report/report.json")
     assert len(report["runs"]) == 2 and len(report["mixes"]) == 2
     assert any("accelerate launch -m axolotl.cli.train recipes/tiny_sft.yml" in line for line in report["commands"])
     tail = chain["log"][-800:]
     assert "outputs/tiny/report/index.html" in tail
     for stage in STAGES:
-        assert {"value", "low", "high"} <= set(row_of(report, "tiny_choice", "acc")["scores"][stage])
+        assert {"value", "low", "high"} <= set(row_of("tiny_choice", "acc")["scores"][stage])
         assert re.search(rf"^{re.escape(stage)} +\d+\.\d %", tail, re.MULTILINE), tail
     runs = list((TINY / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(runs) >= 2 and all(run.stat().st_size > 0 for run in runs)

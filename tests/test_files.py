@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -20,25 +21,21 @@ def write(out, text="new", command="make"):
         (tmp / "room").mkdir()
 
 
-def holding(**files):
-    """Makes a folder of the user, or changes what is there."""
-
-    def fill(folder):
-        folder.mkdir(exist_ok=True)
-        for name, text in files.items():
-            (folder / name).write_text(text)
-
-    return fill
+def put(folder, **files):
+    """What a user does in `folder`."""
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
 
 
 OTHERS = {
     "a file": ([lambda out: out.write_text("keep")], "out is a file"),
     "below a file": ([lambda out: out.parent.rmdir(), lambda out: out.parent.write_text("keep")], "folder is a file"),
-    "a folder of the user": ([holding(diary="keep")], "did not make it"),
-    "a marker that is not ours": ([holding(diary="keep", **{MARKER: "[]"})], "did not make it"),
-    "another command's": ([lambda out: write(out, command="train")], "`make` did not make it"),
-    "a file added": ([write, holding(diary="keep")], "`make` did not write diary in it"),
-    "a file changed": ([write, holding(**{"made.txt": "trained since"})], "`make` did not write made.txt in it"),
+    "a folder of the user": ([partial(put, diary="keep")], "did not make it"),
+    "a marker that is not ours": ([partial(put, diary="keep", **{MARKER: "[]"})], "did not make it"),
+    "another command's": ([partial(write, command="train")], "`make` did not make it"),
+    "a file added": ([write, partial(put, diary="keep")], "`make` did not write diary in it"),
+    "a file changed": ([write, partial(put, **{"made.txt": "trained since"})], "`make` did not write made.txt in it"),
 }
 
 
@@ -71,7 +68,7 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_and_of_the_user_stay(t
     runs = [subprocess.Popen(start, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     dead, living = (tmp_path / run.stdout.readline().strip() for run in runs)
     for name in own:
-        holding(diary="keep")(tmp_path / name)
+        put(tmp_path / name, diary="keep")
     for run, left in zip(runs, ({living.name}, set()), strict=True):
         run.kill()
         run.wait()

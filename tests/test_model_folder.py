@@ -1,6 +1,7 @@
 """Which folders are whole models: told before anything is loaded."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -31,10 +32,6 @@ def add_shard(folder: Path, number: int, tensors: dict[str, torch.Tensor]) -> No
     index.write_text(json.dumps({"weight_map": before | dict.fromkeys(tensors, file)}))
 
 
-def break_off(shard: Path, left: int) -> None:
-    shard.write_bytes(shard.read_bytes()[:left])
-
-
 CASES = [
     (lambda folder: (folder / "config.json").unlink(), "no config.json"),
     (lambda folder: (folder / "chat_template.jinja").unlink(), "no chat_template.jinja"),
@@ -44,10 +41,8 @@ CASES = [
     (lambda folder: add_shard(folder, 3, {"q.base_layer.weight": torch.zeros(1)}), "adapter inside .q.base_layer"),
     (lambda folder: add_shard(folder, 3, {"k.lora_A.weight": torch.zeros(1)}), "with an adapter inside .k.lora_A"),
     (lambda folder: save_file({}, folder / "model-2.safetensors"), "model-2.safetensors holds .* and it does not"),
-]
-CASES += [
-    (lambda folder, left=left: break_off(folder / "model-1.safetensors", left), "model-1.safetensors: .*again")
-    for left in (4, 100, 100_000)
+    (lambda folder: os.truncate(folder / "model-1.safetensors", 4), "model-1.safetensors: .*again"),
+    (lambda folder: os.truncate(folder / "model-1.safetensors", 100_000), "model-1.safetensors: .*again"),
 ]
 
 

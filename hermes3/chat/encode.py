@@ -30,7 +30,7 @@ class Encoder:
         self.ids = {token["content"]: token["id"] for token in data["added_tokens"]}
         self.control = [token["content"] for token in data["added_tokens"] if token["special"]]
         self.tags = frozenset(self.ids.keys() - self.control)
-        self.tiktoken = as_tiktoken(data, {tag: self.ids[tag] for tag in self.tags})
+        self.tiktoken = as_tiktoken(data, {token: i for token, i in self.ids.items() if token in self.tags})
 
     def __call__(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """All ids one after another, int32[n_tokens], and how many are each text's, int64[n_texts]."""
