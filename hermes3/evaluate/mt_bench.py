@@ -153,7 +153,7 @@ def run(
     judged = {"judge": {"model": judge.model, "url": judge.url}, "answered_by": setting | {"endpoint": model.url}}
     judged |= {"unrated": unrated, "tokens": {"answers": model.tokens, "ratings": judge.tokens}}
     judged["without_reference"] = [
-        q.question_id for q in asked if q.category in SETUP.referenced and not any(q.reference)
+        one.question_id for one in asked if one.category in SETUP.referenced and not any(one.reference)
     ]
     judged["cut_answers"] = sum(sample["cut"] for sample in samples)
     judged["dollars"] = sum(price * count / 1e6 for price, count in zip(judge.price, judge.tokens, strict=True))

@@ -82,12 +82,9 @@ def pool(name: str, seeds: list[Evaluation]) -> Evaluation:
     first = seeds[0]
     scores = dict(first.scores)
     for key, score in first.scores.items():
-        group = Group(key[0], (key,))
-        alike = [
-            one.scores[key] for one in seeds[1:] if why_not(first, one, group) is None and one.scores[key].outcomes
-        ]
-        if alike and score.outcomes:
-            several = [score, *alike]
+        alike = [one.scores[key] for one in seeds[1:] if why_not(first, one, Group(key[0], (key,))) is None]
+        several = [score, *(one for one in alike if one.outcomes)]
+        if len(several) > 1 and score.outcomes:
             outcomes = {doc: sum(one.outcomes[doc] for one in several) / len(several) for doc in score.outcomes}
             names, values = [first.names_of(key)], [one.value for one in several]
             scores[key] = measure([outcomes], names, score.higher_is_better, score.scale, seeds=values)
