@@ -25,13 +25,8 @@ QUESTIONS, RATINGS = DATA["questions"], DATA["ratings"]
 class StandIn(ThreadingHTTPServer):
     """Speaks the OpenAI form. As `model` it repeats what it was asked; as a judge it rates by `rate(prompt)`."""
 
-    daemon_threads = True
-
-    def __init__(
-        self, rate=lambda prompt: f"Fine.\nRating: [[{1 + len(prompt) % 10}]]", before=lambda request: None, port=0
-    ):
-        self.requests, self.rate, self.before = [], rate, before
-        self.lock, self.busy, self.most = threading.Lock(), 0, 0
+    def __init__(self, rate=lambda prompt: f"Rating: [[{1 + len(prompt) % 10}]]", before=lambda request: None, port=0):
+        self.requests, self.rate, self.before, self.busy, self.most = [], rate, before, [], 0
         super().__init__(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
@@ -47,22 +42,18 @@ class StandIn(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         server, body = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with server.lock:
-            server.requests.append(body | {"path": self.path, "key": self.headers.get("Authorization")})
-            server.busy += 1
-            server.most = max(server.most, server.busy)
-        wrong = server.before(body)
-        text = body["messages"][-1]["content"]
+        server.requests.append(body | {"path": self.path, "key": self.headers.get("Authorization")})
+        server.busy.append(self)
+        server.most = max(server.most, len(server.busy))
+        wrong, text = server.before(body), body["messages"][-1]["content"]
+        server.busy.remove(self)
         text = server.rate(text) if "judge" in body["model"] else f"You said: {text}"
         answer = {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]}
-        answer["usage"] = {"prompt_tokens": 10, "completion_tokens": 3}
-        payload = json.dumps(wrong or answer).encode()
+        payload = json.dumps(wrong or answer | {"usage": {"prompt_tokens": 10, "completion_tokens": 3}}).encode()
         self.send_response(wrong["status"] if wrong else 200)
         self.send_header("Content-Length", str(len(payload)))
         self.end_headers()
         self.wfile.write(payload)
-        with server.lock:
-            server.busy -= 1
 
     def log_message(self, *args):
         pass

@@ -101,7 +101,6 @@ def select_published(name: str) -> dict[str, Any]:
 
 
 def table(chosen: dict[str, Any]) -> str:
-    """The scores, the normalised mean and the choice as text, each group on its scale."""
     totals = chosen["totals"]
     rows = {"": [f"epoch {epoch}" for epoch in totals]}
     for group, of_group in chosen["scores"].items():

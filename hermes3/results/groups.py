@@ -67,9 +67,8 @@ def score_of(evaluation: Evaluation, group: Group) -> Score | None:
         alike = len({len(score.seeds) for score in scores}) == 1
         seeds = zip(*(score.seeds for score in scores), strict=True) if alike else ()
         names, outcomes = [evaluation.names_of(key) for key in keys], [score.outcomes for score in scores]
-        return measure(
-            outcomes, names, better, scale, weights, group.pooled, [mean_of(one, weights) for one in seeds], n
-        )
+        seeds = [mean_of(one, weights) for one in seeds]
+        return measure(outcomes, names, better, scale, weights, group.pooled, seeds, n)
     # without samples the intervals of the members are joined as if they were independent
     mean, low, high = stats.mean_interval([(score.value, score.low, score.high) for score in scores], weights)
     worth = stats.share_worth(mean, (high - low) / 2 / stats.Z) if scale == 100 else None
