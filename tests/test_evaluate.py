@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from conftest import ROOT
 
 from hermes3.evaluate import run
@@ -13,55 +14,23 @@ from hermes3.evaluate.run import command, model_args, prompt_start
 from hermes3.results.suite import Protocol, load
 
 sys.path.insert(0, str(ROOT / "eval/tasks"))
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "f",
-        "parameters": {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]},
-    },
-}
+SCORED = yaml.safe_load((ROOT / "tests/evaluation.yml").read_text(encoding="utf-8"))
+ANSWERS = [(kind, *answer) for kind in ("tool_calls", "json") for answer in SCORED[kind]["answers"]]
 
 
-CALL = "<tool_call>\n{}\n</tool_call>"
-
-
-def score(function, row, text):
+@pytest.mark.parametrize(("kind", "text", "valid", "exact"), ANSWERS)
+def test_tool_calls_and_json_are_scored(kind, text, valid, exact):
     import chat_task
 
-    return getattr(chat_task, function)({"row": json.dumps(row)}, [text])
-
-
-@pytest.mark.parametrize(
-    ("text", "valid", "exact"),
-    [
-        (CALL.format('{"name": "f", "arguments": {"n": 1}}'), 1, 1),
-        ('Sure. <tool_call>{"arguments": {"n": 1}, "name": "f"}</tool_call>', 1, 1),
-        (CALL.format('{"name": "f", "arguments": {"n": 2}}'), 1, 0),
-        (CALL.format('{"name": "f", "arguments": {"n": "1"}}'), 0, 0),
-        (CALL.format('{"name": "f", "arguments": {}}'), 0, 0),
-        (CALL.format('{"name": "g", "arguments": {"n": 1}}'), 0, 0),
-        (CALL.format('{"name": "f", "arguments": {"n": 1}'), 0, 0),
-        ("", 0, 0),
-    ],
-)
-def test_tool_calls_are_scored(text, valid, exact):
-    row = {"tools": [TOOL], "expected": [{"name": "f", "arguments": {"n": 1}}]}
-    assert score("score_tool_call", row, text) == {"valid": valid, "exact": exact}
-
-
-@pytest.mark.parametrize(
-    ("text", "valid", "exact"),
-    [('{"n": 1}', 1, 1), ('{"n": 1}<|im_end|>', 1, 1), ('{"n": 2}', 1, 0), ('{"m": 1}', 0, 0), ('ok {"n": 1}', 0, 0)],
-)
-def test_json_mode_is_scored(text, valid, exact):
-    row = {"schema": TOOL["function"]["parameters"], "expected": {"n": 1}}
-    assert score("score_json", row, text) == {"valid": valid, "exact": exact}
+    score = {"tool_calls": chat_task.score_tool_call, "json": chat_task.score_json}[kind]
+    assert score({"row": json.dumps(SCORED[kind]["row"])}, [text]) == {"valid": valid, "exact": exact}
 
 
 def test_a_prompt_with_tools_is_what_the_template_renders(tokenizer):
     import chat_task
 
-    row = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}], "tools": [TOOL]}
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]
+    row = {"messages": messages, "tools": SCORED["tool_calls"]["row"]["tools"]}
     ours = tokenizer.apply_chat_template(chat_task.prompt({"row": json.dumps(row)}), tokenize=False)
     assert ours == tokenizer.apply_chat_template(row["messages"], tools=row["tools"], tokenize=False)
 
@@ -71,7 +40,6 @@ def test_an_answer_that_is_cut_has_not_ended(base, ends):
     """lm-eval's own generation: a model of random weights never ends its turn, one biased to the end of turn does."""
     import chat_task
     import torch
-    import yaml
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoModelForCausalLM, AutoTokenizer

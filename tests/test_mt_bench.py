@@ -7,6 +7,8 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import yaml
+from conftest import ROOT
 from typer.testing import CliRunner
 
 from hermes3.cli import app
@@ -16,24 +18,15 @@ from hermes3.evaluate.run import setting_of
 from hermes3.results.lm_eval import read_evaluation
 from hermes3.results.suite import load
 
-QUESTIONS = [
-    {"question_id": 1, "category": "writing", "turns": ["Write a line.", "Now a longer one."], "reference": ["n/a"]},
-    {"question_id": 2, "category": "math", "turns": ["What is 2 + 2?", "And twice that?"], "reference": ["4", "8"]},
-    {"question_id": 3, "category": "math", "turns": ["What is 3 + 3?", "And half of it?"]},
-    {"question_id": 4, "category": "stem", "turns": ["Why is ice light?", "And lead?"]},
-]
+DATA = yaml.safe_load((ROOT / "tests/evaluation.yml").read_text(encoding="utf-8"))
+QUESTIONS, RATINGS = DATA["questions"], DATA["ratings"]
 
 
 class StandIn(ThreadingHTTPServer):
     """Speaks the OpenAI form. As `model` it repeats what it was asked; as a judge it rates by `rate(prompt)`."""
 
-    daemon_threads = True
-
-    def __init__(
-        self, rate=lambda prompt: f"Fine.\nRating: [[{1 + len(prompt) % 10}]]", before=lambda request: None, port=0
-    ):
-        self.requests, self.rate, self.before = [], rate, before
-        self.lock, self.busy, self.most = threading.Lock(), 0, 0
+    def __init__(self, rate=lambda prompt: f"Rating: [[{1 + len(prompt) % 10}]]", before=lambda request: None, port=0):
+        self.requests, self.rate, self.before, self.busy, self.most = [], rate, before, [], 0
         super().__init__(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
@@ -49,22 +42,18 @@ class StandIn(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         server, body = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with server.lock:
-            server.requests.append(body | {"path": self.path, "key": self.headers.get("Authorization")})
-            server.busy += 1
-            server.most = max(server.most, server.busy)
-        wrong = server.before(body)
-        text = body["messages"][-1]["content"]
+        server.requests.append(body | {"path": self.path, "key": self.headers.get("Authorization")})
+        server.busy.append(self)
+        server.most = max(server.most, len(server.busy))
+        wrong, text = server.before(body), body["messages"][-1]["content"]
+        server.busy.remove(self)
         text = server.rate(text) if "judge" in body["model"] else f"You said: {text}"
         answer = {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]}
-        answer["usage"] = {"prompt_tokens": 10, "completion_tokens": 3}
-        payload = json.dumps(wrong or answer).encode()
+        payload = json.dumps(wrong or answer | {"usage": {"prompt_tokens": 10, "completion_tokens": 3}}).encode()
         self.send_response(wrong["status"] if wrong else 200)
         self.send_header("Content-Length", str(len(payload)))
         self.end_headers()
         self.wfile.write(payload)
-        with server.lock:
-            server.busy -= 1
 
     def log_message(self, *args):
         pass
@@ -144,15 +133,6 @@ def test_the_second_turn_holds_the_first_answer_and_the_judge_sees_what_it_needs
     seen = [request["messages"][-1]["content"] for request in server.requests]
     assert len(seen) == 2 and all("Reference for message 1 ===\nIt is 6." in prompt for prompt in seen)
     assert results_of(tmp_path / "out", 1)["mt_bench"]["without_reference"] == []
-
-
-RATINGS = {
-    **{"Good.\nRating: [[7]]": 7, "**Rating: [[ 10 ]]**\n": 10, "Rating: [[7.5]]": 7.5, "Rating: [[7,5]]": 7.5},
-    **{"Rating: [[7/10]]": 7, "Rating: [[7]]\nI might be wrong.": 7, "[[7]], and so\nRating: [[7.0]]": 7},
-    **{"<think>It could be a [[3]].</think>\nRating: [[8]]": 8, "A [[3]]?</think>\nRating: [[8]]": 8},
-    **dict.fromkeys(["Rating: 7", "Rating: [7]", "Rating: [[0]]", "Rating: [[11]]", "Rating: [[10.5]]", ""]),
-    **dict.fromkeys(["Rating: [[seven]]", "<think>It is a [[3]]", "It asks for [[10]], and gets\nRating: [[2]]"]),
-}
 
 
 @pytest.mark.parametrize("reply", RATINGS)

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import yaml
+from conftest import ROOT
 from lm_eval_files import HEX, evaluation, first, write_scores
 
 from hermes3.results.comparable import why_not, why_not_published
@@ -14,6 +16,7 @@ from hermes3.results.suite import GroupSpec, Protocol, load
 from hermes3.stats import wilson
 
 ACC = (("a", "acc", "none"),)
+UNITS = yaml.safe_load((ROOT / "tests/evaluation.yml").read_text(encoding="utf-8"))["units"]
 
 
 def edit(folder, change, kind="results"):
@@ -25,19 +28,7 @@ def edit(folder, change, kind="results"):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-@pytest.mark.parametrize(
-    ("metric", "values", "scale", "value"),
-    [
-        ("acc", [1, 0, 1, 1], 100, 0.75),
-        ("flagged", [1, 0, 1, 1], 100, 0.75),  # unknown, but zeros and ones, both
-        ("marks", [1, 1, 1, 1], 1, 1),  # a judge may rate every answer 1
-        ("marks", [1, 8, 5, 6], 1, 5),
-        ("bleu", [0.5, 0.25, 0.75, 0.5], 1, 0.5),  # of a poor model, in points
-        ("word_perplexity", [12.0, 13.0, 11.0, 12.0], 1, 12),
-        ("f1", [0.5, 0.25, 0.75, 0.5], 100, 0.5),
-        ("acc", [55.0, 45.0, 50.0, 50.0], 1, 50),  # no share, whatever its name
-    ],
-)
+@pytest.mark.parametrize(("metric", "values", "scale", "value"), UNITS)
 def test_a_metric_has_the_unit_of_its_name_and_never_of_its_value(metric, values, scale, value, tmp_path):
     write_scores(tmp_path, {"a": {metric: 0}}, n=4)
     edit(tmp_path, lambda row: row.update({metric: values[row["doc_id"]]}), "samples")

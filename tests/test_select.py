@@ -6,29 +6,20 @@ import re
 import shutil
 
 import pytest
+import yaml
+from conftest import ROOT
 from typer.testing import CliRunner
 
 from bench.lm_eval_results import Task, write
 from hermes3.cli import app
 from hermes3.evaluate.run import setting_of
-from hermes3.evaluate.select import choose, select, table
+from hermes3.evaluate.select import choose, select
 from hermes3.files import UserError
 from hermes3.results.suite import load
 from hermes3.train.checkpoints import COMPLETE
 
 LEVELS = {1: (0.3, 0.2), 2: (0.6, 0.5), 3: (0.7, 0.4)}  # epoch -> how often choices and tool calls are right
-SUITE = """\
-name: two
-groups:
-  Choice: {tasks: {tiny_choice: acc}, num_fewshot: 0}
-  Tools: {tasks: {tiny_tool_call: [valid, exact]}, num_fewshot: 0}
-  Shots: {tasks: {tiny_json_mode: valid}, num_fewshot: 2, selects: false}
-batch_size: 1
-max_length: 8
-device: cpu
-dtype: float32
-seed: 1
-"""
+SUITE = yaml.safe_load((ROOT / "tests/evaluation.yml").read_text(encoding="utf-8"))["suite"]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +46,7 @@ def test_a_missing_score_is_refused(lacking):
 @pytest.fixture
 def run(base, tmp_path):
     """A run of three epochs, evaluated: `folder`/run and results in `folder`/N."""
-    (tmp_path / "two.yml").write_text(SUITE)
+    (tmp_path / "two.yml").write_text(yaml.safe_dump(SUITE))
     for epoch, (choice, tools) in LEVELS.items():
         checkpoint = tmp_path / f"run/checkpoint-{10 * epoch}"
         shutil.copytree(base, checkpoint)
@@ -79,26 +70,27 @@ def results(run, *epochs) -> dict:
     return {epoch: run / str(epoch) for epoch in epochs or LEVELS}
 
 
-def test_an_epoch_is_chosen_recorded_and_linked(run):
+def test_an_epoch_is_chosen_recorded_linked_and_printed(run):
+    select(run / "run", run / "two.yml", results(run, 1))
+    assert os.readlink(run / "run/best") == "checkpoint-10"
     chosen = select(run / "run", run / "two.yml", results(run))
     # epoch 3 is best by choices, epoch 2 by tool calls, and nearer to the best of the other
-    assert chosen["epoch"] == 2
+    assert chosen["epoch"] == 2 and "a little too high" in chosen["notes"][0]
     assert set(chosen["scores"]) == {"Choice", "Tools"}, "a group that does not select counts"
     one = json.loads(next((run / "2").rglob("results_*.json")).read_text())["results"]
     assert chosen["scores"]["Choice"][2] == one["tiny_choice"]["acc,none"]
     of_tools = one["tiny_tool_call"]
     assert chosen["scores"]["Tools"][2] == pytest.approx((of_tools["valid,none"] + of_tools["exact,none"]) / 2)
     assert json.loads((run / "run/select.json").read_text())["totals"]["2"] == chosen["totals"][2]
-    assert os.readlink(run / "run/best") == "checkpoint-20"
-    assert os.readlink(run / "run/best_results") == "../2"
-    assert "chosen: epoch 2" in table(chosen) and f"{run}/run/best -> " in table(chosen)
+    assert os.readlink(run / "run/best") == "checkpoint-20" and os.readlink(run / "run/best_results") == "../2"
+    pairs = [f"{epoch}={folder}" for epoch, folder in results(run).items()]
+    words = ["select", str(run / "run"), "--suite", str(run / "two.yml"), *pairs]
+    printed = CliRunner().invoke(app, words).stdout
+    assert "chosen: epoch 2" in printed and f"{run}/run/best -> " in printed
+    assert json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)["epoch"] == 2
 
 
-def test_the_link_follows_a_later_choice(run):
-    select(run / "run", run / "two.yml", results(run, 1))
-    assert os.readlink(run / "run/best") == "checkpoint-10"
-    chosen = select(run / "run", run / "two.yml", results(run))
-    assert (run / "run/best").resolve() == run / "run/checkpoint-20" and "a little too high" in chosen["notes"][0]
+def test_what_the_choice_leaves_out_is_said(run):
     notes = select(run / "run", run / "two.yml", results(run, 1, 3))["notes"]
     assert notes[0] == f"Epoch 2 of {run}/run was not among them."
     for epoch in LEVELS:
@@ -173,13 +165,6 @@ def test_a_group_can_be_left_out_and_that_is_said(run):
         select(run / "run", run / "two.yml", results(run), ["Tolls"])
     with pytest.raises(ValueError, match="no epoch 5; there are 1, 2, 3"):
         select(run / "run", run / "two.yml", {5: run / "1"})
-
-
-def test_the_verb_prints_the_table_and_json(run):
-    pairs = [f"{epoch}={folder}" for epoch, folder in results(run).items()]
-    words = ["select", str(run / "run"), "--suite", str(run / "two.yml"), *pairs]
-    assert "chosen: epoch 2" in CliRunner().invoke(app, words).stdout
-    assert json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)["epoch"] == 2
 
 
 def test_a_published_table_prints_on_its_own_scale():

@@ -23,9 +23,7 @@ def evaluate(
     device: Annotated[str | None, typer.Option(help="cuda, cpu, ...; the suite's by default")] = None,
     model_args: Annotated[str, typer.Option(help="more of lm_eval's --model_args: tensor_parallel_size=8")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the lm_eval commands, do not run them")] = False,
-    fetch: Annotated[
-        bool, typer.Option("--fetch", help="no MODEL: only fetch the questions, for offline nodes")
-    ] = False,
+    fetch: Annotated[bool, typer.Option("--fetch", help="no MODEL: only fetch the questions, with a network")] = False,
 ) -> None:
     """Evaluate MODEL with lm-eval, through its own chat template. Tasks with whole results are not run again.
 

@@ -114,8 +114,7 @@ def run(
     questions: list[Question], model: Endpoint, judge: Endpoint, out: Path, limit: int | None, max_unrated: int
 ) -> None:
     """Answer and rate the first `limit` questions; write the results and print them. `UserError` for an endpoint that
-    does not answer, and for more than `max_unrated` questions without a rating; the next run asks only for what is
-    missing."""
+    does not answer, and for more than `max_unrated` questions without a rating. Run again, it asks for the rest."""
     # a folder's files tell the model, wherever it is served; any other is told by its name alone
     folder, setting = Path(model.model), {"model": model.model}
     if (folder / "config.json").is_file():
@@ -153,7 +152,7 @@ def run(
     judged = {"judge": {"model": judge.model, "url": judge.url}, "answered_by": setting | {"endpoint": model.url}}
     judged |= {"unrated": unrated, "tokens": {"answers": model.tokens, "ratings": judge.tokens}}
     judged["without_reference"] = [
-        q.question_id for q in asked if q.category in SETUP.referenced and not any(q.reference)
+        one.question_id for one in asked if one.category in SETUP.referenced and not any(one.reference)
     ]
     judged["cut_answers"] = sum(sample["cut"] for sample in samples)
     judged["dollars"] = sum(price * count / 1e6 for price, count in zip(judge.price, judge.tokens, strict=True))
@@ -184,7 +183,6 @@ def _answer(question: Question, model: Endpoint, temperature: float) -> Record:
 
 
 def _rate(question: Question, answers: list[str], judge: Endpoint) -> Record:
-    """A rating per turn, or None where the judge gave none in `judge_tries`; `replies` holds all that it said."""
     record: Record = {"ratings": [None, None], "replies": [[], []]}
     for turn, replies in enumerate(record["replies"]):
         messages = judge_prompt(question, answers, turn)

@@ -93,7 +93,6 @@ def command(
 
 
 def shown(argv: list[str]) -> str:
-    """The command as a user may copy it, with the variable that it runs under."""
     return f"{IN_MEMORY}={IN_MEMORY_BYTES} {shlex.join(argv)}"
 
 
@@ -118,8 +117,7 @@ def digest(*parts: Any) -> str:
 
 
 def fingerprint(model: Path) -> str:
-    """Changes when the model does: contents of its small files, size and time of its weights, of which 812 GB would
-    take ten minutes to hash."""
+    """Changes when the model does. Of weights size and time count: hashing 812 GB takes ten minutes."""
     parts = [(name, sha256(model / name)) for name in SMALL if (model / name).is_file()]
     weights = [(path.name, path.stat()) for path in sorted(model.glob("*.safetensors"))]
     parts += [(name, f"{stat.st_size} {stat.st_mtime_ns}") for name, stat in weights]
@@ -127,10 +125,9 @@ def fingerprint(model: Path) -> str:
 
 
 def prompt_start(model: Path) -> dict[str, Any]:
-    """{"token": BOS or None, "count": how often a chat prompt begins with it}; `UserError` where that is twice: every
-    score would be wrong, a little. lm-eval 0.4.11 lets the tokenizer add its special tokens unless the text begins with
-    what `bos_token` (or else `eos_token`) names. So a BOS that the configuration does not name comes twice, and a
-    template may write two."""
+    """{"token": BOS or None, "count": how often a chat prompt begins with it}; `UserError` where that is twice. lm-eval
+    0.4.11 lets the tokenizer add its special tokens unless the text begins with what `bos_token` (or else `eos_token`)
+    names: a BOS that the configuration does not name comes twice, and a template may write two."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -156,7 +153,6 @@ def own_tasks(suite: Suite) -> str | None:
 
 
 def _lm_eval(argv: list[str], model: Path, cache: Path) -> None:
-    """Run it, and say every minute how many answers its cache holds. `UserError` where it fails."""
     # lm_eval stands beside this Python, also where the environment is not activated
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = {**os.environ, "PATH": path, "TOKENIZERS_PARALLELISM": "false", IN_MEMORY: IN_MEMORY_BYTES}
@@ -212,8 +208,7 @@ def set_aside(path: Path, why: str) -> None:
 
 
 def _set_aside_other_settings(out: Path, suite: str, setting: dict[str, Any]) -> None:
-    """Set aside results of another setting, and say what differs. `UserError` where they are another suite's results of
-    this very model: hours of work that are as good as before."""
+    """`UserError` where they are another suite's results of this very model: hours of work, as good as before."""
     before = read_json(out / "run.json", "suite", "setting") if (out / "run.json").is_file() else {}
     old = before.get("setting", {})
     changed = [key for key, value in setting.items() if old.get(key) != value]

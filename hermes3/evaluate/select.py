@@ -80,9 +80,7 @@ def select(run: Path, suite_name: str | None, results: dict[int, Path], without:
     if left := sorted(set(epochs_of(run)) - set(results)):
         notes.append(f"Epoch {', '.join(map(str, left))} of {run} was not among them.")
     if len(results) > 1:
-        notes.append(
-            "The chosen epoch's scores are the best of several on the questions that chose it: a little too high."
-        )
+        notes.append("The chosen epoch's scores are the best of several on the same questions: a little too high.")
     model, folder = models[chosen["epoch"]], results[chosen["epoch"]]
     record = {"run": str(run), "suite": suite.name, "scores": scores, "scales": scales, **chosen, "model": str(model)}
     record["results"] = {epoch: str(folder) for epoch, folder in results.items()}
@@ -103,7 +101,6 @@ def select_published(name: str) -> dict[str, Any]:
 
 
 def table(chosen: dict[str, Any]) -> str:
-    """The scores, the normalised mean and the choice as text, each group on its scale."""
     totals = chosen["totals"]
     rows = {"": [f"epoch {epoch}" for epoch in totals]}
     for group, of_group in chosen["scores"].items():

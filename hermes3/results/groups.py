@@ -67,9 +67,8 @@ def score_of(evaluation: Evaluation, group: Group) -> Score | None:
         alike = len({len(score.seeds) for score in scores}) == 1
         seeds = zip(*(score.seeds for score in scores), strict=True) if alike else ()
         names, outcomes = [evaluation.names_of(key) for key in keys], [score.outcomes for score in scores]
-        return measure(
-            outcomes, names, better, scale, weights, group.pooled, [mean_of(one, weights) for one in seeds], n
-        )
+        seeds = [mean_of(one, weights) for one in seeds]
+        return measure(outcomes, names, better, scale, weights, group.pooled, seeds, n)
     # without samples the intervals of the members are joined as if they were independent
     mean, low, high = stats.mean_interval([(score.value, score.low, score.high) for score in scores], weights)
     worth = stats.share_worth(mean, (high - low) / 2 / stats.Z) if scale == 100 else None
@@ -82,12 +81,9 @@ def pool(name: str, seeds: list[Evaluation]) -> Evaluation:
     first = seeds[0]
     scores = dict(first.scores)
     for key, score in first.scores.items():
-        group = Group(key[0], (key,))
-        alike = [
-            one.scores[key] for one in seeds[1:] if why_not(first, one, group) is None and one.scores[key].outcomes
-        ]
-        if alike and score.outcomes:
-            several = [score, *alike]
+        alike = [one.scores[key] for one in seeds[1:] if why_not(first, one, Group(key[0], (key,))) is None]
+        several = [score, *(one for one in alike if one.outcomes)]
+        if len(several) > 1 and score.outcomes:
             outcomes = {doc: sum(one.outcomes[doc] for one in several) / len(several) for doc in score.outcomes}
             names, values = [first.names_of(key)], [one.value for one in several]
             scores[key] = measure([outcomes], names, score.higher_is_better, score.scale, seeds=values)

@@ -83,9 +83,8 @@ class ResultsFile:
         self.counts: dict[str, dict[str, int]] = self.content.get("n-samples", {})
         self.subtasks: dict[str, list[str]] = self.content.get("group_subtasks", {})
         groups = self.content.get("groups", {}).keys() | {name for name, members in self.subtasks.items() if members}
-        self.tasks = [
-            task for task in self.content["results"] if (task in self.counts if self.counts else task not in groups)
-        ]
+        counted = self.counts or self.content["results"].keys() - groups
+        self.tasks = [task for task in self.content["results"] if task in counted]
         # by `hermes3 mt-bench`; an endpoint calls the model by a name that is no folder
         self.judged: dict[str, Any] = self.content.get(MT_BENCH, {})
         self.endpoint: str | None = self.judged.get("answered_by", {}).get("endpoint")
@@ -200,8 +199,7 @@ def read_evaluation(name: str, folder: Path) -> Evaluation:
             facts["samples"] = facts["samples"] or len(one.docs[key]) or max((s.n for s in scores.values()), default=0)
             one.tasks[key] = facts | {"questions": facts["questions"] or facts["samples"]}
         if older:
-            shown = ", ".join(older[:4]) + (", ..." if len(older) > 4 else "")
-            one.skipped.append(f"{file.path.relative_to(folder)}: newer results hold {shown}")
+            one.skipped.append(f"{file.path.relative_to(folder)}: newer results hold {', '.join(older)}")
         one.subtasks.update({group: members for group, members in file.subtasks.items() if members})
     if without := [task for task, facts in one.tasks.items() if not facts["has_samples"]]:
         one.skipped.append(f"no samples of {', '.join(without)}: no paired test, and intervals by the standard error")

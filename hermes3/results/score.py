@@ -96,5 +96,5 @@ def measure(
 
 
 def between(seeds: Sequence[float]) -> tuple[float, float]:
-    """The variance of a mean over seeds from seed to seed, and its degrees of freedom."""
+    """The variance of a mean over seeds, and its degrees of freedom."""
     return variance(seeds) / len(seeds), len(seeds) - 1.0
