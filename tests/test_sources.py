@@ -3,7 +3,6 @@
 import datetime as dt
 import gzip
 import hashlib
-import io
 import json
 import os
 import re
@@ -148,19 +147,6 @@ def test_a_broken_file_stops_the_build_with_its_name_and_the_row_reached(tmp_pat
         numbered(written(tmp_path / name, data))
     reached = int(re.search(rf"source s: .*/{re.escape(name)} cannot be read past row (\d+): ", str(caught.value))[1])
     assert reached == most if name == "a.json" else reached <= most
-
-
-def test_a_broken_list_is_not_read_on_to_its_end(monkeypatch):
-    class Stream(io.BytesIO):
-        def close(self):  # the reader closes its own
-            pass
-
-    monkeypatch.setattr(read, "ROW_LIMIT", 10_000)
-    monkeypatch.setattr(read, "BLOCK", 1_000)
-    stream = Stream(b'[{"a": 1}, {"a" 2}, ' + b'{"a": 3}, ' * 100_000 + b"{}]")
-    with pytest.raises(ValueError, match="the list breaks there"):
-        list(read._list_rows(stream))
-    assert stream.tell() < 50_000
 
 
 def test_files_are_found_by_name_and_by_glob_in_sorted_order_and_others_named(tmp_path):

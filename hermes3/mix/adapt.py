@@ -12,10 +12,12 @@ from typing import Any
 from hermes3.chat.prompts import rag_system, rag_user
 from hermes3.files import UserError
 from hermes3.messages import BadRow, Message
-from hermes3.mix import read
+from hermes3.mix import read, rules
 from hermes3.mix.columns import Row, is_empty
 from hermes3.mix.turns import conversation, joined, message_of, schemas, words
 
+_RAG = rules.load("glaive_rag")
+DOCUMENT, OPEN, CLOSE, CITED = _RAG["patterns"].values()
 Example = dict[str, Any]  # a row of a source, before or after its adapter
 
 # Reasons that say: these rows are not what their source declares. Others (role_order, empty_turn, undeclared_tool, ...)
@@ -65,26 +67,15 @@ def preference(row: Row) -> Example:
     return {**chosen, **answers}
 
 
-# answers from documents with citations, in the paper's form (Hermes 3 report, arXiv 2408.11857, Figure 8)
-NUMBERED = r"\bDocument:\s*([0-9]{1,4})\s+Title:"
-DOCUMENT = re.compile(rf"{NUMBERED}(.*?)\bText:(.*?)(?={NUMBERED}|\Z)", re.DOTALL)
-OPEN = re.compile(r"<co:\s*([0-9]{1,4}(?:\s*,\s*[0-9]{1,4})*)\s*>")
-CLOSE = re.compile(r"</co(?::[^<>]*)?>")
-CITED = re.compile(r"^[ \t]*Cited Documents:[ \t]*(.*)$", re.MULTILINE)
-# for rows whose `answer_mode` lets the answer go beyond the documents
-MIXED = "Answer from the documents and from what you know. Put each fact from a document inside <co: doc_id></co> tags."
-
-
 def glaive_rag(row: Row) -> Example:
     """glaiveai/RAG-v1: `documents`, `question`, `answer`, optional `system_prompt` and `answer_mode`.
 
-    The system message is the row's own, followed by our request to cite where it makes none. Citations become
-    `<co:2>...</co>`, by documents numbered from 0; the answer ends with the line `Cited Documents: 2`.
+    Documents and citations are numbered from 0. Our request to cite follows a system message that makes none.
     """
     question, answer = _field(row, str, "question"), _field(row, str, "answer")
     documents = _documents(row)
     system = "".join(message["content"] for message in _with_system(row, []))
-    request = MIXED if row.take("answer_mode") == "Mixed" else rag_system()
+    request = _RAG["mixed"] if row.take("answer_mode") == "Mixed" else rag_system()
     if "<co" not in system:
         system = f"{system}\n\n{request}" if system else request
     user = rag_user(question, [(title, text) for _, title, text in documents])

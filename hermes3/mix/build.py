@@ -1,7 +1,6 @@
 """Building a mix: read, then every row by itself (in worker processes, cached), then choose among all, then write.
 
-docs/mix.md says what the output folder holds. It is replaced whole, so that what Axolotl prepared from an older mix
-cannot survive in it. `verify` checks it again.
+The folder is replaced whole, so that what Axolotl prepared from an older mix cannot survive in it.
 """
 
 import json

@@ -1,8 +1,4 @@
-"""Which columns and turn fields of a row its adapter reads, and which of the others may hold what should train.
-
-An adapter that leaves a passage, a history or a mark unread trains answers to questions that nobody asked, so such a
-column stops the build; names and numbers that describe a row do no harm.
-"""
+"""Which columns and turn fields of a row its adapter reads, and which of the others may hold what should train."""
 
 import re
 from collections.abc import Iterator, Mapping, Set

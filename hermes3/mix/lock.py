@@ -1,7 +1,6 @@
-"""The files of a source, and `data_mixes/NAME.lock.json` beside `NAME.yml`, which pins them.
+"""The files of a source, and `data_mixes/NAME.lock.json` beside `NAME.yml`: the commits and hashes that pin them.
 
-It holds the commit of every Hub dataset, the hash of every file, and as `asked` what the spec says of the place, so
-that a change of the spec is noticed. With a lock a build reads the same bytes next year, or stops.
+`asked` is what the spec says of a source's place. With a lock a build reads the same bytes next year, or stops.
 """
 
 import fnmatch
@@ -70,10 +69,7 @@ def unpinned(spec: specs.Spec, lock: Lock | None) -> list[str]:
 
 
 def files_of(source: Source, data_root: Path, lock: Lock | None, spec_path: Path) -> list[File]:
-    """The files of `source`, downloaded if they are on the Hub, and compared with the hashes of `lock` if there is one.
-
-    A locked Hub source needs no network once its files are in the Hub cache.
-    """
+    """The files of `source`, fetched into the Hub cache if they are not there, with the hashes that `lock` holds."""
     locked = lock["sources"][source.name] if lock else None
     if locked and source.repo:
         revision, names = locked["revision"], locked["files"]

@@ -1,8 +1,4 @@
-"""Reading files in chunks of raw JSON rows.
-
-A row stays the bytes of its file until a worker parses it: an oddity in one row (a lone surrogate, NaN, a bad byte)
-costs that row and not its file.
-"""
+"""Reading files in chunks of raw JSON rows, which stay bytes until a worker parses them: an oddity costs one row."""
 
 import io
 import json
@@ -21,7 +17,6 @@ from hermes3.messages import BadRow
 CHUNK_ROWS = 8_000
 CHUNK_BYTES = 16_000_000
 BLOCK = 1 << 20  # bytes (of a JSON list: characters) read at a time
-ROW_LIMIT = 1 << 24  # characters of one row of a JSON list; where a list breaks, no more is read in search of its end
 
 LONG_NUMBER = re.compile(rb"[0-9]{19}")
 GAP = re.compile(r"[\s,]*")
@@ -53,11 +48,7 @@ def format_of(name: str) -> tuple[str, str]:
 
 
 def chunks(source: str, files: list[File], rows: int = CHUNK_ROWS, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
-    """All rows of `files` in order, in chunks of at most `rows` rows and `size` bytes, but for a single longer row.
-
-    A chunk also ends at a blank line, so that `first` numbers all of its rows. `UserError` where a file breaks; a line
-    that is not JSON is left for `parse`.
-    """
+    """All rows of `files`, in chunks of at most `rows` rows and `size` bytes (or one row); one ends at a blank line."""
     for file in files:
         lines: list[bytes] = []
         first = number = total = 0
@@ -100,11 +91,8 @@ def _rows(file: File) -> Iterator[tuple[int, bytes]]:
 
 
 def _list_rows(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Rows of one JSON list, holding a block of it at a time.
-
-    The json module only finds where a row ends. ijson is faster, but turns a lone surrogate into `?`, and gives up the
-    rest of the file at NaN, a bad byte or an integer beyond 64 bits. Commas that lack or abound lose no row.
-    """
+    """Rows of one JSON list, holding a block of it at a time. Commas that lack or abound lose no row."""
+    # ijson is faster, but turns a lone surrogate into `?` and gives up at NaN, a bad byte or an integer beyond 64 bits
     decoder = json.JSONDecoder(strict=False)
     characters = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
     text, number = characters.read(BLOCK), 0
@@ -117,7 +105,7 @@ def _list_rows(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
             end = decoder.raw_decode(text, begin)[1]
             text[GAP.match(text, end).end()]  # a number may go on in the next block
         except (IndexError, ValueError) as error:
-            if len(text) - at > ROW_LIMIT or not (block := characters.read(max(BLOCK, len(text) - at))):
+            if not (block := characters.read(max(BLOCK, len(text) - at))):
                 raise ValueError(f"the list breaks there ({error})") from None
             text, at = text[at:] + block, 0
             continue

@@ -1,7 +1,6 @@
-"""One chunk of a source through every stage that reads a row by itself: adapt, filter, tokenise, decontaminate.
+"""One chunk of a source through every stage that reads a row by itself, to a shard, from which the mix is written.
 
-The result is a shard: an Arrow file in the cache, named by a hash of all that shapes it, with the rows that were left
-out in its metadata. A shard that is there is never made again. From the shards the chosen rows are written.
+A shard is an Arrow file in the cache, named by a hash of all that shapes it, with what was left out in its metadata.
 """
 
 import hashlib

@@ -1,9 +1,7 @@
 """Turns as data has them, to messages: OpenAI's (`role`, `content`), ShareGPT's (`from`, `value`), or Hermes text.
 
-Hermes text is the form of the Hermes Function Calling standard: schemas within <tools> in the system turn, <tool_call>
-and <tool_response> blocks in the others, in JSON or in Python's notation. Once structured, the template writes all of
-it in one form. Where no tools are declared, such tags are text, and stay.
-What is no turn raises `BadRow`.
+Hermes text (the Hermes Function Calling standard) holds schemas within <tools> in the system turn, <tool_call> and
+<tool_response> blocks in the others, in JSON or Python's notation. Where no tools are declared, such tags stay text.
 """
 
 import ast
@@ -166,10 +164,7 @@ def calls_in(text: str) -> list[Message]:
 
 
 def schemas(value: Any) -> list[Message]:
-    """Tools on offer as {"type": "function", "function": {...}}, from a list of them, one, or the text of either.
-
-    Arrow gives a struct every key of its column. Of a list, nulls are left out that no schema can mean.
-    """
+    """Tools on offer as {"type": "function", "function": {...}}, from a list of them, one, or the text of either."""
     tools, out = _read_all(value) if isinstance(value, str) else value, []
     for tool in tools if isinstance(tools, list) else [tools]:
         function = (tool.get("function") or tool) if isinstance(tool, dict) else None
