@@ -156,6 +156,15 @@ def new_folder(out: Path, command: str) -> Iterator[Path]:
                 shutil.rmtree(path.parent, ignore_errors=True)
 
 
+def rewrite(out: Path, texts: dict[str, str]) -> None:
+    """Replace or add text files in a folder that `new_folder` made; the marker notes them as ours."""
+    record = read_json(out / MARKER, "by", "files")
+    for name, text in texts.items():
+        write_text(out / name, text)
+        record["files"][name] = (out / name).stat().st_size
+    write_text(out / MARKER, json.dumps(record, ensure_ascii=False, indent=1))
+
+
 def lock(file: IO[Any], shared: bool = False) -> bool:
     """Lock `file` until it is closed; a shared lock waits, an exclusive one does not.
     False where another process has it, and on a file system without locks."""

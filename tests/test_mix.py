@@ -9,6 +9,7 @@ import yaml
 from conftest import ROOT
 
 from hermes3.files import MARKER, lock
+from hermes3.mix import audit
 from hermes3.mix import build as builder
 from hermes3.mix.spec import load
 
@@ -202,3 +203,26 @@ def test_a_source_that_changes_while_it_is_read_stops_the_build(change, build, t
     with pytest.raises(ValueError, match="source rows: .*rows.jsonl changed while it was read; build again"):
         build(ROWS)
     assert not (tmp_path / "mix").exists()
+
+
+def test_an_audit_shows_what_was_left_out_and_the_card_says_how_much_was_right(build, tmp_path):
+    twin, refusal = row("twin", "0?", "It is 0."), row("no", "Help me.", "I'm sorry, but I can't help with that.")
+    build([*ROWS, twin, refusal])
+    shown = []
+
+    def ask(title, why, text, other):
+        shown.append((title, text, other))
+        return "r" if "dedup" in title else "w"
+
+    audit.audit(tmp_path / "mix", 30, tmp_path, lambda *_: "q")
+    assert "Looked at by eye" not in (tmp_path / "mix/README.md").read_text()
+    stages = audit.audit(tmp_path / "mix", 30, tmp_path, ask)
+    refused = "[user] Help me.\n[assistant] I'm sorry, but I can't help with that."
+    same = "[user] 0?\n[assistant] It is 0."
+    assert shown == [("1 of 2: filter, refusal", refused, ""), ("2 of 2: dedup, exact_duplicate", same, same)]
+    assert [(one["stage"], one["right"], one["marked"]) for one in stages] == [("filter", 0, 1), ("dedup", 1, 1)]
+    assert "| dedup | 1 | 1 |" in (tmp_path / "mix/README.md").read_text()
+    assert audit.audit(tmp_path / "mix", 30, tmp_path, ask) == stages and len(shown) == 2  # not asked again
+    assert not list(builder.verify(tmp_path / "mix"))
+    build(ROWS)  # the marks are ours too, so the mix may be replaced
+    assert not (tmp_path / "mix/audit.json").exists()

@@ -10,11 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from hermes3.mix.build import build, verify
+from hermes3.mix.shard import output_hash
 
 SCRIPT = """
 import sys
@@ -142,7 +144,7 @@ def test_only_a_change_that_shapes_rows_needs_new_shards(spec, whole):
     assert new_shards(declared) == 1
 
 
-@pytest.mark.parametrize("what", ["train", "rows", "manifest", "link"])
+@pytest.mark.parametrize("what", ["train", "rows", "manifest", "link", "label"])
 def test_verify_sees_what_was_changed(what, spec, whole, tmp_path):
     mix = tmp_path / "mix"
     shutil.copytree(whole, mix, symlinks=True)
@@ -150,6 +152,14 @@ def test_verify_sees_what_was_changed(what, spec, whole, tmp_path):
     if what == "manifest":
         manifest = json.loads((mix / "manifest.json").read_text())
         manifest["total"]["tokens"] += 1
+        (mix / "manifest.json").write_text(json.dumps(manifest))
+    elif what == "label":  # and the hash that its file then has
+        path = next((mix / "train").glob("*"))
+        rows = pq.read_table(path).to_pylist()
+        rows[1]["labels"][-1] = -100
+        pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(path)), path)
+        manifest = json.loads((mix / "manifest.json").read_text())
+        manifest["output"] = output_hash(mix) | {"sha256": manifest["output"]["sha256"]}
         (mix / "manifest.json").write_text(json.dumps(manifest))
     elif what == "link":
         (mix / "prepared").unlink()

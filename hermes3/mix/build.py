@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ COMMAND = "hermes3 mix build"
 SMALL = 20_000_000  # bytes of input below which starting worker processes costs more than they save
 ROWS_PER_FILE = 20_000  # about 10 M tokens: what one process holds while it writes
 SHOWN = 3  # bad rows in an error
+SAMPLE = 4  # batches of 500 rows that `verify` renders anew
 
 
 class Built(NamedTuple):
@@ -183,8 +185,9 @@ def _pool(workers: int, stages: shard.Stages) -> Executor:
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), shard.start, (stages,))
 
 
-def verify(mix: Path) -> Iterator[str]:
-    """What is wrong with the mix in the folder `mix`: hashes of its files, its tokenizer and template; its sums."""
+def verify(mix: Path, every_row: bool = False) -> Iterator[str]:
+    """What is wrong with the mix in the folder `mix`: hashes of its files, its tokenizer and template; its sums; and
+    for the first rows, which lie in drawn order, or for every row: that it renders to the ids and labels that train."""
     record = manifest.read(mix)
     folder = Path(record["tokenizer"]["path"])
     expected = record["output"].get("files", {}) | {"prepared": manifest.prepared_folder(record)}
@@ -199,3 +202,12 @@ def verify(mix: Path) -> Iterator[str]:
     for name in sorted(expected.keys() | actual.keys()):
         if expected.get(name) != actual.get(name):
             yield f"{name}: is {actual.get(name)}, the manifest says {expected.get(name)}"
+            if str(folder) in name:
+                return  # of another tokenizer, nothing renders to the same
+    parts = zip(manifest.batches(mix / "train"), manifest.batches(mix / "rows"), strict=False)
+    renderer = Renderer(folder) if record["kind"] == "sft" else None
+    for train, texts in islice(parts, None if every_row else SAMPLE) if renderer else ():
+        rendered = renderer.render([(json.loads(row["messages"]), json.loads(row["tools"])) for row in texts])
+        for row, trained, tokens in zip(texts, train, rendered, strict=False):
+            if (tokens.input_ids.tolist(), tokens.labels.tolist()) != (trained["input_ids"], trained["labels"]):
+                yield f"row {row['id']}: does not render to the ids and labels that train"

@@ -37,11 +37,20 @@ _LOADING = threading.Lock()
 
 def write_card(mix: Path, manifest: Manifest) -> None:
     """Write README.md and card.html into the folder `mix`, which holds the files of the mix that `manifest` records."""
-    card, filters = facts(mix, manifest), text.FILTERS | {"row": table_row, "in_words": text.join}
-    write_text(mix / "README.md", render(TEMPLATE, card | {"page": False}, {}, filters))
+    for name, page in pages(mix, manifest, []).items():
+        write_text(mix / name, page)
+
+
+def pages(mix: Path, manifest: Manifest, audited: list[dict[str, Any]]) -> dict[str, str]:
+    """README.md and card.html; `audited`: the stages whose removals were looked at, of hermes3/mix/audit.py."""
+    card, filters = (
+        facts(mix, manifest) | {"audited": audited},
+        text.FILTERS | {"row": table_row, "in_words": text.join},
+    )
+    readme = render(TEMPLATE, card | {"page": False}, {}, filters)
     drawn = {"mix": charts.mix_chart(card)} if card["kind"] == "sft" else {}
     page = as_page(render(TEMPLATE, card | {"page": True}, drawn, filters), f"{card['name']}: data card", drawn)
-    write_text(mix / "card.html", page)
+    return {"README.md": readme, "card.html": page}
 
 
 def facts(mix: Path, manifest: Manifest) -> dict[str, Any]:

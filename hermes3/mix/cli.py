@@ -51,15 +51,49 @@ def lock(spec: Spec, data_root: DataRoot = Path()) -> None:
 @app.command("verify")
 def verify(
     mix: Annotated[Path, typer.Argument(help="folder of a built mix")],
+    every_row: Annotated[bool, typer.Option("--all", help="render every row anew, not the first 2,000")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
-    """Check a built mix against its manifest: hashes of files, tokenizer and template, and sums.
+    """Check a built mix against its manifest. Hashes, sums, and that rows render to what trains.
 
     Example: hermes3 mix verify mixes/tiny_sft
     """
     from hermes3.mix import build
 
-    wrong = list(build.verify(mix))
+    wrong = list(build.verify(mix, every_row))
     print(json.dumps(wrong) if as_json else "\n".join(wrong) or f"{mix}: every check holds")
     if wrong:
         raise typer.Exit(1)
+
+
+@app.command("audit")
+def audit(
+    mix: Annotated[Path, typer.Argument(help="folder of a built mix")],
+    per_stage: Annotated[int, typer.Option(min=1, help="rows of each stage to look at")] = 30,
+    data_root: DataRoot = Path(),
+) -> None:
+    """Look at rows that MIX left out. Each is shown beside what it repeats, to be marked; the card says how many were
+    right.
+
+    Example: echo q | hermes3 mix audit mixes/tiny_sft
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from hermes3.mix import audit
+
+    console = Console()
+
+    def ask(title: str, why: str, text: str, other: str) -> str:
+        table = Table("left out", *(["it repeats"] if other else []), title=Text(f"{title}\n{why}"), expand=True)
+        table.add_row(*map(Text, filter(None, (text, other))))
+        console.print(table)
+        while (answer := console.input("(r)ight to leave it out, (w)rong, (s)kip, (q)uit: ").strip()) not in tuple(
+            "rwsq"
+        ):
+            pass
+        return answer
+
+    for one in audit.audit(mix, per_stage, data_root, ask):
+        print(f"{one['stage']}: {one['right']} of {one['marked']} right, 95 %: {one['low']:.2f} to {one['high']:.2f}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from more_itertools import flatten
+
 
 from hermes3.files import UserError
 from hermes3.mix import manifest
@@ -60,14 +60,14 @@ def preview(mix: Path, recipe: Path, resolved: dict[str, Any]) -> Packing:
         n = len(batches) // gpus
         # the last step of a short epoch is not made if it lacks micro-batches
         done = min(n // accumulation + (n == per_rank and n % accumulation > 0), steps - sum(steps_per_epoch))
-        taken = list(flatten(flatten(batches[: min(done * accumulation, n) * gpus])))
+        taken = list(chain.from_iterable(flatten(batches[: min(done * accumulation, n) * gpus])))
         steps_per_epoch.append(done)
         rows_left_out.append(len(lengths) - len(taken))
         tokens += int(lengths[taken].sum())
     if not (total := sum(steps_per_epoch)):
         raise UserError(f"{len(packer)} batches are too few for a step on {gpus} GPUs; build a larger mix")
     capacity, packs = packer.batch_max_len, sum(map(len, epochs[0]))
-    full = float(lengths[list(flatten(flatten(epochs[0])))].sum() / (packs * capacity))
+    full = float(lengths[list(chain.from_iterable(flatten(epochs[0])))].sum() / (packs * capacity))
     sizes = (len(lengths), int(lengths.sum()), gpus, capacity, packs, full)
     return Packing(*sizes, steps_per_epoch, total, tokens / total, rows_left_out)
 

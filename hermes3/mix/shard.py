@@ -128,6 +128,12 @@ def _reject(row: Example, stage: str, reason: str, detail: str) -> Example:
     return {"id": row["id"], "source": row["source"], "stage": stage, "reason": reason, "detail": detail}
 
 
+def id_of(raw: Any, place: str) -> str:
+    """The row's own `id`, or `place` (FILE:ROW) where it has none that prints."""
+    own = raw.get("id") if isinstance(raw, dict) else None
+    return str(own) if isinstance(own, str | int) and str(own).isprintable() and str(own) else place
+
+
 def _rows(chunk: Chunk, stages: Stages, rejects: list[Example], counts: Counter[str]) -> list[Example]:
     """The chunk's rows in the one message form that pass the filters, each with id, source and category."""
     category, source = stages.sources[chunk.source]
@@ -142,8 +148,7 @@ def _rows(chunk: Chunk, stages: Stages, rejects: list[Example], counts: Counter[
             if not selected(raw, source.where):
                 counts.update(read=-1, not_selected=1)
                 continue
-            if isinstance(raw, dict) and isinstance(raw.get("id"), str | int) and str(raw["id"]).isprintable():
-                row["id"] = str(raw["id"]) or place
+            row["id"] = id_of(raw, place)
             stage = "adapt"
             noted = Row(raw, source.columns)
             row |= ADAPTERS[source.adapter](noted)
