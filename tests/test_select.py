@@ -46,7 +46,7 @@ def test_a_missing_score_is_refused(lacking):
 @pytest.fixture
 def run(base, tmp_path):
     """A run of three epochs, evaluated: `folder`/run and results in `folder`/N."""
-    (tmp_path / "two.yml").write_text(yaml.safe_dump(SUITE))
+    (tmp_path / "two.yml").write_text(yaml.safe_dump(SUITE, sort_keys=False))
     for epoch, (choice, tools) in LEVELS.items():
         checkpoint = tmp_path / f"run/checkpoint-{10 * epoch}"
         shutil.copytree(base, checkpoint)
