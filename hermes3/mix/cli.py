@@ -53,7 +53,7 @@ def verify(
     mix: Annotated[Path, typer.Argument(help="folder of a built mix")],
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
-    """Check a built mix against its manifest: hashes of files, tokenizer and template, and sums.
+    """Check a built mix against its manifest. Hashes of files, tokenizer and template, and sums.
 
     Example: hermes3 mix verify mixes/tiny_sft
     """
