@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-
 from hermes3.files import UserError
 from hermes3.mix import manifest
 
+flatten = chain.from_iterable
 # Keys that change which rows are trained on, or how often, in ways that are not followed here
 NOT_FOLLOWED = ("curriculum_sampling", "val_set_size", "dataloader_drop_last")
 
@@ -61,14 +61,14 @@ def preview(mix: Path, recipe: Path, resolved: dict[str, Any]) -> Packing:
         n = len(batches) // gpus
         # the last step of a short epoch is not made if it lacks micro-batches
         done = min(n // accumulation + (n == per_rank and n % accumulation > 0), steps - sum(steps_per_epoch))
-        taken = list(chain.from_iterable(chain.from_iterable(batches[: min(done * accumulation, n) * gpus])))
+        taken = list(flatten(flatten(batches[: min(done * accumulation, n) * gpus])))
         steps_per_epoch.append(done)
         rows_left_out.append(len(lengths) - len(taken))
         tokens += int(lengths[taken].sum())
     if not (total := sum(steps_per_epoch)):
         raise UserError(f"{len(packer)} batches are too few for a step on {gpus} GPUs; build a larger mix")
     capacity, packs = packer.batch_max_len, sum(map(len, epochs[0]))
-    full = float(lengths[list(chain.from_iterable(chain.from_iterable(epochs[0])))].sum() / (packs * capacity))
+    full = float(lengths[list(flatten(flatten(epochs[0])))].sum() / (packs * capacity))
     sizes = (len(lengths), int(lengths.sum()), gpus, capacity, packs, full)
     return Packing(*sizes, steps_per_epoch, total, tokens / total, rows_left_out)
 
