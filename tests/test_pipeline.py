@@ -274,6 +274,10 @@ def test_every_pipeline_names_what_is_there(name, tmp_path, monkeypatch):
     last, after = (next(one for one in stages if one.name == name) for name in ("eval_dpo", "eval_alignment"))
     assert after.arguments[:3] == [last.arguments[0], "--suite", "alignment"] and after.needs == [last.name]
     assert after.leaves == last.leaves / "alignment" and str(after.leaves) in after.arguments
+    # the paper measured its 405B in FP8
+    copies = {one.name: one for one in stages if "quantize" in one.arguments}
+    assert copies.keys() == ({"fp8_sft", "fp8_dpo"} if name == "405b" else set())
+    assert not copies or last.arguments[0] == str(copies["fp8_dpo"].leaves) and last.needs == ["fp8_dpo"]
     # what evaluations run in is missed before anything is submitted
     evaluations = [one for one in stages if one.script == chain.EVAL]
     monkeypatch.chdir(tmp_path)

@@ -17,6 +17,7 @@ from hermes3.slurm.submit import TRAIN
 
 PIPELINES = Path("launch/pipelines")
 VLLM = Path(".venv-eval")  # what launch/eval.sbatch runs vLLM in
+QUANTIZE = Path(".venv-quantize")  # of requirements-quantize.txt
 EVAL, MIX, STEP = "launch/eval.sbatch", "launch/mix.sbatch", "launch/step.sbatch"
 
 
@@ -33,6 +34,7 @@ class Evaluation(BaseModel, extra="forbid"):
     final: str
     also: dict[str, list[str]] = {}  # further suites of the last model, each with its own options
     options: list[str] = []  # further ones of `hermes3 eval`
+    fp8: bool = False  # measure FP8 copies of the final models, as the paper did of its 405B
 
 
 class Pipeline(BaseModel, extra="forbid"):
@@ -90,7 +92,7 @@ def stages(pipeline: Pipeline, folder: Path) -> list[Stage]:
 
     def add(name, script, words, needs, reads, leaves, **more) -> Path:
         more = {"job": f"{folder.name}_{name}", "stamp": folder / f"{name}.done"} | more
-        more["options"] = pipeline.sbatch.get(Path(script).stem, [])
+        more["options"] = [*more.get("options", []), *pipeline.sbatch.get(Path(script).stem, [])]
         chain.append(Stage(name, script, [*map(str, words)], needs, reads, leaves, **more))
         return leaves
 
@@ -100,11 +102,19 @@ def stages(pipeline: Pipeline, folder: Path) -> list[Stage]:
         more |= {"hardware": hardware_of(path, recipe), "run": out, "inputs": inputs}
         add(name, TRAIN, [path], needs, reads, out, job=path.stem, **more)  # as `hermes3 launch RECIPE` names it
 
-    def score(name, model, suite, needs, epoch=(), options=(), below="", **more) -> Path:
+    def score(name, model, needs, suite, epoch=(), options=(), below="", **more) -> Path:
         out = scores / below / name
         words = [model, "--suite", suite, "--out", out, *epoch, *setting.options, *options]
         reads = [file_of(suite), Path("eval/tasks")]
         return add(f"eval_{name}", EVAL, words, needs, reads, out, hardware=setting.hardware, **more)
+
+    def to_measure(name, model, needs) -> tuple[Path, list[str]]:
+        """The model that the final suite measures and the stage that makes it: MODEL, or its FP8 copy beside it."""
+        if not setting.fp8:
+            return model, needs
+        out, whole_node = model.with_name(f"{model.name}_fp8"), ["--exclusive", "--mem=0"]
+        words = [QUANTIZE / "bin/hermes3", "quantize", model, out]
+        return add(f"fp8_{name}", STEP, words, needs, [], out, options=whole_node), [f"fp8_{name}"]
 
     packing = [pipeline.sft] if sft.get("sample_packing") else []  # its log says the exact steps
     mixes = {"sft": (pipeline.mixes.sft, mix_of(sft), packing), "dpo": (pipeline.mixes.dpo, mix_of(dpo), [])}
@@ -113,22 +123,23 @@ def stages(pipeline: Pipeline, folder: Path) -> list[Stage]:
         add(f"mix_{name}", MIX, [spec, out, *recipe], [], [spec], out / "manifest.json", **more)
     scored = {}  # as the report names it -> results
     if pipeline.base:
-        scored["base"] = score("base", base, setting.final, [], base=base)
+        scored["base"] = score("base", base, [], setting.final, base=base)
     train("sft", pipeline.sft, sft, ["mix_sft"], base=base)
     numbers = range(1, int(sft.get("num_epochs") or 1) + 1)
-    epochs = {n: score(f"epoch_{n}", run, setting.epochs, ["sft"], epoch=("--epoch", n)) for n in numbers}
+    epochs = {n: score(f"epoch_{n}", run, ["sft"], setting.epochs, epoch=("--epoch", n)) for n in numbers}
     select = ["hermes3", "select", run, *(f"{n}={out}" for n, out in epochs.items()), "--suite", setting.epochs]
     select += [word for group in judged(setting.epochs) for word in ("--without", group)]
     reads = [file_of(setting.epochs)]
     best = add("select", STEP, select, [f"eval_epoch_{n}" for n in epochs], reads, run / "best")
     scored["SFT"] = run / "best_results"
     if setting.final != setting.epochs:  # else the chosen epoch has these scores already
-        scored["SFT"] = score("sft", best, setting.final, ["select"])
+        scored["SFT"] = score("sft", *to_measure("sft", best, ["select"]), setting.final)
     train("dpo", pipeline.dpo, dpo, ["mix_dpo", "select"])
     last = add("merge", STEP, ["axolotl", "merge-lora", pipeline.dpo], ["dpo"], [], aligned / "merged")
-    scored["SFT+DPO"] = score("dpo", last, setting.final, ["merge"])
+    last, needs = to_measure("dpo", last, ["merge"])
+    scored["SFT+DPO"] = score("dpo", last, needs, setting.final)
     for suite, options in setting.also.items():  # after eval_dpo, which sets aside what lies below it of another model
-        score(Path(suite).stem, last, suite, ["eval_dpo"], options=options, below="dpo")
+        score(Path(suite).stem, last, ["eval_dpo"], suite, options=options, below="dpo")
     page = ["hermes3", "report", "--out", report, "--commands", folder / "commands"]
     page += [word for _, out, _ in mixes.values() for word in ("--mix", out)]
     page += ["--run", f"SFT={run}", "--run", f"DPO={aligned}"]
@@ -147,6 +158,8 @@ def missing(stages: list[Stage]) -> list[str]:
             lacks.append(f"{one.name}: base_model: no {one.base}; see the comment on its line in the recipe")
         if one.spec and one.spec.exists() and not (base := specs.load(one.spec).tokenizer).is_dir():
             lacks.append(f"{one.name}: tokenizer: no {base}; make it with `hermes3 tokenizer build BASE {base}`")
+        if "quantize" in one.arguments and not QUANTIZE.is_dir():
+            lacks.append(f"{one.name}: no {QUANTIZE}; bash launch/install.sh {QUANTIZE} requirements-quantize.txt")
         if one.script == EVAL and not VLLM.is_dir() and {"vllm", "--backend=vllm"} & set(one.arguments):
             lacks.append(f"{one.name}: {VLLM} is not there; make vLLM's environment as docs/slurm.md says")
     return lacks
