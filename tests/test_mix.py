@@ -106,7 +106,7 @@ BROKEN = [*ROWS, *({"prompt": str(i)} for i in range(3))]
 UNREAD = [ROWS[0] | {"passage": "p", "topic": "t"}, row("b", "q", "a", thinking="r")]
 STOPS = {  # rows, changes of the spec, what the error says
     "bad value": (ROWS, {"sequence_len": 0}, "sequence_len: Input should be greater than 0"),
-    "unknown category": (ROWS, {"categories": {"maths": {"sources": []}}}, "categories.maths"),
+    "misspelt category": (ROWS, {"categories": {"maths": {"sources": [SOURCE]}}}, "categories.maths: math is meant"),
     "no source": (ROWS, {"categories": {"math": {}}}, "categories.math: no source is declared"),
     "one name twice": (ROWS, {"classified": [SOURCE]}, "source rows: two have this name"),
     "another kind": (
@@ -203,6 +203,13 @@ def test_a_source_that_changes_while_it_is_read_stops_the_build(change, build, t
     with pytest.raises(ValueError, match="source rows: .*rows.jsonl changed while it was read; build again"):
         build(ROWS)
     assert not (tmp_path / "mix").exists()
+
+
+def test_a_category_of_ones_own_has_its_budget_and_its_line_and_no_paper_beside_it(build, tmp_path):
+    manifest = build(ROWS, categories={"tickets": {"tokens": 200, "sources": [SOURCE]}})
+    assert abs(manifest["categories"]["tickets"]["tokens"] - 200) < 20
+    card = (tmp_path / "mix/README.md").read_text()
+    assert "| tickets | " in card and "Math" not in card and "12.8" not in card
 
 
 def test_an_audit_shows_what_was_left_out_and_the_card_says_how_much_was_right(build, tmp_path):

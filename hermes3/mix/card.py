@@ -91,7 +91,8 @@ def _funnel(manifest: Manifest) -> dict[str, int]:
 def _lengths(lengths: np.ndarray, category: np.ndarray) -> list[dict[str, Any]]:
     """Quantiles and mean of each category's rows."""
     categories = []
-    for key, (label, _) in CATEGORIES.items():
+    for key in [*CATEGORIES, *sorted(set(category) - CATEGORIES.keys())]:
+        label = CATEGORIES.get(key, (key,))[0]
         own = lengths[category == key]
         if len(own):
             p5, median, p95 = map(int, np.quantile(own, (0.05, 0.5, 0.95), method="inverted_cdf"))

@@ -48,7 +48,7 @@ def choose(rows: pa.Table, spec: Spec, row_at: Callable[[int], dict[str, Any]]) 
             order = order[~np.isin(order, removed)]
 
     budgets, kept, over = spec.budgets(), [], []
-    for name in CATEGORIES:
+    for name in dict.fromkeys([*CATEGORIES, *spec.categories]):
         pool = order[category_of[order] == name]
         if not (budget := budgets.get(name)):
             kept.append((pool, np.zeros(len(pool), np.int64)))

@@ -101,10 +101,11 @@ def totals(rows: Any, column: str) -> dict[str, dict[str, int]]:
 def composition(manifest: Manifest) -> list[dict[str, Any]]:
     """Categories in the order of the paper's table: counts, `share` of the tokens, `loss_share` of its own tokens.
 
-    An SFT mix shows all eight; a preference mix, which the paper does not break down, its own."""
+    An SFT mix of the paper's categories shows all eight; one with the user's own shows those that it has, and so does
+    a preference mix, which the paper does not break down."""
     is_sft, counts = manifest["kind"] == "sft", manifest["categories"]
-    rows = []
-    for key in [*(key for key in CATEGORIES if is_sft or key in counts), *sorted(counts.keys() - CATEGORIES.keys())]:
+    rows, own = [], sorted(counts.keys() - CATEGORIES.keys())
+    for key in [*(key for key in CATEGORIES if key in counts or (is_sft and not own)), *own]:
         label, percent = CATEGORIES.get(key, (key, None))
         row = {"key": key, "label": label, **NOTHING, "budget": None, **counts.get(key, {})}
         row["share"] = row["tokens"] / manifest["total"]["tokens"]

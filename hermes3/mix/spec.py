@@ -1,6 +1,7 @@
 """What a mix is made of: `data_mixes/*.yml`, read and checked before any work. Unknown keys are refused."""
 
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -109,8 +110,9 @@ class Spec(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if unknown := set(self.categories) - set(CATEGORIES):
-            raise ValueError(f"categories.{min(unknown)}: not one of {', '.join(CATEGORIES)}")
+        for name in set(self.categories) - set(CATEGORIES):  # one of the user's own, if it is no slip of the pen
+            if meant := get_close_matches(name, CATEGORIES, 1, 0.75):
+                raise ValueError(f"categories.{name}: {meant[0]} is meant; one of your own needs another name")
         percents = [category.percent or 0 for category in self.categories.values()]
         if any(percents) or self.tokens:
             if not self.tokens or not all(percents) or any(category.tokens for category in self.categories.values()):
