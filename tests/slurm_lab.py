@@ -17,8 +17,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-NEEDS = ("slurmctld", "slurmd", "sbatch", "munged", "unshare", "setpriv")
-FOR_NETWORKS = ("ip", "nsenter")
+NEEDS = ("slurmctld", "slurmd", "sbatch", "munged", "unshare", "setpriv", "ip", "nsenter")
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 # a job's own variables would reach the jobs submitted from here
 DROPPED = ("SLURM", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SINFO_", "SCANCEL_")
@@ -37,12 +36,7 @@ def program(name: str) -> str | None:
 
 def missing() -> list[str]:
     """The programs that a cluster needs and this machine lacks."""
-    return [name for name in (*NEEDS, *(FOR_NETWORKS if os.getuid() == 0 else ())) if not program(name)]
-
-
-def free_ports(n: int) -> list[int]:
-    with ExitStack() as held:
-        return [held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(n)]
+    return [name for name in NEEDS if not program(name)]
 
 
 class SlurmLab:
@@ -147,7 +141,9 @@ class SlurmLab:
             (self.root / f"dev/nvidia{i}").symlink_to("/dev/null")
         hosts = {"localhost": "127.0.0.1", socket.gethostname(): self.controller} | self.addresses
         (self.root / "etc/hosts").write_text("".join(f"{address} {name}\n" for name, address in hosts.items()))
-        port, *node_ports = free_ports(1 + len(self.nodes))
+        with ExitStack() as held:
+            servers = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(1 + len(self.nodes))]
+            port, *node_ports = (server.getsockname()[1] for server in servers)
         nodes = "\n".join(
             f"NodeName={node} NodeHostname=localhost NodeAddr={address} Port={port_of} {of_node}"
             for (node, address), port_of in zip(self.addresses.items(), node_ports, strict=True)
@@ -157,9 +153,9 @@ class SlurmLab:
         self.conf.write_text(Path(__file__).with_suffix(".conf").read_text().format(**values))
         devices = f"Name=gpu Type=h100 File={self.root}/dev/nvidia[0-{gpus - 1}]"
         (self.root / "etc/gres.conf").write_text(f"NodeName={','.join(self.nodes)} {devices}\n")
-        # slurmd looks for cgroups though nothing here uses them: older ones start with v1, newer can be told
+        # slurmd looks for cgroups though nothing here uses them: older ones start with v1, from 23.02 on it can be told
         version = subprocess.run([program("slurmctld"), "-V"], text=True, capture_output=True, check=True).stdout
-        new = tuple(map(int, re.search(r"(\d+)\.(\d+)", version).groups())) >= (23, 2)
+        new = [*map(int, re.findall(r"\d+", version)[:2])] >= [23, 2]
         (self.root / "etc/cgroup.conf").write_text(f"CgroupPlugin={'disabled' if new else 'cgroup/v1'}\n")
 
     def _start(self) -> None:

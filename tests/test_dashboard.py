@@ -8,11 +8,12 @@ import sys
 import pytest
 from conftest import ROOT
 from ranks import wandb_runs
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bench.lm_eval_results import Task, write
 from hermes3.results.published import load
 from launch.wandb_dashboard import SECTIONS, main
+
+SHARES = {"8b": 0.8, "70b": 0.9}  # of right answers, of a run of each size
 
 
 def metrics_in(spec) -> set[str]:
@@ -28,10 +29,9 @@ def metrics_in(spec) -> set[str]:
 @pytest.fixture(scope="module")
 def selected(tmp_path_factory):
     """The paper's own scores, as `hermes3 select` would have written them of a run."""
-    scores = {
-        group: {str(n): value / (100 if row.scale == 100 else 1) for n, value in enumerate(row.values, 1)}
-        for group, row in load("table2").rows.items()
-    }
+    scores = {}
+    for group, row in load("table2").rows.items():
+        scores[group] = {str(n): value / (100 if row.scale == 100 else 1) for n, value in enumerate(row.values, 1)}
     run = tmp_path_factory.mktemp("dashboard") / "run"
     run.mkdir()
     (run / "select.json").write_text(json.dumps({"scores": scores}))
@@ -47,7 +47,7 @@ def script(*arguments, **env):
 def logged(selected):
     """Name -> runs of scores: of the epochs, of the paper's, and of the SFT of two sizes, each logged twice."""
     stages = []
-    for size, share in (("8b", 0.8), ("70b", 0.9)):
+    for size, share in SHARES.items():
         results = selected.with_name(size)
         write(results, [Task("tiny_end_of_turn", 400, ("ended",), 0, 1, 20, share)], model_name="a model")
         stages += ["--stage", f"SFT={results}"]
@@ -77,31 +77,19 @@ def test_every_panel_shows_what_runs_log(capsys, stopped_sft, stopped_dpo, logge
 def test_epochs_stand_beside_the_paper_s_and_a_stage_has_its_groups_in_percent(logged, selected):
     ours, paper = logged[f"{selected}, epochs"][0], logged["paper: Hermes 3 70B, SFT"][0]
     assert ours.group == paper.group == "evaluation"
-    for number, (point, published) in enumerate(zip(ours.history, paper.history, strict=True), 1):
-        assert point["epoch"] == number
-        for group, row in load("table2").rows.items():
-            assert point[f"eval/{group}"] == pytest.approx(row.values[number - 1])
-            assert published[f"eval/{group}"] == row.values[number - 1]
-    for folder in map(selected.with_name, ("8b", "70b")):
-        found = json.loads(next(folder.rglob("results_*.json")).read_text())["results"]
-        score = logged[f"SFT, {folder}"][0].history[0]["eval/End of turn"]
-        assert score == pytest.approx(100 * found["tiny_end_of_turn"]["ended,none"])
+    assert [point["epoch"] for point in ours.history] == [*range(1, len(paper.history) + 1)]
+    for group, row in load("table2").rows.items():
+        assert [point[f"eval/{group}"] for point in ours.history] == pytest.approx(row.values)
+        assert [point[f"eval/{group}"] for point in paper.history] == [*row.values]
+    for size, share in SHARES.items():
+        score = logged[f"SFT, {selected.with_name(size)}"][0].history[0]["eval/End of turn"]
+        assert score == pytest.approx(100 * share)
     # logged again, a run takes the former's place
-    ids = [{run.id for run in runs} for runs in logged.values()]
     assert [len(runs) for runs in logged.values()] == [2, 2, 2, 2]
-    assert all(len(of_name) == 1 for of_name in ids) and len(set.union(*ids)) == 4
+    assert len({run.id for runs in logged.values() for run in runs}) == 4
 
 
 def test_what_is_not_there_is_named(tmp_path):
     failed = script("--epochs", tmp_path)
     asked = f"{tmp_path}/select.json is not there; evaluate each epoch and run `hermes3 select {tmp_path}`"
     assert (failed.returncode, failed.stderr) == (1, f"wandb_dashboard: {asked}\n")
-
-
-def test_without_an_account_tensorboard_has_the_same_curves(stopped_sft):
-    """`use_tensorboard: true` in the recipe."""
-    run = stopped_sft.through
-    events = EventAccumulator(str(next(run.folder.glob("runs/*"))))
-    events.Reload()
-    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(run.losses())
-    assert {"train/grad_norm", "train/learning_rate", "train/perf/packing_efficiency"} <= set(events.Tags()["scalars"])

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from hermes3.slurm import queue, start
+from hermes3.slurm.record import STAMP
 from hermes3.slurm.submit import KNOWN_BY, OF_PIPELINE, missing, reject
 
 CHANGES = yaml.safe_load(Path(__file__).with_name("made_of.yml").read_text())
@@ -110,19 +111,27 @@ def test_recipes_that_prepare_the_same_have_one_mark(run):
 
 
 @pytest.mark.parametrize(("counted", "gpus"), [("gpu:h100:8", ["--gpus-per-node=8"]), ("(null)", [])])
-def test_gpus_are_asked_for_where_slurm_counts_them(slurm_is, run, monkeypatch, capsys, counted, gpus):
-    """Else the preflight counts them. What sbatch says of a job in a job is shown, with the line to type."""
+def test_a_job_of_another_size_submits_itself_anew(slurm_is, run, monkeypatch, capsys, counted, gpus):
+    """With what Slurm knows of it, and GPUs where it counts them: else the preflight does. A stage is refused, as those
+    behind it wait for its id; what sbatch says of a job in a job is shown, with the line to type."""
     edit(run, {"hardware": {"gpu": "h100-80gb", "nodes": 2, "gpus_per_node": 8}})
     for name, value in {"NNODES": "1", "JOB_NAME": "r", "JOB_PARTITION": "p"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.delenv("SLURM_GPUS_ON_NODE", raising=False)
-    slurm_is("scontrol", "echo 'JobId=7 Partition=p QOS=(null)'")
     slurm_is("sinfo", f"echo '{counted}'")
     slurm_is("sbatch", "echo 'sbatch: error: no jobs from jobs' >&2; exit 1")
+    slurm_is("scontrol", "echo 'JobId=7 ArrayTaskId=0'")
+    with pytest.raises(ValueError, match="submit it without --array"):
+        start.start(run / "r.yml")
+    slurm_is("scontrol", "echo 'JobId=7 Partition=p QOS=(null) TimeLimit=33 Reservation=ours ExcNodeList=n2'")
+    with monkeypatch.context() as stage:
+        stage.setenv(STAMP, "stage.done")
+        with pytest.raises(ValueError, match=r"is for 2 nodes of 8 .*, this job has 1 nodes.* wait for this"):
+            start.start(run / "r.yml")
     with pytest.raises(ValueError, match="no jobs from jobs(.|\n)*a site may forbid it to jobs"):
         start.start(run / "r.yml")
-    line = ["--nodes=2", "--job-name=r", *gpus, "--partition=p", "launch/train.sbatch"]
-    assert " ".join(line) in capsys.readouterr().err
+    line = ["--nodes=2", "--job-name=r", *gpus, "--partition=p", "--time=33", "--reservation=ours", "--exclude=n2"]
+    assert " ".join([*line, "launch/train.sbatch"]) in capsys.readouterr().err
     del os.environ[start.RESIZED]
 
 
@@ -172,17 +181,14 @@ def test_a_step_that_the_controller_has_not_made_is_asked_for_again(slurm_is, mo
 
 
 @pytest.mark.parametrize(
-    ("program", "words"),
-    [
-        ("scontrol", "Requested operation is presently disabled"),  # a refusal
-        ("sbatch", "Socket timed out on send/recv operation"),  # the job may be there: not submitted twice
-    ],
+    "words", ["Requested operation is presently disabled", "Socket timed out on send/recv operation"]
 )
-def test_a_refusal_is_one_at_once(slurm_is, tmp_path, program, words):
-    slurm_is(program, f"echo '{words}' >&2; exit 1")
+def test_a_refusal_is_one_at_once(slurm_is, tmp_path, words):
+    """So is what leaves open whether sbatch's job is there: it is not submitted twice."""
+    slurm_is("sbatch", f"echo '{words}' >&2; exit 1")
     with pytest.raises(ValueError, match=words):
-        queue.slurm(program, "requeue", "7")
-    assert (tmp_path / "asked").read_text() == "requeue 7\n"
+        queue.slurm("sbatch", "a.sbatch")
+    assert (tmp_path / "asked").read_text() == "a.sbatch\n"
 
 
 def test_what_a_site_or_a_user_has_set_changes_nothing(slurm_is, monkeypatch):
