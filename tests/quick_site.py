@@ -59,8 +59,7 @@ class QuickSite:
     def submit(self, train: str, *options: str, recipe: Path | None = None, **env: str) -> int:
         """Submit a recipe (two CPU nodes) that trains by the Python text `train`; the job's id."""
         (self.folder / "axolotl/cli/train.py").write_text(TRAIN + train)
-        options = options or ("--nodes=2",)
-        return self.command(*options, "launch/train.sbatch", recipe or self.recipe(), **env)
+        return self.command(*(options or ["--nodes=2"]), "launch/train.sbatch", recipe or self.recipe(), **env)
 
     def command(self, *words: object, stage: bool = False, **env: str) -> int:
         """`sbatch words`; the job's id. `stage`: as one of a pipeline, whose stamp is `self.stamp`."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -16,16 +17,6 @@ from launch.wandb_dashboard import SECTIONS, main
 SHARES = {"8b": 0.8, "70b": 0.9}  # of right answers, of a run of each size
 
 
-def metrics_in(spec) -> set[str]:
-    """Every metric of every plot below `spec`, axes included."""
-    if isinstance(spec, list):
-        return set().union(*map(metrics_in, spec))
-    if not isinstance(spec, dict):
-        return set()
-    found = {*spec["metrics"], spec.get("xAxis")} if isinstance(spec.get("metrics"), list) else set()
-    return found.union(*map(metrics_in, spec.values())) - {None}
-
-
 @pytest.fixture(scope="module")
 def selected(tmp_path_factory):
     """The paper's own scores, as `hermes3 select` would have written them of a run."""
@@ -38,11 +29,6 @@ def selected(tmp_path_factory):
     return run
 
 
-def script(*arguments, **env):
-    command = [sys.executable, "launch/wandb_dashboard.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | env)
-
-
 @pytest.fixture(scope="module")
 def logged(selected):
     """Name -> runs of scores: of the epochs, of the paper's, and of the SFT of two sizes, each logged twice."""
@@ -52,7 +38,9 @@ def logged(selected):
         write(results, [Task("tiny_end_of_turn", 400, ("ended",), 0, 1, 20, share)], model_name="a model")
         stages += ["--stage", f"SFT={results}"]
     for _ in range(2):
-        done = script("--epochs", selected, *stages, WANDB_DIR=str(selected))
+        command = [sys.executable, "launch/wandb_dashboard.py", "--epochs", str(selected), *stages]
+        env = os.environ | {"WANDB_DIR": str(selected)}
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
         assert done.returncode == 0, done.stderr
     found = wandb_runs(selected)
     return {one.name: [other for other in found if other.name == one.name] for one in found}
@@ -63,13 +51,12 @@ def test_every_panel_shows_what_runs_log(capsys, stopped_sft, stopped_dpo, logge
     spec = json.loads(capsys.readouterr().out)
     assert (spec["workspace"]["entity"], spec["workspace"]["project"]) == ("me", "mine")
     assert spec["workspace"]["spec"]["section"]["runSets"][0]["grouping"] == [{"section": "run", "name": "group"}]
-    assert sum(map(len, SECTIONS.values())) <= 16  # few
     for plot in (plot for plots in SECTIONS.values() for plot in plots):
         assert json.dumps(plot.intent)[1:-1] in json.dumps(spec["workspace"])
     runs = [*wandb_runs(stopped_sft.wandb_dir), *wandb_runs(stopped_dpo.wandb_dir), *sum(logged.values(), [])]
     real = {key for run in runs for point in run.history for key in point}
     for part in ("workspace", "report"):
-        shown = metrics_in(spec[part])
+        shown = {*re.findall(r'"((?:train|eval)/[^"]+)"', json.dumps(spec[part]))}  # in plots and as axes
         assert len(shown) >= 15
         assert shown - real == {"train/perf/mfu"}  # which a CPU has not: tests/test_metrics.py
 
@@ -87,9 +74,3 @@ def test_epochs_stand_beside_the_paper_s_and_a_stage_has_its_groups_in_percent(l
     # logged again, a run takes the former's place
     assert [len(runs) for runs in logged.values()] == [2, 2, 2, 2]
     assert len({run.id for runs in logged.values() for run in runs}) == 4
-
-
-def test_what_is_not_there_is_named(tmp_path):
-    failed = script("--epochs", tmp_path)
-    asked = f"{tmp_path}/select.json is not there; evaluate each epoch and run `hermes3 select {tmp_path}`"
-    assert (failed.returncode, failed.stderr) == (1, f"wandb_dashboard: {asked}\n")

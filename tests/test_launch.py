@@ -44,8 +44,7 @@ def test_slurm_accepts_every_recipe_and_stage_at_the_size_that_it_declares(slurm
         submit.sbatch([submit.TRAIN, str(path)], path.stem, hardware_of(path, read(path)), "9:00:00", [])
         for path in RECIPES
     ]
-    sizes = {option for line in lines for option in line if option.startswith("--nodes")}
-    assert len(RECIPES) > 20 and sizes >= {"--nodes=16", "--nodes=6", "--nodes=1"}
+    assert len(RECIPES) > 20
     for name in ("tiny", "8b", "70b", "405b"):
         stages = chain.stages(chain.load(name)[1], Path("logs/pipeline/it"))
         assert {one.script for one in stages} == {submit.TRAIN, chain.EVAL, chain.MIX, chain.STEP}
@@ -56,25 +55,22 @@ def test_slurm_accepts_every_recipe_and_stage_at_the_size_that_it_declares(slurm
         slurm16.run(line[0], "--test-only", *line[1:])
 
 
-def test_a_launch_asks_for_the_declared_hardware_once(slurm, ready):
-    said = json.loads(launch(slurm, ready, "recipes/8b_sft.yml", "--nodes", 3, "--no-check", "--", "--hold").stdout)
+def test_a_launch_asks_for_the_declared_hardware_once_and_submit_sh_does_the_same(slurm, ready):
+    launched = (slurm, ready, "recipes/8b_sft.yml", "--nodes", 3, "--no-check")
+    said = json.loads(launch(*launched, "--", "--hold").stdout)
     job = slurm.job(said["job"])
     assert job["JobName"] == "8b_sft" and job["NumNodes"].startswith("3") and job["TresPerNode"].endswith("gpu:8")
     assert job["TimeLimit"] > "01:00:00" and job["Requeue"] == "1" and job["JobState"] == "PENDING"
     assert job["Command"].endswith("launch/train.sbatch")
     assert batch(ready / said["recipe"]) == batch(ready / "recipes/8b_sft.yml") == 48
-
-    again = launch(slurm, ready, "recipes/8b_sft.yml", "--nodes", 3, "--no-check", check=False)
+    again = launch(*launched, check=False)
     assert again.returncode == 1 and f"scancel {said['job']}" in again.stderr
-    assert len(slurm.jobs()) == 1
-
-
-def test_submit_sh_is_what_is_submitted_and_a_user_s_own_time_limit_wins(slurm, ready):
-    mine = {"SBATCH_TIMELIMIT": "60"}
+    mine = {"SBATCH_TIMELIMIT": "60"}  # which wins
     launch(slurm, ready, "recipes/8b_sft.yml", "--no-check", "--dry-run", "--", "--hold", "--comment=by hand", env=mine)
-    assert not slurm.jobs()
+    assert slurm.jobs() == [str(said["job"])]
     slurm.run("bash", "logs/launch/8b_sft/submit.sh", cwd=ready, env=mine)
-    assert slurm.run("squeue", "--noheader", "--format=%j %D %b %l").stdout == "8b_sft 6 gres:gpu:8 1:00:00\n"
+    queue = slurm.run("squeue", "--noheader", "--sort=i", "--format=%j %D %b %l").stdout.splitlines()
+    assert len(queue) == 2 and queue[1] == "8b_sft 6 gres:gpu:8 1:00:00"
 
 
 def test_a_dry_run_needs_no_slurm_and_says_what_is_missing(site):

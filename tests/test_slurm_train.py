@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import pytest
 import ranks
 import torch
 from small_mix import SEQUENCE_LEN, write_mix, write_recipe
@@ -16,37 +15,7 @@ from hermes3.slurm.start import mark_of, read
 
 ROOT = Path(__file__).parents[1]
 PLUGINS = ["hermes3.train.plugin.HermesPlugin", "ranks.Recorder", "held.Held"]
-STEPS = 36  # 3 epochs of 12
-ROUNDING = 1e-6  # fp32: two ranks' gradients are summed in another order than two micro-batches'
 PATIENCE = 600  # seconds that an attempt may take on a busy machine; 30 on an idle one
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
-    """A folder that jobs are submitted from, as the repository's root is, with logs of its own."""
-    site = tmp_path_factory.mktemp("site")
-    (site / "launch").symlink_to(ROOT / "launch")
-    (site / "logs").mkdir()
-    return site
-
-
-@pytest.fixture(scope="module")
-def recipe(site, base):
-    """Write a recipe for so many nodes of one process each, into a folder of that name.
-
-    60 rows in 24 packs in each epoch: of an odd number two ranks would leave one out, and one rank would not.
-    """
-    lengths = np.random.default_rng(2).lognormal(np.log(20), 0.6, 60).clip(6, SEQUENCE_LEN).astype(int)
-    mix = write_mix(site / "mix", lengths.tolist())
-
-    def write(name: str, nodes: int = 2) -> Path:
-        keys = {"logging_steps": 1, "save_strategy": "epoch", "restart_steps": 8, "warmup_steps": 2, "plugins": PLUGINS}
-        # the mean over the tokens of both ranks, as on one (row 28 of docs/traps.md)
-        keys |= {"token_weighted_loss": True, "gradient_accumulation_steps": 2 // nodes}
-        keys |= {"hardware": {"gpu": "cpu", "nodes": nodes, "gpus_per_node": 1}}
-        return write_recipe(site / name, mix, base, **keys)
-
-    return write
 
 
 def submit(slurm, recipe: Path, *options: str, hold: str = "") -> int:
@@ -76,10 +45,23 @@ def kill(recipe: Path, rank: int) -> None:
                 os.kill(int(process.name), signal.SIGKILL)
 
 
-@pytest.fixture(scope="module")
-def two(slurm, site, recipe) -> ranks.Run:
-    """A training on two nodes that nothing disturbs, submitted without a word on nodes."""
-    jid = submit(slurm, recipe("two"))
+def test_a_job_survives_all_that_ends_it_and_trains_the_same_model(slurm, base, tmp_path):
+    """One job, a fault in each of four attempts: a killed rank, a lost node, a node that reads wrong, the time limit.
+
+    Each loses the steps since its last checkpoint, the notice none; training goes on without the node that is broken.
+    """
+    site = tmp_path
+    (site / "launch").symlink_to(ROOT / "launch")
+    (site / "logs").mkdir()
+    # 60 rows in 24 packs, 12 steps in each of 3 epochs
+    lengths = np.random.default_rng(2).lognormal(np.log(20), 0.6, 60).clip(6, SEQUENCE_LEN).astype(int)
+    keys = {"logging_steps": 1, "save_strategy": "epoch", "restart_steps": 8, "warmup_steps": 2, "plugins": PLUGINS}
+    keys |= {"token_weighted_loss": True, "gradient_accumulation_steps": 1}
+    keys |= {"hardware": {"gpu": "cpu", "nodes": 2, "gpus_per_node": 1}}
+    mix = write_mix(site / "mix", lengths.tolist())
+    undisturbed, path = (write_recipe(site / name, mix, base, **keys) for name in ("undisturbed", "survivor"))
+
+    jid = submit(slurm, undisturbed)
     trained(slurm, site, jid)
     assert "Submitted batch job" in log_of(site, jid)  # by itself, for the two nodes that the recipe declares
     job, attempt = trained(slurm, site, jid + 1), site / f"logs/{jid + 1}/attempt_1"
@@ -88,22 +70,7 @@ def two(slurm, site, recipe) -> ranks.Run:
     assert sorted(log.name for log in attempt.glob("*.log")) == names
     text = (attempt / "rank_0.log").read_text()
     assert text in log_of(site, jid + 1) and "Loading prepared dataset from disk" in text
-    return ranks.result(site / "two/tiny_sft.yml", [0, 0])
 
-
-def test_two_nodes_train_as_one_does(two, recipe):
-    one = ranks.train(recipe("one", nodes=1), 1)
-    assert one.codes == [0], one.logs
-    assert two.steps() == one.steps() and len(two.losses()) == STEPS
-    assert two.losses() == pytest.approx(one.losses(), abs=ROUNDING)
-
-
-def test_a_job_survives_all_that_ends_it_and_trains_the_same_model(slurm, site, recipe, two):
-    """One job, a fault in each of four attempts: a killed rank, a lost node, a node that reads wrong, the time limit.
-
-    Each loses the steps since its last checkpoint, the notice none; training goes on without the node that is broken.
-    """
-    path = recipe("survivor")
     Path(mark_of(path, read(path))).touch()  # another recipe of the same mix has prepared it
     jid = submit(slurm, path, "--nodes=2", "--signal=B:USR1@110", hold="10,20,27,29")
 
@@ -143,5 +110,5 @@ def test_a_job_survives_all_that_ends_it_and_trains_the_same_model(slurm, site, 
     assert [line["step"] for line in run.lines() if "step" in line] == [step for steps in attempts for step in steps]
     crashes = sorted(path.parent.name for path in site.glob(f"logs/{jid}/attempt_*/crash.json"))
     assert crashes == ["attempt_1", "attempt_3"]  # what Slurm and the notice ended counts for nothing
-    ours, undisturbed = run.weights(), two.weights()
-    assert ours.keys() == undisturbed.keys() and all(torch.equal(ours[name], undisturbed[name]) for name in ours)
+    ours, theirs = run.weights(), ranks.result(undisturbed, [0, 0]).weights()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
