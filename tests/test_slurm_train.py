@@ -11,7 +11,6 @@ import ranks
 import torch
 from small_mix import SEQUENCE_LEN, write_mix, write_recipe
 
-from hermes3.slurm.start import mark_of, read
 
 ROOT = Path(__file__).parents[1]
 PLUGINS = ["hermes3.train.plugin.HermesPlugin", "ranks.Recorder", "held.Held"]
@@ -71,7 +70,6 @@ def test_a_job_survives_all_that_ends_it_and_trains_the_same_model(slurm, base, 
     text = (attempt / "rank_0.log").read_text()
     assert text in log_of(site, jid + 1) and "Loading prepared dataset from disk" in text
 
-    Path(mark_of(path, read(path))).touch()  # another recipe of the same mix has prepared it
     jid = submit(slurm, path, "--nodes=2", "--signal=B:USR1@110", hold="10,20,27,29")
 
     def held(step: int) -> None:
