@@ -11,7 +11,6 @@ import ranks
 import torch
 from small_mix import SEQUENCE_LEN, write_mix, write_recipe
 
-
 ROOT = Path(__file__).parents[1]
 PLUGINS = ["hermes3.train.plugin.HermesPlugin", "ranks.Recorder", "held.Held"]
 PATIENCE = 600  # seconds that an attempt may take on a busy machine; 30 on an idle one
