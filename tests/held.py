@@ -14,22 +14,15 @@ from axolotl.integrations.base import BasePlugin
 from transformers import TrainerCallback
 
 
-class Held(BasePlugin):
+class Held(BasePlugin, TrainerCallback):
     def add_callbacks_post_trainer(self, cfg, trainer) -> list[TrainerCallback]:
-        return [Hold(trainer.args.process_index)]
-
-
-class Hold(TrainerCallback):
-    def __init__(self, rank: int):
-        self.rank, self.folder = rank, Path(os.environ.get("HOLD_IN", ""))
-        self.steps = [int(step) for step in os.environ.get("HOLD", "").split(",") if step]
+        return [self]
 
     def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step not in self.steps:
-            return
-        (self.folder / f"held-{state.global_step}-{self.rank}").touch()
-        free = self.folder / f"free-{state.global_step}"
-        while not free.exists():
-            time.sleep(0.1)
-        if free.read_text() == socket.gethostname():
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        step, folder = state.global_step, Path(os.environ.get("HOLD_IN", ""))
+        if f"{step}" in os.environ.get("HOLD", "").split(","):
+            (folder / f"held-{step}-{args.process_index}").touch()
+            while not (folder / f"free-{step}").exists():
+                time.sleep(0.1)
+            if (folder / f"free-{step}").read_text() == socket.gethostname():
+                raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -59,15 +59,13 @@ class QuickSite:
     def submit(self, train: str, *options: str, recipe: Path | None = None, **env: str) -> int:
         """Submit a recipe (two CPU nodes) that trains by the Python text `train`; the job's id."""
         (self.folder / "axolotl/cli/train.py").write_text(TRAIN + train)
-        self.train = train
-        options = options or ("--nodes=2",)
-        return self.command(*options, "launch/train.sbatch", recipe or self.recipe(), **env)
+        return self.command(*(options or ["--nodes=2"]), "launch/train.sbatch", recipe or self.recipe(), **env)
 
     def command(self, *words: object, stage: bool = False, **env: str) -> int:
         """`sbatch words`; the job's id. `stage`: as one of a pipeline, whose stamp is `self.stamp`."""
         env |= {"HERMES3_STAMP": str(self.stamp)} if stage else {}
         path = f"{self.folder}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
-        env |= {"PATH": path, "PYTHONPATH": str(self.folder)}
+        env |= {"PATH": path, "PYTHONPATH": str(self.folder), "OMP_NUM_THREADS": "1"}
         return self.slurm.submit(*words, cwd=self.folder, env=env)
 
     def notice(self, jid: int) -> None:
@@ -80,7 +78,7 @@ class QuickSite:
     def wait_log(self, jid: int, text: str) -> None:
         self.slurm.until(lambda: text in self.log(jid), 300, f"{text!r} in the log of job {jid}")
 
-    def end(self, jid: int) -> tuple[str, int]:
+    def end(self, jid: int, timeout: float = 300) -> tuple[str, int]:
         """State and number of requeues, once the job has ended."""
-        job = self.slurm.wait_job(jid)
+        job = self.slurm.wait_job(jid, timeout=timeout)
         return job["JobState"], int(job["Restarts"])

@@ -1,8 +1,7 @@
 """A real Slurm cluster on one machine: munged, slurmctld and a slurmd for each virtual node, all under one folder.
 
-Each node has its own process, mount and host-name namespace: `hostname` is the node's name, nodes find each other by
-name, and what runs on a node dies with it. As root each has its own network too, so that 127.0.0.1 is the node's own,
-as on real machines. The daemons are our children and die with us.
+Each node has its own processes, mounts, network and host name: `hostname` is the node's name, 127.0.0.1 is its own,
+nodes find each other by name, and what runs on a node dies with it. The daemons are our children and die with us.
 """
 
 import os
@@ -17,12 +16,11 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-NEEDS = ("slurmctld", "slurmd", "sbatch", "munged", "unshare", "setpriv")
-FOR_NETWORKS = ("ip", "nsenter")
+NEEDS = ("slurmctld", "slurmd", "sbatch", "munged", "unshare", "setpriv", "ip", "nsenter")
+PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # daemons are in sbin, which a user's PATH may lack
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 # a job's own variables would reach the jobs submitted from here
 DROPPED = ("SLURM", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SINFO_", "SCANCEL_")
-NAMESPACE = [] if os.getuid() == 0 else ["--map-current-user", "--keep-caps"]  # of a user who is not root
 HUB = """ip link add br0 type bridge; ip addr add {controller}/24 dev br0; ip link set lo up; ip link set br0 up
 touch {ready}; exec sleep infinity"""
 LINK = """ip link add eth0 type veth peer name {node} netns {hub}; ip addr add {address}/24 dev eth0
@@ -30,19 +28,9 @@ ip link set lo up; ip link set eth0 up; nsenter -t {hub} --net ip link set {node
 """
 
 
-def program(name: str) -> str | None:
-    """Path of a daemon or command: daemons are in sbin, which a user's PATH may lack."""
-    return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-
-
 def missing() -> list[str]:
     """The programs that a cluster needs and this machine lacks."""
-    return [name for name in (*NEEDS, *(FOR_NETWORKS if os.getuid() == 0 else ())) if not program(name)]
-
-
-def free_ports(n: int) -> list[int]:
-    with ExitStack() as held:
-        return [held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(n)]
+    return [name for name in NEEDS if not shutil.which(name, path=PATH)] or ["root"] * (os.getuid() != 0)
 
 
 class SlurmLab:
@@ -51,12 +39,11 @@ class SlurmLab:
     def __init__(self, root: Path, nodes: int = 4, cpus: int = 16, memory_mb: int = 64_000, gpus: int = 8):
         self.root = root.absolute()
         self.nodes = [f"n{i}" for i in range(1, nodes + 1)]
-        self.own_network = os.getuid() == 0
-        subnet = "10.77.0." if self.own_network else "127.0.77."
-        self.addresses = {node: f"{subnet}{i}" for i, node in enumerate(self.nodes, 1)}
-        self.controller, self.conf = f"{subnet}254", self.root / "etc/slurm.conf"
+        self.addresses = {node: f"10.77.0.{i}" for i, node in enumerate(self.nodes, 1)}
+        self.controller, self.conf = "10.77.0.254", self.root / "etc/slurm.conf"
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith(DROPPED)}
+        self.env |= {"SLURM_CONF": str(self.conf), "PATH": PATH}
         self._configure(f"CPUs={cpus} RealMemory={memory_mb} Gres=gpu:h100:{gpus} State=UNKNOWN", gpus)
-        self.env = {k: v for k, v in os.environ.items() if not k.startswith(DROPPED)} | {"SLURM_CONF": str(self.conf)}
         self.daemons: dict[str, subprocess.Popen] = {}
         self.inside: list[str] = []  # how a command comes into the cluster's network
 
@@ -147,7 +134,9 @@ class SlurmLab:
             (self.root / f"dev/nvidia{i}").symlink_to("/dev/null")
         hosts = {"localhost": "127.0.0.1", socket.gethostname(): self.controller} | self.addresses
         (self.root / "etc/hosts").write_text("".join(f"{address} {name}\n" for name, address in hosts.items()))
-        port, *node_ports = free_ports(1 + len(self.nodes))
+        with ExitStack() as held:
+            servers = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(1 + len(self.nodes))]
+            port, *node_ports = (server.getsockname()[1] for server in servers)
         nodes = "\n".join(
             f"NodeName={node} NodeHostname=localhost NodeAddr={address} Port={port_of} {of_node}"
             for (node, address), port_of in zip(self.addresses.items(), node_ports, strict=True)
@@ -157,26 +146,25 @@ class SlurmLab:
         self.conf.write_text(Path(__file__).with_suffix(".conf").read_text().format(**values))
         devices = f"Name=gpu Type=h100 File={self.root}/dev/nvidia[0-{gpus - 1}]"
         (self.root / "etc/gres.conf").write_text(f"NodeName={','.join(self.nodes)} {devices}\n")
-        # slurmd looks for cgroups though nothing here uses them: older ones start with v1, newer can be told
-        version = subprocess.run([program("slurmctld"), "-V"], text=True, capture_output=True, check=True).stdout
-        new = tuple(map(int, re.search(r"(\d+)\.(\d+)", version).groups())) >= (23, 2)
+        # slurmd looks for cgroups though nothing here uses them: older ones start with v1, from 23.02 on it can be told
+        version = subprocess.run(["slurmctld", "-V"], text=True, capture_output=True, env=self.env).stdout
+        new = [*map(int, re.findall(r"\d+", version)[:2])] >= [23, 2]
         (self.root / "etc/cgroup.conf").write_text(f"CgroupPlugin={'disabled' if new else 'cgroup/v1'}\n")
 
     def _start(self) -> None:
         munge, mount_hosts = self.root / "munge", f"mount --bind {self.root}/etc/hosts /etc/hosts"
-        if self.own_network:  # a bridge in a namespace of its own: nothing is added to the machine's network
-            ready = self.root / "run/hub"
-            self._spawn("hub", "unshare", "--net", "sh", "-ec", HUB.format(controller=self.controller, ready=ready))
-            self.until(ready.exists, 30, "the lab's network")
-            self.inside = ["nsenter", "-t", str(self.daemons["hub"].pid), "--net"]
+        ready = self.root / "run/hub"  # a bridge in a namespace of its own: nothing is added to the machine's network
+        self._spawn("hub", "unshare", "--net", "sh", "-ec", HUB.format(controller=self.controller, ready=ready))
+        self.until(ready.exists, 30, "the lab's network")
+        self.inside = ["nsenter", "-t", str(self.daemons["hub"].pid), "--net"]
         files = {"socket": "socket", "key-file": "key", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
         options = [f"--{option}={munge}/{name}" for option, name in files.items()]
         options += ["--foreground", "--force", "--num-threads=2", "--origin=127.0.0.1"]
-        self._spawn("munged", program("munged"), *options)
+        self._spawn("munged", "munged", *options)
         self.until((munge / "socket").exists, 30, "munged's socket")
         # slurmctld must find the nodes by name too: it writes to the srun on them
-        argv = ["unshare", *NAMESPACE, "--mount", "sh", "-c", f'{mount_hosts} && exec "$@"', "sh"]
-        self._spawn("slurmctld", *self.inside, *argv, program("slurmctld"), "-D", "-f", self.conf)
+        argv = ["unshare", "--mount", "sh", "-c", f'{mount_hosts} && exec "$@"', "sh"]
+        self._spawn("slurmctld", *self.inside, *argv, "slurmctld", "-D", "-f", self.conf)
         self.until(lambda: "is UP" in self.run("scontrol", "ping", check=False).stdout, 30, "slurmctld")
         for node in self.nodes:
             self.start_node(node)
@@ -184,12 +172,11 @@ class SlurmLab:
 
     def start_node(self, node: str) -> None:
         """Boot a node, the first time or after kill_node."""
-        argv = ["unshare", *NAMESPACE, "--pid", "--fork", "--kill-child=KILL", "--mount", "--mount-proc", "--uts", "sh"]
+        link = LINK.format(node=node, hub=self.daemons["hub"].pid, address=self.addresses[node])
+        argv = ["unshare", "--net", "sh", "-ec", link, "sh"]
+        argv += ["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount", "--mount-proc", "--uts", "sh"]
         argv += ["-c", f'hostname {node} && mount --bind {self.root}/etc/hosts /etc/hosts && "$@"; exit $?', "sh"]
-        if self.own_network:
-            link = LINK.format(node=node, hub=self.daemons["hub"].pid, address=self.addresses[node])
-            argv = ["unshare", "--net", "sh", "-ec", link, "sh", *argv]
-        self._spawn(f"slurmd.{node}", *argv, program("slurmd"), "-D", "-N", node, "-f", self.conf)
+        self._spawn(f"slurmd.{node}", *argv, "slurmd", "-D", "-N", node, "-f", self.conf)
 
     def _spawn(self, name: str, *argv: object) -> None:
         with (self.root / f"log/{name}.out").open("ab") as out:

@@ -1,8 +1,6 @@
 """A copy of the repository in which a test may launch: links to what is read, recipes and logs of its own."""
 
-import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -22,15 +20,6 @@ def make(folder: Path) -> Path:
     for name in ("logs", "outputs", "mixes"):
         (folder / name).mkdir()
     return folder
-
-
-def edit(path: Path, **values: object) -> None:
-    """Set top-level keys of a recipe, marked as an experiment's."""
-    for key, value in values.items():
-        line = f"{key}: {json.dumps(value)}  # experiment: a test's"
-        text, n = re.subn(rf"^{key}:.*$", line, path.read_text(), flags=re.MULTILINE)
-        assert n, f"{path}: no {key}"
-        path.write_text(text)
 
 
 def launch(lab, site: Path, *arguments: object, **options) -> subprocess.CompletedProcess:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -45,8 +44,7 @@ def test_slurm_accepts_every_recipe_and_stage_at_the_size_that_it_declares(slurm
         submit.sbatch([submit.TRAIN, str(path)], path.stem, hardware_of(path, read(path)), "9:00:00", [])
         for path in RECIPES
     ]
-    sizes = {option for line in lines for option in line if option.startswith("--nodes")}
-    assert len(RECIPES) > 20 and sizes >= {"--nodes=16", "--nodes=6", "--nodes=1"}
+    assert len(RECIPES) > 20
     for name in ("tiny", "8b", "70b", "405b"):
         stages = chain.stages(chain.load(name)[1], Path("logs/pipeline/it"))
         assert {one.script for one in stages} == {submit.TRAIN, chain.EVAL, chain.MIX, chain.STEP}
@@ -57,32 +55,22 @@ def test_slurm_accepts_every_recipe_and_stage_at_the_size_that_it_declares(slurm
         slurm16.run(line[0], "--test-only", *line[1:])
 
 
-def test_a_recipe_for_more_nodes_than_there_are_is_refused(slurm, ready):
-    """Slurm itself would take it, and let it wait for ever."""
-    code = "from hermes3.slurm.submit import *; submit(prepare(Path('recipes/8b_sft.yml'), None, [], check=False))"
-    refused = slurm.run(sys.executable, "-c", code, cwd=ready, check=False)
-    assert refused.returncode == 1 and "Requested node configuration is not available" in refused.stderr
-    assert not slurm.jobs()
-
-
-def test_a_launch_asks_for_the_declared_hardware_once(slurm, ready):
-    said = json.loads(launch(slurm, ready, "recipes/8b_sft.yml", "--nodes", 3, "--no-check", "--", "--hold").stdout)
+def test_a_launch_asks_for_the_declared_hardware_once_and_submit_sh_does_the_same(slurm, ready):
+    launched = (slurm, ready, "recipes/8b_sft.yml", "--nodes", 3, "--no-check")
+    said = json.loads(launch(*launched, "--", "--hold").stdout)
     job = slurm.job(said["job"])
     assert job["JobName"] == "8b_sft" and job["NumNodes"].startswith("3") and job["TresPerNode"].endswith("gpu:8")
     assert job["TimeLimit"] > "01:00:00" and job["Requeue"] == "1" and job["JobState"] == "PENDING"
     assert job["Command"].endswith("launch/train.sbatch")
     assert batch(ready / said["recipe"]) == batch(ready / "recipes/8b_sft.yml") == 48
-
-    again = launch(slurm, ready, "recipes/8b_sft.yml", "--nodes", 3, "--no-check", check=False)
+    again = launch(*launched, check=False)
     assert again.returncode == 1 and f"scancel {said['job']}" in again.stderr
-    assert len(slurm.jobs()) == 1
-
-
-def test_submit_sh_is_what_is_submitted(slurm, ready):
-    launch(slurm, ready, "recipes/8b_sft.yml", "--no-check", "--dry-run", "--", "--hold", "--comment", "by hand")
-    assert not slurm.jobs()
-    slurm.run("bash", "logs/launch/8b_sft/submit.sh", cwd=ready)
-    assert slurm.run("squeue", "--noheader", "--format=%j %D %b").stdout == "8b_sft 6 gres:gpu:8\n"
+    mine = {"SBATCH_TIMELIMIT": "60"}  # which wins
+    launch(slurm, ready, "recipes/8b_sft.yml", "--no-check", "--dry-run", "--", "--hold", "--comment=by hand", env=mine)
+    assert slurm.jobs() == [str(said["job"])]
+    slurm.run("bash", "logs/launch/8b_sft/submit.sh", cwd=ready, env=mine)
+    queue = slurm.run("squeue", "--noheader", "--sort=i", "--format=%j %D %b %l").stdout.splitlines()
+    assert len(queue) == 2 and queue[1] == "8b_sft 6 gres:gpu:8 1:00:00"
 
 
 def test_a_dry_run_needs_no_slurm_and_says_what_is_missing(site):
@@ -100,8 +88,8 @@ def test_a_dry_run_needs_no_slurm_and_says_what_is_missing(site):
 @pytest.mark.parametrize(("base", "there"), [("meta-llama/Llama-3.1-8B", True), ("outputs/base", False)])
 def test_a_folder_that_is_not_made_yet_is_no_model_of_the_hub(base, there, site):
     path = Path("recipes/8b_sft.yml")
-    said = [text for text in submit.missing(path, {**read(path), "base_model": base}) if "base_model" in text]
-    assert said == ([] if there else [f"{path}: base_model: outputs/base is not there; see the comment on its line"])
+    lacks = "\n".join(submit.missing(path, {**read(path), "base_model": base}))
+    assert (f"{path}: base_model: outputs/base is not there; see the comment on its line" in lacks) != there
 
 
 def test_a_wrong_recipe_or_one_that_does_not_fit_is_refused_before_it_waits_for_nodes(slurm, site, monkeypatch):
@@ -144,10 +132,3 @@ def test_what_cannot_be_launched_is_said(options, message, site, monkeypatch):
     with pytest.raises(ValueError, match=re.escape(message)):
         cli.launch(**OPTIONS | options)
     assert not list((site / "logs").glob("launch/*"))
-
-
-def test_a_user_s_own_time_limit_wins(monkeypatch):
-    line = (["a.sbatch"], "a", None, "9:00:00", [])
-    assert "--time=9:00:00" in submit.sbatch(*line)
-    monkeypatch.setenv("SBATCH_TIMELIMIT", "60")
-    assert not any(option.startswith("--time") for option in submit.sbatch(*line))

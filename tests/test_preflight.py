@@ -6,30 +6,25 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from quick_site import QuickSite
 from small_mix import write_mix, write_recipe
 
 from hermes3.files import sha256
-from hermes3.slurm import node_check, preflight, queue, verdict
+from hermes3.slurm import allreduce, node_check, preflight, queue, verdict
 from hermes3.slurm.queue import Srun, bad_nodes
 from hermes3.slurm.verdict import blame, clocks
 
 ROOT = Path(__file__).parents[1]
 CASES = yaml.safe_load(Path(__file__).with_name("preflight.yml").read_text())
-BIN = Path(sys.executable).parent
 PATIENCE = 400  # seconds: a node may be silent for 180, and then the ranks of an all-reduce
+PART = "train/part-00001.parquet"
 ON_TWO = {"gpu": "cpu", "nodes": 2, "gpus_per_node": 1}
-
-
-def program(folder: Path, name: str, script: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(f"#!/bin/bash\n{script}\n")
-    (folder / name).chmod(0o755)
-    return folder
 
 
 @pytest.fixture
@@ -71,24 +66,12 @@ def test_a_good_node_passes_every_check(asked):
     assert files < set(checks) and sorted(map(len, read)) == [1, 1, 2]  # each is read by two nodes
 
 
-def cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size - 1)
-
-
-def spoil(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[100] ^= 1
-    path.write_bytes(data)
-
-
-def lead_astray(mix: Path) -> None:
-    (mix / "prepared").unlink()
-    (mix / "prepared-of-another").mkdir()
-    (mix / "prepared").symlink_to("prepared-of-another")
-
-
 def token(asked: node_check.Expected) -> Path:
     return next(Path(path) for path in asked.tokens if "/logs/" in path)
+
+
+def write(path: Path, change: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(change(path.read_bytes()))
 
 
 @pytest.mark.parametrize(
@@ -97,9 +80,13 @@ def token(asked: node_check.Expected) -> Path:
         (lambda it: token(it).write_text("of another file system"), "shared", "another content"),
         (lambda it: token(it).unlink(), "shared", "/logs/.preflight"),
         (lambda it: shutil.rmtree(it.output_dir), "shared", "out"),
-        (lambda it: cut(Path(it.base_model) / "model.safetensors"), "model", "not a whole safetensors file"),
-        (lambda it: spoil(Path(it.mix) / "train/part-00001.parquet"), "mix train/part-00001.parquet", "'s hash"),
-        (lambda it: lead_astray(Path(it.mix)), "mix", "does not lead to"),
+        (
+            lambda it: write(Path(it.base_model) / "model.safetensors", lambda data: data[:-1]),
+            "model",
+            "not a whole",
+        ),
+        (lambda it: write(Path(it.mix) / PART, lambda data: data[::-1]), f"mix {PART}", "'s hash"),
+        (lambda it: (Path(it.mix) / "prepared").resolve().rename(Path(it.mix) / "other"), "mix", "does not lead to"),
     ],
 )
 def test_what_is_broken_is_named(asked, spoilt, check, text):
@@ -121,11 +108,13 @@ def test_what_is_too_small_is_bad(asked, tmp_path, monkeypatch):
 def test_gpus_that_are_not_well(ill, check, text, asked, tmp_path, monkeypatch):
     gpus = [CASES["gpu"].format(**CASES["well"] | one) for one in ({}, ill) if one is not None]
     smi = f"<nvidia_smi_log><driver_version>570.86</driver_version>{''.join(gpus)}</nvidia_smi_log>"
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    program(tmp_path / "bin", "nvidia-smi", f"echo '{smi}'")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    program = tmp_path / "nvidia-smi"
+    program.touch(0o755)
+    program.write_text(f"#!/bin/bash\necho '{smi}'\n")
     on_gpus = replace(asked, gpu="h100-80gb", gpus_per_node=2)
     assert list(bad(on_gpus)) == [check] and bad(on_gpus)[check].startswith(text)
-    program(tmp_path / "bin", "nvidia-smi", "echo No devices were found; exit 6")
+    program.write_text("#!/bin/bash\necho No devices were found; exit 6\n")
     none = "nvidia-smi ended with 6: No devices were found"
     assert bad(on_gpus) == dict.fromkeys(("gpus", "health", "idle", "versions"), none)
 
@@ -171,12 +160,20 @@ class Answering(Srun):
         return 0, json.dumps({"node": nodes[0], "clock": time.time() + said, "seconds": 0.1, "checks": {}}), ""
 
 
-def test_nodes_that_do_not_answer_or_have_another_time_are_bad(asked, tmp_path):
-    said = {"n1": 10, "n2": 0, "n3": "1", "n4": 0}
-    faults, _ = blame(preflight.ask(Answering(said), list(said), asked, tmp_path))
-    assert faults.keys() == {"n1", "n3"} and "exit code 1: python: cannot execute" in faults["n3"][0]
-    assert "its clock is off by 10 s" in faults["n1"][0]
-    assert json.loads((tmp_path / "n3.json").read_text())["checks"]["answer"]["ok"] is False
+@pytest.mark.parametrize(("state", "code"), [("RUNNING", preflight.REQUEUE), ("CANCELLED", preflight.ENDED)])
+def test_nodes_that_do_not_answer_or_have_another_time_are_bad(state, code, asked, tmp_path, monkeypatch):
+    """But of a job that was ended while it was looked at none is."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n1 n2 n3 n4")
+    monkeypatch.setattr(preflight, "Srun", lambda _: Answering({"n1": 10, "n2": 0, "n3": "1", "n4": 0}))
+    monkeypatch.setattr(queue, "slurm", lambda *argv, **_: argv[-1] if "hostnames" in argv else f"JobState={state}")
+    assert preflight.run(Path(asked.recipe), tmp_path / "logs/7/attempt_1", []) == code
+    file = tmp_path / "logs/7/bad_nodes"
+    assert bad_nodes(file) == (["n3", "n1"] if state == "RUNNING" else [])
+    if state == "RUNNING":
+        assert "exit code 1: python: cannot execute" in file.read_text() and "is off by 10 s" in file.read_text()
+    kept = json.loads((file.parent / "attempt_1/preflight/n3.json").read_text())
+    assert kept["checks"]["answer"]["ok"] is False
 
 
 def test_not_the_whole_cluster_is_excluded_and_no_node_twice(tmp_path):
@@ -190,6 +187,18 @@ def test_not_the_whole_cluster_is_excluded_and_no_node_twice(tmp_path):
         verdict.exclude({"n5": ["x"]}, 16, file)
 
 
+def test_a_node_with_a_slow_link_is_found(tmp_path, monkeypatch):
+    """Alone it does well, with both of its neighbours it does not."""
+
+    def measure(srun, group, *more):
+        return (0.001 if "n2" in group and len(group) > 1 else 1.0), "so fast"
+
+    monkeypatch.setattr(allreduce, "measure", measure)
+    monkeypatch.setenv("HERMES3_MIN_BUS_GBPS", "0.004")
+    bad, text = allreduce.over(Srun([]), ["n1", "n2", "n3", "n4"], "cpu", 2, tmp_path)
+    assert bad == {"n2": "with n3: so fast"} and "so fast; 0.004 GB/s are asked for" in text
+
+
 def test_what_hangs_is_ended(monkeypatch):
     monkeypatch.setattr(queue, "LIMIT", 2)
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
@@ -201,113 +210,41 @@ def test_what_hangs_is_ended(monkeypatch):
 
 
 @pytest.fixture
-def site(tmp_path) -> Path:
-    """A folder that jobs are submitted from, as the repository's root is, with logs of its own."""
-    (tmp_path / "site/logs").mkdir(parents=True)
-    (tmp_path / "site/launch").symlink_to(ROOT / "launch")
-    script = 'trap "" TERM; launch/preflight.sh "$1" "logs/$SLURM_JOB_ID/attempt_$((${SLURM_RESTART_COUNT:-0} + 1))"'
-    script = f"#SBATCH --open-mode=append --requeue\n{script}; code=$?; exit $((code == 3 ? 0 : code))"
-    program(tmp_path / "site", "preflight.sbatch", script)
-    return tmp_path / "site"
-
-
-def submit(slurm, site: Path, script: str, recipe: Path, *options: str, path: Path = BIN, **env: str):
-    """(job, its log)"""
-    log = site / "logs/job.log"
-    env |= {"PATH": f"{path}:{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    return slurm.submit(*options, "--ntasks-per-node=1", "-o", log, script, recipe, cwd=site, env=env), log
-
-
-def on(slurm, node: str, *command: object) -> None:
-    """Run in the node's own namespaces: what is mounted there, no other node sees."""
-    slurm.run("srun", "-w", node, *command)
+def site(tmp_path, slurm) -> QuickSite:
+    site = QuickSite(tmp_path / "site", slurm)
+    site.script("launch/preflight.sh", f'exec {ROOT}/launch/preflight.sh "$@"')
+    return site
 
 
 def test_a_job_goes_on_without_its_broken_node(slurm, site, mix, base, tmp_path):
-    """An empty file system lies over the model on n1, which runs the script."""
+    """An empty file system lies over the model on n2."""
     model = shutil.copytree(base, tmp_path / "base")
     recipe = write_recipe(tmp_path / "run", mix, model, hardware=ON_TWO)
-    on(slurm, "n1", "mount", "-t", "tmpfs", "none", model)
+    slurm.run("srun", "-w", "n2", "mount", "-t", "tmpfs", "none", model)
     try:
-        jid, log = submit(slurm, site, "preflight.sbatch", recipe, "-N2")
-        job = slurm.wait_job(jid, timeout=PATIENCE)
+        jid = site.submit("", recipe=recipe)
+        assert site.end(jid, PATIENCE) == ("COMPLETED", 1), site.log(jid)
     finally:
-        on(slurm, "n1", "umount", model)
-    text = log.read_text(errors="replace")
-    assert (job["JobState"], job["Restarts"], job["ExcNodeList"]) == ("COMPLETED", "1", "n1"), text[-5000:]
-    assert f"n1: model: {model}: no config.json" in text and "GB/s bus bandwidth" in text
-    assert (site / f"logs/{jid}/bad_nodes").read_text().startswith("n1\tmodel: ")
-    first, second = (site / f"logs/{jid}/attempt_{n}/preflight" for n in (1, 2))
-    checks = {path.stem: json.loads(path.read_text())["checks"] for path in first.glob("*.json")}
+        slurm.run("srun", "-w", "n2", "umount", model)
+    text, logs = site.log(jid), site.folder / f"logs/{jid}"
+    assert slurm.job(jid)["ExcNodeList"] == "n2" and "GB/s bus bandwidth" in text
+    assert f"n2: model: {model}: no config.json" in text
+    assert (logs / "bad_nodes").read_text().startswith("n2\tmodel: ")
+    checks = {file.stem: json.loads(file.read_text())["checks"] for file in logs.glob("attempt_1/preflight/*.json")}
     seen = {node: (of["answer"]["ok"], of["model"]["ok"]) for node, of in checks.items()}
-    assert seen == {"n1": (True, False), "n2": (True, True)} and not (second / "n1.json").exists()
-
-
-def test_what_another_attempt_would_meet_fails_once(slurm, site, mix, base, tmp_path):
-    """A model that is not there; a bad node that was asked for by name, for which it would wait for ever."""
-    recipe = write_recipe(tmp_path / "run", mix, tmp_path / "no_such_model", hardware=ON_TWO)
-    jid, log = submit(slurm, site, "preflight.sbatch", recipe, "-N2")
-    job = slurm.wait_job(jid)
-    assert (job["JobState"], job["Restarts"]) == ("FAILED", "0")
-    *_, head, last = log.read_text().splitlines()
-    assert head == "hermes3: preflight: the same on every node, so no node's fault:"
-    assert f"model: {tmp_path}/no_such_model: no config.json" in last
-    assert not (site / f"logs/{jid}/bad_nodes").exists()
-
-    recipe, logs = write_recipe(tmp_path / "other", mix, base, hardware=ON_TWO), site / "logs"
-    on(slurm, "n2", "sh", "-c", f"mount --bind {logs} {logs} && mount -o remount,bind,ro {logs}")
-    try:
-        jid, log = submit(slurm, site, "preflight.sbatch", recipe, "-N2", "-w", "n[1-2]")
-        job = slurm.wait_job(jid)
-    finally:
-        on(slurm, "n2", "umount", logs)
-    assert (job["JobState"], job["Restarts"]) == ("FAILED", "0")
-    assert (site / f"logs/{jid}/bad_nodes").read_text().startswith("n2\tshared: [Errno 30]")
-    assert "n2: bad, and asked for by name (--nodelist)" in log.read_text().splitlines()[-1]
-
-
-@pytest.mark.parametrize("command", ["scancel", "scontrol requeue"])
-def test_a_job_that_is_ended_while_it_is_looked_at_has_no_bad_node(command, slurm, site, mix, base, tmp_path):
-    """n1 has answered, n2 is cut off. The cancelled job does not come back, and nobody's node is excluded."""
-    recipe = write_recipe(tmp_path / "run", mix, base, hardware=ON_TWO)
-    hangs = 'case "$*" in *--nodelist=n2*) exec /usr/bin/srun -w n2 --nodes=1 --ntasks=1 --overlap sleep 3600; esac'
-    stand_in = program(tmp_path / "bin", "srun", f'{hangs}\nexec /usr/bin/srun "$@"')
-    jid, log = submit(slurm, site, "preflight.sbatch", recipe, "-N2", path=stand_in)
-    slurm.until((site / f"logs/{jid}/attempt_1/preflight/n1.json").exists, PATIENCE, "the answer of n1")
-    slurm.run(*command.split(), jid)
-    slurm.until(lambda: log.exists() and "from outside" in log.read_text(), PATIENCE, "the end of attempt 1")
-    slurm.until(lambda: slurm.job(jid)["JobState"] != "COMPLETING", PATIENCE, "what comes of it")
-    job = slurm.job(jid)
-    assert (job["JobState"] == "CANCELLED") == (command == "scancel"), log.read_text()
-    assert job["Restarts"] == ("0" if command == "scancel" else "1")
-    assert job["ExcNodeList"] == "(null)" and not (site / f"logs/{jid}/bad_nodes").exists()
-
-
-def test_a_node_with_a_slow_link_is_found(slurm, site, mix, base, tmp_path):
-    """n2's network lets 8 Mbit/s through: alone it does well, with both of its neighbours it does not.
-
-    4 MB/s are asked for: four times that, and a small part of what two idle cores reduce with (over 100).
-    """
-    if not slurm.own_network or not shutil.which("tc", path="/usr/sbin:/sbin:/usr/bin"):
-        pytest.skip("needs root and tc, to slow one node's network down")
-    recipe = write_recipe(tmp_path / "run", mix, base, hardware={"gpu": "cpu", "nodes": 4, "gpus_per_node": 1})
-    link = ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "8mbit", "burst", "64kb", "latency", "50ms"]
-    on(slurm, "n2", *link)
-    try:
-        jid, log = submit(slurm, site, "preflight.sbatch", recipe, "-N4", HERMES3_MIN_BUS_GBPS="0.004")
-        slurm.until(lambda: log.exists() and "all-reduce: " in log.read_text(), PATIENCE, "the table")
-        slurm.until(lambda: slurm.job(jid)["JobState"] != "RUNNING", PATIENCE, "an end")
-    finally:
-        on(slurm, "n2", "tc", "qdisc", "del", "dev", "eth0", "root")
-    assert slurm.job(jid)["ExcNodeList"] == "n2", log.read_text()
-    assert "n2: all-reduce: with n" in log.read_text()
+    assert seen == {"n1": (True, True), "n2": (True, False)} and not (logs / "attempt_2/preflight/n2.json").exists()
 
 
 def test_a_single_machine_is_looked_at_without_slurm(mix, base, tmp_path):
-    """Two processes of it reduce together over gloo."""
-    recipe = write_recipe(tmp_path / "run", mix, base, hardware={"gpu": "cpu", "nodes": 1, "gpus_per_node": 2})
-    command = [sys.executable, "-m", "hermes3.slurm.preflight", recipe, tmp_path / "logs"]
-    env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
-    ran = subprocess.run(command, capture_output=True, text=True, env=env | {"OMP_NUM_THREADS": "1"})
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "all-reduce: 2 ranks, " in ran.stdout and "GB/s bus bandwidth" in ran.stdout
+    """Two processes of it reduce together over gloo; and what every node lacks is no node's fault."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")} | {"OMP_NUM_THREADS": "1"}
+    for model, code in ((base, 0), (tmp_path / "none", 1)):
+        hardware = {"gpu": "cpu", "nodes": 1, "gpus_per_node": 2}
+        recipe = write_recipe(tmp_path / "run", mix, model, hardware=hardware)
+        command = [sys.executable, "-m", "hermes3.slurm.preflight", recipe, tmp_path / "logs"]
+        ran = subprocess.run(command, capture_output=True, text=True, env=env)
+        assert ran.returncode == code, ran.stdout + ran.stderr
+        assert code or ("all-reduce: 2 ranks, " in ran.stdout and "GB/s bus bandwidth" in ran.stdout)
+    *_, head, last = ran.stderr.splitlines()
+    assert head == "hermes3: preflight: the same on every node, so no node's fault:"
+    assert f"model: {tmp_path}/none: no config.json" in last

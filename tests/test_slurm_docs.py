@@ -18,6 +18,7 @@ from hermes3.slurm import allreduce, node_check, queue, start, verdict
 PAGE = (ROOT / "docs/slurm.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.strip().splitlines()]
 OF_SLURM = ("sbatch", "srun", "scancel", "scontrol", "squeue")
+OTHERS = ("accelerate", "bash", "source", "wandb", "export", "cd", "tail", "less", "enroot", "docker", "hf")
 # What is there once a command has run
 LATER = re.compile(r"1234$|logs/|outputs/|wheelhouse/|meta-llama/")
 
@@ -25,40 +26,25 @@ LATER = re.compile(r"1234$|logs/|outputs/|wheelhouse/|meta-llama/")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_is_what_its_program_takes(command, request):
     command = re.sub(r"^\(source launch/env.sh; until (.*?); do .*\)$", r"\1", command)
-    words = shlex.split(command)
-    while re.fullmatch(r"[A-Z0-9_]+=.*", words[0]):
-        words.pop(0)
-    program, argv, options = re.sub(r"^\.venv(-eval)?/bin/", "", words[0]), [], words[1:]
+    words = [word for word in shlex.split(command) if not re.fullmatch(r"[A-Z0-9_]+=.*", word)]
+    program, help_of, options = re.sub(r"^\.venv(-eval)?/bin/", "", words[0]), [], words[1:]
     if program == "hermes3":
         parse_hermes3(words[1:])
         options = words[words.index("--") + 1 :] if "--" in words else []
-        argv = ["sbatch"]
-    elif program == "accelerate":
-        from accelerate.commands.launch import launch_command_parser
-
-        arguments = launch_command_parser().parse_args(words[2:])
-        assert arguments.training_script == "axolotl.cli.train" and arguments.module
+        help_of = ["sbatch"]
     elif program in OF_SLURM:
-        argv = [program]
+        help_of = [program]
     elif program == "torchfrtrace":
-        argv = [ROOT / ".venv/bin/torchfrtrace"]
-    elif program in ("bash", "source"):
-        assert words[1] in ("launch/install.sh", "wheelhouse/install.sh", ".venv/bin/activate")
+        help_of = [ROOT / ".venv/bin/torchfrtrace"]
     elif program == "python" and words[1] == "-m":
         assert find_spec(words[2])
     elif program == "python":
-        argv, options = [sys.executable, ROOT / words[1]], words[2:]
-    elif program == "wandb":
-        from wandb.cli.cli import cli
-
-        assert words[1] in cli.commands
+        help_of, options = [sys.executable, ROOT / words[1]], words[2:]
     else:
-        assert program in ("export", "cd", "tail", "less", "enroot", "docker", "hf"), f"no check for {command}"
-    if argv and options:
-        if argv[0] in OF_SLURM:
-            said = request.getfixturevalue("slurm").run(*argv, "--help").stdout
-        else:
-            said = subprocess.run([*argv, "--help"], capture_output=True, text=True).stdout
+        assert program in OTHERS, f"no check for {command}"
+    if help_of and options:
+        inside = request.getfixturevalue("slurm").inside if help_of[0] in OF_SLURM else []
+        said = subprocess.run([*inside, *help_of, "--help"], capture_output=True, text=True).stdout
         assert program != "scontrol" or words[1] in said
         for word in takewhile(lambda word: word.startswith("-"), options):  # then it is another program's, as of srun
             assert not word.startswith("--") or word.split("=")[0] in said, word
@@ -66,12 +52,9 @@ def test_a_command_is_what_its_program_takes(command, request):
     assert [word for word in files if not LATER.match(word) and not (ROOT / word).exists()] == []
 
 
-def test_no_command_leaves_the_jobs_settings_in_the_users_shell():
-    """HF_HUB_OFFLINE=1 of env.sh would make the next fetch fail, and reach the jobs that are submitted from there."""
-    assert [line for line in COMMANDS if line.startswith("source launch/env.sh")] == []
-
-
 def test_what_the_page_names_is_what_the_code_has():
+    # HF_HUB_OFFLINE=1 in the user's shell would make the next fetch fail, and reach the jobs submitted from there
+    assert [line for line in COMMANDS if line.startswith("source launch/env.sh")] == []
     names = {"Features": "constraint", "ExcNodeList": "excluded nodes", "TimeLimit": "time", "QOS": "QOS"}
     said = PAGE.replace("\n", " ").partition("options other than ")[2].partition(" are lost")[0]
     assert {names.get(key, key.lower()) for key in start.KEPT} == set(re.split(", | and ", said))

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from hermes3.slurm import queue, start
-from hermes3.slurm.submit import KNOWN_BY, OF_PIPELINE, missing, reject
+from hermes3.slurm.record import STAMP
+from hermes3.slurm.submit import missing
 
 CHANGES = yaml.safe_load(Path(__file__).with_name("made_of.yml").read_text())
 
@@ -102,27 +103,28 @@ def test_without_a_checkpoint_another_job_begins_anew(run, monkeypatch, capsys):
     assert "has checkpoints and no made_of.json" in capsys.readouterr().err
 
 
-def test_recipes_that_prepare_the_same_have_one_mark(run):
-    mark = start.mark_of(run / "r.yml", start.read(run / "r.yml"))
-    edit(run, {"wandb_project": "mine", "output_dir": "elsewhere"})
-    assert start.mark_of(run / "r.yml", start.read(run / "r.yml")) == mark
-    assert mark.startswith("mix/prepared/recipe-")
-
-
 @pytest.mark.parametrize(("counted", "gpus"), [("gpu:h100:8", ["--gpus-per-node=8"]), ("(null)", [])])
-def test_gpus_are_asked_for_where_slurm_counts_them(slurm_is, run, monkeypatch, capsys, counted, gpus):
-    """Else the preflight counts them. What sbatch says of a job in a job is shown, with the line to type."""
+def test_a_job_of_another_size_submits_itself_anew(slurm_is, run, monkeypatch, capsys, counted, gpus):
+    """With what Slurm knows of it, and GPUs where it counts them: else the preflight does. A stage is refused, as those
+    behind it wait for its id; what sbatch says of a job in a job is shown, with the line to type."""
     edit(run, {"hardware": {"gpu": "h100-80gb", "nodes": 2, "gpus_per_node": 8}})
     for name, value in {"NNODES": "1", "JOB_NAME": "r", "JOB_PARTITION": "p"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.delenv("SLURM_GPUS_ON_NODE", raising=False)
-    slurm_is("scontrol", "echo 'JobId=7 Partition=p QOS=(null)'")
     slurm_is("sinfo", f"echo '{counted}'")
     slurm_is("sbatch", "echo 'sbatch: error: no jobs from jobs' >&2; exit 1")
+    slurm_is("scontrol", "echo 'JobId=7 ArrayTaskId=0'")
+    with pytest.raises(ValueError, match="submit it without --array"):
+        start.start(run / "r.yml")
+    slurm_is("scontrol", "echo 'JobId=7 Partition=p QOS=(null) TimeLimit=33 Reservation=ours ExcNodeList=n2'")
+    with monkeypatch.context() as stage:
+        stage.setenv(STAMP, "stage.done")
+        with pytest.raises(ValueError, match=r"is for 2 nodes of 8 .*, this job has 1 nodes.* wait for this"):
+            start.start(run / "r.yml")
     with pytest.raises(ValueError, match="no jobs from jobs(.|\n)*a site may forbid it to jobs"):
         start.start(run / "r.yml")
-    line = ["--nodes=2", "--job-name=r", *gpus, "--partition=p", "launch/train.sbatch"]
-    assert " ".join(line) in capsys.readouterr().err
+    line = ["--nodes=2", "--job-name=r", *gpus, "--partition=p", "--time=33", "--reservation=ours", "--exclude=n2"]
+    assert " ".join([*line, "launch/train.sbatch"]) in capsys.readouterr().err
     del os.environ[start.RESIZED]
 
 
@@ -153,36 +155,26 @@ def test_of_jobs_that_start_together_one_has_the_claim(tmp_path, monkeypatch, be
 # how Slurm is asked
 
 
-def test_a_controller_that_is_away_is_asked_again(slurm_is, tmp_path, capsys):
+def test_a_controller_that_is_away_is_asked_again(slurm_is, tmp_path, monkeypatch, capsys):
+    """Also for a step that it has not made; but that a rank cannot connect to another one is an answer."""
+    away = "Unable to contact slurm controller (connect failure)"
     counted = f"(($(wc -l <{tmp_path}/asked) > 3)) && echo RUNNING && exit 0\n"
-    slurm_is("squeue", f"{counted} echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1")
+    slurm_is("squeue", f"{counted} echo '{away}' >&2; exit 1")
     assert queue.state("7") == "RUNNING"
     assert capsys.readouterr().err.count("asked again") == 3
-
-
-def test_a_step_that_the_controller_has_not_made_is_asked_for_again(slurm_is, monkeypatch):
-    """But not a rank that cannot connect to another one: that is an answer."""
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "1")
-    away = "srun: error: Unable to create step for job 7: Unable to contact slurm controller (connect failure)"
-    slurm_is("srun", f"[[ -e again ]] && echo ok && exit 0; touch again; echo '{away}' >&2; exit 1")
+    for name in ("SLURM_JOB_ID", "SLURM_CPUS_ON_NODE"):
+        monkeypatch.setenv(name, "7")
+    unmade = f"srun: error: Unable to create step for job 7: {away}"
+    slurm_is("srun", f"[[ -e again ]] && echo ok && exit 0; touch again; echo '{unmade}' >&2; exit 1")
     assert queue.Srun([]).python(["n1"], [])[:2] == (0, "ok\n")
     slurm_is("srun", "echo 'gloo: connect failure' >&2; exit 3")
     assert queue.Srun([]).python(["n1"], [])[0] == 3
-
-
-@pytest.mark.parametrize(
-    ("program", "words"),
-    [
-        ("scontrol", "Requested operation is presently disabled"),  # a refusal
-        ("sbatch", "Socket timed out on send/recv operation"),  # the job may be there: not submitted twice
-    ],
-)
-def test_a_refusal_is_one_at_once(slurm_is, tmp_path, program, words):
-    slurm_is(program, f"echo '{words}' >&2; exit 1")
-    with pytest.raises(ValueError, match=words):
-        queue.slurm(program, "requeue", "7")
-    assert (tmp_path / "asked").read_text() == "requeue 7\n"
+    for words in ("Requested operation is presently disabled", "Socket timed out on send/recv"):
+        (tmp_path / "asked").unlink()
+        slurm_is("sbatch", f"echo '{words}' >&2; exit 1")
+        with pytest.raises(ValueError, match=words):
+            queue.slurm("sbatch", "a.sbatch")
+        assert (tmp_path / "asked").read_text() == "a.sbatch\n"  # a job that may be there is not submitted twice
 
 
 def test_what_a_site_or_a_user_has_set_changes_nothing(slurm_is, monkeypatch):
@@ -201,17 +193,6 @@ def test_what_a_site_or_a_user_has_set_changes_nothing(slurm_is, monkeypatch):
     slurm_is("sbatch", "echo 'sbatch: error: Invalid generic resource (gres) specification' >&2; exit 1")
     with pytest.raises(ValueError, match="-- --gpus-per-node=0"):
         queue.test(["sbatch", "--gpus-per-node=8", "a.sbatch"])
-
-
-HIDE = "--job-name=a|-J a|-Ja|--chdir=/tmp|-D /|--array=0-1|-a1|--output=x|-ox|--job=a|--mem=1G --no-requeue"
-
-
-@pytest.mark.parametrize("option", HIDE.split("|"))
-def test_options_that_would_hide_a_job_are_refused(option):
-    for refused in (KNOWN_BY, OF_PIPELINE):
-        with pytest.raises(ValueError, match="not for sbatch; jobs are known by name"):
-            reject(option.split(), refused)
-    reject(["--nodelist=n1", "-A", "me", "--exclude=n2", "--time=1"], OF_PIPELINE)
 
 
 def test_bad_nodes_are_added_to_those_that_were_left_out_already(slurm_is, tmp_path, monkeypatch):

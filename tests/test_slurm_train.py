@@ -7,60 +7,20 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import pytest
 import ranks
 import torch
 from small_mix import SEQUENCE_LEN, write_mix, write_recipe
 
-from hermes3.slurm.start import mark_of, read
-
 ROOT = Path(__file__).parents[1]
 PLUGINS = ["hermes3.train.plugin.HermesPlugin", "ranks.Recorder", "held.Held"]
-STEPS = 36  # 3 epochs of 12
-ROUNDING = 1e-6  # fp32: two ranks' gradients are summed in another order than two micro-batches'
 PATIENCE = 600  # seconds that an attempt may take on a busy machine; 30 on an idle one
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
-    """A folder that jobs are submitted from, as the repository's root is, with logs of its own."""
-    site = tmp_path_factory.mktemp("site")
-    (site / "launch").symlink_to(ROOT / "launch")
-    (site / "logs").mkdir()
-    return site
-
-
-@pytest.fixture(scope="module")
-def mix(site) -> Path:
-    """60 rows in 24 packs in each epoch: of an odd number two ranks would leave one out, and one rank would not."""
-    lengths = np.random.default_rng(2).lognormal(np.log(20), 0.6, 60).clip(6, SEQUENCE_LEN).astype(int)
-    return write_mix(site / "mix", lengths.tolist())
-
-
-@pytest.fixture(scope="module")
-def recipe(site, mix, base):
-    """Write a recipe for so many nodes of one process each, into a folder of that name."""
-
-    def write(name: str, nodes: int = 2, **changes) -> Path:
-        changes = {"logging_steps": 1, "save_strategy": "epoch", "restart_steps": 8, "warmup_steps": 2} | changes
-        # the mean over the tokens of both ranks, as on one (row 28 of docs/traps.md)
-        changes |= {"token_weighted_loss": True, "plugins": PLUGINS, "gradient_accumulation_steps": 2 // nodes}
-        changes |= {"hardware": {"gpu": "cpu", "nodes": nodes, "gpus_per_node": 1}}
-        return write_recipe(site / name, mix, base, **changes)
-
-    return write
-
-
-@pytest.fixture(scope="module")
-def submit(slurm, site):
-    """Submit the training of a recipe; the job's id."""
-
-    def submit(recipe: Path, *options: str, hold: str = "") -> int:
-        env = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT / "tests")}
-        env |= {"OMP_NUM_THREADS": "1", "HOLD": hold, "HOLD_IN": str(recipe.parent)}
-        return slurm.submit(*options, "launch/train.sbatch", recipe, cwd=site, env=env)
-
-    return submit
+def submit(slurm, recipe: Path, *options: str, hold: str = "") -> int:
+    """Submit the training of a recipe from its site; the job's id."""
+    env = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT / "tests")}
+    env |= {"OMP_NUM_THREADS": "1", "HOLD": hold, "HOLD_IN": str(recipe.parent)}
+    return slurm.submit(*options, "launch/train.sbatch", recipe, cwd=recipe.parents[1], env=env)
 
 
 def log_of(site: Path, jid: int) -> str:
@@ -75,56 +35,41 @@ def trained(slurm, site: Path, jid: int) -> dict[str, str]:
 
 def kill(recipe: Path, rank: int) -> None:
     """SIGKILL to a rank that trains `recipe`, on whichever node it is."""
-    found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             env = process.joinpath("environ").read_bytes().split(b"\0")
             command = process.joinpath("cmdline").read_bytes().split(b"\0")
             if {b"axolotl.cli.train", str(recipe).encode()} <= set(command) and f"RANK={rank}".encode() in env:
-                found.append(int(process.name))
-    (rank_s_process,) = found
-    os.kill(rank_s_process, signal.SIGKILL)
+                os.kill(int(process.name), signal.SIGKILL)
 
 
-@pytest.fixture(scope="module")
-def two_job(slurm, site, recipe, submit) -> int:
-    """A training on two nodes that nothing disturbs, submitted without a word on nodes."""
-    jid = submit(recipe("two"))
-    trained(slurm, site, jid)
-    assert "Submitted batch job" in log_of(site, jid)  # by itself, for the two nodes that the recipe declares
-    job = trained(slurm, site, jid + 1)
-    assert job["NumNodes"] == "2" and job["Restarts"] == "0"
-    return jid + 1
-
-
-@pytest.fixture(scope="module")
-def two(two_job, site) -> ranks.Run:
-    return ranks.result(site / "two/tiny_sft.yml", [0, 0])
-
-
-def test_two_nodes_train_as_one_does(two, recipe):
-    one = ranks.train(recipe("one", nodes=1), 1)
-    assert one.codes == [0], one.logs
-    assert two.steps() == one.steps() and len(two.losses()) == STEPS
-    assert two.losses() == pytest.approx(one.losses(), abs=ROUNDING)
-
-
-def test_each_rank_has_a_log_and_the_mix_is_prepared_before(slurm, two_job, site):
-    attempt = site / f"logs/{two_job}/attempt_1"
-    names = [*(f"node_{node}.log" for node in slurm.hosts(two_job)), "preprocess.log", "rank_0.log", "rank_1.log"]
-    assert sorted(log.name for log in attempt.glob("*.log")) == names
-    assert (attempt / "rank_0.log").read_text() in log_of(site, two_job)
-    assert "Loading prepared dataset from disk" in (attempt / "rank_0.log").read_text()
-
-
-def test_a_job_survives_all_that_ends_it_and_trains_the_same_model(slurm, site, recipe, submit, two):
+def test_a_job_survives_all_that_ends_it_and_trains_the_same_model(slurm, base, tmp_path):
     """One job, a fault in each of four attempts: a killed rank, a lost node, a node that reads wrong, the time limit.
 
     Each loses the steps since its last checkpoint, the notice none; training goes on without the node that is broken.
     """
-    path = recipe("survivor")
-    Path(mark_of(path, read(path))).touch()  # another recipe of the same mix has prepared it
-    jid = submit(path, "--nodes=2", "--signal=B:USR1@110", hold="10,20,27,29")
+    site = tmp_path
+    (site / "launch").symlink_to(ROOT / "launch")
+    (site / "logs").mkdir()
+    # 60 rows in 24 packs, 12 steps in each of 3 epochs
+    lengths = np.random.default_rng(2).lognormal(np.log(20), 0.6, 60).clip(6, SEQUENCE_LEN).astype(int)
+    keys = {"logging_steps": 1, "save_strategy": "epoch", "restart_steps": 8, "warmup_steps": 2, "plugins": PLUGINS}
+    keys |= {"token_weighted_loss": True, "gradient_accumulation_steps": 1}
+    keys |= {"hardware": {"gpu": "cpu", "nodes": 2, "gpus_per_node": 1}}
+    mix = write_mix(site / "mix", lengths.tolist())
+    undisturbed, path = (write_recipe(site / name, mix, base, **keys) for name in ("undisturbed", "survivor"))
+
+    jid = submit(slurm, undisturbed)
+    trained(slurm, site, jid)
+    assert "Submitted batch job" in log_of(site, jid)  # by itself, for the two nodes that the recipe declares
+    job, attempt = trained(slurm, site, jid + 1), site / f"logs/{jid + 1}/attempt_1"
+    assert job["NumNodes"] == "2" and job["Restarts"] == "0"
+    names = [*(f"node_{node}.log" for node in slurm.hosts(jid + 1)), "preprocess.log", "rank_0.log", "rank_1.log"]
+    assert sorted(log.name for log in attempt.glob("*.log")) == names
+    text = (attempt / "rank_0.log").read_text()
+    assert text in log_of(site, jid + 1) and "Loading prepared dataset from disk" in text
+
+    jid = submit(slurm, path, "--nodes=2", "--signal=B:USR1@110", hold="10,20,27,29")
 
     def held(step: int) -> None:
         files = [path.parent / f"held-{step}-{rank}" for rank in range(2)]
@@ -162,5 +107,5 @@ def test_a_job_survives_all_that_ends_it_and_trains_the_same_model(slurm, site, 
     assert [line["step"] for line in run.lines() if "step" in line] == [step for steps in attempts for step in steps]
     crashes = sorted(path.parent.name for path in site.glob(f"logs/{jid}/attempt_*/crash.json"))
     assert crashes == ["attempt_1", "attempt_3"]  # what Slurm and the notice ended counts for nothing
-    ours, undisturbed = run.weights(), two.weights()
-    assert ours.keys() == undisturbed.keys() and all(torch.equal(ours[name], undisturbed[name]) for name in ours)
+    ours, theirs = run.weights(), ranks.result(undisturbed, [0, 0]).weights()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

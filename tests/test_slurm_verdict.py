@@ -14,10 +14,8 @@ from hermes3.slurm.verdict import MAX_CRASHES, verdict
 
 STEP = "print({'loss': '1.0', 'epoch': '0.25'})\n"
 KILLED = "import os\n" + STEP + "os.kill(os.getpid(), 9)"
-WORDS, LONG = (
-    yaml.safe_load(Path(__file__).with_name(f"{name}_words.yml").read_text(encoding="utf-8"))
-    for name in ("last", "long")
-)
+FILES = [Path(__file__).with_name(f"{name}.yml") for name in ("last_words", "long_words", "attempts")]
+WORDS, LONG, ATTEMPTS = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in FILES)
 SHORT = {
     "step": "{'loss': '1.0', 'epoch': '0.25'}",
     "peer": "!RuntimeError: NCCL error: remote process exited",
@@ -71,14 +69,12 @@ def test_an_error_of_many_lines_or_without_a_traceback_ends_the_job(tmp_path, wo
     assert not again and words["last"] in why and f", {log}, before the first step: " in why
 
 
-def test_a_machine_s_error_is_tried_again_but_not_the_same_twice(tmp_path):
-    nccl = "step\n!RuntimeError: NCCL error of process "
-    assert verdict(spoken(tmp_path, 1, nccl + "17"))[0]
-    further = spoken(tmp_path, 2, nccl + "18")
-    (further / "rank_0.log").write_text((further / "rank_0.log").read_text().replace("0.25", "0.5"))
-    assert verdict(further)[0]
-    again, why = verdict(spoken(tmp_path, 3, nccl + "19"))
-    assert not again and "the same crash as before" in why
+@pytest.mark.parametrize("job", ATTEMPTS["one_after_another"], ids=lambda job: job["fault"])
+def test_attempts_one_after_another(tmp_path, job):
+    (tmp_path / "bad_nodes").write_text(job.get("bad_nodes", ""))
+    for number, (ranks, expected, shown) in enumerate(job["attempts"], 1):
+        again, why = verdict(spoken(tmp_path, number, *ranks))
+        assert again == expected and shown in why, why
 
 
 def test_of_two_errors_the_first_in_time_counts(tmp_path):
@@ -91,45 +87,25 @@ def test_of_two_errors_the_first_in_time_counts(tmp_path):
 
 
 def test_ranks_killed_twice_at_one_place_are_not_one_fault(tmp_path):
-    """As Slurm kills them before it preempts, or a node that is short of memory."""
+    """As a node does that is short of memory; nor do words count after which the ranks went on."""
     for number in (1, 2):
-        again, why = verdict(attempt(tmp_path / "a", number, KILLED, "raise SystemExit(1)"))
+        folder = attempt(tmp_path, number, KILLED, "raise SystemExit(1)")
+        (folder / "preprocess.log").write_text(f"{ABOVE}ValueError: no rows\n")
+        again, why = verdict(folder)
+        assert verdict(spoken(tmp_path / "b", number, "!ValueError: no network" + "\nloading" * 99))[0]
         assert again and "a rank was killed from outside" in why and "epoch 0.25" in why
-        assert verdict(spoken(tmp_path / "b", number, "peer", "step"))[0]
-        hang = "step\n!RuntimeError: [Rank 0] Watchdog caught collective operation timeout"  # which tells of a deadlock
-        assert verdict(spoken(tmp_path / "c", number, hang, hang))[0] == (number == 1)
 
 
-def test_what_did_not_end_the_ranks_is_no_crash_of_theirs(tmp_path):
-    folder = spoken(tmp_path, 1, "step")
-    (folder / "preprocess.log").write_text(f"{ABOVE}ValueError: no rows\n")
-    assert verdict(folder)[0]
-    assert verdict(spoken(tmp_path, 2, "!ValueError: no network" + "\nloading" * 99))[0]
-    assert not verdict(spoken(tmp_path, 3, "!TypeError: an unexpected keyword argument 'timeout'"))[0]
-
-
-def test_crashes_are_capped_and_so_are_nodes_that_are_left_out(tmp_path, monkeypatch):
+def test_crashes_are_capped(tmp_path, monkeypatch):
     for number in range(1, MAX_CRASHES):  # a launch that failed is no crash of the same kind
         assert verdict(attempt(tmp_path, number))[0]
     again, why = verdict(attempt(tmp_path, MAX_CRASHES))
     assert not again and "no rank has started" in why
     monkeypatch.setenv("HERMES3_MAX_CRASHES", "99")
     assert verdict(attempt(tmp_path, MAX_CRASHES + 1))[0]
-    (tmp_path / "bad_nodes").write_text("n7\tx\nn8\tx\n")
-    again, why = verdict(spoken(tmp_path, 9, "!ImportError: GLIBC", "peer", "peer"))
-    assert not again and "more than the 2" in why
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "words", "shown"),
-    [
-        (0, 8, "step", "ended on notice"),
-        (8, 9, "step\n!RuntimeError: as it ends", "ended on notice"),  # what was saved is saved
-        (8, 8, "step", "no checkpoint was written"),
-        (0, 0, "", "more notice"),
-        (8, 8, "step\n!OSError: [Errno 28] No space left on device", "No space left on device"),
-    ],
-)
+@pytest.mark.parametrize(("before", "after", "words", "shown"), ATTEMPTS["notified"])
 def test_what_ends_on_notice_has_saved_or_is_a_crash(tmp_path, before, after, words, shown):
     folder = spoken(tmp_path, 1, words, begun=before)
     for step in {before, after} - {0}:
@@ -141,8 +117,6 @@ def test_what_ends_on_notice_has_saved_or_is_a_crash(tmp_path, before, after, wo
 
 def test_notices_without_a_checkpoint_end_the_job(tmp_path):
     """Each attempt comes a step further than the one before, from the same checkpoint."""
-    told = []
-    for number in range(1, MAX_CRASHES + 1):
-        folder = spoken(tmp_path, number, f"{{'loss': '1.0', 'epoch': '0.{number}'}}", begun=0)
-        told.append(verdict(folder, notified=True)[0])
+    said = [spoken(tmp_path, n, f"{{'loss': '1.0', 'epoch': '0.{n}'}}", begun=0) for n in range(1, MAX_CRASHES + 1)]
+    told = [verdict(folder, notified=True)[0] for folder in said]
     assert told == [True] * (MAX_CRASHES - 1) + [False]
