@@ -114,14 +114,6 @@ def test_axolotl_drops_nulls_from_arguments_and_we_do_not(renderer, tokenizer, a
     assert '"arguments": {"a": null, "b": 1}' in ours
 
 
-def test_trl_s_checks_of_a_training_template(tokenizer):
-    from trl import chat_template_utils as trl
-
-    assert trl.has_generation_markers(tokenizer.chat_template)
-    assert trl.is_chat_template_prefix_preserving(tokenizer)
-    assert trl.is_chat_template_stop_token_trained(tokenizer)
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_every_form_is_rendered_as_its_golden_file_and_has_axolotl_s_labels(
     case, renderer, tokenizer, axolotl_strategy
@@ -164,12 +156,6 @@ def test_a_broken_call_is_no_call(text):
 def test_the_template_refuses_what_it_cannot_say(case, tokenizer):
     with pytest.raises(Exception, match=case["says"]):
         tokenizer.apply_chat_template(case["messages"], tokenize=False)
-
-
-def test_a_call_without_content_needs_none(tokenizer):
-    for call in (CALL | {"content": None}, CALL):
-        text = tokenizer.apply_chat_template([USER, call], tools=TOOLS, tokenize=False)
-        assert "<|im_start|>assistant\n<tool_call>\n" in text
 
 
 @pytest.mark.parametrize("content", DATA["tool_text"])

@@ -54,18 +54,13 @@ def test_an_answer_streams_and_two_models_stand_side_by_side(base, terminal, cap
     assert capsys.readouterr().out.count("┏") == 2 and asked == ["you>"] * 4
 
 
-def test_a_tool_that_is_called_is_answered_by_the_user(base, terminal, tmp_path):
+def test_a_tool_is_answered_by_the_user_and_a_stopped_answer_leaves_nothing(base, terminal, tmp_path, capsys):
     (tmp_path / "tools.json").write_text(json.dumps(TOOLS))
-    asked, answered = terminal("Weather in Rome?", "sunny", texts=(CALL, "It is sunny."))
+    asked, answered = terminal("Weather in Rome?", "sunny", "Two", "Three", texts=(CALL, "It is sunny.", None, "third"))
     chat(str(base), system="Be brief.", tools=tmp_path / "tools.json", device="cpu")
-    assert asked == ["you>", 'answer of weather(city="Rome")>', "you>"]
+    assert asked == ["you>", 'answer of weather(city="Rome")>', "you>", "you>", "you>"]
     assert "Be brief.<|im_end|>" in answered[0] and '"name": "weather"' in answered[0]
     assert CALL + "<|im_end|>" in answered[1]
     assert '<tool_response>\n{"name": "weather", "content": "sunny"}\n</tool_response><|im_end|>' in answered[1]
-
-
-def test_a_stopped_answer_leaves_the_conversation_as_it_was(base, terminal, capsys):
-    _, answered = terminal("One", "Two", "Three", texts=("first", None, "third"))
-    chat(str(base), device="cpu")
     assert "stopped" in capsys.readouterr().out
-    assert "One" in answered[2] and "Two" not in answered[2] and "Three" in answered[2]
+    assert "It is sunny" in answered[3] and "Two" not in answered[3] and "Three" in answered[3]

@@ -11,7 +11,6 @@ import pytest
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
-from data_mixes.samples import tiny_base
 from hermes3.chat.encode import Encoder, as_tiktoken
 from hermes3.chat.tokenizer import CHATML, PAD, REASONING, TAGS, build
 
@@ -24,12 +23,6 @@ PIECES += ["ſ", "\u3000", "ﷺ", "x" * 7, " " * 90, "\n" * 70, "\t" * 33, " the
 
 def assert_same(folder: Path, other: Path, *files: str) -> None:
     assert filecmp.cmpfiles(folder, other, files, shallow=False) == ([*files], [], [])
-
-
-def test_the_base_is_small_and_made_alike_twice(llama, corpus, tmp_path):
-    parameters, vocabulary = tiny_base.build(tmp_path / "again", corpus)
-    assert 2e6 <= parameters <= 8e6 and vocabulary > 3000
-    assert_same(tmp_path / "again", llama, "tokenizer.json", "model.safetensors", "config.json")
 
 
 def test_every_hermes_token_is_one_id_and_the_vocabulary_keeps_its_size(llama, base, tokenizer, tmp_path):
