@@ -142,19 +142,7 @@ def test_another_axolotl_and_a_foreign_plugin_make_notes_of_it(monkeypatch):
     assert "9.9 is installed" in both[0].wrong and {finding.level for finding in both} == {"note"}
 
 
-def test_a_hub_id_is_not_a_folder_to_be_built(tmp_path):
-    for base, wrong in {"meta-llama/Llama-3.2-3B": "is a Hub id", "outputs/mine": "is not built yet"}.items():
-        notes = rules.findings(tmp_path / "mine.yml", {"base_model": base})
-        assert [wrong in finding.wrong for finding in notes if finding.key == "base_model"] == [True]
-
-
-def test_elsewhere_than_at_the_root_there_is_nothing_to_check(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="run from the root of the repository"):
-        checker.default_recipes()
-
-
-def test_the_command_reports_and_fails(tmp_path):
+def test_the_command_reports_and_fails(tmp_path, monkeypatch):
     bad, ours = edited(SFT, tmp_path, "7.0e-6  #", "8.0e-6  #"), ROOT / "recipes/experiments/8b_sft_lr_5e-6.yml"
     ran = CliRunner().invoke(app, ["check", "--reads", *map(str, (SFT, ours, bad, tmp_path / "nosuch.yml"))])
     assert ran.exit_code == 1
@@ -171,3 +159,6 @@ def test_the_command_reports_and_fails(tmp_path):
     assert ran.exit_code == 1 and good["ok"] and good["reproduces"] == "8b_sft"
     assert all(read["line"] for read in good["reads"])
     assert [finding["key"] for finding in other["findings"] if finding["level"] == "error"] == ["learning_rate"]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="run from the root of the repository"):
+        checker.default_recipes()

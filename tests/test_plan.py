@@ -19,7 +19,7 @@ from bench.gpu_run import llama_config
 from hermes3.cli import app
 from hermes3.files import UserError
 from hermes3.mix.pack import preview
-from hermes3.plan.cost import INTERRUPTIONS_PER_GPU_HOUR, flops_per_token, usual_mfu
+from hermes3.plan.cost import INTERRUPTIONS_PER_GPU_HOUR, usual_mfu
 from hermes3.plan.memory import FSDP2, HOST_SHARE, OVERHEAD, REPLICATED, SETTINGS, ZERO3, Setting, memory, runnable
 from hermes3.plan.network import BUS, traffic
 from hermes3.plan.plan import Plan, plan
@@ -32,7 +32,6 @@ CASES = yaml.safe_load((ROOT / "tests/plan.yml").read_text(encoding="utf-8"))
 GROUPS = ("kept", "warnings", "refused", "read", "files")
 PUBLISHED = {"8B": 8_030_261_248, "70B": 70_553_706_496, "405B": 405_853_388_800}
 EIGHT, SEVENTY, LARGEST = (published()[f"meta-llama/Llama-3.1-{size}"] for size in PUBLISHED)
-TINY = Shape("tiny", layers=4, hidden=160, intermediate=384, heads=4, kv_heads=2, head_dim=40, vocab=4096)
 SMALL = replace(EIGHT, layers=2)
 H100 = gpu_of("h100-80gb")
 FULL, FSDP, ONE = Setting("ZeRO-3", ZERO3), Setting("FSDP2", FSDP2), Work(8192)
@@ -82,19 +81,6 @@ def test_the_paper_s_steps_and_the_mfu_behind_its_gpu_hours(recipe):
     assert planned.cost.paper_mfu == pytest.approx(flops / (gpu_hours * 3600 * 989.4e12), rel=1e-6)
     assert round(planned.cost.paper_mfu, 3) == mfu
     assert at_40.gpu_hours - at_40.host_gpu_hours == pytest.approx(flops / (0.4 * 3600 * 989.4e12), rel=1e-3)
-
-
-def test_flops_are_those_that_torch_counts():
-    from torch.utils.flop_counter import FlopCounterMode
-
-    model, tokens = llama(SMALL), 64
-    model.config._attn_implementation = "eager"
-    ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        model(input_ids=ids).logits.sum().backward()
-    # its attention is over all pairs of tokens, not the causal half
-    flops = flops_per_token(SMALL, Work(tokens), 2 * tokens) * tokens
-    assert flops == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
@@ -248,6 +234,8 @@ def test_copies_cost_memory():
         assert copies[part] == pytest.approx(6 * whole[part], rel=1e-6)
     assert hpz["weights, a copy per group"] == round(WEIGHTS / 8)
     assert all(hpz.get(part) == zero.get(part) for part in ("parameters", "gradients", "optimizer"))
+    alone = memory(EIGHT, ONE, Setting("alone", REPLICATED), H100, 1, 1).gpu
+    assert alone["parameters"] + alone["optimizer"] == 12 * EIGHT.parameters
     # accelerate lets FSDP2 reduce the last micro-batch alone, so that whole gradients wait
     assert gpu(FSDP, replace(ONE, accumulation=2))["gradients, not yet reduced"] == WEIGHTS
 
@@ -298,14 +286,12 @@ def compare(what: str, planned: float, measured: float) -> None:
 
 
 LIGER, PLAIN = (Work(TOKENS, liger_norm=on, liger_glu=on, fused_loss=on) for on in (True, False))
-KINDS = {  # name: shape, fp32 weights, work, layers
-    "8B, {} layers, fp32, checkpointed, Liger": (EIGHT, True, LIGER, (4, 6)),
-    "8B, {} layers, bf16, whole, Liger": (EIGHT, False, replace(LIGER, checkpointing=False), (2, 3)),
+KINDS = {  # name: shape, fp32 weights, work, layers; with Liger last, which stays patched in
     "8B, {} layers, bf16, checkpointed": (EIGHT, False, PLAIN, (4,)),
     "8B, {} layers, bf16, whole": (EIGHT, False, replace(PLAIN, checkpointing=False), (2, 3)),
+    "8B, {} layers, fp32, checkpointed, Liger": (EIGHT, True, LIGER, (4, 6)),
+    "8B, {} layers, bf16, whole, Liger": (EIGHT, False, replace(LIGER, checkpointing=False), (2, 3)),
     "70B, {} layers, fp32, checkpointed, Liger": (SEVENTY, True, LIGER, (4,)),
-    "LoRA, {} layers": (EIGHT, False, replace(PLAIN, rank=32, dropout=True), (2, 3)),
-    "LoRA, {} layers, Liger": (EIGHT, False, replace(LIGER, rank=32, dropout=True), (2, 3)),
 }
 TRACKED = {
     kind.format(layers): (replace(shape, layers=layers), fp32, work)
@@ -326,7 +312,7 @@ def tracked() -> dict[str, dict]:
     return dict(zip(TRACKED, json.loads(done.stdout.splitlines()[-1]), strict=True))
 
 
-@pytest.mark.parametrize("name", [name for name in TRACKED if "LoRA" not in name])
+@pytest.mark.parametrize("name", TRACKED)
 def test_peak_of_a_sharded_step(tracked, name):
     shape, fp32, work = TRACKED[name]
     measured, planned = tracked[name], memory(shape, work, setting(FSDP2, fp32=fp32), H100, nodes=6, per_node=8)
@@ -344,31 +330,16 @@ def test_activations_of_one_layer(tracked, kind):
     shape, _, work, (fewer, more) = KINDS[kind]
     measured = tracked[kind.format(more)]["activations"] - tracked[kind.format(fewer)]["activations"]
     planned = work.layer_input(shape)  # all that checkpointing keeps
-    if not work.checkpointing or work.rank:
+    if not work.checkpointing:
         planned += work.layer(shape)
     compare(f"{kind.format(1)}: activations", planned, measured / (more - fewer))
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
-def test_peak_of_the_demos_model_run_for_real(checkpointing):
-    from torch.distributed._tools.mem_tracker import MemTracker
-
-    work = Work(1024, width=4, checkpointing=checkpointing)
-    model = LlamaForCausalLM(llama_config(TINY, use_cache=False)).train()
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    optimizer, tokens = torch.optim.AdamW(model.parameters()), torch.arange(1024)[None]
-    tracker = MemTracker()
-    tracker.track_external(model, optimizer)
-    with tracker:
-        for _ in range(2):
-            tracker.reset_mod_stats()
-            model(input_ids=tokens, labels=tokens).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    kinds = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
-    planned = memory(TINY, work, Setting("alone", REPLICATED), gpu_of("cpu"), nodes=1, per_node=1)
-    compare(f"demo's model, checkpointing {checkpointing}: peak", sum(planned.gpu.values()), kinds["Total"])
+def test_activations_of_a_layer_with_an_adapter():
+    """Bytes that autograd saved without sharding, weights apart: transformers 5.20.1, PEFT 0.21.2, Liger's Python."""
+    for work, measured in (PLAIN, 2_102e6), (LIGER, 1_733e6):
+        adapted = replace(work, checkpointing=False, rank=32, dropout=True)
+        compare("LoRA, 1 layer: activations", adapted.layer_input(EIGHT) + adapted.layer(EIGHT), measured)
 
 
 @pytest.mark.parametrize("shape", [EIGHT, SEVENTY, LARGEST], ids=lambda shape: shape.name[-4:].strip("-"))
