@@ -13,7 +13,6 @@ import sys
 
 import torch
 import torch.distributed as dist
-import transformers.models.llama.modeling_llama as llama
 import triton
 from liger_kernel.transformers import apply_liger_kernel_to_llama
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -22,7 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from transformers import AttentionInterface
+from transformers import AttentionInterface, LlamaForCausalLM
 
 from bench.gpu_run import llama_config
 from hermes3.plan.shapes import Shape
@@ -46,11 +45,6 @@ def attend(module, query, key, value, mask, **kwargs):
     return Attention.apply(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)), None
 
 
-def inputs(case: dict) -> dict[str, torch.Tensor]:
-    tokens = torch.zeros(1, case["tokens"], dtype=torch.long)
-    return {"input_ids": tokens, "position_ids": torch.arange(case["tokens"])[None]}
-
-
 def measure(case: dict) -> dict:
     """One case: two steps, of which the second, with optimizer states there, is measured."""
     if case["liger_norm"]:
@@ -62,7 +56,7 @@ def measure(case: dict) -> dict:
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16)
     with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()):
         torch.set_default_dtype(torch.float32 if case["fp32"] else torch.bfloat16)
-        model = llama.LlamaForCausalLM(config).train()
+        model = LlamaForCausalLM(config).train()
         torch.set_default_dtype(torch.float32)
         if case["checkpointing"]:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -70,7 +64,9 @@ def measure(case: dict) -> dict:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-        batch, tracker = inputs(case), FSDPMemTracker(model, optimizer)
+        tokens = torch.zeros(1, case["tokens"], dtype=torch.long)
+        batch = {"input_ids": tokens, "position_ids": torch.arange(case["tokens"])[None]}
+        tracker = FSDPMemTracker(model, optimizer)
         tracker.track_inputs(tuple(batch.values()))
         with tracker:
             for _ in range(2):

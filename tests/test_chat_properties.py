@@ -182,7 +182,7 @@ def test_a_row_is_shown_with_what_bears_loss(renderer, tokenizer):
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """Types lines, then ends the input; the models say `texts`, None: Ctrl-C. Returns the prompts, and what was read."""
+    """Types lines, then ends the input; models say `texts`, None: Ctrl-C. Returns the prompts, and what was read."""
 
     def script(*lines: str, texts: tuple[str | None, ...] = ()) -> tuple[list[str], list[str]]:
         typing, speaking, asked, answered = iter(lines), iter(texts), [], []

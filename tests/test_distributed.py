@@ -17,8 +17,14 @@ from hermes3.train.checkpoints import COMPLETE, consolidate, newest_complete, wh
 FP32 = (["torch.float32"], ["torch.float32"])  # weights, moments
 ROUNDING = 1e-6  # fp32: the ranks' gradients are summed in another order than micro-batches'
 BF16 = 2**-8  # relative, what rounding to bf16 may change
-SHARDING = ("bf16", "deepspeed", "fsdp_version", "fsdp_config")
-SHARDING += ("gradient_checkpointing", "gradient_checkpointing_kwargs")
+SHARDING = (
+    "bf16",
+    "deepspeed",
+    "fsdp_version",
+    "fsdp_config",
+    "gradient_checkpointing",
+    "gradient_checkpointing_kwargs",
+)
 
 
 def sharded(name: str, **fsdp) -> dict:
@@ -95,8 +101,7 @@ def test_two_ranks_train_as_one_does(two, runs):
 
 
 def test_a_run_killed_as_it_saves_goes_on_from_the_save_before(stopped_sft, two):
-    """The last lacks one rank's random state, and nothing that transformers or Axolotl looks at. In the second epoch,
-    with the packs and to the weights of the run that was left alone."""
+    """In its second epoch, with the packs and to the weights of the run that was left alone."""
     killed, resumed = stopped_sft.attempts[-2:]
     assert -9 in killed.codes and 0 not in killed.codes
     half = resumed.folder / f"checkpoint-{HALF}"

@@ -1,7 +1,4 @@
-"""DPO by Axolotl's own trainer: whom NEFTune noises, what the reference is, what is saved and merged, and in fp32.
-
-The recipe is the demo's, with the 8B's NEFTune and gradient checkpointing; the model has random weights.
-"""
+"""DPO by Axolotl's own trainer: whom NEFTune noises, what the reference is, what is saved and merged, and in fp32."""
 
 import math
 import shutil
@@ -49,10 +46,8 @@ def record(trainer: Trainer) -> list[SimpleNamespace]:
     passes = []
 
     def begin(module, args, kwargs):
-        ids = kwargs["input_ids"].clone()
-        passes.append(
-            SimpleNamespace(ids=ids, training=module.training, adapter=not layer.disable_adapters, noise=None)
-        )
+        ids, policy = kwargs["input_ids"].clone(), not layer.disable_adapters
+        passes.append(SimpleNamespace(ids=ids, training=module.training, adapter=policy, noise=None))
 
     def enter_layers(module, args, kwargs):
         if passes[-1].noise is None:  # else a backward pass recomputes the layers
@@ -164,8 +159,6 @@ def test_a_merged_model_is_base_plus_adapter(run, base):
     for file in ("chat_template.jinja", "tokenizer.json"):
         assert (run.out / "merged" / file).read_bytes() == (base / file).read_bytes()
 
-
-# log-probabilities in fp32 from bf16 logits
 
 TRAINERS = (dpo_trainer, kto_trainer, orpo_trainer, cpo_trainer)
 

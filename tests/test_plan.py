@@ -266,8 +266,6 @@ def test_the_nearest_measured_mfu_is_taken_and_named(monkeypatch):
     assert usual_mfu(EIGHT, ONE, replace(FULL, offload="all"), H100)[0] == pytest.approx(0.3 * 0.55)
 
 
-# memory against what torch measures and what DeepSpeed estimates
-
 # The paper trained 405B by FSDP with CPU offload on at least 7 nodes, and states neither precision nor hosts nor how it
 # saves: 7 follow from fp32 weights and, on one host, the whole model in bf16 beside them (docs/planning.md)
 PAPER, PAPER_NODES = Setting("the paper's FSDP, as assumed", FSDP2, offload="all", gathered=2), 7

@@ -1,7 +1,4 @@
-"""What Axolotl does unasked: each shown on Axolotl itself, and gone with our measure. docs/traps.md lists them all.
-
-That `hermes3 check` refuses the recipes concerned, and no shipped one: tests/test_check.py.
-"""
+"""What Axolotl does unasked: each shown on Axolotl itself, and gone with our measure. docs/traps.md lists them all."""
 
 import copy
 import re
@@ -208,7 +205,6 @@ def test_the_number_of_steps_is_drawn_before_the_seed_is_set(base, tmp_path):
 
 
 def test_padding_free_dpo_is_switched_off_and_neftune_not_handed_to_it(base, tmp_path):
-    """With our plugin it is: tests/test_dpo.py."""
     recipe = dpo_recipe(tmp_path / "dpo", base, plugins=[], neftune_noise_alpha=5, dpo_padding_free=True)
     PluginManager.get_instance().plugins.clear()
     cfg = load_cfg(str(recipe))
