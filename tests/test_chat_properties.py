@@ -167,7 +167,9 @@ def test_tool_text_that_is_no_json_stands_as_a_string(content, tokenizer):
     messages = [USER, CALL, {"role": "tool", "content": content, "name": "get_weather"}]
     ours = list(turns(messages, TOOLS))[-1].text
     assert ours == f'<tool_response>\n{{"name": "get_weather", "content": {written}}}\n</tool_response>'
-    assert ours in tokenizer.apply_chat_template(messages, tools=TOOLS, tokenize=False)
+    messages[1] = CALL | {"content": None}  # a call needs none
+    text = tokenizer.apply_chat_template(messages, tools=TOOLS, tokenize=False)
+    assert ours in text and "<|im_start|>assistant\n<tool_call>\n" in text
 
 
 def test_a_row_is_shown_with_what_bears_loss(renderer, tokenizer):
