@@ -223,10 +223,10 @@ def test_an_answer_streams_and_two_models_stand_side_by_side(base, terminal, cap
 
 def test_a_tool_is_answered_by_the_user_and_a_stopped_answer_leaves_nothing(base, terminal, tmp_path, capsys):
     (tmp_path / "tools.json").write_text(json.dumps([DATA["tool"]["function"]]))
-    call = assistant_text(CALL)
+    call = assistant_text(CALL).replace("Köln", "Rome")
     asked, answered = terminal("Weather?", "sunny", "Two", "Three", texts=(call, "It is sunny.", None, "third"))
     chat(str(base), system="Be brief.", tools=tmp_path / "tools.json", device="cpu")
-    assert asked == ["you>", 'answer of get_weather(city="Köln")>', "you>", "you>", "you>"]
+    assert asked == ["you>", 'answer of get_weather(city="Rome")>', "you>", "you>", "you>"]
     assert "Be brief.<|im_end|>" in answered[0] and '"name": "get_weather"' in answered[0]
     assert call + "<|im_end|>" in answered[1]
     assert '<tool_response>\n{"name": "get_weather", "content": "sunny"}\n</tool_response><|im_end|>' in answered[1]
