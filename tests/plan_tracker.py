@@ -2,11 +2,10 @@
 
 Every tensor is fake: transformers' model, Liger's Python, FSDP2 and AdamW run whole, and allocate as on a GPU, but no
 kernel runs. FlashAttention-2 is an autograd function that saves what it saves, dropout is CUDA's, Triton's launches do
-nothing, and the loss' gradient is taken to be 1: set for the whole process, which this has to itself.
+nothing, and the loss' gradient is taken to be 1: set for the whole process, as Liger's patches are.
 
-CASES: JSON list of {shape: fields of `Shape`, ranks, fp32, and the fields of `Work`}. Prints a JSON list of {loss,
-backward, "optimizer step": peak bytes, states: {parameters, optimizer}, activations: bytes kept from the forward for
-the backward pass}. With a LoRA's rank: {activations} alone, unsharded.
+CASES: JSON list of {fields of `Shape` as shape, fp32, ranks, fields of `Work`}, those with Liger last. Prints a list of
+{peak bytes of each moment, bytes of states, bytes of activations}.
 """
 
 import json
@@ -14,7 +13,6 @@ import sys
 
 import torch
 import torch.distributed as dist
-import transformers.models.llama.modeling_llama as llama
 import triton
 from liger_kernel.transformers import apply_liger_kernel_to_llama
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,13 +21,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from transformers import AttentionInterface, LlamaConfig
+from transformers import AttentionInterface, LlamaForCausalLM
 
 from bench.gpu_run import llama_config
 from hermes3.plan.shapes import Shape
-
-AS_IMPORTED = {name: getattr(llama, name) for name in ("LlamaRMSNorm", "LlamaMLP", "apply_rotary_pos_emb")}
-FORWARD = llama.LlamaForCausalLM.forward
 
 
 class Attention(torch.autograd.Function):
@@ -50,52 +45,18 @@ def attend(module, query, key, value, mask, **kwargs):
     return Attention.apply(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)), None
 
 
-def inputs(case: dict) -> dict[str, torch.Tensor]:
-    tokens = torch.zeros(1, case["tokens"], dtype=torch.long)
-    return {"input_ids": tokens, "position_ids": torch.arange(case["tokens"])[None]}
-
-
-def saved_by_lora(case: dict, config: LlamaConfig) -> int:
-    """Bytes that autograd saves in a forward pass of a bf16 model with an adapter on all linears, weights apart."""
-    from peft import LoraConfig, get_peft_model
-
-    kept = {}
-
-    def keep(tensor):
-        if not isinstance(tensor, torch.nn.Parameter):
-            kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    with torch.device("meta"):  # peft moves its weights, which fake tensors do not allow
-        torch.set_default_dtype(torch.bfloat16)
-        lora = LoraConfig(r=case["rank"], lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM")
-        model = get_peft_model(llama.LlamaForCausalLM(config), lora, autocast_adapter_dtype=False).train()
-        torch.set_default_dtype(torch.float32)
-        model.enable_input_require_grads()
-        weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            _loss = model(**inputs(case)).logits.sum()  # holds what is saved
-        return sum(one.untyped_storage().nbytes() for at, one in kept.items() if at not in weights)
-
-
 def measure(case: dict) -> dict:
     """One case: two steps, of which the second, with optimizer states there, is measured."""
-    for name, one in AS_IMPORTED.items():
-        setattr(llama, name, one)
-    llama.LlamaForCausalLM.forward = FORWARD
     if case["liger_norm"]:
-        fused = case["fused_loss"]
-        apply_liger_kernel_to_llama(rope=True, rms_norm=True, swiglu=True, fused_linear_cross_entropy=fused)
+        apply_liger_kernel_to_llama(rope=True, rms_norm=True, swiglu=True, fused_linear_cross_entropy=True)
     config = llama_config(Shape(**case["shape"]), max_position_embeddings=131_072, use_cache=False)
     config._attn_implementation = "as_saved"
-    if case["rank"]:
-        return {"activations": saved_by_lora(case, config)}
     dist.init_process_group("fake", rank=0, world_size=case["ranks"], store=FakeStore())
     mesh = init_device_mesh("cpu", (case["ranks"],))
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16)
     with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()):
         torch.set_default_dtype(torch.float32 if case["fp32"] else torch.bfloat16)
-        model = llama.LlamaForCausalLM(config).train()
+        model = LlamaForCausalLM(config).train()
         torch.set_default_dtype(torch.float32)
         if case["checkpointing"]:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -103,7 +64,9 @@ def measure(case: dict) -> dict:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-        batch, tracker = inputs(case), FSDPMemTracker(model, optimizer)
+        tokens = torch.zeros(1, case["tokens"], dtype=torch.long)
+        batch = {"input_ids": tokens, "position_ids": torch.arange(case["tokens"])[None]}
+        tracker = FSDPMemTracker(model, optimizer)
         tracker.track_inputs(tuple(batch.values()))
         with tracker:
             for _ in range(2):

@@ -1,9 +1,11 @@
-"""Written and random conversations: our ids and mask against the template's, and Axolotl's and TRL's view of it."""
+"""Conversations, written, random and typed: our ids and mask, the template's and Axolotl's, and `hermes3 chat`."""
 
 import json
 import re
 
 import pytest
+import torch
+import transformers
 import yaml
 from conftest import ROOT
 from hypothesis import HealthCheck, assume, given, settings
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from hermes3.chat.prompts import json_system, parse_tool_calls, rag_system, rag_user
 from hermes3.chat.render import IGNORE, as_text, assistant_text, prompt_text, turns
+from hermes3.chat.talk import Speaker, chat
 from hermes3.messages import BadRow, check, clean, tool_call
 
 DATA = yaml.safe_load((ROOT / "tests/chat_cases.yml").read_text(encoding="utf-8"))
@@ -114,14 +117,6 @@ def test_axolotl_drops_nulls_from_arguments_and_we_do_not(renderer, tokenizer, a
     assert '"arguments": {"a": null, "b": 1}' in ours
 
 
-def test_trl_s_checks_of_a_training_template(tokenizer):
-    from trl import chat_template_utils as trl
-
-    assert trl.has_generation_markers(tokenizer.chat_template)
-    assert trl.is_chat_template_prefix_preserving(tokenizer)
-    assert trl.is_chat_template_stop_token_trained(tokenizer)
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_every_form_is_rendered_as_its_golden_file_and_has_axolotl_s_labels(
     case, renderer, tokenizer, axolotl_strategy
@@ -166,19 +161,15 @@ def test_the_template_refuses_what_it_cannot_say(case, tokenizer):
         tokenizer.apply_chat_template(case["messages"], tokenize=False)
 
 
-def test_a_call_without_content_needs_none(tokenizer):
-    for call in (CALL | {"content": None}, CALL):
-        text = tokenizer.apply_chat_template([USER, call], tools=TOOLS, tokenize=False)
-        assert "<|im_start|>assistant\n<tool_call>\n" in text
-
-
 @pytest.mark.parametrize("content", DATA["tool_text"])
 def test_tool_text_that_is_no_json_stands_as_a_string(content, tokenizer):
     written = DATA["tool_text"][content]
     messages = [USER, CALL, {"role": "tool", "content": content, "name": "get_weather"}]
     ours = list(turns(messages, TOOLS))[-1].text
     assert ours == f'<tool_response>\n{{"name": "get_weather", "content": {written}}}\n</tool_response>'
-    assert ours in tokenizer.apply_chat_template(messages, tools=TOOLS, tokenize=False)
+    messages[1] = CALL | {"content": None}  # a call needs none
+    text = tokenizer.apply_chat_template(messages, tools=TOOLS, tokenize=False)
+    assert ours in text and "<|im_start|>assistant\n<tool_call>\n" in text
 
 
 def test_a_row_is_shown_with_what_bears_loss(renderer, tokenizer):
@@ -189,3 +180,55 @@ def test_a_row_is_shown_with_what_bears_loss(renderer, tokenizer):
     trained = "".join(piece for piece, style in spans if "green" in style)
     assert trained.startswith("<tool_call>") and trained.endswith("It is grey.<|im_end|>")
     assert {"<tool_call>", "<|im_end|>"} <= {piece for piece, style in spans if "bold" in style}
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Types lines, then ends the input; models say `texts`, None: Ctrl-C. Returns the prompts, and what was read."""
+
+    def script(*lines: str, texts: tuple[str | None, ...] = ()) -> tuple[list[str], list[str]]:
+        typing, speaking, asked, answered = iter(lines), iter(texts), [], []
+
+        def read(prompt: str) -> str:
+            asked.append(prompt.strip())
+            if (line := next(typing, None)) is None:
+                raise EOFError
+            return line
+
+        def generate(self, input_ids, **settings):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.name_or_path)
+            answered.append(tokenizer.decode(input_ids[0]))
+            if (text := next(speaking)) is None:
+                raise KeyboardInterrupt
+            answer = tokenizer(text + "<|im_end|>", add_special_tokens=False, return_tensors="pt").input_ids
+            return torch.cat([input_ids, answer], dim=1)
+
+        monkeypatch.setattr("builtins.input", read)
+        if texts:
+            monkeypatch.setattr(transformers.LlamaForCausalLM, "generate", generate)
+        return asked, answered
+
+    return script
+
+
+def test_an_answer_streams_and_two_models_stand_side_by_side(base, terminal, capsys):
+    speaker = Speaker(str(base), [{"role": "user", "content": "Hello"}], None, "cpu", max_new_tokens=4)
+    text = speaker.answer(stream=True)
+    assert speaker.messages[-1] == {"role": "assistant", "content": text}
+    assert text in capsys.readouterr().out
+    asked, _ = terminal("Hello", "", "Again")
+    chat(str(base), compare=[str(base)], device="cpu", max_tokens=4, temperature=0)
+    assert capsys.readouterr().out.count("┏") == 2 and asked == ["you>"] * 4
+
+
+def test_a_tool_is_answered_by_the_user_and_a_stopped_answer_leaves_nothing(base, terminal, tmp_path, capsys):
+    (tmp_path / "tools.json").write_text(json.dumps([DATA["tool"]["function"]]))
+    call = assistant_text(CALL).replace("Köln", "Rome")
+    asked, answered = terminal("Weather?", "sunny", "Two", "Three", texts=(call, "It is sunny.", None, "third"))
+    chat(str(base), system="Be brief.", tools=tmp_path / "tools.json", device="cpu")
+    assert asked == ["you>", 'answer of get_weather(city="Rome")>', "you>", "you>", "you>"]
+    assert "Be brief.<|im_end|>" in answered[0] and '"name": "get_weather"' in answered[0]
+    assert call + "<|im_end|>" in answered[1]
+    assert '<tool_response>\n{"name": "get_weather", "content": "sunny"}\n</tool_response><|im_end|>' in answered[1]
+    assert "stopped" in capsys.readouterr().out
+    assert "It is sunny" in answered[3] and "Two" not in answered[3] and "Three" in answered[3]

@@ -2,7 +2,6 @@
 
 import json
 import re
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,11 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from hermes3.cli import app
+from hermes3.files import UserError
 from hermes3.recipe import check as checker
 from hermes3.recipe import rules, schema
 from hermes3.recipe.read import read
-from hermes3.recipe.reads import findings, reads
+from hermes3.recipe.reads import findings
 
 SHIPPED = [*sorted((ROOT / "recipes").glob("*.yml")), *sorted((ROOT / "recipes/experiments").glob("*.yml"))]
 FAULTS, RIGHT, UNREAD = (
@@ -79,6 +79,24 @@ def test_a_shipped_recipe_is_right(reports, path):
     assert report.reproduces in (None, "_".join(path.stem.split("_")[:2]))
 
 
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_axolotl_keeps_the_values_of_a_shipped_recipe(reports, answers, path):
+    resolved, recipe = answers[True][str(path)][1], read(path)
+    parts = {"datasets", "fsdp_config"}
+    assert [key for key in recipe.keys() - parts if resolved.get(key) != recipe[key]] == []
+    assert recipe.get("fsdp_config", {}).items() <= resolved.get("fsdp_config", {}).items()
+    for entry, written in zip(resolved["datasets"], recipe["datasets"], strict=True):
+        assert written.items() <= {"type": None, **entry}.items()
+
+
+def test_axolotl_is_told_what_the_declared_hardware_can(reports, answers):
+    told = [answer[1].get("capabilities", {}) for answer in answers[True].values() if answer]
+    hopper = answers[True][str(SFT)][1]["capabilities"]
+    assert (hopper["fp8"], hopper["compute_capability"], hopper["n_gpu"]) == (True, "sm_90", 48)
+    [ampere] = [one for one in told if one.get("compute_capability") == "sm_80"]  # of right.yml
+    assert (ampere["fp8"], ampere["bf16"]) == (False, True)
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_found_with_its_key_and_remedy(reports, name):
     fault, report = FAULTS[name], reports[name]
@@ -109,11 +127,6 @@ def test_what_is_right_is_no_error(reports, name):
     assert reports[name].errors == []
 
 
-def test_reads_json_is_of_the_locked_axolotl():
-    locked = re.search(r"^axolotl(\[deepspeed\])?==([\d.]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)[2]
-    assert reads().axolotl == locked == version("axolotl")
-
-
 @pytest.mark.parametrize("case", UNREAD, ids=str)
 def test_what_nothing_reads_depends_on_the_way_through_axolotl(case):
     recipe = {"seed": 1, "learning_rate": 1.0e-5, "plugins": [schema.PLUGIN]} | case["recipe"]
@@ -128,19 +141,7 @@ def test_another_axolotl_and_a_foreign_plugin_make_notes_of_it(monkeypatch):
     assert "9.9 is installed" in both[0].wrong and {finding.level for finding in both} == {"note"}
 
 
-def test_a_hub_id_is_not_a_folder_to_be_built(tmp_path):
-    for base, wrong in {"meta-llama/Llama-3.2-3B": "is a Hub id", "outputs/mine": "is not built yet"}.items():
-        notes = rules.findings(tmp_path / "mine.yml", {"base_model": base})
-        assert [wrong in finding.wrong for finding in notes if finding.key == "base_model"] == [True]
-
-
-def test_elsewhere_than_at_the_root_there_is_nothing_to_check(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="run from the root of the repository"):
-        checker.default_recipes()
-
-
-def test_the_command_reports_and_fails(tmp_path):
+def test_the_command_reports_and_fails(tmp_path, monkeypatch):
     bad, ours = edited(SFT, tmp_path, "7.0e-6  #", "8.0e-6  #"), ROOT / "recipes/experiments/8b_sft_lr_5e-6.yml"
     ran = CliRunner().invoke(app, ["check", "--reads", *map(str, (SFT, ours, bad, tmp_path / "nosuch.yml"))])
     assert ran.exit_code == 1
@@ -155,3 +156,13 @@ def test_the_command_reports_and_fails(tmp_path):
     assert ran.exit_code == 1 and good["ok"] and good["reproduces"] == "8b_sft"
     assert all(read["line"] for read in good["reads"])
     assert [finding["key"] for finding in other["findings"] if finding["level"] == "error"] == ["learning_rate"]
+    for old, new, message in (
+        ("\nseed", "\nsequence_lenght: 1\nseed", "sequence_lenght: unknown key"),
+        ("seed: 42", "", "seed: seed is missing"),
+        ("prepared_path: mixes", "prepared_path: elsewhere", "dataset_prepared_path: must be"),
+    ):
+        with pytest.raises(UserError, match=message):
+            checker.validate(edited(SFT, tmp_path, old, new))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="run from the root of the repository"):
+        checker.default_recipes()

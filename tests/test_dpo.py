@@ -1,7 +1,4 @@
-"""DPO by Axolotl's own trainer: whom NEFTune noises, what the reference is, what is saved and merged, and in fp32.
-
-The recipe is the demo's, with the 8B's NEFTune and gradient checkpointing; the model has random weights.
-"""
+"""DPO by Axolotl's own trainer: whom NEFTune noises, what the reference is, what is saved and merged, and in fp32."""
 
 import math
 import shutil
@@ -49,10 +46,8 @@ def record(trainer: Trainer) -> list[SimpleNamespace]:
     passes = []
 
     def begin(module, args, kwargs):
-        ids = kwargs["input_ids"].clone()
-        passes.append(
-            SimpleNamespace(ids=ids, training=module.training, adapter=not layer.disable_adapters, noise=None)
-        )
+        ids, policy = kwargs["input_ids"].clone(), not layer.disable_adapters
+        passes.append(SimpleNamespace(ids=ids, training=module.training, adapter=policy, noise=None))
 
     def enter_layers(module, args, kwargs):
         if passes[-1].noise is None:  # else a backward pass recomputes the layers
@@ -93,12 +88,11 @@ def run(train) -> SimpleNamespace:
 @pytest.fixture(scope="module")
 def bare(train) -> SimpleNamespace:
     """One step without what our plugin mends but NEFTune itself."""
-    args = mock.patch(
-        "hermes3.train.plugin.HermesPlugin.get_training_args", return_value={"neftune_noise_alpha": ALPHA}
-    )
+    neftune = {"return_value": {"neftune_noise_alpha": ALPHA}}
+    unmended = {"noise_policy_alone": mock.Mock(), "save_adapter_alone": mock.Mock()}
     with (
-        args,
-        mock.patch.multiple("hermes3.train.fixes", noise_policy_alone=mock.Mock(), save_adapter_alone=mock.Mock()),
+        mock.patch("hermes3.train.plugin.HermesPlugin.get_training_args", **neftune),
+        mock.patch.multiple("hermes3.train.fixes", **unmended),
     ):
         return train("bare", max_steps=1)
 
@@ -166,28 +160,7 @@ def test_a_merged_model_is_base_plus_adapter(run, base):
         assert (run.out / "merged" / file).read_bytes() == (base / file).read_bytes()
 
 
-# log-probabilities in fp32 from bf16 logits
-
 TRAINERS = (dpo_trainer, kto_trainer, orpo_trainer, cpo_trainer)
-
-
-@pytest.fixture
-def trl(monkeypatch):
-    """TRL as it is installed: earlier runs in this process have called our measure."""
-    for module in (utils, *TRAINERS):
-        monkeypatch.setattr(module, "selective_log_softmax", unwrap(module.selective_log_softmax))
-    for trainer in (dpo_trainer.DPOTrainer, kto_trainer.KTOTrainer):
-        monkeypatch.setattr(trainer, "_prepare_inputs", Trainer._prepare_inputs)
-
-
-def answers() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """bf16 logits [2, 1200, 4096] of two sequences of 1,000 and 700 answer tokens, the tokens, the answers' mask."""
-    random = torch.Generator().manual_seed(0)
-    logits = (3 * torch.randn(2, 1200, 4096, generator=random)).bfloat16()
-    index = torch.randint(4096, logits.shape[:2], generator=random)
-    mask = torch.zeros_like(index)
-    mask[0, 200:] = mask[1, 200:900] = 1
-    return logits, index, mask
 
 
 def sums(logits, index, mask) -> list[torch.Tensor]:
@@ -197,9 +170,17 @@ def sums(logits, index, mask) -> list[torch.Tensor]:
     return [per_token.sum(dim=1), *others]
 
 
-def test_an_answer_s_log_probabilities_are_summed_in_fp32_and_by_trl_in_bf16(trl):
+def test_an_answer_s_log_probabilities_are_summed_in_fp32_and_by_trl_in_bf16(monkeypatch):
     """Gradients are rounded once, to the logits' bf16; and nothing but these is kept for the backward pass."""
-    logits, index, mask = answers()
+    for module in (utils, *TRAINERS):  # TRL as it is installed: earlier runs in this process have called our measure
+        monkeypatch.setattr(module, "selective_log_softmax", unwrap(module.selective_log_softmax))
+    for trainer in (dpo_trainer.DPOTrainer, kto_trainer.KTOTrainer):
+        monkeypatch.setattr(trainer, "_prepare_inputs", Trainer._prepare_inputs)
+    random = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(2, 1200, 4096, generator=random)).bfloat16()
+    index = torch.randint(4096, logits.shape[:2], generator=random)
+    mask = torch.zeros_like(index)
+    mask[0, 200:] = mask[1, 200:900] = 1  # answers of 1,000 and 700 tokens
     double, saved = logits.double().requires_grad_(), []
     exact = (log_softmax(double, -1).gather(-1, index[..., None])[..., 0] * mask).sum(dim=1)
     assert all(1 < (one - exact).abs().max() < 64 for one in sums(logits, index, mask))

@@ -22,7 +22,6 @@ def write(out, text="new", command="make"):
 
 
 def put(folder, **files):
-    """What a user does in `folder`."""
     folder.mkdir(exist_ok=True)
     for name, text in files.items():
         (folder / name).write_text(text)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT
 
 from hermes3.files import UserError, read_yaml
@@ -12,15 +13,8 @@ from hermes3.plan.init import init
 from hermes3.recipe.check import check_all
 from hermes3.report import runs
 
-ROWS = {
-    "messages": {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day"}]},
-    "sharegpt": {"conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Good day"}]},
-    "instruction": {"instruction": "Greet", "input": "", "output": "Good day"},
-    "question_answer": {"question": "Hello", "answer": "Good day"},
-    "unread": {"question": "Hello", "answer": "Good day", "passage": "It is May."},
-    "nothing": {"text": "Hello"},
-    "preference": {"prompt": "Hello", "chosen": "Good day", "rejected": "No"},
-}
+CASES = yaml.safe_load((ROOT / "tests/init.yml").read_text(encoding="utf-8"))
+LLAMA = "meta-llama/Llama-3.1"
 
 
 @pytest.fixture(autouse=True)
@@ -31,32 +25,23 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def rows(adapter: str, n_rows: int = 1500) -> Path:
-    Path("rows.jsonl").write_text(f"{json.dumps(ROWS[adapter])}\n" * n_rows)
+def rows(kind: str) -> Path:
+    Path("rows.jsonl").write_text(f"{json.dumps(CASES['rows'][kind])}\n" * 1500)
     return Path("rows.jsonl")
 
 
-@pytest.mark.parametrize(
-    ("adapter", "size", "gpus", "trains", "batch"),
-    [
-        ("messages", "8B", 8, "everything", 48),
-        ("sharegpt", "8B", 1, "LoRA", 48),
-        ("unread", "8B", 1, "LoRA", 48),
-        ("instruction", "70B", 8, "LoRA", 48),
-        ("question_answer", "8B", 64, "everything", 64),
-    ],
-)
-def test_a_spec_and_a_recipe_that_check_and_report_take(adapter, size, gpus, trains, batch, monkeypatch):
-    spec, recipe, own = init("mine", f"meta-llama/Llama-3.1-{size}", rows(adapter), gpus, "h100-80gb")
+@pytest.mark.parametrize("case", CASES["written"], ids=str)
+def test_a_spec_and_a_recipe_that_check_and_report_take(case, monkeypatch):
+    kind, adapter, size, gpus, lora, batch = case.values()
+    spec, recipe, own = init("mine", f"{LLAMA}-{size}", rows(kind), gpus, "h100-80gb")
     (_, source), loaded = next(specs.load(spec).sources()), read_yaml(recipe)
-    known = {"sharegpt": "messages", "unread": "question_answer"}
-    assert (source.adapter, source.path) == (known.get(adapter, adapter), "rows.jsonl")
-    assert "1,500 rows" in spec.read_text() and ("does not read: passage" in spec.read_text()) == (adapter == "unread")
+    assert (source.adapter, source.path) == (adapter, "rows.jsonl")
+    assert "1,500 rows" in spec.read_text() and ("does not read: passage" in spec.read_text()) == (kind == "unread")
     assert specs.load(spec).tokenizer == own == Path(loaded["base_model"])
     hardware = loaded["hardware"]
     assert hardware["nodes"] * hardware["gpus_per_node"] == gpus
     assert gpus * loaded["micro_batch_size"] * loaded["gradient_accumulation_steps"] == batch
-    assert ("adapter" in loaded) == (trains == "LoRA") and "reproduces" not in loaded
+    assert ("adapter" in loaded) == lora and "reproduces" not in loaded
     [report] = check_all([recipe], None)
     assert report.errors == []
     monkeypatch.setattr(runs, "ROOT", Path.cwd())
@@ -64,17 +49,8 @@ def test_a_spec_and_a_recipe_that_check_and_report_take(adapter, size, gpus, tra
 
 
 def test_what_it_cannot_write_is_refused():
-    init("mine", "meta-llama/Llama-3.1-8B", rows("messages"), 8, "h100-80gb")
-    llama = "meta-llama/Llama-3.1-8B"
-    for name, base, adapter, gpus, message in [
-        ("mine", llama, "messages", 8, "mine_mix.yml is there"),
-        ("a/b", llama, "messages", 8, "a/b: give a name of letters"),
-        ("other", llama, "messages", 12, "--gpus 12"),
-        ("other", llama, "preference", 8, "preference pairs"),
-        ("other", llama, "nothing", 8, "none of its first 1000 rows fits"),
-        ("other", "mistralai/Mistral-7B", "messages", 8, "mistralai/Mistral-7B"),
-    ]:
-        data = rows(adapter)
-        with pytest.raises(UserError, match=message):
-            init(name, base, data, gpus, "h100-80gb")
+    init("mine", f"{LLAMA}-8B", rows("messages"), 8, "h100-80gb")
+    for case in CASES["refused"]:
+        with pytest.raises(UserError, match=case["message"]):
+            init(case["name"], f"{LLAMA}-8B", rows(case["rows"]), case["gpus"], "h100-80gb")
     assert not Path("other").exists()

@@ -9,7 +9,7 @@ from itertools import takewhile
 
 import pytest
 from conftest import ROOT
-from test_readme import parse_hermes3
+from test_cli import parse_hermes3
 
 from hermes3.plan.plan import plan, size
 from hermes3.recipe.read import read

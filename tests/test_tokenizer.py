@@ -1,19 +1,22 @@
-"""Making the base model from nothing, giving a Llama 3.1 tokenizer the Hermes tokens, and encoding by two engines."""
+"""Giving a Llama 3.1 tokenizer the Hermes tokens, encoding by two engines, and which folders are whole models."""
 
 import filecmp
 import json
+import os
 import random
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
-from data_mixes.samples import tiny_base
 from hermes3.chat.encode import Encoder, as_tiktoken
 from hermes3.chat.tokenizer import CHATML, PAD, REASONING, TAGS, build
+from hermes3.model_folder import INDEX, check_model
 
 EMBEDDING = "model.embed_tokens.weight"
 # blanks in runs, numerals, letters with marks, scripts, tags, control tokens, contractions
@@ -24,12 +27,6 @@ PIECES += ["ſ", "\u3000", "ﷺ", "x" * 7, " " * 90, "\n" * 70, "\t" * 33, " the
 
 def assert_same(folder: Path, other: Path, *files: str) -> None:
     assert filecmp.cmpfiles(folder, other, files, shallow=False) == ([*files], [], [])
-
-
-def test_the_base_is_small_and_made_alike_twice(llama, corpus, tmp_path):
-    parameters, vocabulary = tiny_base.build(tmp_path / "again", corpus)
-    assert 2e6 <= parameters <= 8e6 and vocabulary > 3000
-    assert_same(tmp_path / "again", llama, "tokenizer.json", "model.safetensors", "config.json")
 
 
 def test_every_hermes_token_is_one_id_and_the_vocabulary_keeps_its_size(llama, base, tokenizer, tmp_path):
@@ -55,47 +52,47 @@ def test_only_the_rows_of_the_new_tokens_change(llama, base, tokenizer):
     assert (config["eos_token_id"], config["pad_token_id"]) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
 
 
-REFUSED = {  # base: what the error says, beside all that tests/test_model_folder.py has
-    "few_rows": "embed_tokens.weight has no row for token",
-    "no_embedding": "no tensor embed_tokens.weight",
-    "adapter": "adapter: a LoRA adapter",
-    "few_reserved": r"30 reserved tokens are needed, it has 2\d",
-}
+def resave(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
 
 
-@pytest.fixture(scope="module")
-def bases(llama, tmp_path_factory) -> dict[str, Path]:
-    """Bases whose weights or tokenizer are not as Llama's, each a copy with one thing changed."""
-    folder, weights = tmp_path_factory.mktemp("bases"), load_file(llama / "model.safetensors")
-    bases = {name: shutil.copytree(llama, folder / name) for name in (*REFUSED, "prefixed", "bos_object")}
-    (bases["adapter"] / "config.json").rename(bases["adapter"] / "adapter_config.json")
-    changed = {
-        "prefixed": {f"language_model.{key}": value for key, value in weights.items()},
-        "few_rows": {key: value[:-300].contiguous() if "embed" in key else value for key, value in weights.items()},
-        "no_embedding": {key: value for key, value in weights.items() if "embed" not in key and "head" not in key},
-    }
-    for name, tensors in changed.items():
-        save_file(tensors, bases[name] / "model.safetensors", metadata={"format": "pt"})
-    path = bases["bos_object"] / "tokenizer_config.json"
-    as_object = {"bos_token": {"__type": "AddedToken", "content": "<|begin_of_text|>"}}
-    path.write_text(json.dumps(json.loads(path.read_text()) | as_object))
-    path = bases["few_reserved"] / "tokenizer.json"
-    path.write_text(re.sub(r"reserved_special_token_(?=\d*[1-9]\|)", "other_", path.read_text()))
-    return bases
+def edit(file: Path, old: str, new: str) -> None:
+    text, count = re.subn(old, new, file.read_text())
+    assert count
+    file.write_text(text)
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_base_that_cannot_take_the_tokens_is_refused(name, bases, tmp_path):
-    with pytest.raises(ValueError, match=REFUSED[name]):
-        build(str(bases[name]), tmp_path / "out")
+REFUSED = [  # what is done to a base, and what the error says, beside all of HARMS
+    (
+        lambda base: resave(base, lambda tensors: tensors | {EMBEDDING: tensors[EMBEDDING][:-300].contiguous()}),
+        "embed_tokens.weight has no row for token",
+    ),
+    (lambda base: resave(base, lambda tensors: {"lm_head": tensors[EMBEDDING]}), "no tensor embed_tokens.weight"),
+    (lambda base: (base / "config.json").rename(base / "adapter_config.json"), "base: a LoRA adapter"),
+    (
+        lambda base: edit(base / "tokenizer.json", r"reserved_special_token_(?=\d*[1-9]\|)", "other_"),
+        r"30 reserved tokens are needed, it has 2\d",
+    ),
+]
+
+
+@pytest.mark.parametrize(("harm", "message"), REFUSED)
+def test_a_base_that_cannot_take_the_tokens_is_refused(harm, message, llama, tmp_path):
+    harm(shutil.copytree(llama, tmp_path / "base"))
+    with pytest.raises(ValueError, match=message):
+        build(str(tmp_path / "base"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_odd_spellings_of_a_base_are_understood(bases, base, tmp_path):
-    build(str(bases["bos_object"]), tmp_path / "same")
-    assert_same(tmp_path / "same", base, "tokenizer.json")
-    build(str(bases["prefixed"]), tmp_path / "prefixed")
-    ours, theirs = load_file(tmp_path / "prefixed/model.safetensors"), load_file(base / "model.safetensors")
+def test_odd_spellings_of_a_base_are_understood(llama, base, tmp_path):
+    odd = shutil.copytree(llama, tmp_path / "odd")
+    as_object = r'"bos_token": {"__type": "AddedToken", "content": \1}'
+    edit(odd / "tokenizer_config.json", r'"bos_token": (".*?")', as_object)
+    resave(odd, lambda weights: {f"language_model.{key}": value for key, value in weights.items()})
+    build(str(odd), tmp_path / "out")
+    assert_same(tmp_path / "out", base, "tokenizer.json")
+    ours, theirs = load_file(tmp_path / "out/model.safetensors"), load_file(base / "model.safetensors")
     assert (ours[f"language_model.{EMBEDDING}"] == theirs[EMBEDDING]).all()
 
 
@@ -132,3 +129,43 @@ def test_a_vocabulary_that_is_not_tiktoken_s_keeps_its_own_engine(base, hermes_l
     for other in (merges[:-1], [merges[1], merges[0], *merges[2:]]):
         assert as_tiktoken(data | {"model": data["model"] | {"merges": other}}, {}) is None
     assert as_tiktoken(data | {"normalizer": {"type": "NFC"}}, {}) is None
+
+
+@pytest.fixture
+def sharded(base, tmp_path) -> Path:
+    """The base model in two files, as large ones are saved."""
+    weights = load_file(base / "model.safetensors")
+    names = sorted(weights)
+    add_shard(tmp_path, 1, {name: weights[name] for name in names[::2]})
+    add_shard(tmp_path, 2, {name: weights[name] for name in names[1::2]})
+    for file in ("config.json", "chat_template.jinja"):
+        shutil.copy(base / file, tmp_path)
+    check_model(tmp_path)
+    return tmp_path
+
+
+def add_shard(folder: Path, number: int, tensors: dict[str, torch.Tensor]) -> None:
+    file, index = f"model-{number}.safetensors", folder / INDEX
+    save_file(tensors, folder / file)
+    before = json.loads(index.read_text())["weight_map"] if index.exists() else {}
+    index.write_text(json.dumps({"weight_map": before | dict.fromkeys(tensors, file)}))
+
+
+HARMS = [
+    (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+    (lambda folder: (folder / "chat_template.jinja").unlink(), "no chat_template.jinja"),
+    (lambda folder: (folder / INDEX).unlink(), "no model.safetensors.*hermes3 consolidate"),
+    (lambda folder: (folder / "model-2.safetensors").unlink(), "model-2.safetensors: .*again"),
+    (lambda folder: (folder / "adapter_config.json").write_text("{}"), "merge-lora.*merged"),
+    (lambda folder: add_shard(folder, 3, {"q.base_layer.weight": torch.zeros(1)}), "adapter inside .q.base_layer"),
+    (lambda folder: save_file({}, folder / "model-2.safetensors"), "model-2.safetensors holds .* and it does not"),
+    (lambda folder: os.truncate(folder / "model-1.safetensors", 4), "model-1.safetensors: .*again"),
+    (lambda folder: os.truncate(folder / "model-1.safetensors", 100_000), "model-1.safetensors: .*again"),
+]
+
+
+@pytest.mark.parametrize(("harm", "message"), HARMS)
+def test_a_folder_that_is_no_whole_model_is_refused(harm, message, sharded):
+    harm(sharded)
+    with pytest.raises(ValueError, match=message):
+        check_model(sharded)
