@@ -212,6 +212,17 @@ def test_a_category_of_ones_own_has_its_budget_and_its_line_and_no_paper_beside_
     assert "| tickets | " in card and "Math" not in card and "12.8" not in card
 
 
+def test_an_estimate_is_the_build_where_all_is_read_and_near_it_from_a_sample(build, tmp_path, monkeypatch):
+    category = {"tokens": 300, "sources": [SOURCE | {"weight": 1}, SOURCE | {"name": "more", "weight": 2}]}
+    manifest = build([*ROWS, *(row(f"more-{i}", f"Is {i} more?", "Yes.") for i in range(200))], category=category)
+    taken = {source["name"]: source["tokens"] for source in manifest["sources"] if source["tokens"]}
+    share, rows = builder.estimate(tmp_path / "spec.yml", tmp_path)
+    assert share == 1 and {one["source"]: one["tokens"] for one in rows} == taken and rows[0]["budget"] == 300
+    monkeypatch.setattr(builder, "SAMPLED", 6_000)
+    share, rows = builder.estimate(tmp_path / "spec.yml", tmp_path)
+    assert 0.1 < share < 0.5 and sum(one["tokens"] for one in rows) == pytest.approx(300, rel=0.2)
+
+
 def test_an_audit_shows_what_was_left_out_and_the_card_says_how_much_was_right(build, tmp_path):
     twin, refusal = row("twin", "0?", "It is 0."), row("no", "Help me.", "I'm sorry, but I can't help with that.")
     build([*ROWS, twin, refusal])

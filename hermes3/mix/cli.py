@@ -17,6 +17,8 @@ def build(
     spec: Spec,
     out: Annotated[Path, typer.Option(help="folder to write")],
     data_root: DataRoot = Path(),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="estimate from a sample what it would hold")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the manifest, or the estimate, as JSON")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="processes; all cores by default")] = None,
     cache: Annotated[Path | None, typer.Option(help="folder of finished work; .cache beside OUT by default")] = None,
 ) -> None:
@@ -26,7 +28,17 @@ def build(
     """
     from hermes3.mix import build
 
+    if dry_run:
+        share, rows = build.estimate(spec, data_root)
+        lines = [
+            f"{{category}}: {{source}}: {{tokens:,}} tokens{' of {budget:,}' * bool(one['budget'])}".format(**one)
+            for one in rows
+        ]
+        note = f"from {share:.0%} of the rows; without decontamination, and near-copies beyond the sample"
+        return print(json.dumps(rows) if as_json else "\n".join([*lines, note]))
     built = build.build(spec, out, data_root, workers or 0, cache).manifest
+    if as_json:
+        return print(json.dumps(built))
     for name, category in built["categories"].items():
         print(f"{name}: {category['rows']:,} rows, {category['tokens']:,} tokens")
     for key in ("rejects", "shortfalls", "unmet_weights"):

@@ -99,13 +99,19 @@ def start(stages: Stages) -> None:
         pa.set_cpu_count(1)
 
 
-def make(chunk: Chunk, path: Path) -> None:
-    """Process `chunk` and write its shard."""
+def table_of(chunk: Chunk, stages: Stages) -> tuple[pa.Table, list[Example], Counter[str]]:
+    """The chunk's rows that pass, the records of the others, and what was counted."""
     rejects: list[Example] = []
     counts: Counter[str] = Counter()
-    rows = _rows(chunk, _stages, rejects, counts)
-    tables = [_table(list(batch), _stages, rejects) for batch in batched(rows, BATCH)]
-    table = pa.concat_tables([schema(_stages.spec).empty_table(), *tables]).combine_chunks()
+    rows = _rows(chunk, stages, rejects, counts)
+    tables = [_table(list(batch), stages, rejects) for batch in batched(rows, BATCH)]
+    table = pa.concat_tables([schema(stages.spec).empty_table(), *tables]).combine_chunks()
+    return table, rejects, counts
+
+
+def make(chunk: Chunk, path: Path) -> None:
+    """Process `chunk` and write its shard."""
+    table, rejects, counts = table_of(chunk, _stages)
     about = {"counts": counts, "bytes": sum(map(len, chunk.lines)), "rejects": rejects}
     table = table.replace_schema_metadata({"hermes3": json.dumps(about)})
     tmp = path.with_name(f".{path.name}.hermes3-{secrets.token_hex(4)}")
