@@ -43,8 +43,10 @@ def test_a_command_is_what_its_program_takes(command, request):
     else:
         assert program in OTHERS, f"no check for {command}"
     if help_of and options:
-        inside = request.getfixturevalue("slurm").inside if help_of[0] in OF_SLURM else []
-        said = subprocess.run([*inside, *help_of, "--help"], capture_output=True, text=True).stdout
+        if help_of[0] in OF_SLURM:
+            said = request.getfixturevalue("slurm").run(*help_of, "--help").stdout
+        else:
+            said = subprocess.run([*help_of, "--help"], capture_output=True, text=True).stdout
         assert program != "scontrol" or words[1] in said
         for word in takewhile(lambda word: word.startswith("-"), options):  # then it is another program's, as of srun
             assert not word.startswith("--") or word.split("=")[0] in said, word
