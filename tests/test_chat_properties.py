@@ -138,10 +138,6 @@ def test_every_example_in_the_docs_is_part_of_a_golden_file():
     assert len(examples) >= 4 and [example for example in examples if example not in rendered] == []
 
 
-def test_a_message_marked_train_false_bears_no_loss(renderer):
-    assert (renderer.render([([USER, ANSWER | {"train": False}], None)])[0].labels == IGNORE).all()
-
-
 def test_the_system_and_user_messages_of_the_forms_are_those_of_the_cases():
     system, *_ = CASES["json mode"][0]
     assert json_system({"type": "object", "properties": {"city": {"type": "string"}}}) == system["content"]
@@ -180,6 +176,7 @@ def test_a_row_is_shown_with_what_bears_loss(renderer, tokenizer):
     trained = "".join(piece for piece, style in spans if "green" in style)
     assert trained.startswith("<tool_call>") and trained.endswith("It is grey.<|im_end|>")
     assert {"<tool_call>", "<|im_end|>"} <= {piece for piece, style in spans if "bold" in style}
+    assert (renderer.render([([USER, ANSWER | {"train": False}], None)])[0].labels == IGNORE).all()
 
 
 @pytest.fixture

@@ -84,7 +84,6 @@ def runs(base, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(stopped_sft) -> Run:
-    """Two epochs on two ranks."""
     return stopped_sft.through
 
 
