@@ -97,6 +97,11 @@ def test_without_a_checkpoint_another_job_begins_anew(run, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     hold(run)
     assert json.loads((run / "out/made_of.json").read_text())["job"] == "8"
+    weights = (run / "base/model.safetensors").rename(run / "elsewhere")  # the mount is lost on this node
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    hold(run)
+    weights.rename(run / "base/model.safetensors")
+    hold(run)  # another attempt, on a node that has it
     (run / "out/made_of.json").unlink()
     (run / "out/checkpoint-8").mkdir()
     hold(run)

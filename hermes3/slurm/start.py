@@ -141,7 +141,9 @@ def values(path: Path, recipe: dict[str, Any]) -> dict[str, Any]:
 def made_of(path: Path, recipe: dict[str, Any]) -> dict[str, Any]:
     """`values`, and `files`: hashes of the mix and of what values name."""
     kept = values(path, recipe)
-    files = {value: fingerprint(Path(value)) for value in kept.values() if isinstance(value, str) and exists(value)}
+    named = [Path(value) for value in kept.values() if isinstance(value, str)]
+    # an empty folder is a mount that this node lacks, and no base model: the preflight will say so
+    files = {str(path): fingerprint(path) for path in named if path.is_file() or (path.is_dir() and any(path.iterdir()))}
     for data in {str(entry.get("path")) for entry in recipe.get("datasets") or []}:
         manifest = Path(data).parent / "manifest.json"
         if manifest.is_file():
