@@ -143,7 +143,9 @@ def made_of(path: Path, recipe: dict[str, Any]) -> dict[str, Any]:
     kept = values(path, recipe)
     named = [Path(value) for value in kept.values() if isinstance(value, str)]
     # an empty folder is a mount that this node lacks, and no base model: the preflight will say so
-    files = {str(path): fingerprint(path) for path in named if path.is_file() or (path.is_dir() and any(path.iterdir()))}
+    files = {
+        str(path): fingerprint(path) for path in named if path.is_file() or (path.is_dir() and any(path.iterdir()))
+    }
     for data in {str(entry.get("path")) for entry in recipe.get("datasets") or []}:
         manifest = Path(data).parent / "manifest.json"
         if manifest.is_file():
