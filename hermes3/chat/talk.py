@@ -107,7 +107,9 @@ def _alone(speaker: Speaker) -> None:
     text = speaker.answer(stream=True)
     while speaker.tools and (calls := parse_tool_calls(text)):
         for call in calls:
-            arguments = ", ".join(f"{key}={json.dumps(value)}" for key, value in call["arguments"].items())
+            arguments = ", ".join(
+                f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in call["arguments"].items()
+            )
             if (response := _ask(f"answer of {call['name']}({arguments})")) is None:
                 return
             speaker.messages.append({"role": "tool", "name": call["name"], "content": response})
