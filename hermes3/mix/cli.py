@@ -87,7 +87,7 @@ def audit(
     """Look at rows that MIX left out. Each is shown beside what it repeats, to be marked; the card says how many were
     right.
 
-    Example: echo q | hermes3 mix audit mixes/tiny_sft
+    Example: hermes3 mix audit mixes/tiny_sft
     """
     from rich.console import Console
     from rich.table import Table
