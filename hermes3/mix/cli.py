@@ -90,6 +90,7 @@ def audit(
     Example: hermes3 mix audit mixes/tiny_sft
     """
     from rich.console import Console
+    from rich.prompt import Prompt
     from rich.table import Table
     from rich.text import Text
 
@@ -101,11 +102,10 @@ def audit(
         table = Table("left out", *(["it repeats"] if other else []), title=Text(f"{title}\n{why}"), expand=True)
         table.add_row(*map(Text, filter(None, (text, other))))
         console.print(table)
-        while (answer := console.input("(r)ight to leave it out, (w)rong, (s)kip, (q)uit: ").strip()) not in tuple(
-            "rwsq"
-        ):
-            pass
-        return answer
+        try:
+            return Prompt.ask("(r)ight to leave it out, (w)rong, (s)kip, (q)uit", choices=list("rwsq"), console=console)
+        except EOFError:
+            return "q"
 
     for one in audit.audit(mix, per_stage, data_root, ask):
         print(f"{one['stage']}: {one['right']} of {one['marked']} right, 95 %: {one['low']:.2f} to {one['high']:.2f}")
