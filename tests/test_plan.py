@@ -220,8 +220,7 @@ def test_copies_cost_memory():
         return memory(EIGHT, work, setting, H100, 6, 8).gpu
 
     whole, copies, zero, hpz = (gpu(one) for one in (FSDP, replace(FSDP, group=8), FULL, replace(FULL, group=8)))
-    for part in ("parameters", "optimizer"):
-        assert copies[part] == pytest.approx(6 * whole[part], rel=1e-6)
+    assert all(copies[part] == pytest.approx(6 * whole[part], rel=1e-6) for part in ("parameters", "optimizer"))
     assert hpz["weights, a copy per group"] == round(WEIGHTS / 8)
     assert all(hpz.get(part) == zero.get(part) for part in ("parameters", "gradients", "optimizer"))
     alone = memory(EIGHT, ONE, Setting("alone", REPLICATED), H100, 1, 1).gpu
