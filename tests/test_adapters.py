@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 import yaml
-from conftest import ROOT, real_rows
+from conftest import ROOT
 
 from hermes3.chat.prompts import tools_system
 from hermes3.messages import BadRow, check, clean, tool_call
@@ -16,7 +16,6 @@ from hermes3.mix.columns import Row
 from hermes3.mix.spec import Adapter
 from hermes3.mix.turns import ROLE_OF
 
-REAL = ROOT.parent / "shared/data/train"
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 SAID = [USER, ANSWER]
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string", "description": "its 'name'"}}}
@@ -64,37 +63,20 @@ def refused(adapter, row) -> BadRow:
     return caught.value
 
 
-def test_the_spec_and_the_adapters_name_the_same_shapes():
-    assert set(get_args(Adapter)) == set(ADAPTERS)
-
-
 @pytest.mark.parametrize("case", DATA["become"] + DATA["structured"])
 def test_every_shape_becomes_messages(case):
     tools = case.get("tools", [TOOL] if case in DATA["structured"] else [])
     assert ADAPTERS[case["adapter"]](case["row"]) == {"messages": case["messages"], "tools": tools}
 
 
-@pytest.mark.parametrize("case", DATA["prompts"] + DATA["repeated"])
-def test_a_preference_s_prompt_comes_in_every_form_and_is_compared_with_what_both_sides_repeat(case):
+@pytest.mark.parametrize("case", DATA["prompts"] + DATA["repeated"] + DATA["answers"])
+def test_a_preference_comes_in_every_form_and_its_prompt_is_compared_with_what_both_sides_repeat(case):
     chosen, rejected = ANSWER, {**ANSWER, "content": "b"}
-    sides = {"chosen": "a", "rejected": "b"}
+    row = {"chosen": "a", "rejected": "b"} | case["row"]
     if shared := case.get("shared"):
-        sides = {"chosen": [*shared, chosen], "rejected": [*shared, rejected]}
-    expected = {"messages": case["messages"], "tools": [], "chosen": chosen, "rejected": rejected}
-    assert ADAPTERS["preference"](case["row"] | sides) == expected
-
-
-@pytest.mark.parametrize("columns", DATA["answers"])
-def test_a_preference_s_answers_come_in_every_form(columns):
-    expected = {"messages": SAID[:1], "tools": [], "chosen": ANSWER, "rejected": {**ANSWER, "content": "b"}}
-    assert ADAPTERS["preference"]({"prompt": "q"} | columns) == expected
-
-
-def test_a_preference_may_be_between_calls():
-    calls = [("system", NEWEST), ("human", "q"), ("gpt", CALLED), ("tool", RESPONSE["content"]), ("gpt", "a")]
-    got = ADAPTERS["preference"]({**sharegpt(*calls, ("human", "q")), "chosen": CALLED, "rejected": {"value": "no"}})
-    assert got["messages"] == [USER, CALLS, RESPONSE, ANSWER, USER] and got["tools"] == [TOOL]
-    assert got["chosen"] == CALLS and got["rejected"]["content"] == "no"
+        row |= {"chosen": [*shared, chosen], "rejected": [*shared, rejected]}
+    expected = {"messages": case["messages"], "tools": case.get("tools", []), "chosen": chosen, "rejected": rejected}
+    assert ADAPTERS["preference"](row) == expected | case.get("sides", {})
 
 
 @pytest.mark.parametrize("case", DATA["unread"])
@@ -154,30 +136,11 @@ def test_responses_are_named_by_id_and_stand_in_the_calls_order(ids):
     assert "no open call has its tool_call_id, '7'" in str(refused("messages", row))
 
 
-CALL_TEXTS = [
-    CALLED,
-    "<tool_call>\n{'arguments': {'city': 'Ulm'}, 'name': 'sky'}\n</tool_call>\n",
-    '<tool_call>{"arguments": "{\\"city\\": \\"Ulm\\"}", "name": "sky"}</tool_call>',
-]
-RESPONSE_TEXTS = [
-    '<tool_response>\n{"name": "sky", "content": {"sky": "grey"}}\n</tool_response>\n',
-    "<tool_response>\n{'sky': 'grey'}\n</tool_response>",
-    '{"sky": "grey"}',
-]
-
-
 @pytest.mark.parametrize("prompt", [NEWEST, *WORDINGS.values(), WORDINGS["common"].replace(". ", ".\n")])
 def test_hermes_text_becomes_structured(prompt):
-    for call, response in product(CALL_TEXTS, RESPONSE_TEXTS):
+    for call, response in product(DATA["texts"]["calls"], DATA["texts"]["responses"]):
         row = sharegpt(("system", prompt), ("human", "q"), ("gpt", call), ("tool", response), ("gpt", "a"))
         assert ADAPTERS["sharegpt"](row) == {"messages": [USER, CALLS, RESPONSE, ANSWER], "tools": [TOOL]}
-
-
-@pytest.mark.parametrize("case", DATA["hermes_refused"])
-def test_hermes_text_that_cannot_be_read_is_refused(case):
-    said = [(turn["role"], turn["content"]) for turn in case["turns"]]
-    row = sharegpt(("system", case.get("system", NEWEST)), ("human", "q"), *said)
-    assert refused("sharegpt", row).reason == case["reason"]
 
 
 @pytest.mark.parametrize("case", DATA["rag"]["cases"])
@@ -193,20 +156,11 @@ def test_a_row_of_the_wrong_shape_is_refused(case):
 
 
 def test_a_reason_is_either_of_shape_or_of_content_and_names_the_columns():
+    assert set(get_args(Adapter)) == set(ADAPTERS)
     assert {"wrong_shape", "content_not_text", "tool_call_not_json", "mark_not_understood"} <= SHAPE
     assert not SHAPE & {"role_order", "empty_turn", "undeclared_tool", "no_preference", "citation_without_document"}
     error = refused("question_answer", {"text": "x", "meta": {}})
     assert "no question of type str among ['text', 'meta']" in str(error)
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason="the files of data_mixes/open_small.yml are not on this machine")
-def test_no_row_of_the_real_files_is_refused():
-    assert len(real_rows()) == 1923 + 4535 + 7473 + 300
-    pairs = json.loads((REAL / "dpo_pairs.json").read_text(encoding="utf-8"))
-    assert len([ADAPTERS["preference"](row) for row in pairs]) == 300
-
-
-# --- the message form itself (hermes3/messages.py)
 
 
 def test_clean_keeps_known_keys_and_strips_what_the_assistant_says():
@@ -217,14 +171,8 @@ def test_clean_keeps_known_keys_and_strips_what_the_assistant_says():
     assert tool_call("f", '{"a": null}') == tool_call("f", {"a": None})
 
 
-@pytest.mark.parametrize("case", DATA["bad_messages"])
-def test_a_bad_message_is_refused(case):
-    with pytest.raises(BadRow, match=f"^{case['reason']}"):
-        clean(case["message"])
-
-
-@pytest.mark.parametrize("case", DATA["orders"])
-def test_a_bad_order_is_refused_and_a_good_one_passes(case):
+@pytest.mark.parametrize("case", DATA["bad_messages"] + DATA["orders"])
+def test_a_bad_message_or_order_is_refused_and_a_good_one_passes(case):
     check([{"role": "system", "content": ""}, USER, ANSWER, USER, CALLS, RESPONSE, ANSWER], [TOOL])
     with pytest.raises(BadRow, match=f"^{case['reason']}"):
-        check(case["turns"], [TOOL])
+        check([clean(message) for message in case["turns"]], [TOOL])

@@ -12,7 +12,6 @@ from conftest import ROOT
 from jsonschema import Draft202012Validator
 
 from hermes3.chat.prompts import DEFAULT_SYSTEM, json_system
-from hermes3.chat.tokenizer import REASONING
 from hermes3.evaluate.run import command
 from hermes3.results.suite import load
 
@@ -81,8 +80,6 @@ def test_rows_are_many_different_and_not_trained_on(kind, samples):
         assert json.dumps(last["content"], ensure_ascii=False)[1:-1] not in trained
         roles = [message["role"] for message in before if message["role"] != "system"]
         assert roles == ["user", "assistant"] * (len(roles) // 2)
-    if kind in ("over_refusal", "persona", "end_of_turn"):  # whole texts of their own; elsewhere a question may return
-        assert len({row["messages"][-1]["content"] for row in asked}) == len(asked)
 
 
 def test_what_rows_are_checked_by_is_sound():
@@ -102,28 +99,12 @@ def test_what_rows_are_checked_by_is_sound():
         if set(row["fields"]) in of_one:
             answer = json.dumps(row["fields"])
             assert score("json_mode", row, answer) == {"valid": 1, "right": 1}, answer
-    for row in rows("scratchpad"):
-        names = [tag.split("/")[-1] for tag in row["tags"]]
-        assert set(names) <= set(REASONING)
-        assert all(f"<{name}>" in row["messages"][0]["content"] for name in names)
-
-
-def test_the_fact_of_a_citation_stands_in_its_document_alone():
+    # the fact of a citation stands in its document alone
     for item in yaml.safe_load((ROOT / "eval/tasks/alignment/citations.yml").read_text(encoding="utf-8")):
         for question, number, *facts in item["questions"]:
             holds = [any(alignment_score.has(text, fact) for fact in facts) for _, text in item["documents"]]
             assert [i for i, held in enumerate(holds) if held] == [number], question
             assert not any(alignment_score.has(question, fact) for fact in facts), question
-
-
-def test_the_suite_names_every_task_with_its_strictest_metric():
-    groups = load("alignment").groups.values()
-    named = {task: metric for group in groups for task, metric in group.tasks.items()}
-    assert sorted(named) == TASKS
-    for task, metric in named.items():
-        text = (ROOT / f"eval/tasks/{task}.yaml").read_text(encoding="utf-8")
-        offered = [line.split()[2].rstrip(",") for line in text.splitlines() if "{metric:" in line]
-        assert metric == offered[-1]
 
 
 def test_an_answer_within_the_limit_has_ended(tokenizer):

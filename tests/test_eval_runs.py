@@ -83,13 +83,11 @@ def test_a_killed_run_goes_on_with_the_answers_that_it_had_and_leaves_tasks_by_t
         assert prompt.startswith("<|begin_of_text|><|im_start|>system\n") and prompt.count("<|begin_of_text|>") == 1
         assert prompt.endswith("<|im_start|>assistant\n")
     assert prompts["gsm"].count("<|im_start|>user") == 2, "an example is a turn of its own"
-
-
-def test_the_setting_is_recorded_as_lm_eval_saw_it(evaluated):
-    record = json.loads((evaluated[0] / "out/run.json").read_text())
+    # the setting is recorded as lm_eval saw it
+    record = json.loads((folder / "out/run.json").read_text())
     setting = record["setting"]
-    plain, results = (json.loads(path.read_text()) for path in results_files(evaluated[0] / "out"))
-    assert plain["chat_template_sha"] is None and setting["chat_template_sha"] == results["chat_template_sha"]
+    choices, results = (json.loads(path.read_text()) for path in results_files(folder / "out"))
+    assert choices["chat_template_sha"] is None and setting["chat_template_sha"] == results["chat_template_sha"]
     assert setting["versions"]["lm_eval"] == results["lm_eval_version"] and record["suite"] == "local"
     assert setting["bos"] == {"token": "<|begin_of_text|>", "count": 1}
     assert {results["config"][f"{name}_seed"] for name in ("random", "numpy", "torch")} == {setting["seed"]} == {42}
@@ -121,11 +119,6 @@ def again(evaluated, base, tmp_path, monkeypatch, capfd):
     return tmp_path / "out", evaluate
 
 
-def cut_short(out):
-    path = next((out / "0_shot_plain").rglob("results_*.json"))
-    path.write_text(path.read_text()[:1000])
-
-
 def edit_record(out, **changes):
     record = json.loads((out / "run.json").read_text())
     record["setting"] |= changes
@@ -137,7 +130,7 @@ def edit_record(out, **changes):
     [
         (lambda out: None, [], f"whole already, not run again: {', '.join(EVERY)}", 0),
         (lambda out: next(out.rglob("samples_navigate_*")).unlink(), EVERY[2:], "samples_navigate_", 1),
-        (cut_short, EVERY[:2], "not JSON", 1),
+        (lambda out: os.truncate(next(out.glob("0_shot_plain/**/results_*")), 1000), EVERY[:2], "not JSON", 1),
         (lambda out: edit_record(out, limit=4), EVERY, "limit was 4, is 3", 2),
         (lambda out: edit_record(out, own_tasks="0"), EVERY, "own_tasks was 0", 2),
         (lambda out: edit_record(out, weights="0"), EVERY, "weights was 0", 3),
@@ -157,17 +150,13 @@ def test_only_what_is_whole_and_of_the_same_setting_is_kept(harm, tasks, words, 
     assert bool(list(out.rglob(f"samples_*{STALE}"))) == bool(stale)
 
 
-def test_results_with_another_number_of_shots_are_not_reused(again, evaluated):
-    groups = evaluated[1].groups
-    asked, _ = again[1](groups=groups | {"GSM8K": groups["GSM8K"].model_copy(update={"num_fewshot": 2})})
-    assert asked == ["gsm"]
-
-
-def test_another_suite_sets_no_results_aside(again):
+def test_another_suite_sets_no_results_aside_and_another_number_of_shots_reuses_none(again, evaluated):
     out, evaluate = again
     with pytest.raises(ValueError, match=f"results of suite local under another setting .*; give --out {out}/other"):
         evaluate(name="other", limit=4)
     assert not list(out.rglob(f"*{STALE}")) and evaluate()[0] == []
+    groups = evaluated[1].groups
+    assert evaluate(groups=groups | {"GSM8K": groups["GSM8K"].model_copy(update={"num_fewshot": 2})})[0] == ["gsm"]
 
 
 def test_our_own_tasks_are_another_setting_when_they_have_changed(local, tmp_path):

@@ -23,7 +23,7 @@ from hermes3.plan.cost import INTERRUPTIONS_PER_GPU_HOUR, usual_mfu
 from hermes3.plan.memory import FSDP2, HOST_SHARE, OVERHEAD, REPLICATED, SETTINGS, ZERO3, Setting, memory, runnable
 from hermes3.plan.network import BUS, traffic
 from hermes3.plan.plan import Plan, plan
-from hermes3.plan.shapes import Shape, Work, published, read_config, work_of
+from hermes3.plan.shapes import Work, published, read_config, work_of
 from hermes3.recipe.check import validate
 from hermes3.recipe.hardware import gpu_of
 
@@ -51,21 +51,17 @@ def full(recipe: str, **kwargs) -> Plan:
     return plan(Path(f"recipes/{recipe}.yml"), **kwargs)
 
 
-def llama(shape: Shape) -> LlamaForCausalLM:
-    with torch.device("meta"):
-        return LlamaForCausalLM(llama_config(shape))
-
-
 def test_tied_embeddings_a_config_file_and_an_adapter(tmp_path):
     from peft import LoraConfig, get_peft_model
 
     tied = replace(SMALL, hidden=256, vocab=1000, tied=True, name=str(tmp_path))
-    model = llama(tied)
+    with torch.device("meta"):
+        model, small = (LlamaForCausalLM(llama_config(shape)) for shape in (tied, SMALL))
     model.config.save_pretrained(tmp_path)
     assert read_config(tmp_path / "config.json") == tied
     assert tied.parameters == sum(p.numel() for p in model.parameters())
     assert tied.layer == sum(p.numel() for p in model.model.layers[0].parameters())
-    adapted = get_peft_model(llama(SMALL), LoraConfig(r=32, target_modules="all-linear", task_type="CAUSAL_LM"))
+    adapted = get_peft_model(small, LoraConfig(r=32, target_modules="all-linear", task_type="CAUSAL_LM"))
     assert SMALL.lora(32) == adapted.get_nb_trainable_parameters()[0]
 
 
@@ -126,7 +122,6 @@ def test_other_hardware_keeps_the_batch_and_given_figures_act():
     assert figures.cost.mfu == 0.5 and figures.cost.usd == pytest.approx(3 * figures.cost.gpu_hours)
     assert figures.cost.gpu_hours == pytest.approx(147 * figures.cost.paper_mfu / 0.5, rel=1e-3)
     assert figures.checkpoints.weights_seconds == pytest.approx(2 * PUBLISHED["8B"] / 1e9)
-    assert not any("price" in warning or "storage" in warning for warning in figures.warnings)
 
 
 def test_checkpoints_failures_and_their_interval():
@@ -147,11 +142,7 @@ def test_storage_is_of_all_that_is_kept_as_it_is_trained(tmp_path):
     assert whole.checkpoints.weights == 2 * PUBLISHED["70B"] and whole.own.setting.gathered == 2
     assert whole.checkpoints.storage == 5 * 14 * PUBLISHED["70B"] + 2 * PUBLISHED["70B"]
     assert adapter.checkpoints.storage < 0.01 * whole.checkpoints.storage
-    for changes, weights, state in (
-        ({"deepspeed": None}, 4, 12),
-        ({"deepspeed": None, "plugins": None}, 2, 6),
-        ({"save_only_model": True}, 2, 2),
-    ):
+    for changes, weights, state in CASES["saved"]:
         saved = plan(edited(tmp_path, "8b_sft", **changes)).checkpoints
         assert (saved.weights, saved.state) == (weights * PUBLISHED["8B"], state * PUBLISHED["8B"])
     # the paper: 45 % of efficiency with parameters on the host
@@ -186,9 +177,8 @@ def test_json_is_the_plan_and_text_names_its_parts():
     assert {"parameters", "layer inputs", "loss", "gathered weights"} <= set(own["gpu"])
     assert sum(own["gpu"].values()) == own["moments"][own["peak"]]
     text = " ".join(CliRunner().invoke(app, ["plan", "recipes/405b_sft.yml"]).output.split())
-    names = ["405,853,388,800 parameters", "387 per epoch, 1,550 in all", "the fewest", "layer inputs", "note:"]
-    for words in (*names, "(modelled)", "cheapest 8", "quickest 16", "the paper's 2,086"):
-        assert words in text
+    names = ("405,853,388,800 parameters", "387 per epoch, 1,550 in all", "layer inputs", "note:", "(modelled)")
+    assert all(words in text for words in (*names, "cheapest 8", "quickest 16", "the paper's 2,086"))
 
 
 def test_zero_3_moves_three_times_the_model():
@@ -230,8 +220,7 @@ def test_copies_cost_memory():
         return memory(EIGHT, work, setting, H100, 6, 8).gpu
 
     whole, copies, zero, hpz = (gpu(one) for one in (FSDP, replace(FSDP, group=8), FULL, replace(FULL, group=8)))
-    for part in ("parameters", "optimizer"):
-        assert copies[part] == pytest.approx(6 * whole[part], rel=1e-6)
+    assert all(copies[part] == pytest.approx(6 * whole[part], rel=1e-6) for part in ("parameters", "optimizer"))
     assert hpz["weights, a copy per group"] == round(WEIGHTS / 8)
     assert all(hpz.get(part) == zero.get(part) for part in ("parameters", "gradients", "optimizer"))
     alone = memory(EIGHT, ONE, Setting("alone", REPLICATED), H100, 1, 1).gpu
@@ -266,46 +255,35 @@ def test_the_nearest_measured_mfu_is_taken_and_named(monkeypatch):
     assert usual_mfu(EIGHT, ONE, replace(FULL, offload="all"), H100)[0] == pytest.approx(0.3 * 0.55)
 
 
-# The paper trained 405B by FSDP with CPU offload on at least 7 nodes, and states neither precision nor hosts nor how it
-# saves: 7 follow from fp32 weights and, on one host, the whole model in bf16 beside them (docs/planning.md)
-PAPER, PAPER_NODES = Setting("the paper's FSDP, as assumed", FSDP2, offload="all", gathered=2), 7
-RANKS, TOKENS = 48, 8192
-MOST = 0.10  # of the measured bytes
+PAPER = Setting("the paper's FSDP, as assumed", FSDP2, offload="all", gathered=2)
 
 
 def setting(engine: str, offload: str = "", fp32: bool = True) -> Setting:
     return next(one for one in SETTINGS if (one.engine, one.fp32, one.offload) == (engine, fp32, offload))
 
 
-def compare(what: str, planned: float, measured: float) -> None:
+def compare(what: str, planned: float, measured: float, most: float = 0.10) -> None:
     error = planned / measured - 1
     print(f"{what:58} plan {planned / 1e6:10,.1f} MB, measured {measured / 1e6:10,.1f} MB, error {error:+.1%}")
-    assert abs(error) <= MOST, what
+    assert abs(error) <= most, what
 
 
-LIGER, PLAIN = (Work(TOKENS, liger_norm=on, liger_glu=on, fused_loss=on) for on in (True, False))
-KINDS = {  # name: shape, fp32 weights, work, layers; with Liger last, which stays patched in
-    "8B, {} layers, bf16, checkpointed": (EIGHT, False, PLAIN, (4,)),
-    "8B, {} layers, bf16, whole": (EIGHT, False, replace(PLAIN, checkpointing=False), (2, 3)),
-    "8B, {} layers, fp32, checkpointed, Liger": (EIGHT, True, LIGER, (4, 6)),
-    "8B, {} layers, bf16, whole, Liger": (EIGHT, False, replace(LIGER, checkpointing=False), (2, 3)),
-    "70B, {} layers, fp32, checkpointed, Liger": (SEVENTY, True, LIGER, (4,)),
-}
-TRACKED = {
-    kind.format(layers): (replace(shape, layers=layers), fp32, work)
-    for kind, (shape, fp32, work, counts) in KINDS.items()
-    for layers in counts
+LIGER, PLAIN = (Work(8192, liger_norm=on, liger_glu=on, fused_loss=on) for on in (True, False))
+TRACKED = {  # name: shape, fp32 weights, work; with Liger last, which stays patched in
+    "8B, 4 layers, bf16, checkpointed": (replace(EIGHT, layers=4), False, PLAIN),
+    "8B, 3 layers, bf16, whole": (replace(EIGHT, layers=3), False, replace(PLAIN, checkpointing=False)),
+    "8B, 6 layers, fp32, checkpointed, Liger": (replace(EIGHT, layers=6), True, LIGER),
+    "8B, 3 layers, bf16, whole, Liger": (replace(EIGHT, layers=3), False, replace(LIGER, checkpointing=False)),
+    "70B, 4 layers, fp32, checkpointed, Liger": (replace(SEVENTY, layers=4), True, LIGER),
 }
 
 
 @pytest.fixture(scope="module")
 def tracked() -> dict[str, dict]:
     """Each case, by torch's FSDP2 memory tracker over fake tensors and a fake process group."""
-    cases = [
-        {"shape": asdict(shape), "fp32": fp32, "ranks": RANKS} | asdict(work) for shape, fp32, work in TRACKED.values()
-    ]
+    cases = [{"shape": asdict(shape), "fp32": fp32} | asdict(work) for shape, fp32, work in TRACKED.values()]
     command = [sys.executable, "-m", "tests.plan_tracker", json.dumps(cases)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(zip(TRACKED, json.loads(done.stdout.splitlines()[-1]), strict=True))
 
@@ -315,22 +293,12 @@ def test_peak_of_a_sharded_step(tracked, name):
     shape, fp32, work = TRACKED[name]
     measured, planned = tracked[name], memory(shape, work, setting(FSDP2, fp32=fp32), H100, nodes=6, per_node=8)
     moments = {moment: size - OVERHEAD for moment, size in planned.moments.items()}
-    compare(f"{name}: peak", max(moments.values()), max(measured[moment] for moment in moments))
+    compare(f"{name}: peak", max(moments.values()), max(measured[moment] for moment in moments), 0.02)
     if work.fused_loss:  # unfused, the logits' gradients come in the backward pass, and are the peak of both
         for moment in ("loss", "backward"):
             compare(f"{name}: {moment}", moments[moment], measured[moment])
     for part in ("parameters", "optimizer"):
         compare(f"{name}: {part}", planned.gpu[part], measured["states"][part])
-
-
-@pytest.mark.parametrize("kind", [kind for kind, (*_, counts) in KINDS.items() if len(counts) == 2])
-def test_activations_of_one_layer(tracked, kind):
-    shape, _, work, (fewer, more) = KINDS[kind]
-    measured = tracked[kind.format(more)]["activations"] - tracked[kind.format(fewer)]["activations"]
-    planned = work.layer_input(shape)  # all that checkpointing keeps
-    if not work.checkpointing:
-        planned += work.layer(shape)
-    compare(f"{kind.format(1)}: activations", planned, measured / (more - fewer))
 
 
 def test_activations_of_a_layer_with_an_adapter():
@@ -362,18 +330,10 @@ def test_model_states_are_those_that_deepspeed_estimates(shape, offload):
         assert sum(states.values()) < at_step <= sum(states.values()) + 6e9
 
 
-@pytest.mark.parametrize(
-    ("way", "host", "nodes"),
-    [
-        (PAPER, 2.0e12, PAPER_NODES),
-        (setting(FSDP2, "all"), 1.1e12, PAPER_NODES),
-        (setting(FSDP2, "all"), 2.0e12, 4),
-        (replace(PAPER, fp32=False), 2.0e12, 4),
-        (setting(FSDP2, "all").gathering(), 2.0e12, 37),
-    ],
-)
-def test_nodes_that_405b_needs_with_all_on_the_host(way, host, nodes):
+@pytest.mark.parametrize(("fp32", "gathered", "host", "nodes"), CASES["all_on_the_host"])
+def test_nodes_that_405b_needs_with_all_on_the_host(fp32, gathered, host, nodes):
     """The paper: at least 7. Under which assumptions the plan says so too, and what others give, by hand."""
+    way = replace(PAPER, fp32=fp32, gathered=gathered)
     states = (16 if way.fp32 else 8) * LARGEST.parameters
     by_hand = -(-states // (HOST_SHARE * host - way.gathered * LARGEST.parameters))
     gpu = replace(H100, host_memory=host)

@@ -1,7 +1,6 @@
 """The report on input that is not as it should be: refused, or called not comparable in words; never averaged."""
 
 import json
-import re
 
 import pytest
 from lm_eval_files import CASES, DATE, write_report, write_run, write_scores
@@ -102,11 +101,10 @@ def test_stages_that_were_not_evaluated_alike(folder, tmp_path, case):
 
 
 def test_prompts_that_no_setting_explains(folder, tmp_path):
-    after = write_scores(tmp_path / "DPO", TASKS)
-    for stage, different in ((folder, 0), (after, 30)):
+    for stage, different in ((folder, 0), (write_scores(tmp_path / "DPO", TASKS), 30)):
         text = samples(stage).read_text().replace('"doc": {}', '"prompt_hash": "x"')
         samples(stage).write_text(text.replace('"x"', '"y"', different))
-    stages = read_evaluation("SFT", folder), read_evaluation("SFT+DPO", after)
+    stages = read_evaluation("SFT", folder), read_evaluation("SFT+DPO", tmp_path / "DPO")
     reasons = [why_not(*stages, Group(task, ((task, "acc", "none"),))) for task in TASKS]
     assert reasons == ["30 of 100 prompts differ", None]
 
@@ -123,14 +121,12 @@ def test_seeds(folder, tmp_path):
     assert (a["mean"], a["deviation"], b["deviation"]) == (pytest.approx(0.63), pytest.approx(0.0264575), 0)
     assert a["sampling"] == pytest.approx(0.048, abs=0.001)
     assert a["left_out"] == ["SFT, seed 2: chat templates 01234567 and ffffffff"]
-    cells = "".join(f'<td class="n">{one}.*?</td>' for one in ("60", "–", "64", "65", "63"))
-    page = (tmp_path / "out/index.html").read_text()
-    assert re.search(f"over 3 of 4 seeds; left out: {a['left_out'][0]}.*?\n{cells}", page)
+    assert f"over 3 of 4 seeds; left out: {a['left_out'][0]}" in (tmp_path / "out/index.html").read_text()
     assert report["scores"]["rows"][0]["scores"]["SFT"]["value"] == pytest.approx(0.63)
     assert [one["stage"] for one in report["evaluations"]] == ["SFT", *(f"SFT, seed {n}" for n in (2, 3, 4))]
 
 
-def test_the_verb_takes_seeds_and_a_size_and_says_the_same_from_every_folder(folder, tmp_path, monkeypatch):
+def test_the_verb_says_the_same_everywhere_and_writes_nothing_beside_a_cut_selection(folder, tmp_path, monkeypatch):
     arguments = ["--scores", f"SFT={folder}", "--scores", f"SFT={folder}", "--size", "8b"]
     result = CliRunner().invoke(app, ["report", "--out", str(tmp_path / "out"), *arguments])
     assert "Compared on 0 of 17 rows of the paper's table: too few to say" in result.stdout
@@ -139,11 +135,8 @@ def test_the_verb_takes_seeds_and_a_size_and_says_the_same_from_every_folder(fol
     CliRunner().invoke(app, ["report", "--out", str(tmp_path / "again"), *arguments])
     for name in ("report.json", "index.html"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-
-
-def test_nothing_is_written_beside_a_truncated_selection(folder, tmp_path):
     run = write_run(tmp_path / "run", [{"step": 1, "loss": 1.0}])
     (run / "select.json").write_text('{"totals": {"1')
     with pytest.raises(UserError, match="select.json: not JSON"):
-        write_report(tmp_path / "out", {"SFT": folder}, {"SFT": run})
-    assert not (tmp_path / "out").exists()
+        write_report(tmp_path / "unwritten", {"SFT": folder}, {"SFT": run})
+    assert not (tmp_path / "unwritten").exists()

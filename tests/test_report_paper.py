@@ -59,8 +59,7 @@ def test_not_comparable_says_why(case):
     for pair in table["rows"][0]["against"].values():
         assert (pair["mark"], pair["reason"]) == ("not comparable", case["reason"])
         assert "p" not in pair
-    assert table["mean"] is None
-    assert case["reason"] in words.reproduced(table)
+    assert table["mean"] is None and case["reason"] in words.reproduced(table)
 
 
 def test_a_row_under_another_protocol_is_shown_and_is_no_part_of_the_verdict(tmp_path):
@@ -77,9 +76,7 @@ def test_a_row_under_another_protocol_is_shown_and_is_no_part_of_the_verdict(tmp
     assert report["paper"]["mean"]["rows"] == 1
     assert report["verdict"][0].startswith("Compared on 1 of 17 rows")
     assert f"ARC-C (under another protocol: {ours}; the paper's: {paper})" in report["verdict"][0]
-    page = (tmp_path / "out/index.html").read_text()
-    assert f"<small>here: {ours}; the paper: {paper}</small>" in page
-    assert f'<span class="{OTHERWISE}">{OTHERWISE}</span><small>{ours}; the paper\'s' in page.replace("&#39;", "'")
+    assert f"<small>here: {ours}; the paper: {paper}</small>" in (tmp_path / "out/index.html").read_text()
 
 
 def suite(name, shots=0, **tasks):
@@ -153,8 +150,7 @@ def test_mt_bench_is_on_its_own_scale():
     table = compared(stage, of, {"MT-Bench": {"values": [82.7]}}, column)
     assert table["rows"][0]["against"]["hermes3_8b"]["reason"] == "measured in points, published in another unit"
     stage.tasks["mt_bench"]["judge"] = "some-model"
-    reason = compared(stage, of, rows, column)["rows"][0]["against"]["hermes3_8b"]["reason"]
-    assert "judged by some-model in a wording of our own" in reason
+    assert "judged by some-model in a wording of our own" in words.reproduced(compared(stage, of, rows, column))
 
 
 @pytest.mark.parametrize("asked", [0, 5000])
@@ -175,11 +171,10 @@ def test_which_of_the_papers_models(tmp_path, monkeypatch):
     stages = [stage_of({"a": 1}, name) for name in ("base", "SFT", "SFT+DPO")]
     tables = {size: compare_with_paper(stages, [], load("table5"), {size}) for size in ("8b", "70b", "405b")}
     assert {size: table["stage"] for size, table in tables.items()} == {"8b": "SFT+DPO", "70b": "SFT", "405b": "SFT"}
-    assert tables["8b"]["columns"] == {"hermes3_8b": "Hermes 3 8B", "llama31_8b": "Llama 3.1 8B Instruct"}
     rows = {row["name"]: row for row in tables["8b"]["rows"]}
-    assert len(rows) == 17 and rows["MT-Bench"]["scale"] == 1 and "66.70" in rows["IFEval"]["note"]
-    values = [pair["published"] for pair in rows["MMLU"]["against"].values()]
-    assert values == pytest.approx([0.6479, 0.6805])
+    assert len(rows) == 17 and rows["MT-Bench"]["scale"] == 1
+    published = {column: pair["published"] for column, pair in rows["MMLU"]["against"].items()}
+    assert published == pytest.approx({"hermes3_8b": 0.6479, "llama31_8b": 0.6805})
     monkeypatch.setattr(build, "recipe_of", lambda folder: folder.name and Path(f"recipes/{folder.name}.yml"))
     runs = {name: write_run(tmp_path / name, [{"step": 1, "loss": 1.0}]) for name in ("70b_sft", "70b_dpo", "8b_dpo")}
     scores = {"base": write_scores(tmp_path / "base", {"a": {"acc": 1}})}
@@ -199,7 +194,4 @@ def test_the_whole_suite(tmp_path):
     assert (n["AGIEval"], n["BBH"], n["GPQA"], n["MATH Lvl 5"]) == (2546, 5761, 1192, 1324)
     assert (n["MMLU"], n["MMLU-PRO"], n["MuSR"], n["IFEval"]) == (14042, 12032, 756, 541)
     assert sum(n.values()) == 59_476
-    labels = [row["task_label"] for row in report["scores"]["rows"]]
-    assert [name for name in labels if "," not in name] == [name for name in rows if name != "MT-Bench"]
-    assert re.match(r"Compared on 1\d of 17 rows of the paper's table: it ", report["verdict"][0])
     assert (tmp_path / "out" / "index.html").stat().st_size < 1_000_000

@@ -88,9 +88,7 @@ def test_an_epoch_is_chosen_recorded_linked_and_printed(run):
     printed = CliRunner().invoke(app, words).stdout
     assert "chosen: epoch 2" in printed and f"{run}/run/best -> " in printed
     assert json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)["epoch"] == 2
-
-
-def test_what_the_choice_leaves_out_is_said(run):
+    # what the choice leaves out is said
     notes = select(run / "run", run / "two.yml", results(run, 1, 3))["notes"]
     assert notes[0] == f"Epoch 2 of {run}/run was not among them."
     for epoch in LEVELS:
@@ -98,44 +96,22 @@ def test_what_the_choice_leaves_out_is_said(run):
     assert "Only 400 questions per task" in select(run / "run", run / "two.yml", results(run))["notes"][0]
 
 
-def edit(folder, change):
-    """Apply `change` to the results file of epoch 3."""
+def edit(folder, part, **tasks):
+    """Other values of tasks in one part of the results file below `folder`; None takes a task out."""
     path = next(folder.rglob("results_*.json"))
     content = json.loads(path.read_text())
-    change(content)
+    content[part] = {task: value for task, value in (content[part] | tasks).items() if value is not None}
     path.write_text(json.dumps(content))
-
-
-def without_tools(content):
-    for part in ("results", "n-samples", "versions", "n-shot"):
-        del content[part]["tiny_tool_call"]
-
-
-def fewer_shots(content):
-    content["n-shot"].update(tiny_tool_call=5)
-
-
-def other_judge(content):
-    content["versions"].update(tiny_choice="by another judge")
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (
-            lambda run: edit(run / "3", without_tools),
-            "3: Tools, .*: not measured on epoch 3; .*--without Tools",
-        ),
-        (lambda run: edit(run / "3", fewer_shots), "3: Tools, against .*1: tiny_tool_call: not measured on epoch 3"),
-        (
-            lambda run: edit(run / "3", other_judge),
-            "3: Choice, .*: task versions 1.0 and by another judge",
-        ),
+        (lambda run: edit(run / "3", "results", tiny_tool_call=None), "3: Tools, .*: not measured .*--without Tools"),
+        (lambda run: edit(run / "3", "n-shot", tiny_tool_call=5), "3: Tools, .*tiny_tool_call: not measured on"),
+        (lambda run: edit(run / "3", "versions", tiny_choice="by a"), "3: Choice, .*: task versions 1.0 and by a"),
         (lambda run: record(run / "3", run / "run/checkpoint-30", limit=10), "3: limit is 10, in .*1 it is None"),
-        (
-            lambda run: record(run / "3", run / "run/checkpoint-20"),
-            "of .*checkpoint-20, but epoch 3 is .*-30",
-        ),
+        (lambda run: record(run / "3", run / "run/checkpoint-20"), "of .*checkpoint-20, but epoch 3 is .*-30"),
         (lambda run: os.utime(run / "run/checkpoint-30/model.safetensors"), "has changed since it was evaluated"),
         (lambda run: (run / "3/run.json").unlink(), "no run.json; evaluate with `hermes3 eval RUN --epoch 3"),
         (lambda run: (run / "run/best").mkdir(), "best is there and no link"),
@@ -147,15 +123,8 @@ def test_what_is_no_fair_contest_is_refused(spoil, message, run):
         select(run / "run", run / "two.yml", results(run))
 
 
-def test_of_a_score_that_should_be_low_the_lowest_epoch_is_best(run):
-    for folder in results(run).values():
-        edit(folder, lambda content: content["higher_is_better"].update(tiny_choice={"acc": False}))
-    chosen = select(run / "run", run / "two.yml", results(run), ["Tools"])
-    assert chosen["epoch"] == 1 and chosen["scores"]["Choice"][1] > 0
-
-
-def test_a_group_can_be_left_out_and_that_is_said(run):
-    """MT-Bench, where there is no judge."""
+def test_a_group_can_be_left_out_and_of_a_score_that_should_be_low_the_lowest_is_best(run):
+    """Left out, as MT-Bench where there is no judge: that is said."""
     chosen = select(run / "run", run / "two.yml", results(run), ["Tools"])
     assert chosen["epoch"] == 3 and set(chosen["scores"]) == {"Choice"}
     assert "Chosen without Tools." in chosen["notes"]
@@ -165,6 +134,10 @@ def test_a_group_can_be_left_out_and_that_is_said(run):
         select(run / "run", run / "two.yml", results(run), ["Tolls"])
     with pytest.raises(ValueError, match="no epoch 5; there are 1, 2, 3"):
         select(run / "run", run / "two.yml", {5: run / "1"})
+    for folder in results(run).values():
+        edit(folder, "higher_is_better", tiny_choice={"acc": False})
+    chosen = select(run / "run", run / "two.yml", results(run), ["Tools"])
+    assert chosen["epoch"] == 1 and chosen["scores"]["Choice"][1] > 0
 
 
 def test_a_published_table_prints_on_its_own_scale():

@@ -15,7 +15,7 @@ from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
 from hermes3.chat.encode import Encoder, as_tiktoken
-from hermes3.chat.tokenizer import CHATML, PAD, REASONING, TAGS, build
+from hermes3.chat.tokenizer import CHATML, PAD, TAGS, build
 from hermes3.model_folder import INDEX, check_model
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -32,7 +32,6 @@ def assert_same(folder: Path, other: Path, *files: str) -> None:
 def test_every_hermes_token_is_one_id_and_the_vocabulary_keeps_its_size(llama, base, tokenizer, tmp_path):
     before = json.loads((llama / "tokenizer.json").read_text())
     assert len(tokenizer) == len(before["model"]["vocab"]) + 256
-    assert len(REASONING) == 10 and len(TAGS) == 28
     for token in (*CHATML, *TAGS):
         assert len(tokenizer(token, add_special_tokens=False)["input_ids"]) == 1, token
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token == PAD
@@ -52,7 +51,7 @@ def test_only_the_rows_of_the_new_tokens_change(llama, base, tokenizer):
     assert (config["eos_token_id"], config["pad_token_id"]) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
 
 
-def resave(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+def resave(folder: Path, change: Callable[[dict], dict]) -> None:
     file = folder / "model.safetensors"
     save_file(change(load_file(file)), file, metadata={"format": "pt"})
 
@@ -64,16 +63,10 @@ def edit(file: Path, old: str, new: str) -> None:
 
 
 REFUSED = [  # what is done to a base, and what the error says, beside all of HARMS
-    (
-        lambda base: resave(base, lambda tensors: tensors | {EMBEDDING: tensors[EMBEDDING][:-300].contiguous()}),
-        "embed_tokens.weight has no row for token",
-    ),
+    (lambda base: resave(base, lambda old: old | {EMBEDDING: old[EMBEDDING][:9].contiguous()}), "no row for token"),
     (lambda base: resave(base, lambda tensors: {"lm_head": tensors[EMBEDDING]}), "no tensor embed_tokens.weight"),
     (lambda base: (base / "config.json").rename(base / "adapter_config.json"), "base: a LoRA adapter"),
-    (
-        lambda base: edit(base / "tokenizer.json", r"reserved_special_token_(?=\d*[1-9]\|)", "other_"),
-        r"30 reserved tokens are needed, it has 2\d",
-    ),
+    (lambda base: edit(base / "tokenizer.json", r"reserved_special_token_(?=\d*[1-9]\|)", "x_"), "30 .*, it has 2"),
 ]
 
 
@@ -107,18 +100,14 @@ def test_the_table_of_ids_in_the_docs_is_what_is_built(tokenizer):
     assert {token for _, token, special in rows if special == "yes"} == {*CHATML, PAD, "<|begin_of_text|>"}
 
 
-def strings() -> list[str]:
-    rng = random.Random(0)
-    random_ones = ["".join(rng.choices(PIECES, k=rng.randint(0, 40))) for _ in range(12_000)]
-    random_ones += ["".join(chr(rng.randrange(0x20, 0x3000)) for _ in range(rng.randint(0, 60))) for _ in range(3_000)]
-    return random_ones + [piece * n for n in range(300) for piece in (" ", "\n", "\t", "a", "=", " \n", "-")]
-
-
 def test_llama_3_1_ids_are_equal_on_17_000_random_strings(hermes_llama):
     quick, own = Encoder(hermes_llama), Encoder(hermes_llama)
     assert quick.tiktoken
-    own.tiktoken = None
-    for ours, theirs in zip(quick(strings()), own(strings()), strict=True):
+    own.tiktoken, rng = None, random.Random(0)
+    strings = ["".join(rng.choices(PIECES, k=rng.randint(0, 40))) for _ in range(12_000)]
+    strings += ["".join(chr(rng.randrange(0x20, 0x3000)) for _ in range(rng.randint(0, 60))) for _ in range(3_000)]
+    strings += [piece * n for n in range(300) for piece in (" ", "\n", "\t", "a", "=", " \n", "-")]
+    for ours, theirs in zip(quick(strings), own(strings), strict=True):
         assert (ours == theirs).all()
 
 
@@ -159,7 +148,6 @@ HARMS = [
     (lambda folder: (folder / "adapter_config.json").write_text("{}"), "merge-lora.*merged"),
     (lambda folder: add_shard(folder, 3, {"q.base_layer.weight": torch.zeros(1)}), "adapter inside .q.base_layer"),
     (lambda folder: save_file({}, folder / "model-2.safetensors"), "model-2.safetensors holds .* and it does not"),
-    (lambda folder: os.truncate(folder / "model-1.safetensors", 4), "model-1.safetensors: .*again"),
     (lambda folder: os.truncate(folder / "model-1.safetensors", 100_000), "model-1.safetensors: .*again"),
 ]
 
