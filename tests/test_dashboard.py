@@ -68,9 +68,10 @@ def test_epochs_stand_beside_the_paper_s_and_a_stage_has_its_groups_in_percent(l
     for group, row in load("table2").rows.items():
         assert [point[f"eval/{group}"] for point in ours.history] == pytest.approx(row.values)
         assert [point[f"eval/{group}"] for point in paper.history] == [*row.values]
-    for size, share in SHARES.items():
-        score = logged[f"SFT, {selected.with_name(size)}"][0].history[0]["eval/End of turn"]
-        assert score == pytest.approx(100 * share)
+    for folder in map(selected.with_name, SHARES):
+        results = json.loads(next(folder.rglob("results_*.json")).read_text())["results"]
+        score = logged[f"SFT, {folder}"][0].history[0]["eval/End of turn"]
+        assert score == pytest.approx(100 * results["tiny_end_of_turn"]["ended,none"])
     # logged again, a run takes the former's place
     assert [len(runs) for runs in logged.values()] == [2, 2, 2, 2]
     assert len({run.id for runs in logged.values() for run in runs}) == 4
