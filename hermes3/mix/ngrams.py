@@ -31,15 +31,16 @@ def _spelling(signs: str, hidden: str) -> Callable[[str], str]:
     @cache
     def spelt(char: str) -> str:
         kind = unicodedata.category(char)
-        if (
-            kind == "Cf" or "\ufe00" <= char <= "\ufe0f"
-        ):  # zero-width: joiners, soft hyphens, marks of direction, variants
+        if kind == "Cf" or "\ufe00" <= char <= "\ufe0f":  # of no width: joiners, soft hyphens, directions, variants
             return hidden
         if kind[0] in "LMN":
             return f" {char} " if unicodedata.name(char, "").startswith(_WITHOUT_BLANKS) else char
         return signs.format(char) if kind[0] in "PS" else " "
 
-    return lambda text: _NOT_ASCII.sub(lambda beyond: "".join(map(spelt, beyond[0])), text)
+    def spell(text: str) -> str:
+        return text if text.isascii() else _NOT_ASCII.sub(lambda beyond: "".join(map(spelt, beyond[0])), text)
+
+    return spell
 
 
 _FOLDED, _FOLDED_APART = _spelling(" ", ""), _spelling(" ", " ")

@@ -18,7 +18,7 @@ CHUNK_ROWS = 8_000
 CHUNK_BYTES = 16_000_000
 BLOCK = 1 << 20  # bytes (of a JSON list: characters) read at a time
 
-LONG_NUMBER = re.compile(rb"[0-9]{19}")
+LONG_NUMBER, DIGITS = re.compile(rb"[0-9]{19}"), re.compile(rb"[0-9]{3}")
 GAP = re.compile(r"[\s,]*")
 FORMAT = re.compile(r"\.(?:(jsonl|ndjson|json)(?:\.(gz|zst))?|(parquet))$", re.IGNORECASE)
 SUPPORTED = ".jsonl, .ndjson, .json (each also with .gz, .zst), .parquet"
@@ -126,7 +126,8 @@ def _plain(value: Any) -> Any:
 def parse(line: bytes) -> Any:
     """The row in `line`, integers exact. `BadRow` if it is no JSON; lone surrogates and NaN, as Python writes, pass."""
     try:
-        if not LONG_NUMBER.search(line):  # orjson makes floats of integers beyond 64 bits
+        # orjson makes floats of integers beyond 64 bits. 19 digits in a row show in every sixth byte, read sooner
+        if not (DIGITS.search(line[::6]) and LONG_NUMBER.search(line)):
             return orjson.loads(line)
     except orjson.JSONDecodeError:
         pass

@@ -189,7 +189,7 @@ def _table(rows: list[Example], stages: Stages, rejects: list[Example]) -> pa.Ta
             bad.setdefault(texts[text][0], ("decontaminate", "evaluation_text", detail))
     rejects += [_reject(rows[i], *why) for i, why in bad.items()]
     written = [b"\n".join(row["json"].values()) for row in rows]
-    columns |= {"hash": [*map(dedup.content_hash, written)], "words": [*map(dedup.words_hash, written)]}
+    columns["hash"], columns["words"] = zip(*map(dedup.content_hashes, written), strict=True)
     columns["n_turns"] = [sum(m["role"] == "assistant" for m in row["messages"]) + ("chosen" in row) for row in rows]
     columns |= {key: [row[key] for row in rows] for key in ("id", "source", "category", "n_tokens", "n_loss_tokens")}
     columns |= {key: [row["json"][key].decode() for row in rows] for key in rows[0]["json"]}
