@@ -29,8 +29,10 @@ def choose(rows: pa.Table, spec: Spec, row_at: Callable[[int], dict[str, Any]]) 
     """Choose among `rows` (the columns `SHORT` of hermes3/mix/shard.py); `row_at` gives what a row says."""
     sources = [source for _, source in spec.sources()]
     source_of = pc.index_in(rows["source"], value_set=pa.array([source.name for source in sources])).to_numpy()
-    category_of, tokens = rows["category"].to_numpy(), rows["n_tokens"].to_numpy()
-    drawn = mix(_bytes(rows["words"], "<u8")[:, 0] ^ mix(np.array([spec.seed], np.uint64)))
+    names = list(dict.fromkeys([*CATEGORIES, *spec.categories]))
+    category_of = pc.index_in(rows["category"], value_set=pa.array(names)).to_numpy()
+    tokens = rows["n_tokens"].to_numpy()
+    drawn = mix(_first_8(rows["words"]) ^ mix(np.array([spec.seed], np.uint64)))
     rank = np.array([source.rank for source in sources])[source_of]
     order = np.lexsort((np.arange(len(drawn)), drawn, rank))  # strongest first, then as drawn, then as read
     rejected, shortfalls, unmet = {}, {}, {}
@@ -38,7 +40,7 @@ def choose(rows: pa.Table, spec: Spec, row_at: Callable[[int], dict[str, Any]]) 
         if reason == "exact_duplicate":
             repeats = _copies(rows["hash"], order)
         else:
-            repeats = dedup.near_duplicates(_bytes(rows["signature"], "<u4"), order, spec.near_duplicates, row_at)
+            repeats = dedup.near_duplicates(rows["signature"], order, spec.near_duplicates, row_at)
         removed, details = sorted(repeats), []
         for other, alike in map(repeats.__getitem__, removed):
             parts = "".join(f", {part} {value:.2f}" for part, value in alike.items())
@@ -48,8 +50,8 @@ def choose(rows: pa.Table, spec: Spec, row_at: Callable[[int], dict[str, Any]]) 
             order = order[~np.isin(order, removed)]
 
     budgets, kept, over = spec.budgets(), [], []
-    for name in dict.fromkeys([*CATEGORIES, *spec.categories]):
-        pool = order[category_of[order] == name]
+    for code, name in enumerate(names):
+        pool = order[category_of[order] == code]
         if not (budget := budgets.get(name)):
             kept.append((pool, np.zeros(len(pool), np.int64)))
             continue
@@ -99,16 +101,16 @@ def _fill(
     return rows[:n], uses[:n]
 
 
-def _bytes(column: pa.ChunkedArray, kind: str) -> np.ndarray:
-    """A fixed-size binary column as numbers: `kind`[n_rows, bytes of a row / bytes of a number]."""
-    whole, width = column.combine_chunks(), column.type.byte_width
-    data = np.frombuffer(whole.buffers()[1] or b"", np.uint8)
-    return data[whole.offset * width : (whole.offset + len(whole)) * width].reshape(-1, width).view(kind)
+def _first_8(column: pa.ChunkedArray) -> np.ndarray:
+    """The first 8 bytes of each value, as numbers: uint64[n_rows]."""
+    return np.concatenate([view[:, 0] for view in dedup.numbers(column, "<u8")])
 
 
 def _copies(hashes: pa.ChunkedArray, order: np.ndarray) -> dict[int, tuple[int, dedup.Alike]]:
     """{row: (the row before it in `order` that says the same, nothing to add)}."""
-    codes = hashes.combine_chunks().dictionary_encode().indices.to_numpy()[order]
+    _, inverse, counts = np.unique(_first_8(hashes)[order], return_inverse=True, return_counts=True)
+    order = order[counts[inverse] > 1]  # a hash whose first bytes no other has is read no further
+    codes = hashes.take(pa.array(order)).combine_chunks().dictionary_encode().indices.to_numpy()
     _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
     pairs = zip(order.tolist(), order[first[inverse]].tolist(), strict=True)
     return {row: (other, {}) for row, other in pairs if row != other}

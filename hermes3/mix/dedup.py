@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from hermes3.mix.ngrams import Words, mix, written
 from hermes3.mix.spec import NearDuplicates
@@ -86,10 +87,19 @@ def bands(threshold: float, permutations: int) -> int:
     return next(b for b in sizes if 1 - (1 - threshold ** (permutations // b)) ** b >= 0.95)
 
 
+def numbers(column: pa.ChunkedArray, kind: str) -> list[np.ndarray]:
+    """Views of a fixed-size binary column, one per chunk: `kind`[n_rows, bytes of a row / bytes of a number]."""
+    views, width = [], column.type.byte_width
+    for chunk in column.chunks:
+        data = np.frombuffer(chunk.buffers()[1] or b"", np.uint8)[chunk.offset * width :][: len(chunk) * width]
+        views.append(data.view(kind).reshape(len(chunk), width // np.dtype(kind).itemsize))
+    return views
+
+
 def near_duplicates(
-    signed: np.ndarray, order: np.ndarray, settings: NearDuplicates, row_at: Callable[[int], dict[str, Any]]
+    signed: pa.ChunkedArray, order: np.ndarray, settings: NearDuplicates, row_at: Callable[[int], dict[str, Any]]
 ) -> dict[int, tuple[int, Alike]]:
-    """{row: (the better row that it repeats, how alike)} over signatures uint32[n_rows, permutations].
+    """{row: (the better row that it repeats, how alike)} over `signatures`, one per row, as bytes.
 
     `order`: rows from best to worst. A row goes when each part of it is similar to that of a better one that stays."""
 
@@ -99,7 +109,7 @@ def near_duplicates(
         return [np.unique(hashes[part == i]) for i in range(len(PARTS))]
 
     repeats: dict[int, tuple[int, Alike]] = {}
-    for row, other in _candidates(signed, order[signed[order, 0] > 0], settings.threshold):  # zeros: without shingles
+    for row, other in _candidates(signed, order, settings.threshold):
         if row not in repeats and other not in repeats:
             pairs = zip(PARTS, parts(row), parts(other), strict=True)
             both = [(name, len(np.intersect1d(a, b, True)), len(np.union1d(a, b))) for name, a, b in pairs]
@@ -109,26 +119,30 @@ def near_duplicates(
     return repeats
 
 
-def _candidates(signed: np.ndarray, order: np.ndarray, threshold: float) -> Iterator[list[int]]:
+def _candidates(signed: pa.ChunkedArray, order: np.ndarray, threshold: float) -> Iterator[list[int]]:
     """(row, better row) of every pair that shares a band and may reach the threshold, in `order` of both.
 
-    A pair whose parts all reach the threshold reaches it in all shingles together, which signatures estimate."""
-    n_bands = bands(threshold, signed.shape[1])
-    width = signed.shape[1] // n_bands
-    least = threshold - DEVIATIONS * (threshold * (1 - threshold) / signed.shape[1]) ** 0.5
+    A pair whose parts all reach the threshold reaches it in all shingles together, which signatures estimate. They stay
+    on disk but for a band at a time: some 60 bytes per row are in memory."""
+    views, permutations = numbers(signed, "<u4"), signed.type.byte_width // 4
+    n_bands = bands(threshold, permutations)
+    width = permutations // n_bands
+    least = threshold - DEVIATIONS * (threshold * (1 - threshold) / permutations) ** 0.5
     weights = np.random.default_rng(0).integers(1, 2**63, width, np.uint64) | np.uint64(1)
+    order = order[np.concatenate([view[:, 0] for view in views])[order] > 0]  # zeros: without shingles
     place = np.arange(len(order))
-    found = [np.empty((0, 2), np.int64)]
-    for band in range(n_bands):
-        keys = (signed[order, band * width : (band + 1) * width] * weights).sum(1)
+    found = [place[:0]]  # pairs as numbers: place in `order`, times all, plus the place of the better row
+    for first in range(0, permutations, width):
+        keys = np.concatenate([(view[:, first : first + width] * weights).sum(1) for view in views])[order]
         by_key = np.argsort(keys, kind="stable")  # within a group of equal keys, best first
         same = np.diff(keys[by_key], prepend=keys[by_key][:1] + np.uint64(1)) == 0
-        begin = np.maximum.accumulate(np.where(same, 0, place))  # where the place's group begins
+        begin = np.maximum.accumulate(np.where(same, 0, place))[same]  # where the place's group begins
+        later = place[same]  # all but the best of each group
         # of a large group, whose rows share a template, each is compared with the best and the nearest, not with all
-        others = (begin, *(np.maximum(place - back, begin) for back in range(1, NEAREST + 1)))
-        pairs = np.concatenate([np.stack([by_key, by_key[other]], axis=1) for other in others])
-        found.append(np.unique(pairs[pairs[:, 0] > pairs[:, 1]], axis=0))
-    pairs = order[np.unique(np.concatenate(found), axis=0)]
+        others = (begin, *(np.maximum(later - back, begin) for back in range(1, NEAREST + 1)))
+        found.append(np.unique(np.concatenate([by_key[later] * len(order) + by_key[other] for other in others])))
+    pairs = np.unique(np.concatenate(found))
     for start in range(0, len(pairs), BLOCK):
-        part = pairs[start : start + BLOCK]
-        yield from part[(signed[part[:, 0]] == signed[part[:, 1]]).mean(1) >= least].tolist()
+        part = order[np.stack(np.divmod(pairs[start : start + BLOCK], max(1, len(order))), axis=1)]
+        one, other = (np.concatenate(numbers(signed.take(pa.array(rows)), "<u4")) for rows in part.T)
+        yield from part[(one == other).mean(1) >= least].tolist()
