@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from hermes3.mix.card import facts, write_card
+from hermes3.mix.card import facts, prepare, write_card
 
 MIXES = (Path(__file__).parent / "card.yml").read_text(encoding="utf-8")
 
@@ -67,6 +67,7 @@ def test_the_figures_are_those_of_manifest_and_rows(mix, monkeypatch):
         assert (one["median"], one["p5"], one["longest"], one["mean"]) == (length, length, length, length)
     assert card["turns"] == [(1, 200), (2, 100)] and card["with_tools"] == 25 / 300
     assert card["sample"]["languages"] == [("en", 290), ("de", 10)] and card["sample"]["with_system"] == 40 / 300
+    assert prepare()("Bring Ida some milk from Brask.")[0] == "en"  # not Nigerian Pidgin
     monkeypatch.setattr("hermes3.mix.card.SAMPLE", 210)  # more than the first file holds
     assert (facts(*sft)["sample"]["rows"], facts(*sft)["sample"]["with_system"]) == (210, 10 / 210)
     card = facts(*mix("pairs"))
