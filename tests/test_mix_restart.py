@@ -1,7 +1,8 @@
-"""A mix is the same bytes whatever the number of workers, the size of chunks, or how often its build was killed."""
+"""A mix is the same bytes whatever the workers, the parts, the size of chunks, or how often its build was killed."""
 
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -15,6 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from hermes3.files import MARKER, lock
+from hermes3.mix import read, shard
 from hermes3.mix.build import build, verify
 from hermes3.mix.shard import output_hash
 
@@ -25,8 +28,11 @@ from hermes3.mix import build, read
 
 if __name__ == "__main__":
     read.chunks.__defaults__ = (150, 10**7)  # rows and bytes of a chunk
-    spec, out = Path(sys.argv[1]), Path(sys.argv[2])
-    build.build(spec, out, spec.parent, int(sys.argv[3]), quiet=True)
+    spec, out, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    if how[1:2] == "/":
+        print(*build.make_part(spec, how, out.parent / ".cache", spec.parent, 1))
+    else:
+        build.build(spec, out, spec.parent, int(how) if how.isdecimal() else how, quiet=True)
 """
 
 
@@ -76,8 +82,9 @@ def same(a: Path, b: Path) -> bool:
     return len(files) == 7 and files == others
 
 
-def start(spec: Path, out: Path, workers: int) -> subprocess.Popen:
-    command = [sys.executable, spec.parent / "build.py", spec, out, str(workers)]
+def start(spec: Path, out: Path, how: int | str) -> subprocess.Popen:
+    """A build by so many workers or those of a cluster, or a part of the work, in a process of its own."""
+    command = [sys.executable, spec.parent / "build.py", spec, out, str(how)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
@@ -125,6 +132,65 @@ def test_kills_lose_nothing_and_leave_nothing(spec, whole, tmp_path):
     assert same(whole, out) and not list(verify(out))
     assert {path.name for path in tmp_path.iterdir()} == {"mix", ".cache"}
     assert len(list(cache.iterdir())) == len(shards()) + 1
+
+
+def wait_for(shards: int, cache: Path, process: subprocess.Popen) -> dict[Path, int]:
+    """The shards in `cache` and when they were written, once they are so many."""
+    while process.poll() is None and len(written(cache)) < shards:
+        time.sleep(0.005)
+    return written(cache)
+
+
+def written(cache: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in cache.glob("*[0-9a-f].arrow")}
+
+
+def test_parts_make_every_shard_that_the_build_needs_though_one_is_killed(spec, whole, tmp_path):
+    cache, parts = tmp_path / ".cache/restart", ("1/3", "2/3", "3/3", "1/3")
+    killed = start(spec, tmp_path / "mix", "2/3")
+    first = wait_for(3, cache, killed)
+    with (cache / MARKER).open("a") as users:
+        assert not lock(users)  # so that no other build sweeps what the part has made
+    killed.kill()
+    killed.wait()
+    texts = []
+    for process in [start(spec, tmp_path / "mix", part) for part in parts]:
+        finish(process)
+        texts.append([*map(int, process.stdout.read().split())])
+    made = written(cache)
+    assert first.items() <= made.items() and len(first) < texts[1][1] == texts[1][0] + len(first)
+    assert [own for _, own in texts[:3]] == [10, 10, 10] and len(made) == 30 and texts[3][1] == 10
+    finish(start(spec, tmp_path / "mix", 1))
+    assert same(whole, tmp_path / "mix") and written(cache) == made
+
+
+def test_a_cluster_of_dask_loses_a_worker_and_nothing_else(spec, whole, tmp_path, monkeypatch):
+    with (
+        monkeypatch.context() as without,
+        pytest.raises(ValueError, match=r"dask://localhost:1: .*pip install -e '\.\[d"),
+    ):
+        without.setitem(sys.modules, "distributed", None)
+        build(spec, tmp_path / "mix", spec.parent, "dask://localhost:1", quiet=True)
+    distributed = pytest.importorskip("distributed", reason="no dask here: uv pip install -e '.[dask]'")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        building = start(spec, tmp_path / "mix", cluster.scheduler_address.replace("tcp", "dask"))
+        assert 4 <= len(wait_for(4, tmp_path / ".cache/restart", building)) < 20
+        os.kill(cluster.workers[0].pid, signal.SIGKILL)
+        finish(building)
+    assert same(whole, tmp_path / "mix")
+
+
+def test_a_worker_with_other_code_than_the_build_makes_no_shard(spec, whole, tmp_path, monkeypatch):
+    stages, chunk = shard._stages, next(read.chunks("a", [read.File("a.jsonl", spec.parent / "a.jsonl")]))
+    path = tmp_path / f"{stages.key(chunk)}.arrow"
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(shard, "sha256", lambda file: "of another checkout")
+        elsewhere.setattr(shard, "_stages", pickle.loads(pickle.dumps(stages)))
+        with pytest.raises(ValueError, match="a worker has other code, rules or settings than the build"):
+            shard.make(chunk, path)
+    assert not [*tmp_path.iterdir()]
+    shard.make(chunk, path)
+    assert shard.open_shard(path).num_rows
 
 
 def test_only_a_change_that_shapes_rows_needs_new_shards(spec, whole):
