@@ -165,10 +165,7 @@ def test_parts_make_every_shard_that_the_build_needs_though_one_is_killed(spec, 
 
 
 def test_a_cluster_of_dask_loses_a_worker_and_nothing_else(spec, whole, tmp_path, monkeypatch):
-    with (
-        monkeypatch.context() as without,
-        pytest.raises(ValueError, match=r"dask://localhost:1: .*pip install -e '\.\[d"),
-    ):
+    with monkeypatch.context() as without, pytest.raises(ValueError, match=r"dask://localhost:1: .*uv pip install -e"):
         without.setitem(sys.modules, "distributed", None)
         build(spec, tmp_path / "mix", spec.parent, "dask://localhost:1", quiet=True)
     distributed = pytest.importorskip("distributed", reason="no dask here: uv pip install -e '.[dask]'")

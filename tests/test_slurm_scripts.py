@@ -1,5 +1,6 @@
 """What the sbatch scripts do when nodes, ranks, users and Slurm itself do what they should not: on a real Slurm."""
 
+import json
 import os
 import re
 import shutil
@@ -8,7 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from quick_site import QuickSite
+
+from hermes3.mix.build import build
 
 ROOT = Path(__file__).parents[1]
 SCONTROL = shutil.which("scontrol")
@@ -149,6 +153,52 @@ def test_vllm_runs_in_its_own_environment_or_not_at_all(slurm, site):
         for jid, line in zip(jobs, ran.values(), strict=True):
             assert site.end(jid)[0] == state and said.format(line) in site.log(jid)
         site.script(".venv-eval/bin/hermes3", 'echo "vLLM has $*"')
+
+
+PART = """#!/usr/bin/env python
+import os, sys, time
+from pathlib import Path
+from hermes3.cli import main
+from hermes3.mix import shard
+part, make = sys.argv[-5], shard.make
+def make_one(chunk, path):
+    make(chunk, path)
+    Path("up" + part[0]).touch()
+    time.sleep(3600)
+if part in ("2/3", "3/3") and "SLURM_RESTART_COUNT" not in os.environ:
+    shard.make = make_one
+main()
+"""
+
+
+def test_an_array_makes_a_mix_with_a_job_that_waits_for_it_though_a_node_is_lost(slurm, site, base):
+    """And though another task, whose id is the whole array's, meets its time limit: it alone is queued again."""
+    for number in range(12):
+        rows = [{"question": f"{i} and {number}?", "answer": f"It is {i + number}."} for i in range(20)]
+        (site.folder / f"{number:02}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    source = {"name": "s", "path": "*.jsonl", "adapter": "question_answer", "licence": "our own"}
+    spec = {"name": "t", "kind": "sft", "tokenizer": str(base), "sequence_len": 64, "seed": 1}
+    (site.folder / "t.yml").write_text(yaml.safe_dump(spec | {"categories": {"math": {"sources": [source]}}}))
+    script = site.folder / "bin/hermes3"
+    script.write_text(PART)
+    script.chmod(0o755)
+    mix = ("--cpus-per-task=1", "--exclusive", "launch/mix.sbatch", "t.yml", "mixes/t")
+    array = site.command("--array=1-3", *mix)
+    after = site.command(f"--dependency=afterok:{array}", *mix, SLURM_ARRAY_TASK_COUNT="3")  # as from a task
+    slurm.until(lambda: all((site.folder / f"up{part}").exists() for part in (2, 3)), 300, "parts 2 and 3")
+    site.notice(f"{array}_3")
+    [node] = slurm.hosts(f"{array}_2")
+    slurm.kill_node(node)
+    slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    assert [site.end(f"{array}_{part}") for part in (1, 2, 3)] == [("COMPLETED", n) for n in (0, 1, 1)]
+    text = "".join(log.read_text() for log in site.folder.glob("logs/mix-*.log"))
+    for line in ("1/3: 4 shards made, 0 were there", "2/3: 3 shards made, 1 were", "3/3: 3 shards made, 1 were"):
+        assert line in text
+    shards = {path: path.stat().st_mtime_ns for path in site.folder.glob("mixes/.cache/t/*.arrow")}
+    assert site.end(after) == ("COMPLETED", 0), site.log(after)
+    assert len(shards) == 12 and shards == {path: path.stat().st_mtime_ns for path in shards}
+    alone = build(site.folder / "t.yml", site.folder / "alone", site.folder, quiet=True).manifest
+    assert json.loads((site.folder / "mixes/t/manifest.json").read_text())["output"] == alone["output"]
 
 
 # What a run is made of
