@@ -221,8 +221,10 @@ def _pool(workers: Pool, stages: shard.Stages) -> Iterator[tuple[Executor, int]]
     """Workers that have `stages`, and how many chunks may wait for them."""
     if isinstance(workers, str):
         try:
+            import dask
             import distributed
 
+            dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GB"})  # a chunk has 16 MB
             client = distributed.Client(workers.replace("dask://", "tcp://"))
             client.wait_for_workers(1, 60)
         except (ImportError, OSError, ValueError) as error:
@@ -231,12 +233,11 @@ def _pool(workers: Pool, stages: shard.Stages) -> Iterator[tuple[Executor, int]]
         with client, client.get_executor(pure=False) as pool:
             client.register_worker_callbacks(partial(shard.start, stages))  # of workers that join later, too
             yield pool, max(64, 2 * sum(client.nthreads().values()))
-    elif workers == 1:  # a small mix is ready sooner than a process starts
-        with ThreadPoolExecutor(1, initializer=shard.start, initargs=(stages,)) as pool:
-            yield pool, 2
-    else:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), shard.start, (stages,)) as pool:
-            yield pool, 2 * workers
+        return
+    processes = partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("spawn"))
+    kind = ThreadPoolExecutor if workers == 1 else processes  # a small mix is ready sooner than a process starts
+    with kind(workers, initializer=shard.start, initargs=(stages,)) as pool:
+        yield pool, 2 * workers
 
 
 def make_part(path: Path, part: str, cache: Path, data_root: Path = Path(), workers: int = 0) -> tuple[int, int]:
