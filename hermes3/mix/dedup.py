@@ -22,7 +22,7 @@ Alike = dict[str, float]  # Jaccard similarity by part
 PARTS = ("asked", "trained", "rejected", "calls")
 NEAREST = 16  # rows before it with which a row is compared in each band, besides the best one of the band
 BLOCK = 50_000  # pairs whose signatures are compared at a time: 50 MB
-COMPARED = 1000  # pairs whose texts are: some 20 MB of shingles
+COMPARED = 200  # pairs whose texts are: a megabyte of text takes 40 MB of sums and powers
 DEVIATIONS = 4  # of the estimate, by which a pair may seem less alike than the threshold
 # blanks at the end of a line or text, as JSON spells them; most rows have none, which costs a tenth as much to see
 TRAILING = re.compile(rb'(?<!\\)(?:(?: |\\[trn])++(?=")|(?: |\\[tr])++(?=\\n))')
