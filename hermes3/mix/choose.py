@@ -3,7 +3,7 @@
 Everything here depends on the rows' content and the seed alone: not on chunks, workers or a library's random stream.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from hermes3.mix.spec import CATEGORIES, Source, Spec
 class Choice:
     rows: np.ndarray  # int64[n_kept], numbers of the rows to write, in order
     uses: np.ndarray  # int64[n_kept], 0 for a row's first use
-    rejected: dict[str, tuple[list[int], list[str]]]  # {stage/reason: (rows, details)} of rows left out
+    rejected: dict[str, tuple[Sequence[int], list[str]]]  # {stage/reason: (rows, details)} of rows left out
     shortfalls: dict[str, str]  # {category: sentence}
     unmet_weights: dict[str, str]  # {source: sentence}
 
@@ -58,7 +58,7 @@ def choose(rows: pa.Table, spec: Spec, row_at: Callable[[int], dict[str, Any]]) 
         own = {i: sources[i] for i in np.unique(source_of[pool])}
         taken, uses = _fill(pool, tokens, budget, source_of, own)
         kept.append((taken, uses))
-        over += [(row, f"{name} has its {budget:,} tokens") for row in np.setdiff1d(pool, taken)]
+        over.append((np.setdiff1d(pool, taken), f"{name} has its {budget:,} tokens"))
         have = int(tokens[taken].sum())
         if budget - have > tokens[pool].max(initial=0):
             repeat = max((source.max_repeat for source in own.values()), default=1)
@@ -72,8 +72,9 @@ def choose(rows: pa.Table, spec: Spec, row_at: Callable[[int], dict[str, Any]]) 
             if wanted - filled > longest:
                 sentence = f"its weight asks for {wanted / 1e6:.4g} M tokens, it has {filled / 1e6:.4g}"
                 unmet[source.name] = f"{sentence}; raise its max_repeat or lower its weight"
-    if over:
-        rejected["budget/over_budget"] = tuple(map(list, zip(*over, strict=True)))
+    if any(len(left_out) for left_out, _ in over):
+        details = [detail for left_out, detail in over for _ in left_out]
+        rejected["budget/over_budget"] = np.concatenate([left_out for left_out, _ in over]), details
     chosen, uses = (np.concatenate(parts) for parts in zip(*kept, strict=True))
     place = mix(drawn[chosen] + uses.astype(np.uint64))  # a repeated row stands elsewhere than its first use
     final = np.lexsort((chosen, place))

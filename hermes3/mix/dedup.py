@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from itertools import batched
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from hermes3.mix.spec import NearDuplicates
 Alike = dict[str, float]  # Jaccard similarity by part
 PARTS = ("asked", "trained", "rejected", "calls")
 NEAREST = 16  # rows before it with which a row is compared in each band, besides the best one of the band
-BLOCK = 50_000  # pairs compared at a time: 50 MB of signatures
+BLOCK = 50_000  # pairs whose signatures are compared at a time: 50 MB
+COMPARED = 200  # pairs whose texts are: a megabyte of text takes 40 MB of sums and powers
 DEVIATIONS = 4  # of the estimate, by which a pair may seem less alike than the threshold
 # blanks at the end of a line or text, as JSON spells them; most rows have none, which costs a tenth as much to see
 TRAILING = re.compile(rb'(?<!\\)(?:(?: |\\[trn])++(?=")|(?: |\\[tr])++(?=\\n))')
@@ -103,20 +104,29 @@ def near_duplicates(
 
     `order`: rows from best to worst. A row goes when each part of it is similar to that of a better one that stays."""
 
-    @lru_cache(20_000)  # 200 MB: those of a group of copies are asked for again and again
-    def parts(number: int) -> list[np.ndarray]:
-        _, part, hashes = shingles([row_at(number)], settings.ngram)
-        return [np.unique(hashes[part == i]) for i in range(len(PARTS))]
-
     repeats: dict[int, tuple[int, Alike]] = {}
-    for row, other in _candidates(signed, order, settings.threshold):
-        if row not in repeats and other not in repeats:
-            pairs = zip(PARTS, parts(row), parts(other), strict=True)
-            both = [(name, len(np.intersect1d(a, b, True)), len(np.union1d(a, b))) for name, a, b in pairs]
-            alike = {name: common / either for name, common, either in both if either}
-            if min(alike.values()) >= settings.threshold:
-                repeats[row] = other, alike
+    for pairs in batched(_candidates(signed, order, settings.threshold), COMPARED):
+        numbered = sorted({number for pair in pairs for number in pair})
+        parts = dict(zip(numbered, _sets([row_at(number) for number in numbered], settings.ngram), strict=True))
+        for row, other in pairs:
+            if row not in repeats and other not in repeats:
+                both = [(a, b, np.intersect1d(a, b, True)) for a, b in zip(parts[row], parts[other], strict=True)]
+                sizes = [(len(common), len(a) + len(b) - len(common)) for a, b, common in both]
+                alike = {name: n / either for name, (n, either) in zip(PARTS, sizes, strict=True) if either}
+                if min(alike.values()) >= settings.threshold:
+                    repeats[row] = other, alike
     return repeats
+
+
+def _sets(rows: list[dict[str, Any]], ngram: int) -> list[list[np.ndarray]]:
+    """The shingles of each part of each row, each once."""
+    row, part, hashes = shingles(rows, ngram)
+    order = np.lexsort((hashes, part, row))
+    owner, hashes = (row * len(PARTS) + part)[order], hashes[order]
+    first = (np.diff(owner, prepend=-1) != 0) | (np.diff(hashes, prepend=hashes[:1]) != 0)
+    owner, hashes = owner[first], hashes[first]
+    each = np.split(hashes, np.searchsorted(owner, np.arange(1, len(rows) * len(PARTS))))
+    return [each[i : i + len(PARTS)] for i in range(0, len(each), len(PARTS))]
 
 
 def _candidates(signed: pa.ChunkedArray, order: np.ndarray, threshold: float) -> Iterator[list[int]]:
