@@ -1,7 +1,5 @@
 """Building a mix: read, then every row by itself (in worker processes, cached), then choose among all, then write.
-
-The folder is replaced whole, so that what Axolotl prepared from an older mix cannot survive in it.
-"""
+The folder is replaced whole, so that what Axolotl prepared from an older mix cannot survive in it."""
 
 import json
 import math
@@ -221,10 +219,9 @@ def _pool(workers: Pool, stages: shard.Stages) -> Iterator[tuple[Executor, int]]
     """Workers that have `stages`, and how many chunks may wait for them."""
     if isinstance(workers, str):
         try:
-            import dask
+            os.environ.setdefault("DASK_DISTRIBUTED__ADMIN__LARGE_GRAPH_WARNING_THRESHOLD", "1GB")  # a chunk has 16 MB
             import distributed
 
-            dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GB"})  # a chunk has 16 MB
             client = distributed.Client(workers.replace("dask://", "tcp://"))
             client.wait_for_workers(1, 60)
         except (ImportError, OSError, ValueError) as error:

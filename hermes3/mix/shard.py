@@ -1,7 +1,5 @@
 """One chunk of a source through every stage that reads a row by itself, to a shard, from which the mix is written.
-
-A shard is an Arrow file in the cache, named by a hash of all that shapes it, with what was left out in its metadata.
-"""
+A shard is an Arrow file in the cache, named by a hash of all that shapes it, with what was left out in its metadata."""
 
 import hashlib
 import json
