@@ -1,12 +1,9 @@
 """What a training step of a Llama holds in memory, by torch's FSDP2 tracker: `python tests/plan_tracker.py CASES`.
-
 Every tensor is fake: transformers' model, Liger's Python, FSDP2 and AdamW run whole, and allocate as on a GPU, but no
 kernel runs. FlashAttention-2 is an autograd function that saves what it saves, dropout is CUDA's, Triton's launches do
-nothing, and the loss' gradient is taken to be 1: set for the whole process, as Liger's patches are.
-
-CASES: JSON list of {fields of `Shape` as shape, fp32, fields of `Work`}, those with Liger last, each on 48 ranks.
-Prints a list of {peak bytes of each moment, bytes of states}.
-"""
+nothing, and the loss' gradient is taken to be 1: set for the whole process, as Liger's patches are. CASES: JSON list of
+{fields of `Shape` as shape, fp32, fields of `Work`}, those with Liger last, each on 48 ranks. Prints a list of {peak
+bytes of each moment, bytes of states}."""
 
 import json
 import sys

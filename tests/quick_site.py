@@ -1,8 +1,6 @@
 """A folder to submit launch/train.sbatch from whose training takes a second: the scripts and Slurm are the real ones.
-
 In place of Axolotl stands a module `axolotl` whose training is given as Python text; in place of torchrun, which loads
-torch for five seconds, a script that starts the node's one rank; in place of the preflight, one that finds nothing.
-"""
+torch for five seconds, a script that starts the node's one rank; in place of the preflight, one that finds nothing."""
 
 import os
 import sys

@@ -218,9 +218,7 @@ def test_alignment_has_a_section_of_its_own(tmp_path):
 
 def test_answers_that_changed_can_be_read(tmp_path):
     """a: by options, 0-shot and 5-shot, in each stage another of them the newest; b: in text, and refusals: to lose.
-
-    Prompts hold the end of a script.
-    """
+    Prompts hold the end of a script."""
     for stage, right in {"base": {0: 50, 5: 60}, "SFT": {5: 58, 0: 53}}.items():
         for place, (shots, k) in enumerate(right.items(), 1):
             tasks = {"a": {"acc": k}} | ({"b": {"refused": int(stage == "SFT")}} if shots == 0 else {})

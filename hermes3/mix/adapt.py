@@ -1,7 +1,5 @@
-"""From the shapes that data comes in to conversations (`hermes3.messages`), one function per shape.
-
-Each raises `BadRow`, and nothing else, for a row that is not of its shape or is no conversation.
-"""
+"""From the shapes that data comes in to conversations (`hermes3.messages`), one function per shape. Each raises
+`BadRow`, and nothing else, for a row that is not of its shape or is no conversation."""
 
 import re
 from collections.abc import Callable
@@ -47,11 +45,9 @@ def prompt_completion(row: Row) -> Example:
 
 
 def preference(row: Row) -> Example:
-    """{"messages", "tools", "chosen", "rejected"} of a row with `chosen` and `rejected`.
-
-    An answer is text, one message, the turns that follow the prompt, or a whole conversation that repeats it. Where the
-    prompt is stated more than once, the statements are compared, and joined where one goes on from the other.
-    """
+    """{"messages", "tools", "chosen", "rejected"} of a row with `chosen` and `rejected`. An answer is text, one
+    message, the turns that follow the prompt, or a whole conversation that repeats it. Where the prompt is stated more
+    than once, the statements are compared, and joined where one goes on from the other."""
     tools, sides = _tools_of(row), {side: _turns(row, side, "assistant") for side in ("chosen", "rejected")}
     prompt = _prompt(row, sides["chosen"])
     chosen, rejected = (conversation(joined(prompt, turns), tools) for turns in sides.values())
@@ -68,10 +64,8 @@ def preference(row: Row) -> Example:
 
 
 def glaive_rag(row: Row) -> Example:
-    """glaiveai/RAG-v1: `documents`, `question`, `answer`, optional `system_prompt` and `answer_mode`.
-
-    Documents and citations are numbered from 0. Our request to cite follows a system message that makes none.
-    """
+    """glaiveai/RAG-v1: `documents`, `question`, `answer`, optional `system_prompt` and `answer_mode`. Documents and
+    citations are numbered from 0. Our request to cite follows a system message that makes none."""
     question, answer = _field(row, str, "question"), _field(row, str, "answer")
     documents = _documents(row)
     system = "".join(message["content"] for message in _with_system(row, []))

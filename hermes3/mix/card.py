@@ -1,7 +1,5 @@
-"""The card of a mix: README.md for the Hub, and card.html, the same text with a chart.
-
-Text is read of a sample: rows lie in an order drawn by hash, so the first are a random sample.
-"""
+"""The card of a mix: README.md for the Hub, and card.html, the same text with a chart. Text is read of a sample: rows
+lie in an order drawn by hash, so the first are a random sample."""
 
 import json
 import re

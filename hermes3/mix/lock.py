@@ -1,7 +1,5 @@
 """The files of a source, and `data_mixes/NAME.lock.json` beside `NAME.yml`: the commits and hashes that pin them.
-
-`asked` is what the spec says of a source's place. With a lock a build reads the same bytes next year, or stops.
-"""
+`asked` is what the spec says of a source's place. With a lock a build reads the same bytes next year, or stops."""
 
 import fnmatch
 import glob

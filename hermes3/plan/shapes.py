@@ -1,7 +1,5 @@
 """A Llama's shape, and what one GPU computes of it at once: parameters and activations in closed form, without torch.
-
-Activations are what each operation saves for its backward pass, in transformers' Llama and in Liger's kernels.
-"""
+Activations are what each operation saves for its backward pass, in transformers' Llama and in Liger's kernels."""
 
 import re
 from dataclasses import dataclass
@@ -81,9 +79,7 @@ def published() -> dict[str, Shape]:
 
 def shape_of(path: Path, recipe: dict[str, Any]) -> Shape:
     """The shape of the recipe's base model: its folder's config.json, or Llama 3.1's by its name, built or not.
-
-    `UserError` for any other name: a size alone says nothing of a model's shape.
-    """
+    `UserError` for any other name: a size alone says nothing of a model's shape."""
     base = str(recipe.get("base_model") or "")
     if (Path(base) / "config.json").is_file():
         return read_config(Path(base) / "config.json")
@@ -164,11 +160,9 @@ class Work:
         return flowing + (0 if self.rank else shape.largest_linear * w)  # one matrix' gradient
 
     def loss(self, shape: Shape) -> int:
-        """Bytes at the loss' peak, the last hidden states and their gradient included.
-
-        Liger goes through the tokens in chunks, but holds the output matrix' gradient, a chunk's share of it, and that
-        in fp32 (liger_kernel/ops/fused_linear_cross_entropy.py).
-        """
+        """Bytes at the loss' peak, the last hidden states and their gradient included. Liger goes through the tokens in
+        chunks, but holds the output matrix' gradient, a chunk's share of it, and that in fp32
+        (liger_kernel/ops/fused_linear_cross_entropy.py)."""
         hidden, v, w = 3 * self.layer_input(shape), shape.vocab, self.width
         if self.preference or not self.fused_loss:
             # TRL: logits, their log-softmax of one row, gradients of both; SFT: three fp32 copies of the logits

@@ -1,8 +1,6 @@
-"""Everything that can be known of a recipe on a laptop: `hermes3 check`.
-
-In turn: its lines and files (`rules.py`), Axolotl's and DeepSpeed's schemas for the declared hardware (`schema.py`),
-the paper (`paper.py`), and keys that nothing reads (`reads.py`).
-"""
+"""Everything that can be known of a recipe on a laptop: `hermes3 check`. In turn: its lines and files (`rules.py`),
+Axolotl's and DeepSpeed's schemas for the declared hardware (`schema.py`), the paper (`paper.py`), and keys that nothing
+reads (`reads.py`)."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -78,10 +76,8 @@ def check_all(paths: list[Path], against: str | None = None) -> list[Report]:
 
 
 def validate(path: Path) -> dict[str, Any]:
-    """The recipe as Axolotl resolves it, defaults filled in, on the hardware that it declares.
-
-    `UserError` for what is missing, what `schema` finds, and stale prepared data; all else is `hermes3 check`'s alone.
-    """
+    """The recipe as Axolotl resolves it, defaults filled in, on the hardware that it declares. `UserError` for what is
+    missing, what `schema` finds, and stale prepared data; all else is `hermes3 check`'s alone."""
     recipe = read(path)
     hardware_of(path, recipe)
     wrong, resolved = schema.examine([path])[path]

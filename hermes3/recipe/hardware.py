@@ -47,9 +47,8 @@ def gpu_of(name: str) -> Gpu:
 
 class Hardware(BaseModel):
     """`hardware: {gpu: h100-80gb, nodes: 6, gpus_per_node: 8}`. `gpu` is a name of `hermes3/recipe/gpus.yml`, or cpu.
-
-    On CPUs `gpus_per_node` counts processes. `network`: Gb/s per node, of all its adapters, if not that of `gpus.yml`.
-    """
+    On CPUs `gpus_per_node` counts processes. `network`: Gb/s per node, of all its adapters, if not that of
+    `gpus.yml`."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -24,11 +24,9 @@ TRIED_TYPES = ("tokens", "chat_template", "completion", *PAIR_TYPES.values())
 @lru_cache
 def reads() -> SimpleNamespace:
     """`keys`: key -> way -> the first line that reads it, `{}` for none; `known`: names that the schema lets pass.
-
     `deepspeed`: keys at the top of a DeepSpeed file; `deepspeed_auto`: those whose "auto" transformers fills. A way:
     "SFT", "DPO, adapter", for keys of `datasets` the type of the entry; "all" of these; a plugin's package; "elsewhere"
-    for code that no recipe of SFT or DPO takes.
-    """
+    for code that no recipe of SFT or DPO takes."""
     return SimpleNamespace(**read_json(Path(__file__).with_name("reads.json")))
 
 

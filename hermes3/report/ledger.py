@@ -20,9 +20,7 @@ TEMPLATE = Path(__file__).with_name("runs.md.jinja")
 
 class Record(BaseModel):
     """A training. None is not recorded. Scores in percent or points: value, low, high (95 %) and number of questions.
-
-    `recipe_sha256` and `lock_sha256` are of the files at `commit`; `mix_sha256` is the manifest's of the mix's rows.
-    """
+    `recipe_sha256` and `lock_sha256` are of the files at `commit`; `mix_sha256` is the manifest's of the mix's rows."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

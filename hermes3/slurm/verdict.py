@@ -1,10 +1,8 @@
 """Whose fault is it? Of a run that crashed, by its logs; of nodes that must not train, by what all of them answer.
-
 `python -m hermes3.slurm.verdict LOGS/attempt_N`: try a run that crashed again (exit code 0), or stop (1), and why; the
 error itself comes last. Stop: a user's error, which the next attempt would meet too; a crash that was there before
 (`crash.json`), with the same message at the same place of the run; more than `MAX_CRASHES`. A node whose ranks alone
-meet what a machine can cause is left out of the next attempt. The words that tell faults apart are in words.yml.
-"""
+meet what a machine can cause is left out of the next attempt. The words that tell faults apart are in words.yml."""
 
 import json
 import math
@@ -85,10 +83,8 @@ def last_words(text: str) -> tuple[str, str] | None:
 
 def crash(attempt: Path) -> dict[str, Any]:
     """What ended the attempt: `log`, `node`, `kind` (class of the error), `message`, `epoch` (the last that is logged).
-
-    The cause goes before what it makes others say, and the first in time before later ones; of errors at once a
-    user's goes first. `of_user`: another attempt would meet it. `alone`: the one of several nodes that has met it.
-    """
+    The cause goes before what it makes others say, and the first in time before later ones; of errors at once a user's
+    goes first. `of_user`: another attempt would meet it. `alone`: the one of several nodes that has met it."""
     ranks = sorted(attempt.glob("rank_*.log"))
     logs = ranks or sorted(attempt.glob("*.log"))  # preparation has ended well where ranks have begun
     texts = {log: tail(log) for log in logs}
@@ -133,9 +129,7 @@ def _node(log: Path) -> str | None:
 
 def verdict(attempt: Path, notified: bool = False) -> tuple[bool, str]:
     """Whether to try again, and why. `notified`: it was told to end, which is no crash if it has saved a checkpoint.
-
-    Reads `start.json`, the checkpoint that it began from; writes `crash.json`, and a bad node into ../bad_nodes.
-    """
+    Reads `start.json`, the checkpoint that it began from; writes `crash.json`, and a bad node into ../bad_nodes."""
     now, begun = crash(attempt), attempt / "start.json"
     place = f"epoch {now['epoch']}" if now["epoch"] else "before the first step"
     if notified and begun.is_file():
@@ -184,10 +178,8 @@ def clocks(offsets: dict[str, float]) -> dict[str, dict[str, Any]]:
 
 
 def blame(answers: Answers) -> tuple[dict[str, list[str]], list[str]]:
-    """(bad, shared): faults by node, and the faults that all nodes have which looked, so not the nodes' own.
-
-    Marked as bad: what must be the same on all nodes and is not what most have; the first node has the casting vote.
-    """
+    """(bad, shared): faults by node, and the faults that all nodes have which looked, so not the nodes' own. Marked as
+    bad: what must be the same on all nodes and is not what most have; the first node has the casting vote."""
     bad: dict[str, list[str]] = {}
     shared: list[str] = []
     for name in dict.fromkeys(name for answer in answers.values() for name in answer["checks"]):
