@@ -23,15 +23,15 @@ from hermes3.plan.cost import INTERRUPTIONS_PER_GPU_HOUR, usual_mfu
 from hermes3.plan.memory import FSDP2, HOST_SHARE, OVERHEAD, REPLICATED, SETTINGS, ZERO3, Setting, memory, runnable
 from hermes3.plan.network import BUS, traffic
 from hermes3.plan.plan import Plan, plan
-from hermes3.plan.shapes import Work, published, read_config, work_of
+from hermes3.plan.shapes import PUBLISHED, Work, read_config, work_of
 from hermes3.recipe.check import validate
 from hermes3.recipe.hardware import gpu_of
 
 RECIPES = [path.relative_to(ROOT) for path in sorted((ROOT / "recipes").rglob("*.yml"))]
 CASES = yaml.safe_load((ROOT / "tests/plan.yml").read_text(encoding="utf-8"))
 GROUPS = ("kept", "warnings", "refused", "read", "files")
-PUBLISHED = {"8B": 8_030_261_248, "70B": 70_553_706_496, "405B": 405_853_388_800}
-EIGHT, SEVENTY, LARGEST = (published()[f"meta-llama/Llama-3.1-{size}"] for size in PUBLISHED)
+PARAMETERS = {"8B": 8_030_261_248, "70B": 70_553_706_496, "405B": 405_853_388_800}
+EIGHT, SEVENTY, LARGEST = (PUBLISHED[f"meta-llama/Llama-3.1-{size}"] for size in PARAMETERS)
 SMALL = replace(EIGHT, layers=2)
 H100 = gpu_of("h100-80gb")
 FULL, FSDP, ONE = Setting("ZeRO-3", ZERO3), Setting("FSDP2", FSDP2), Work(8192)
@@ -71,7 +71,7 @@ def test_the_paper_s_steps_and_the_mfu_behind_its_gpu_hours(recipe):
     an_epoch, steps, gpu_hours, layers, width, mfu = CASES["paper"][recipe].values()
     planned, at_40 = full(recipe), full(recipe, mfu=0.4).cost
     assert (planned.schedule.steps_per_epoch[0], planned.schedule.steps) == (an_epoch, steps)
-    multiplied = PUBLISHED[recipe.split("_")[0].upper()] - 128_256 * width - (2 * layers + 1) * width
+    multiplied = PARAMETERS[recipe.split("_")[0].upper()] - 128_256 * width - (2 * layers + 1) * width
     flops = (6 * multiplied + 6 * layers * width * 396) * 4 * 390e6
     assert planned.cost.paper_gpu_hours == gpu_hours
     assert planned.cost.paper_mfu == pytest.approx(flops / (gpu_hours * 3600 * 989.4e12), rel=1e-6)
@@ -121,7 +121,7 @@ def test_other_hardware_keeps_the_batch_and_given_figures_act():
     figures = full("8b_sft", mfu=0.5, price=3.0, bandwidth=1e9)
     assert figures.cost.mfu == 0.5 and figures.cost.usd == pytest.approx(3 * figures.cost.gpu_hours)
     assert figures.cost.gpu_hours == pytest.approx(147 * figures.cost.paper_mfu / 0.5, rel=1e-3)
-    assert figures.checkpoints.weights_seconds == pytest.approx(2 * PUBLISHED["8B"] / 1e9)
+    assert figures.checkpoints.weights_seconds == pytest.approx(2 * PARAMETERS["8B"] / 1e9)
 
 
 def test_checkpoints_failures_and_their_interval():
@@ -138,13 +138,13 @@ def test_checkpoints_failures_and_their_interval():
 def test_storage_is_of_all_that_is_kept_as_it_is_trained(tmp_path):
     parts, whole, adapter, fsdp = (full(name) for name in ("405b_sft", "70b_sft", "8b_dpo", "405b_sft_fsdp"))
     assert parts.checkpoints.weights_seconds is None and parts.checkpoints.kept == 5  # four epochs and a restart point
-    assert parts.checkpoints.storage == fsdp.checkpoints.storage == 5 * 12 * PUBLISHED["405B"]
-    assert whole.checkpoints.weights == 2 * PUBLISHED["70B"] and whole.own.setting.gathered == 2
-    assert whole.checkpoints.storage == 5 * 14 * PUBLISHED["70B"] + 2 * PUBLISHED["70B"]
+    assert parts.checkpoints.storage == fsdp.checkpoints.storage == 5 * 12 * PARAMETERS["405B"]
+    assert whole.checkpoints.weights == 2 * PARAMETERS["70B"] and whole.own.setting.gathered == 2
+    assert whole.checkpoints.storage == 5 * 14 * PARAMETERS["70B"] + 2 * PARAMETERS["70B"]
     assert adapter.checkpoints.storage < 0.01 * whole.checkpoints.storage
     for changes, weights, state in CASES["saved"]:
         saved = plan(edited(tmp_path, "8b_sft", **changes)).checkpoints
-        assert (saved.weights, saved.state) == (weights * PUBLISHED["8B"], state * PUBLISHED["8B"])
+        assert (saved.weights, saved.state) == (weights * PARAMETERS["8B"], state * PARAMETERS["8B"])
     # the paper: 45 % of efficiency with parameters on the host
     assert fsdp.own.setting.name == "FSDP2, fp32 weights, all on the host"
     assert fsdp.cost.mfu == pytest.approx(0.55 * full("8b_sft_fsdp").cost.mfu)
@@ -163,7 +163,7 @@ def test_what_a_changed_recipe_takes_or_why_it_cannot_be_planned(tmp_path, case)
         return
     planned = plan(path)
     assert planned.checkpoints.kept == case.get("kept", planned.checkpoints.kept)
-    assert planned.shape.parameters == PUBLISHED[case.get("size", "8B" if "8b" in path.stem else "405B")]
+    assert planned.shape.parameters == PARAMETERS[case.get("size", "8B" if "8b" in path.stem else "405B")]
     assert planned.own.setting.name == case.get("setting", planned.own.setting.name)
     if "warning" in case:
         assert any(case["warning"] in line for line in planned.warnings) != case.get("not", False)

@@ -12,19 +12,15 @@ from tokenizers import Tokenizer
 from hermes3.files import UserError
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in a `tokenizer.json`. `UserError` if the file is none."""
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing more special
-        raise UserError(f"{path}: not a tokenizer ({error}); make it with `hermes3 tokenizer build`") from None
-
-
 class Encoder:
     """The tokenizer of a folder as it trains: a control token that a person typed is text, a tag is one token."""
 
     def __init__(self, folder: Path):
-        self.tokenizer = load_tokenizer(folder / "tokenizer.json")
+        path = folder / "tokenizer.json"
+        try:
+            self.tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises nothing more special
+            raise UserError(f"{path}: not a tokenizer ({error}); make it with `hermes3 tokenizer build`") from None
         self.tokenizer.encode_special_tokens = True
         data = json.loads(self.tokenizer.to_str())
         self.ids = {token["content"]: token["id"] for token in data["added_tokens"]}

@@ -12,7 +12,7 @@ from hermes3.plan.network import Traffic, traffic
 from hermes3.plan.shapes import Shape, Work
 from hermes3.recipe.check import validate
 from hermes3.recipe.hardware import Gpu, gpu_of, hardware_of
-from hermes3.recipe.paper import rows
+from hermes3.recipe.paper import ROWS
 
 PAPER_TOKENS = 390e6  # Table 1
 PAPER_EPOCHS = 4
@@ -150,7 +150,7 @@ def recomputed_share(shape: Shape, work: Work, row_tokens: float) -> float:
 
 def paper_hours(shape: Shape) -> int | None:
     """The paper's GPU-hours for four epochs of 390 M tokens on H100, None if it has none for this model."""
-    return next((row.gpu_hours for row in rows().values() if row.base == shape.name and row.gpu_hours), None)
+    return next((row.gpu_hours for row in ROWS.values() if row.base == shape.name and row.gpu_hours), None)
 
 
 def paper_mfu(shape: Shape) -> float | None:

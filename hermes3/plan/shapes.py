@@ -3,7 +3,6 @@ Activations are what each operation saves for its backward pass, in transformers
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +70,6 @@ class Shape:
         return self.layers * sum(rank * (i + o) for i, o in self.linears)
 
 
-@lru_cache
-def published() -> dict[str, Shape]:
-    """The base models' shapes by Hub id."""
-    return {name: _shape(name, config) for name, config in read_yaml(Path(__file__).with_name("shapes.yml")).items()}
-
-
 def shape_of(path: Path, recipe: dict[str, Any]) -> Shape:
     """The shape of the recipe's base model: its folder's config.json, or Llama 3.1's by its name, built or not.
     `UserError` for any other name: a size alone says nothing of a model's shape."""
@@ -85,8 +78,8 @@ def shape_of(path: Path, recipe: dict[str, Any]) -> Shape:
         return read_config(Path(base) / "config.json")
     if matches := list(NAMED.finditer(Path(base).as_posix())):
         size = matches[-1][1] or matches[-1][2]
-        return next(shape for name, shape in published().items() if name.lower().endswith(f"-{size.lower()}"))
-    wrong = f"{base} has no config.json here and is none of {', '.join(published())}, so its shape is not known"
+        return next(shape for name, shape in PUBLISHED.items() if name.lower().endswith(f"-{size.lower()}"))
+    wrong = f"{base} has no config.json here and is none of {', '.join(PUBLISHED)}, so its shape is not known"
     raise UserError(f"{path}: base_model: {wrong}; make the folder, or its config.json alone")
 
 
@@ -105,6 +98,10 @@ def _shape(name: str, config: dict[str, Any]) -> Shape:
     kv_heads, head_dim = config.get("num_key_value_heads") or heads, config.get("head_dim") or hidden // heads
     tied = bool(config.get("tie_word_embeddings"))
     return Shape(name, layers, hidden, intermediate, heads, kv_heads, head_dim, vocab, tied)
+
+
+# of the base models, by Hub id
+PUBLISHED = {name: _shape(name, config) for name, config in read_yaml(Path(__file__).with_name("shapes.yml")).items()}
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,6 @@ def default_recipes() -> list[Path]:
     raise UserError("recipes: no recipe in this folder; run from the root of the repository, or name recipes")
 
 
-def check(path: Path, against: str | None = None) -> Report:
-    return check_all([path], against)[0]
-
-
 def check_all(paths: list[Path], against: str | None = None) -> list[Report]:
     """The reports of recipes, in their order. `against`: the row of the paper to compare them with, e.g. `8b_sft`."""
     reports, readable = [Report(path) for path in paths], {}

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +31,15 @@ class Gpu:
         return self.name == CPU
 
 
-@lru_cache
-def gpus() -> dict[str, Gpu]:
-    return {name: Gpu(name, **row) for name, row in read_yaml(Path(__file__).with_name("gpus.yml")).items()}
+GPUS = {name: Gpu(name, **row) for name, row in read_yaml(Path(__file__).with_name("gpus.yml")).items()}
 
 
 def gpu_of(name: str) -> Gpu:
     """`UserError` with the known names when there is none of that name."""
-    if name not in gpus():
-        remedy = f"use one of {', '.join(gpus())}, or add it to hermes3/recipe/gpus.yml"
+    if name not in GPUS:
+        remedy = f"use one of {', '.join(GPUS)}, or add it to hermes3/recipe/gpus.yml"
         raise UserError(f"gpu: {name} is unknown; {remedy}")
-    return gpus()[name]
+    return GPUS[name]
 
 
 class Hardware(BaseModel):

@@ -14,11 +14,12 @@ from hermes3.files import UserError, read_json
 from hermes3.model_folder import check_model
 from hermes3.recipe.hardware import CPU
 from hermes3.recipe.read import ERROR, NOTE, Finding, deepspeed_config, from_error, in_deepspeed, on_hub, read, value_at
-from hermes3.recipe.reads import reads
+from hermes3.recipe.reads import READS
 from hermes3.recipe.schema import PLUGIN
 
 BEST = "best"  # in a run's folder: the link to the epoch that `hermes3 select` chose
 DDP_TIMEOUT = 7200  # seconds; a save of 812 GB, or reading them, takes longer than torch's 1800 on a slow file system
+TABLE = yaml.safe_load(Path(__file__).with_name("rules.yml").read_text(encoding="utf-8"))
 SPLIT = re.compile(r"train(\[[^\]]*\])?(\+train\[[^\]]*\])*")
 NUMBER = re.compile(r"([-+]?\d+)(\.\d*)?[eE]([-+]?)(\d+)")
 # Numbers of a DeepSpeed file that the recipe has too, as transformers fills an "auto"
@@ -56,11 +57,6 @@ def basic(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
             yield Finding(f"{key}chat_template_jinja", f"no file {template}", "run from the root of the repository")
 
 
-@lru_cache
-def table() -> list[dict[str, Any]]:
-    return yaml.safe_load(Path(__file__).with_name("rules.yml").read_text(encoding="utf-8"))
-
-
 def _values(path: Path, recipe: dict[str, Any], resolve: bool) -> Iterator[Finding]:
     hardware = recipe.get("hardware")
     facts = {key: bool(value) for key, value in recipe.items()} | {
@@ -76,7 +72,7 @@ def _values(path: Path, recipe: dict[str, Any], resolve: bool) -> Iterator[Findi
         config = None
         if resolve:
             yield from_error(error, "deepspeed", path)
-    for row in (row for row in table() if row.get("resolve", False) == resolve):
+    for row in (row for row in TABLE if row.get("resolve", False) == resolve):
         names = {name.removeprefix("not "): not name.startswith("not ") for name in row.get("when", [])}
         _, in_file, key = row["key"].rpartition("deepspeed.")
         if in_file and config is None or any(facts.get(name, False) != wanted for name, wanted in names.items()):
@@ -104,7 +100,7 @@ def _deepspeed(config: dict[str, Any], recipe: dict[str, Any]) -> Iterator[Findi
             wrong = f"{name} is {value}, and the recipe has {key}: {recipe.get(key)}"
             yield Finding("deepspeed", wrong, f'set "{name}": "auto"')
     for name, value in _leaves(config):
-        if value == "auto" and name not in reads().deepspeed_auto:
+        if value == "auto" and name not in READS.deepspeed_auto:
             yield Finding("deepspeed", f'{name} is "auto", and transformers fills no such key', "give a value")
 
 

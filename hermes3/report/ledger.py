@@ -1,8 +1,6 @@
 """The ledger: a record per training in runs/NAME.yml, and RUNS.md, the table of them all."""
 
-import subprocess
 from datetime import date
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +47,6 @@ def load(folder: Path = RUNS) -> dict[str, Record]:
     """Name -> record, by date. `UserError` names the file and the key that is wrong."""
     records = {path.stem: read_model(path, Record) for path in sorted(folder.glob("*.yml"))}
     return dict(sorted(records.items(), key=lambda item: item[1].date))
-
-
-def unresolved(record: Record, root: Path = ROOT) -> list[str]:
-    """What a record names and this repository does not have: the commit, or a file with that hash at the commit."""
-    files = {record.recipe: record.recipe_sha256, "requirements.txt": record.lock_sha256}
-    if record.commit is None:
-        missing = [] if (root / record.recipe).is_file() else [f"{record.recipe}: no such file"]
-        return missing + [f"{name}: a hash, and no commit" for name, digest in files.items() if digest]
-    lines = []
-    for name, digest in files.items():
-        blob = subprocess.run(["git", "-C", root, "show", f"{record.commit}:{name}"], capture_output=True)
-        if blob.returncode:
-            lines.append(f"{record.commit}:{name}: {blob.stderr.decode().strip()}")
-        elif digest and sha256(blob.stdout).hexdigest() != digest:
-            lines.append(f"{record.commit}:{name}: another sha256 than {digest}")
-    return lines
 
 
 def page(records: dict[str, Record]) -> str:
