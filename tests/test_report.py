@@ -3,11 +3,11 @@
 import json
 import math
 import re
-from functools import reduce
 from pathlib import Path
 from random import Random
 
 import pytest
+from conftest import at
 from lm_eval_files import (  # fmt: skip
     CASES,
     DATE,
@@ -54,11 +54,6 @@ def written(tmp_path_factory):
     }
     write_report(folder / "again", **inputs)
     return write_report(folder / "out", **inputs), folder
-
-
-def at(value, path):
-    """What stands in `value` at `path`, e.g. `runs.0.kind`."""
-    return reduce(lambda of, key: of[int(key) if isinstance(of, list) else key], path.split("."), value)
 
 
 def test_report_numbers_and_what_the_verdict_says(written):
