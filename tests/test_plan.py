@@ -3,9 +3,7 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -269,36 +267,21 @@ def compare(what: str, planned: float, measured: float, most: float = 0.10) -> N
 
 
 LIGER, PLAIN = (Work(8192, liger_norm=on, liger_glu=on, fused_loss=on) for on in (True, False))
-TRACKED = {  # name: shape, fp32 weights, work; with Liger last, which stays patched in
-    "8B, 4 layers, bf16, checkpointed": (replace(EIGHT, layers=4), False, PLAIN),
-    "8B, 3 layers, bf16, whole": (replace(EIGHT, layers=3), False, replace(PLAIN, checkpointing=False)),
-    "8B, 6 layers, fp32, checkpointed, Liger": (replace(EIGHT, layers=6), True, LIGER),
-    "8B, 3 layers, bf16, whole, Liger": (replace(EIGHT, layers=3), False, replace(LIGER, checkpointing=False)),
-    "70B, 4 layers, fp32, checkpointed, Liger": (replace(SEVENTY, layers=4), True, LIGER),
-}
 
 
-@pytest.fixture(scope="module")
-def tracked() -> dict[str, dict]:
-    """Each case, by torch's FSDP2 memory tracker over fake tensors and a fake process group."""
-    cases = [{"shape": asdict(shape), "fp32": fp32} | asdict(work) for shape, fp32, work in TRACKED.values()]
-    command = [sys.executable, "-m", "tests.plan_tracker", json.dumps(cases)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return dict(zip(TRACKED, json.loads(done.stdout.splitlines()[-1]), strict=True))
-
-
-@pytest.mark.parametrize("name", TRACKED)
-def test_peak_of_a_sharded_step(tracked, name):
-    shape, fp32, work = TRACKED[name]
-    measured, planned = tracked[name], memory(shape, work, setting(FSDP2, fp32=fp32), H100, nodes=6, per_node=8)
+@pytest.mark.parametrize("case", CASES["tracked"], ids=lambda case: case["name"])
+def test_peak_of_a_sharded_step(case):
+    work = replace(LIGER if case["liger"] else PLAIN, checkpointing=case["checkpointing"])
+    shape = replace({"8B": EIGHT, "70B": SEVENTY}[case["size"]], layers=case["layers"])
+    name, measured = case["name"], case["measured"]
+    planned = memory(shape, work, setting(FSDP2, fp32=case["fp32"]), H100, nodes=6, per_node=8)
     moments = {moment: size - OVERHEAD for moment, size in planned.moments.items()}
     compare(f"{name}: peak", max(moments.values()), max(measured[moment] for moment in moments), 0.02)
     if work.fused_loss:  # unfused, the logits' gradients come in the backward pass, and are the peak of both
         for moment in ("loss", "backward"):
             compare(f"{name}: {moment}", moments[moment], measured[moment])
     for part in ("parameters", "optimizer"):
-        compare(f"{name}: {part}", planned.gpu[part], measured["states"][part])
+        compare(f"{name}: {part}", planned.gpu[part], measured[part])
 
 
 def test_activations_of_a_layer_with_an_adapter():
