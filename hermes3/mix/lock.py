@@ -101,9 +101,8 @@ def hashes(files: dict[str, list[File]]) -> dict[str, dict[str, str]]:
         except FileNotFoundError as error:
             changed = [error.filename]
         if changed:
-            raise UserError(
-                f"source {name}: {changed[0]} changed while it was read; build again when nothing writes it"
-            )
+            wrong = f"{changed[0]} changed while it was read; build again when nothing writes it"
+            raise UserError(f"source {name}: {wrong}")
     return digests
 
 

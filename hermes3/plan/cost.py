@@ -119,7 +119,8 @@ def schedule(
         one = preview(mix, path, validate(path))
         steps, source = one.steps, f"{mix}, packed by Axolotl's packer"
         facts = steps, one.tokens_per_step * steps, one.tokens / one.rows, one.efficiency, source
-        return Schedule("sequences", batch, epochs, one.steps_per_epoch, *facts), []
+        note = f"an epoch leaves out up to {max(one.rows_left_out):,} of {one.rows:,} rows, in packs that no step takes"
+        return Schedule("sequences", batch, epochs, one.steps_per_epoch, *facts), [note]
     else:
         length, source = recipe["sequence_len"], "the paper's 390 M tokens, sequences 96 % full"
         per_epoch = PAPER_TOKENS / PAPER_PACKING / length / batch

@@ -32,15 +32,10 @@ class Shape:
     tied: bool = False
 
     @property
-    def kv(self) -> int:
-        """Width of the keys, and of the values."""
-        return self.kv_heads * self.head_dim
-
-    @property
     def linears(self) -> list[tuple[int, int]]:
         """(inputs, outputs) of each of LINEARS."""
-        h, q, i = self.hidden, self.heads * self.head_dim, self.intermediate
-        return [(h, q), (h, self.kv), (h, self.kv), (q, h), (h, i), (h, i), (i, h)]
+        h, i, (q, kv) = self.hidden, self.intermediate, (n * self.head_dim for n in (self.heads, self.kv_heads))
+        return [(h, q), (h, kv), (h, kv), (q, h), (h, i), (h, i), (i, h)]
 
     @property
     def largest_linear(self) -> int:
@@ -138,7 +133,7 @@ class Work:
 
     def layer(self, shape: Shape) -> int:
         """Bytes that one decoder layer saves for its backward pass, its input apart."""
-        h, kv, i, w = shape.hidden, shape.kv, shape.intermediate, self.width
+        h, kv, i, w = shape.hidden, shape.kv_heads * shape.head_dim, shape.intermediate, self.width
         norms = 2 * 4 * h + (2 * w * h if w < 4 and not self.rank else 0)  # fp32, normalised
         if self.liger_norm:
             norms = w * h  # Liger saves the second norm's input instead; the first is the layer's own

@@ -18,7 +18,6 @@ from hermes3.recipe.reads import READS
 from hermes3.recipe.schema import PLUGIN
 
 BEST = "best"  # in a run's folder: the link to the epoch that `hermes3 select` chose
-DDP_TIMEOUT = 7200  # seconds; a save of 812 GB, or reading them, takes longer than torch's 1800 on a slow file system
 TABLE = yaml.safe_load(Path(__file__).with_name("rules.yml").read_text(encoding="utf-8"))
 SPLIT = re.compile(r"train(\[[^\]]*\])?(\+train\[[^\]]*\])*")
 NUMBER = re.compile(r"([-+]?\d+)(\.\d*)?[eE]([-+]?)(\d+)")
@@ -85,9 +84,10 @@ def _values(path: Path, recipe: dict[str, Any], resolve: bool) -> Iterator[Findi
 
 def _refused(row: dict[str, Any], values: Any) -> Iterator[Finding]:
     """A finding for each value, the one or those of a list, that a row of `rules.yml` refuses."""
-    tests = {"bad", "only", "like"} & row.keys()
+    tests = {"bad", "only", "like", "least"} & row.keys()
     for value in values if tests and isinstance(values, list) else [values]:
         bad = "bad" in row and value in row["bad"] or "only" in row and value not in row["only"]
+        bad |= "least" in row and not (isinstance(value, int | float) and value >= row["least"])
         if not tests or bad or "like" in row and re.fullmatch(row["like"], str(value)):
             named = "absent" if value is None else str(value).lower() if isinstance(value, bool) else value
             yield Finding(row["key"], row["wrong"].format(value=named), row["remedy"].format(value=named))
@@ -123,10 +123,6 @@ def _number(recipe: dict[str, Any], key: str, default: int) -> int | float:
 
 
 def _saving(recipe: dict[str, Any]) -> Iterator[Finding]:
-    if _number(recipe, "ddp_timeout", 0) < DDP_TIMEOUT:
-        timeout = recipe.get("ddp_timeout", "absent, so torch's 1800")
-        wrong = f"{timeout}: ranks that wait for a save of the weights would end the run"
-        yield Finding("ddp_timeout", wrong, f"set ddp_timeout: {DDP_TIMEOUT}")
     steps, strategy = recipe.get("save_steps"), recipe.get("save_strategy", "epoch")
     if not recipe.get("rl") and (steps or strategy != "epoch" and not recipe.get("saves_per_epoch")):
         wrong = "keeps no checkpoint of each epoch, and the best epoch is chosen of them"

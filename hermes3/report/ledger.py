@@ -51,12 +51,9 @@ def load(folder: Path = RUNS) -> dict[str, Record]:
 
 def page(records: dict[str, Record]) -> str:
     """RUNS.md."""
-    template = environment(TEMPLATE, {"known": _known, "score": _score})
+    filters = {"known": lambda value, digits=0: "–" if value is None else f"{value:,.{digits}f}", "score": _score}
+    template = environment(TEMPLATE, filters)
     return template.get_template(TEMPLATE.name).render(records=records)
-
-
-def _known(value: float | None, digits: int = 0) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def _score(values: list[float | None]) -> str:
