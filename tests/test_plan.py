@@ -181,7 +181,7 @@ def test_json_is_the_plan_and_text_names_its_parts():
 
 def test_zero_3_moves_three_times_the_model():
     """Rajbhandari et al. 2020, arXiv 1910.02054, section 7.2.2; with accumulation, in each micro-batch."""
-    sent = traffic(EIGHT, ONE, FULL, H100, 6, 8, arithmetic=1.0)
+    sent = traffic(EIGHT, ONE, FULL, H100, 6, 8, compute=1.0)
     assert sent.bytes_per_node == pytest.approx(3 * WEIGHTS * 5 / 6)
     assert sent.seconds == pytest.approx(3 * WEIGHTS * 47 / 48 / (BUS * 400e9)) == pytest.approx(0.131, abs=1e-3)
     assert traffic(EIGHT, replace(ONE, accumulation=6), FULL, H100, 6, 8, 6.0).bytes_per_node == 6 * sent.bytes_per_node

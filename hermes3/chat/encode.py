@@ -1,6 +1,5 @@
-"""Texts to token ids, by the quickest engine that gives the tokenizer's own ids (tests/test_tokenizer.py): a byte-level
-BPE whose merges are all the ways to build its tokens, in the order of their ids, is what tiktoken computes three times
-as fast. Llama 3's vocabulary comes from there; any other tokenizer encodes by itself."""
+"""Texts to token ids, by the quickest engine that gives the tokenizer's own ids: tiktoken, three times as fast, where
+the merges of a byte-level BPE are all the ways to build its tokens, as in Llama 3's vocabulary; else the own one."""
 
 import json
 from pathlib import Path

@@ -166,8 +166,7 @@ def _states(shape: Shape, work: Work, setting: Setting, nodes: int, per_node: in
 
 def _hosts(shape: Shape, work: Work, setting: Setting, nodes: int, states: dict[str, int]) -> dict[str, dict[str, int]]:
     """Parts of the fullest host's memory while the model is read, trained and saved. FSDP: local rank 0 of each node
-    reads the whole model (`cpu_ram_efficient_loading`), until each rank has its share, uncast. ZeRO-3 reads through
-    mapped files, a parameter at a time."""
+    reads it whole and uncast (`cpu_ram_efficient_loading`). ZeRO-3 maps files, a parameter at a time."""
     moments, whole = {"training": states}, shape.parameters * work.width
     if all(states.values()) and setting.gathered:
         saved = setting.gathered * (work.trained(shape) if work.rank else shape.parameters)

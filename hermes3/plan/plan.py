@@ -86,8 +86,7 @@ def plan(
     network: float | None = None,
 ) -> Plan:
     """Plan the recipe at `path`, on its own hardware unless `gpus` or `gpu` say other. `UserError` if it cannot.
-    `bandwidth` in bytes/s, `host_memory` in bytes, `network` in Gb/s per node. Not `packed`: SFT's steps by the
-    paper."""
+    Bytes/s, bytes, and Gb/s per node. Not `packed`: SFT's steps by the paper."""
     recipe = plannable(path)
     hardware = hardware_of(path, recipe)
     device = gpu_of(gpu or hardware.gpu)

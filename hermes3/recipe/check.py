@@ -1,6 +1,5 @@
-"""Everything that can be known of a recipe on a laptop: `hermes3 check`. In turn: its lines and files (`rules.py`),
-Axolotl's and DeepSpeed's schemas for the declared hardware (`schema.py`), the paper (`paper.py`), and keys that nothing
-reads (`reads.py`)."""
+"""Everything that can be known of a recipe on a laptop: its lines and files (`rules.py`), Axolotl's and DeepSpeed's
+schemas (`schema.py`), the paper (`paper.py`), and keys that nothing reads (`reads.py`)."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, PositiveFloat, PositiveInt, ValidationError
 
 from hermes3.files import UserError, read_yaml, wrong_keys
 
@@ -42,12 +42,9 @@ def gpu_of(name: str) -> Gpu:
     return GPUS[name]
 
 
-class Hardware(BaseModel):
-    """`hardware: {gpu: h100-80gb, nodes: 6, gpus_per_node: 8}`. `gpu` is a name of `hermes3/recipe/gpus.yml`, or cpu.
-    On CPUs `gpus_per_node` counts processes. `network`: Gb/s per node, of all its adapters, if not that of
-    `gpus.yml`."""
-
-    model_config = ConfigDict(extra="forbid")
+class Hardware(BaseModel, extra="forbid"):
+    """`hardware: {gpu: h100-80gb, nodes: 6, gpus_per_node: 8}`. `gpu`: a name of `gpus.yml`, or cpu, of which processes
+    are counted. `network`: Gb/s per node, of all its adapters, if not that of `gpus.yml`."""
 
     gpu: str
     nodes: PositiveInt

@@ -88,8 +88,8 @@ def pool(name: str, seeds: list[Evaluation]) -> Evaluation:
 
 def compare(before: Evaluation, after: Evaluation, group: Group) -> dict[str, Any]:
     """The paired comparison of two stages: `change` with its interval and `p`, or the `reason` why there is none.
-    McNemar's test where questions pool to 0 and 1 and each stands alone, else the paired t test over what stands or
-    falls together. `mark` is "no clear difference" until Holm's correction changes it."""
+    McNemar's test where questions pool to 0 and 1 and each stands alone, else the paired t test. Holm's correction sets
+    `mark`."""
     pair: dict[str, Any] = {"before": before.name, "after": after.name}
     if reason := why_not(before, after, group):
         return pair | {"mark": "not comparable", "reason": reason}

@@ -1,6 +1,5 @@
-"""What a node says of itself before it may train: `python -m hermes3.slurm.node_check <expected.json`, JSON to stdout.
-It imports neither torch nor Axolotl: seconds. A node that lacks the shared file system must be able to say so: stdin
-and stdout. What it looks for, and the remedies, are in words.yml."""
+"""What a node says of itself before it may train: `python -m hermes3.slurm.node_check`, in seconds, without torch. By
+stdin and stdout, as it may lack the shared file system. What it looks for, and the remedies, are in words.yml."""
 
 import json
 import re

@@ -1,8 +1,8 @@
 """Whose fault is it? Of a run that crashed, by its logs; of nodes that must not train, by what all of them answer.
-`python -m hermes3.slurm.verdict LOGS/attempt_N`: try a run that crashed again (exit code 0), or stop (1), and why; the
-error itself comes last. Stop: a user's error, which the next attempt would meet too; a crash that was there before
-(`crash.json`), with the same message at the same place of the run; more than `MAX_CRASHES`. A node whose ranks alone
-meet what a machine can cause is left out of the next attempt. The words that tell faults apart are in words.yml."""
+`python -m hermes3.slurm.verdict LOGS/attempt_N`: try again (exit code 0) or stop (1), and why; the error itself comes
+last. Stop: a user's error; a crash that was there before (`crash.json`), with the same message at the same place of the
+run; more than `MAX_CRASHES`. A node whose ranks alone meet what a machine can cause is left out next. Words:
+words.yml."""
 
 import json
 import math
@@ -90,10 +90,8 @@ def crash(attempt: Path) -> dict[str, Any]:
     texts = {log: tail(log) for log in logs}
     errors = [(log, *error) for log, text in texts.items() if (error := last_error(text))]
     errors = errors or [(log, *words) for log, text in texts.items() if (words := last_words(text))]
-    first = min((log.stat().st_mtime for log, _, words in errors if not PEER.search(words)), default=0.0)
-    errors.sort(
-        key=lambda one: (bool(PEER.search(one[2])), one[0].stat().st_mtime > first + AT_ONCE, one[1] not in USERS)
-    )
+    late = AT_ONCE + min((log.stat().st_mtime for log, _, words in errors if not PEER.search(words)), default=0.0)
+    errors.sort(key=lambda one: (bool(PEER.search(one[2])), one[0].stat().st_mtime > late, one[1] not in USERS))
     log, kind, message = errors[0] if errors else (None, None, "")
     epochs, machine = EPOCH.findall(texts.get(attempt / "rank_0.log", "")), OF_NODE.search(message)
     page: dict[str, Any] = {"log": log and log.name, "node": log and _node(log), "kind": kind, "message": message}
