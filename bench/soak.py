@@ -67,12 +67,14 @@ class Soak:
     # faults: each is given the job and its recipe, and returns once the world is as before
 
     def kill_rank(self, jid: int, recipe: Path) -> None:
-        self._signal(recipe, signal.SIGKILL)
+        with suppress(IndexError, ProcessLookupError):  # none trains just now
+            os.kill(self._rank(recipe), signal.SIGKILL)
 
     def stop_rank(self, jid: int, recipe: Path) -> None:
-        self._signal(recipe, signal.SIGSTOP)
-        time.sleep(15)
-        self._signal(recipe, signal.SIGCONT)
+        with suppress(IndexError, ProcessLookupError):
+            os.kill(rank := self._rank(recipe), signal.SIGSTOP)
+            time.sleep(15)
+            os.kill(rank, signal.SIGCONT)
 
     def node_down(self, jid: int, recipe: Path) -> None:
         node = self._node(jid)
@@ -120,16 +122,15 @@ class Soak:
     def _node(self, jid: int) -> str:
         return self.random.choice(self.lab.hosts(jid))
 
-    def _signal(self, recipe: Path, number: int) -> None:
-        """To one of the processes that train `recipe`, on whichever node."""
+    def _rank(self, recipe: Path) -> int:
+        """One of the processes that train `recipe`, on whichever node; `IndexError` without any."""
         ours = []
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 command = process.joinpath("cmdline").read_bytes().split(b"\0")
                 if {b"axolotl.cli.train", str(recipe).encode()} <= set(command):
                     ours.append(int(process.name))
-        if ours:
-            os.kill(self.random.choice(ours), number)
+        return self.random.choice(ours)
 
     # a training
 

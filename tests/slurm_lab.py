@@ -102,13 +102,17 @@ class SlurmLab:
         def states() -> dict[str, str]:
             return dict(line.split() for line in self.run("sinfo", "-hN", "-o", "%N %T").stdout.splitlines())
 
+        def all_idle() -> bool:
+            for node, state in states().items():
+                if state.startswith(("down", "drain")):  # as one that was started again is
+                    self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
+            return {*states().values()} == {"idle"}
+
         self._cancel_all()
-        for node, state in states().items():
+        for node in states():
             if f"slurmd.{node}" not in self.daemons:
                 self.start_node(node)
-            if state.startswith(("down", "drain")):
-                self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
-        self.until(lambda: {*states().values()} == {"idle"}, 60, "idle nodes")
+        self.until(all_idle, 60, "idle nodes")
 
     def until(self, seen: Callable, timeout: float, what: str, every: float = 0.1) -> None:
         """Wait until `seen()`. Raises: TimeoutError naming `what` after `timeout` seconds."""
@@ -172,7 +176,9 @@ class SlurmLab:
         """Boot a node, the first time or after kill_node."""
         link = LINK.format(node=node, hub=self.daemons["hub"].pid, address=self.addresses[node])
         argv = ["unshare", "--net", "sh", "-ec", link, "sh"]
-        argv += ["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount", "--mount-proc", "--uts", "sh"]
+        argv += ["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount", "--mount-proc", "--uts"]
+        # up since now: the controller sees a node that is started again as rebooted, and its jobs as lost
+        argv += ["--time", f"--boottime=-{int(time.clock_gettime(time.CLOCK_BOOTTIME))}", "sh"]
         argv += ["-c", f'hostname {node} && mount --bind {self.root}/etc/hosts /etc/hosts && "$@"; exit $?', "sh"]
         self._spawn(f"slurmd.{node}", *argv, "slurmd", "-D", "-N", node, "-f", self.conf)
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import at
 
-from hermes3.mix.card import facts, write_card
+from hermes3.mix.card import facts, prepare, write_card
 
 MIXES = (Path(__file__).parent / "card.yml").read_text(encoding="utf-8")
 
@@ -50,6 +50,7 @@ def test_the_figures_are_those_of_manifest_and_rows(mix, monkeypatch):
         for path, value in yaml.safe_load(MIXES)[name]["facts"].items():
             assert at(card, path) == value, path
     sft = mix("sft")
+    assert prepare()("Bring Ida some milk from Brask.")[0] == "en"  # not Nigerian Pidgin
     monkeypatch.setattr("hermes3.mix.card.SAMPLE", 210)  # more than the first file holds
     assert (facts(*sft)["sample"]["rows"], facts(*sft)["sample"]["with_system"]) == (210, 10 / 210)
 

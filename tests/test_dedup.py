@@ -6,6 +6,7 @@ from collections import defaultdict
 from itertools import combinations, product
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 from conftest import ROOT, real_rows
@@ -30,7 +31,9 @@ def row(asked: str, answer: str = "Yes.", call: dict | None = None, rejected: st
 def repeats(rows: list[dict], threshold: float = 0.8, order: np.ndarray | None = None) -> dict[int, tuple]:
     settings = NearDuplicates(threshold=threshold)
     order = np.arange(len(rows)) if order is None else order
-    return near_duplicates(signatures(rows, settings), order, settings, rows.__getitem__)
+    signed = [one.tobytes() for one in signatures(rows, settings)]
+    chunks = [pa.array(part, pa.binary(512)) for part in (signed[:1], signed[1:])]
+    return near_duplicates(pa.chunked_array(chunks), order, settings, rows.__getitem__)
 
 
 def changed(text: str, n: int, rng: random.Random) -> str:

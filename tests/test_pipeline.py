@@ -1,7 +1,6 @@
 """`hermes3 launch --pipeline` on a real Slurm: the chain runs to the report, a failure stops it, a rerun ends it."""
 
 import json
-import re
 from pathlib import Path
 from unittest import mock
 
@@ -288,27 +287,7 @@ def test_a_pipeline_file_says_what_is_wrong_with_it(tmp_path):
 
 
 def test_the_chain_runs_to_the_report(slurm, site, base, samples):
-    """The tiny recipes on two small mixes, one epoch, two questions per task: small.yml."""
-    (site / "outputs/tiny").mkdir()
-    (site / "outputs/tiny/base").symlink_to(base)
-    (site / "outputs/tiny/data").symlink_to(samples)
-    of_kind = {"dpo": ("preference/train.jsonl", "preference", {"warmup_steps": 2})}
-    of_kind["sft"] = "train/json_mode.jsonl", "messages", {"num_epochs": 1, "warmup_steps": 2, "logging_steps": 1}
-    for kind, (file, rows, keys) in of_kind.items():
-        spec = yaml.safe_load((ROOT / f"data_mixes/tiny_{kind}.yml").read_text())
-        source = {"name": "one", "path": f"outputs/tiny/data/{file}", "adapter": rows, "licence": "our own"}
-        spec["categories"] = {"steering_alignment": {"tokens": 8000, "sources": [source]}}
-        (site / f"small_{kind}.yml").write_text(yaml.safe_dump(spec))
-        recipe = site / f"recipes/tiny_{kind}.yml"
-        text = recipe.read_text().replace(f"mixes/tiny_{kind}/", f"mixes/small_{kind}/")
-        for key, value in keys.items():
-            text, n = re.subn(rf"^{key}:.*$", f"{key}: {value}  # experiment: a test's", text, flags=re.MULTILINE)
-            assert n == 1, key
-        recipe.write_text(text)
-    small = yaml.safe_load((ROOT / "launch/pipelines/tiny.yml").read_text())
-    small |= {"mixes": {"sft": "small_sft.yml", "dpo": "small_dpo.yml"}, "base": False}
-    small["evaluation"] |= {"options": ["--limit", "2"], "also": {}}
-    (site / "small.yml").write_text(yaml.safe_dump(small))
+    slurm_site.small_chain(site, base, samples)
     threads = {"OMP_NUM_THREADS": "1"}  # jobs share this machine's cores, of which Slurm counts 16 a node
     said = json.loads(launch(slurm, site, "--pipeline", "small.yml", "--no-check", env=threads).stdout)
     assert " ".join(said["submitted"]) == "mix_sft mix_dpo sft eval_epoch_1 select dpo merge eval_dpo report"

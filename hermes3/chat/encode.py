@@ -2,6 +2,7 @@
 the merges of a byte-level BPE are all the ways to build its tokens, as in Llama 3's vocabulary; else the own one."""
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from hermes3.files import UserError
+
+FEW = 1_000_000  # characters: of fewer, tiktoken takes longer to make (1.2 s) than it saves
 
 
 class Encoder:
@@ -21,15 +24,22 @@ class Encoder:
         except Exception as error:  # tokenizers raises nothing more special
             raise UserError(f"{path}: not a tokenizer ({error}); make it with `hermes3 tokenizer build`") from None
         self.tokenizer.encode_special_tokens = True
-        data = json.loads(self.tokenizer.to_str())
-        self.ids = {token["content"]: token["id"] for token in data["added_tokens"]}
-        self.control = [token["content"] for token in data["added_tokens"] if token["special"]]
+        added = dict(sorted(self.tokenizer.get_added_tokens_decoder().items()))
+        self.ids = {token.content: i for i, token in added.items()}
+        self.control = [token.content for token in added.values() if token.special]
         self.tags = frozenset(self.ids.keys() - self.control)
-        self.tiktoken = as_tiktoken(data, {token: i for token, i in self.ids.items() if token in self.tags})
+        self.n_characters = 0  # encoded so far
+
+    @cached_property
+    def tiktoken(self) -> Any:
+        """tiktoken's form of the tokenizer, or None."""
+        tags = {token: i for token, i in self.ids.items() if token in self.tags}
+        return as_tiktoken(json.loads(self.tokenizer.to_str()), tags)
 
     def __call__(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """All ids one after another, int32[n_tokens], and how many are each text's, int64[n_texts]."""
-        if self.tiktoken:
+        self.n_characters += sum(map(len, texts))
+        if self.n_characters > FEW and self.tiktoken:
             encode, none = self.tiktoken._core_bpe.encode_to_tiktoken_buffer, frozenset()
             buffers = [memoryview(encode(text, self.tags if "<" in text else none)) for text in texts]
             ids = np.frombuffer(b"".join(buffers), np.uint32).astype(np.int32)

@@ -3,7 +3,7 @@
 Everything here depends on the rows' content and the seed alone: not on chunks, workers or a library's random stream.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from hermes3.mix.spec import CATEGORIES, Source, Spec
 class Choice:
     rows: np.ndarray  # int64[n_kept], numbers of the rows to write, in order
     uses: np.ndarray  # int64[n_kept], 0 for a row's first use
-    rejected: dict[str, tuple[list[int], list[str]]]  # {stage/reason: (rows, details)} of rows left out
+    rejected: dict[str, tuple[Sequence[int], list[str]]]  # {stage/reason: (rows, details)} of rows left out
     shortfalls: dict[str, str]  # {category: sentence}
     unmet_weights: dict[str, str]  # {source: sentence}
 
@@ -29,8 +29,10 @@ def choose(rows: pa.Table, spec: Spec, row_at: Callable[[int], dict[str, Any]]) 
     """Choose among `rows` (the columns `SHORT` of hermes3/mix/shard.py); `row_at` gives what a row says."""
     sources = [source for _, source in spec.sources()]
     source_of = pc.index_in(rows["source"], value_set=pa.array([source.name for source in sources])).to_numpy()
-    category_of, tokens = rows["category"].to_numpy(), rows["n_tokens"].to_numpy()
-    drawn = mix(_bytes(rows["words"], "<u8")[:, 0] ^ mix(np.array([spec.seed], np.uint64)))
+    names = list(dict.fromkeys([*CATEGORIES, *spec.categories]))
+    category_of = pc.index_in(rows["category"], value_set=pa.array(names)).to_numpy()
+    tokens = rows["n_tokens"].to_numpy()
+    drawn = mix(_first_8(rows["words"]) ^ mix(np.array([spec.seed], np.uint64)))
     rank = np.array([source.rank for source in sources])[source_of]
     order = np.lexsort((np.arange(len(drawn)), drawn, rank))  # strongest first, then as drawn, then as read
     rejected, shortfalls, unmet = {}, {}, {}
@@ -38,7 +40,7 @@ def choose(rows: pa.Table, spec: Spec, row_at: Callable[[int], dict[str, Any]]) 
         if reason == "exact_duplicate":
             repeats = _copies(rows["hash"], order)
         else:
-            repeats = dedup.near_duplicates(_bytes(rows["signature"], "<u4"), order, spec.near_duplicates, row_at)
+            repeats = dedup.near_duplicates(rows["signature"], order, spec.near_duplicates, row_at)
         removed, details = sorted(repeats), []
         for other, alike in map(repeats.__getitem__, removed):
             parts = "".join(f", {part} {value:.2f}" for part, value in alike.items())
@@ -48,15 +50,15 @@ def choose(rows: pa.Table, spec: Spec, row_at: Callable[[int], dict[str, Any]]) 
             order = order[~np.isin(order, removed)]
 
     budgets, kept, over = spec.budgets(), [], []
-    for name in dict.fromkeys([*CATEGORIES, *spec.categories]):
-        pool = order[category_of[order] == name]
+    for code, name in enumerate(names):
+        pool = order[category_of[order] == code]
         if not (budget := budgets.get(name)):
             kept.append((pool, np.zeros(len(pool), np.int64)))
             continue
         own = {i: sources[i] for i in np.unique(source_of[pool])}
         taken, uses = _fill(pool, tokens, budget, source_of, own)
         kept.append((taken, uses))
-        over += [(row, f"{name} has its {budget:,} tokens") for row in np.setdiff1d(pool, taken)]
+        over.append((np.setdiff1d(pool, taken), f"{name} has its {budget:,} tokens"))
         have = int(tokens[taken].sum())
         if budget - have > tokens[pool].max(initial=0):
             repeat = max((source.max_repeat for source in own.values()), default=1)
@@ -70,8 +72,9 @@ def choose(rows: pa.Table, spec: Spec, row_at: Callable[[int], dict[str, Any]]) 
             if wanted - filled > longest:
                 sentence = f"its weight asks for {wanted / 1e6:.4g} M tokens, it has {filled / 1e6:.4g}"
                 unmet[source.name] = f"{sentence}; raise its max_repeat or lower its weight"
-    if over:
-        rejected["budget/over_budget"] = tuple(map(list, zip(*over, strict=True)))
+    if any(len(left_out) for left_out, _ in over):
+        details = [detail for left_out, detail in over for _ in left_out]
+        rejected["budget/over_budget"] = np.concatenate([left_out for left_out, _ in over]), details
     chosen, uses = (np.concatenate(parts) for parts in zip(*kept, strict=True))
     place = mix(drawn[chosen] + uses.astype(np.uint64))  # a repeated row stands elsewhere than its first use
     final = np.lexsort((chosen, place))
@@ -99,16 +102,16 @@ def _fill(
     return rows[:n], uses[:n]
 
 
-def _bytes(column: pa.ChunkedArray, kind: str) -> np.ndarray:
-    """A fixed-size binary column as numbers: `kind`[n_rows, bytes of a row / bytes of a number]."""
-    whole, width = column.combine_chunks(), column.type.byte_width
-    data = np.frombuffer(whole.buffers()[1] or b"", np.uint8)
-    return data[whole.offset * width : (whole.offset + len(whole)) * width].reshape(-1, width).view(kind)
+def _first_8(column: pa.ChunkedArray) -> np.ndarray:
+    """The first 8 bytes of each value, as numbers: uint64[n_rows]."""
+    return np.concatenate([view[:, 0] for view in dedup.numbers(column, "<u8")])
 
 
 def _copies(hashes: pa.ChunkedArray, order: np.ndarray) -> dict[int, tuple[int, dedup.Alike]]:
     """{row: (the row before it in `order` that says the same, nothing to add)}."""
-    codes = hashes.combine_chunks().dictionary_encode().indices.to_numpy()[order]
+    _, inverse, counts = np.unique(_first_8(hashes)[order], return_inverse=True, return_counts=True)
+    order = order[counts[inverse] > 1]  # a hash whose first bytes no other has is read no further
+    codes = hashes.take(pa.array(order)).combine_chunks().dictionary_encode().indices.to_numpy()
     _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
     pairs = zip(order.tolist(), order[first[inverse]].tolist(), strict=True)
     return {row: (other, {}) for row, other in pairs if row != other}

@@ -9,10 +9,11 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from itertools import batched
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from hermes3.mix.ngrams import Words, mix, written
 from hermes3.mix.spec import NearDuplicates
@@ -20,7 +21,8 @@ from hermes3.mix.spec import NearDuplicates
 Alike = dict[str, float]  # Jaccard similarity by part
 PARTS = ("asked", "trained", "rejected", "calls")
 NEAREST = 16  # rows before it with which a row is compared in each band, besides the best one of the band
-BLOCK = 50_000  # pairs compared at a time: 50 MB of signatures
+BLOCK = 50_000  # pairs whose signatures are compared at a time: 50 MB
+COMPARED = 200  # pairs whose texts are: a megabyte of text takes 40 MB of sums and powers
 DEVIATIONS = 4  # of the estimate, by which a pair may seem less alike than the threshold
 # blanks at the end of a line or text, as JSON spells them; most rows have none, which costs a tenth as much to see
 TRAILING = re.compile(rb'(?<!\\)(?:(?: |\\[trn])++(?=")|(?: |\\[tr])++(?=\\n))')
@@ -86,49 +88,71 @@ def bands(threshold: float, permutations: int) -> int:
     return next(b for b in sizes if 1 - (1 - threshold ** (permutations // b)) ** b >= 0.95)
 
 
+def numbers(column: pa.ChunkedArray, kind: str) -> list[np.ndarray]:
+    """Views of a fixed-size binary column, one per chunk: `kind`[n_rows, bytes of a row / bytes of a number]."""
+    views, width = [], column.type.byte_width
+    for chunk in column.chunks:
+        data = np.frombuffer(chunk.buffers()[1] or b"", np.uint8)[chunk.offset * width :][: len(chunk) * width]
+        views.append(data.view(kind).reshape(len(chunk), width // np.dtype(kind).itemsize))
+    return views
+
+
 def near_duplicates(
-    signed: np.ndarray, order: np.ndarray, settings: NearDuplicates, row_at: Callable[[int], dict[str, Any]]
+    signed: pa.ChunkedArray, order: np.ndarray, settings: NearDuplicates, row_at: Callable[[int], dict[str, Any]]
 ) -> dict[int, tuple[int, Alike]]:
-    """{row: (the better row that it repeats, how alike)} over signatures uint32[n_rows, permutations].
+    """{row: (the better row that it repeats, how alike)} over `signatures`, one per row, as bytes.
 
     `order`: rows from best to worst. A row goes when each part of it is similar to that of a better one that stays."""
 
-    @lru_cache(20_000)  # 200 MB: those of a group of copies are asked for again and again
-    def parts(number: int) -> list[np.ndarray]:
-        _, part, hashes = shingles([row_at(number)], settings.ngram)
-        return [np.unique(hashes[part == i]) for i in range(len(PARTS))]
-
     repeats: dict[int, tuple[int, Alike]] = {}
-    for row, other in _candidates(signed, order[signed[order, 0] > 0], settings.threshold):  # zeros: without shingles
-        if row not in repeats and other not in repeats:
-            pairs = zip(PARTS, parts(row), parts(other), strict=True)
-            both = [(name, len(np.intersect1d(a, b, True)), len(np.union1d(a, b))) for name, a, b in pairs]
-            alike = {name: common / either for name, common, either in both if either}
-            if min(alike.values()) >= settings.threshold:
-                repeats[row] = other, alike
+    for pairs in batched(_candidates(signed, order, settings.threshold), COMPARED):
+        numbered = sorted({number for pair in pairs for number in pair})
+        parts = dict(zip(numbered, _sets([row_at(number) for number in numbered], settings.ngram), strict=True))
+        for row, other in pairs:
+            if row not in repeats and other not in repeats:
+                both = [(a, b, np.intersect1d(a, b, True)) for a, b in zip(parts[row], parts[other], strict=True)]
+                sizes = [(len(common), len(a) + len(b) - len(common)) for a, b, common in both]
+                alike = {name: n / either for name, (n, either) in zip(PARTS, sizes, strict=True) if either}
+                if min(alike.values()) >= settings.threshold:
+                    repeats[row] = other, alike
     return repeats
 
 
-def _candidates(signed: np.ndarray, order: np.ndarray, threshold: float) -> Iterator[list[int]]:
+def _sets(rows: list[dict[str, Any]], ngram: int) -> list[list[np.ndarray]]:
+    """The shingles of each part of each row, each once."""
+    row, part, hashes = shingles(rows, ngram)
+    order = np.lexsort((hashes, part, row))
+    owner, hashes = (row * len(PARTS) + part)[order], hashes[order]
+    first = (np.diff(owner, prepend=-1) != 0) | (np.diff(hashes, prepend=hashes[:1]) != 0)
+    owner, hashes = owner[first], hashes[first]
+    each = np.split(hashes, np.searchsorted(owner, np.arange(1, len(rows) * len(PARTS))))
+    return [each[i : i + len(PARTS)] for i in range(0, len(each), len(PARTS))]
+
+
+def _candidates(signed: pa.ChunkedArray, order: np.ndarray, threshold: float) -> Iterator[list[int]]:
     """(row, better row) of every pair that shares a band and may reach the threshold, in `order` of both.
 
-    A pair whose parts all reach the threshold reaches it in all shingles together, which signatures estimate."""
-    n_bands = bands(threshold, signed.shape[1])
-    width = signed.shape[1] // n_bands
-    least = threshold - DEVIATIONS * (threshold * (1 - threshold) / signed.shape[1]) ** 0.5
+    A pair whose parts all reach the threshold reaches it in all shingles together, which signatures estimate. They stay
+    on disk but for a band at a time: some 60 bytes per row are in memory."""
+    views, permutations = numbers(signed, "<u4"), signed.type.byte_width // 4
+    n_bands = bands(threshold, permutations)
+    width = permutations // n_bands
+    least = threshold - DEVIATIONS * (threshold * (1 - threshold) / permutations) ** 0.5
     weights = np.random.default_rng(0).integers(1, 2**63, width, np.uint64) | np.uint64(1)
+    order = order[np.concatenate([view[:, 0] for view in views])[order] > 0]  # zeros: without shingles
     place = np.arange(len(order))
-    found = [np.empty((0, 2), np.int64)]
-    for band in range(n_bands):
-        keys = (signed[order, band * width : (band + 1) * width] * weights).sum(1)
+    found = [place[:0]]  # pairs as numbers: place in `order`, times all, plus the place of the better row
+    for first in range(0, permutations, width):
+        keys = np.concatenate([(view[:, first : first + width] * weights).sum(1) for view in views])[order]
         by_key = np.argsort(keys, kind="stable")  # within a group of equal keys, best first
         same = np.diff(keys[by_key], prepend=keys[by_key][:1] + np.uint64(1)) == 0
-        begin = np.maximum.accumulate(np.where(same, 0, place))  # where the place's group begins
+        begin = np.maximum.accumulate(np.where(same, 0, place))[same]  # where the place's group begins
+        later = place[same]  # all but the best of each group
         # of a large group, whose rows share a template, each is compared with the best and the nearest, not with all
-        others = (begin, *(np.maximum(place - back, begin) for back in range(1, NEAREST + 1)))
-        pairs = np.concatenate([np.stack([by_key, by_key[other]], axis=1) for other in others])
-        found.append(np.unique(pairs[pairs[:, 0] > pairs[:, 1]], axis=0))
-    pairs = order[np.unique(np.concatenate(found), axis=0)]
+        others = (begin, *(np.maximum(later - back, begin) for back in range(1, NEAREST + 1)))
+        found.append(np.unique(np.concatenate([by_key[later] * len(order) + by_key[other] for other in others])))
+    pairs = np.unique(np.concatenate(found))
     for start in range(0, len(pairs), BLOCK):
-        part = pairs[start : start + BLOCK]
-        yield from part[(signed[part[:, 0]] == signed[part[:, 1]]).mean(1) >= least].tolist()
+        part = order[np.stack(np.divmod(pairs[start : start + BLOCK], max(1, len(order))), axis=1)]
+        one, other = (np.concatenate(numbers(signed.take(pa.array(rows)), "<u4")) for rows in part.T)
+        yield from part[(one == other).mean(1) >= least].tolist()
