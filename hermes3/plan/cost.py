@@ -111,7 +111,7 @@ def schedule(path: Path, recipe: dict, batch: int, mix: Path | None, packed: boo
         steps, source = one.steps, f"{mix}, packed by Axolotl's packer"
         facts = steps, one.tokens_per_step * steps, one.tokens / one.rows, one.efficiency, source
         note = f"an epoch leaves out up to {max(one.rows_left_out):,} of {one.rows:,} rows, in packs that no step takes"
-        return Schedule("sequences", batch, epochs, one.steps_per_epoch, *facts), [note]
+        return Schedule("sequences", batch, epochs, one.steps_per_epoch, *facts), [note] * any(one.rows_left_out)
     else:
         full, source = RATES.paper_packing, "the paper's 390 M tokens, sequences 96 % full"
         per_epoch = RATES.paper_tokens / full / recipe["sequence_len"] / batch
