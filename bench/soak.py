@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -202,6 +203,7 @@ def main() -> None:
                         wrong.append(f"training-{n}, {[one.__name__ for one in faults]}: {state}")
                     soak.note(training=f"training-{n}", faults=len(faults), same=same)
                     lab.reset()
+                    shutil.rmtree(out)  # the disk is small
         finally:
             subprocess.run(["umount", "-l", disk])
     print(f"{n} trainings: {counts['same']} with the same weights, {counts['refused']} refused with a reason")

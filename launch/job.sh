@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Sourced by eval.sbatch, mix.sbatch and step.sbatch: how a command of one node runs, and what a stage of a pipeline
 # (hermes3 launch --pipeline) leaves of itself.
-container=()
+container=() near=''
+trap 'near=1' USR1 # the time limit is near, or the site takes the nodes; without a trap it would end the script unsaid
 . launch/env.sh
 
 # As one task on the node. cpu-bind: Slurm would give one task one core.
@@ -21,8 +22,7 @@ finish() {
 # job again: Slurm itself never does that. Not for ever, as a piece that is longer than the limit would never end: up to
 # $tries times.
 run_on() {
-  local near='' code=0 restarts=${SLURM_RESTART_COUNT:-0}
-  trap 'near=1' USR1
+  local code=0 restarts=${SLURM_RESTART_COUNT:-0}
   # in the background: bash runs a trap when a command ends, or at once in `wait`
   "${task[@]}" "$@" &
   wait $! || code=$?

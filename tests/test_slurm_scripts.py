@@ -114,6 +114,17 @@ def test_on_notice_ranks_stop_and_the_job_goes_on(slurm, site):
     assert not list(site.folder.glob(f"logs/{jid}/attempt_*/crash.json"))
 
 
+@pytest.mark.parametrize("script", ["train", "step"])
+def test_a_notice_that_comes_first_of_all_queues_a_training_again_and_ends_a_step(slurm, site, script):
+    early, stop = site.folder / "early", '[[ $* != *"record begin" || -e early ]] || { touch early; sleep 3; }'
+    site.script("bin/python", f'{stop}\nexec {sys.executable} "$@"')
+    jid = site.submit("") if script == "train" else site.command("launch/step.sbatch", "true")
+    slurm.until(early.exists, 60, "the job's first line")
+    site.notice(jid)
+    assert site.end(jid) == (("COMPLETED", 1) if script == "train" else ("FAILED", 0)), site.log(jid)
+    assert ("notice of the end came" if script == "train" else "the time limit has come") in site.log(jid)
+
+
 def test_ranks_that_do_not_stop_are_ended_in_time_for_another_attempt(slurm, site):
     """Slurm never queues a job again that its time limit has ended. Four seconds before that, says squeue here."""
     site.script("bin/squeue", "date -d '4 seconds' +%FT%T")

@@ -94,7 +94,7 @@ def test_a_job_survives_all_that_ends_it_and_trains_the_same_model(slurm, base, 
     hours, minutes, _ = slurm.job(jid)["RunTime"].split(":")
     # its time limit is in one or two minutes, within the notice that it has asked for
     slurm.run("scontrol", "update", f"jobid={jid}", f"timelimit={int(hours) * 60 + int(minutes) + 2}")
-    slurm.until((site / f"logs/{jid}/stop").exists, PATIENCE, "the notice")
+    slurm.until((site / f"logs/{jid}.stop").exists, PATIENCE, "the notice")
     free(29)
     slurm.until(lambda: "ended on notice" in log_of(site, jid), PATIENCE, "the end of attempt 4")
     slurm.run("scontrol", "update", f"jobid={jid}", "timelimit=60")

@@ -53,7 +53,7 @@ def start(path: Path) -> str:
     claim(output_dir, number)
     submitted = datetime.fromisoformat(job.get("SubmitTime", "9999-01-01")).timestamp()
     for file in [path, Path(str(recipe.get("deepspeed")))]:
-        if not restarts and file.is_file() and file.stat().st_mtime >= submitted:
+        if not restarts and file.is_file() and file.stat().st_mtime >= submitted + 1:  # it is in whole seconds
             print(f"train: {file} has changed since this job was submitted; it counts as it is now", file=sys.stderr)
     hold(path, recipe, output_dir)
     logs = Path("logs") / number
