@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.gpu_run import ROOT, Failed, Training, train, versions
-from hermes3.recipe.hardware import Gpu, gpu_of, gpus
+from hermes3.recipe.hardware import GPUS, Gpu, gpu_of
 
 NO_CUDA = 2
 LEAST = 20  # seconds that must be left for a section to begin
@@ -166,7 +166,7 @@ def find_gpu(device: str) -> Gpu:
         print("gpu-check: no CUDA device here, nothing was checked; run it on a machine with one", file=sys.stderr)
         sys.exit(NO_CUDA)
     name, total = torch.cuda.get_device_name().lower(), torch.cuda.get_device_properties(0).total_memory
-    known = [gpu for gpu in gpus().values() if gpu.name.split("-")[0] in name]
+    known = [gpu for gpu in GPUS.values() if gpu.name.split("-")[0] in name]
     if not known:
         raise ValueError(f"{name}: add it to hermes3/recipe/gpus.yml, with its peak FLOP/s and memory")
     return replace(min(known, key=lambda gpu: abs(gpu.memory - total)), memory=total)

@@ -16,10 +16,10 @@ import numpy as np
 import yaml
 
 from hermes3.git import commit
-from hermes3.plan.cost import ROW_TOKENS
+from hermes3.plan.cost import RATES
 from hermes3.plan.memory import Memory, memory, setting_of
 from hermes3.plan.plan import plannable
-from hermes3.plan.shapes import Shape, published, work_of
+from hermes3.plan.shapes import PUBLISHED, Shape, work_of
 from hermes3.recipe.hardware import Gpu
 from hermes3.recipe.paper import paper_of
 
@@ -134,7 +134,7 @@ def prepare(training: Training, gpu: Gpu, out: Path) -> tuple[dict[str, Any], Sh
         recipe |= {"plugins": [name for name in recipe["plugins"] if "liger" not in name]}
         recipe |= {"sequence_len": CPU_SIZE["sequence_len"]}
     recipe = {key: value for key, value in recipe.items() if value is not None and key not in LEFT_OUT}
-    whole = published()[paper_of(source).base]
+    whole = PUBLISHED[paper_of(source).base]
     shape = stand_in(whole, CPU_SIZE["hidden"]) if gpu.is_cpu else whole
     work, setting = work_of(recipe)[0], setting_of(source, recipe)
 
@@ -226,7 +226,7 @@ def write_rows(out: Path, tokens: int, longest: int) -> None:
     from datasets import Dataset
 
     draw = np.random.default_rng(0)
-    lengths = draw.lognormal(np.log(ROW_TOKENS) - 0.8**2 / 2, 0.8, 2 * tokens // ROW_TOKENS + 8)
+    lengths = draw.lognormal(np.log(RATES.row_tokens) - 0.8**2 / 2, 0.8, 2 * tokens // RATES.row_tokens + 8)
     rows = [draw.integers(1000, 100_000, n).tolist() for n in np.clip(lengths, 8, longest).astype(int)]
     columns = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows], "labels": rows}
     Dataset.from_dict(columns).to_parquet(out / "rows.parquet")

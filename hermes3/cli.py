@@ -32,7 +32,6 @@ app = typer.Typer(
 tokenizer_app = typer.Typer(no_args_is_help=True, help="Make the Hermes tokenizer.")
 tokenizer_app.command("build")(tokenizer.build)
 app.add_typer(tokenizer_app, name="tokenizer")
-mix_cli.app.command("pack")(recipe_cli.pack)
 app.add_typer(mix_cli.app, name="mix")
 
 

@@ -157,8 +157,7 @@ def paired_shares(gained: int, lost: int, n: int) -> tuple[float, float]:
 
 def equivalence(gap: float, low: float, high: float, margin: float) -> dict[str, Any]:
     """`equal`: whether a difference lies within ± `margin`, by two one-sided tests at 5 % (Schuirmann, J.
-    Pharmacokinetics and Biopharmaceutics 15, 1987); `detectable`: what the two-sided test finds with a probability of
-    80 %."""
+    Pharmacokinetics and Biopharmaceutics 15, 1987); `detectable`: what the two-sided test finds in 80 % of cases."""
     stderr = (high - low) / 2 / Z
     return {"equal": abs(gap) + Z_90 * stderr < margin, "detectable": (Z + Z_80) * stderr}
 

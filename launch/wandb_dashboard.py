@@ -110,12 +110,11 @@ def epochs_of_selection(run: Path) -> list[dict[str, float]]:
     path = run / "select.json"
     if not path.is_file():
         raise ValueError(f"{path} is not there; evaluate each epoch and run `hermes3 select {run}`")
-    from hermes3.results.lm_eval import scale_of
-
-    scores = json.loads(path.read_text(encoding="utf-8"))["scores"]
+    record = json.loads(path.read_text(encoding="utf-8"))
+    scores, scales = record["scores"], record["scales"]
     epochs = sorted({int(epoch) for of_group in scores.values() for epoch in of_group})
     return [
-        {"epoch": epoch} | {f"eval/{group}": scale_of(group) * of[str(epoch)] for group, of in scores.items()}
+        {"epoch": epoch} | {f"eval/{group}": scales[group] * of[str(epoch)] for group, of in scores.items()}
         for epoch in epochs
     ]
 
@@ -134,13 +133,13 @@ def epochs_of_paper() -> list[dict[str, float]]:
 def scores_of_stage(folder: Path) -> dict[str, float]:
     """Every group of `eval/suites` that was measured in `folder`; fractions as percentages."""
     from hermes3.results.groups import groups_of, score_of
-    from hermes3.results.lm_eval import read_evaluation, scale_of
+    from hermes3.results.lm_eval import read_evaluation
     from hermes3.results.suite import load
 
     stage = read_evaluation("stage", folder)
     groups = groups_of([stage], [load(path.stem) for path in sorted(SUITES.glob("*.yml"))])
     scores = {group.name: score_of(stage, group) for group in groups}
-    return {f"eval/{name}": scale_of(name) * score.value for name, score in scores.items() if score}
+    return {f"eval/{name}": score.scale * score.value for name, score in scores.items() if score}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import reduce
 from pathlib import Path
 from unittest import mock
 
@@ -186,6 +187,11 @@ def stopped_dpo(base, tmp_path_factory):
     import ranks
 
     return ranks.stopped_dpo(base, tmp_path_factory.mktemp("stopped_dpo"))
+
+
+def at(value, path: str):
+    """What stands in `value` at `path`, e.g. `runs.0.kind`."""
+    return reduce(lambda of, key: of[int(key) if isinstance(of, list) else key], path.split("."), value)
 
 
 def real_rows() -> list[dict]:

@@ -1,8 +1,6 @@
-"""An Axolotl plugin for trainings that are to meet a fault at a known step: they hold there until they are let go.
-
-With HOLD=10,20 every rank waits before steps 10 and 20 (counted from 0) until `free-STEP` is in HOLD_IN. Rank R writes
-`held-STEP-R` there when it has come so far. The node that `free-STEP` names then reads a broken disk.
-"""
+"""An Axolotl plugin for trainings that are to meet a fault at a known step: they hold there until they are let go. With
+HOLD=10,20 every rank waits before steps 10 and 20 (counted from 0) until `free-STEP` is in HOLD_IN. Rank R writes
+`held-STEP-R` there when it has come so far. The node that `free-STEP` names then reads a broken disk."""
 
 import errno
 import os

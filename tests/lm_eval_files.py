@@ -27,9 +27,7 @@ def write_scores(
     **more,
 ) -> Path:
     """An lm-eval 0.4.11 output folder: results_<date>.json and samples_<task>_<date>.jsonl under the model's name.
-
-    `tasks`: task -> metric -> how many of `n` are right. `more` replaces facts of the results file.
-    """
+    `tasks`: task -> metric -> how many of `n` are right. `more` replaces facts of the results file."""
     model = folder / "outputs__model"
     model.mkdir(parents=True, exist_ok=True)
     results = {}

@@ -1,8 +1,6 @@
 """A folder to submit launch/train.sbatch from whose training takes a second: the scripts and Slurm are the real ones.
-
 In place of Axolotl stands a module `axolotl` whose training is given as Python text; in place of torchrun, which loads
-torch for five seconds, a script that starts the node's one rank; in place of the preflight, one that finds nothing.
-"""
+torch for five seconds, a script that starts the node's one rank; in place of the preflight, one that finds nothing."""
 
 import os
 import sys
@@ -11,22 +9,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[1]
-TORCHRUN = """
-echo "$SLURMD_NODENAME: $*" >>torchrun.txt
-for last; do :; done
-RANK=$SLURM_NODEID exec bash launch/rank.sh "$last"
-"""
-# What Axolotl prints at each logging step
-TRAIN = """\
-import os, sys, time
-from pathlib import Path
-rank, job, stop = os.environ["RANK"], os.environ["SLURM_JOB_ID"], Path(os.environ["HERMES3_STOP_FILE"])
-attempt = int(os.environ.get("SLURM_RESTART_COUNT", 0)) + 1
-def step(epoch): print({"loss": "1.0", "epoch": str(epoch)})
-def save(step):
-    Path(f"out/checkpoint-{step}").mkdir(exist_ok=True)
-    Path(f"out/checkpoint-{step}/complete.json").write_text('{"step": %s, "epoch": 1.0}' % step)
-"""
+TEXTS = yaml.safe_load(Path(__file__).with_suffix(".yml").read_text())
 
 
 class QuickSite:
@@ -39,7 +22,7 @@ class QuickSite:
         for name in ("train.sbatch", "step.sbatch", "eval.sbatch", "mix.sbatch", "env.sh", "job.sh", "rank.sh"):
             (folder / "launch" / name).symlink_to(ROOT / "launch" / name)
         self.script("launch/preflight.sh", "")
-        self.script("bin/torchrun", TORCHRUN)
+        self.script("bin/torchrun", TEXTS["torchrun"])
         for name in ("axolotl/__init__.py", "axolotl/cli/__init__.py"):
             (folder / name).touch()
         (folder / "axolotl/cli/preprocess.py").write_text("import socket\nprint('on', socket.gethostname())\n")
@@ -58,7 +41,7 @@ class QuickSite:
 
     def submit(self, train: str, *options: str, recipe: Path | None = None, **env: str) -> int:
         """Submit a recipe (two CPU nodes) that trains by the Python text `train`; the job's id."""
-        (self.folder / "axolotl/cli/train.py").write_text(TRAIN + train)
+        (self.folder / "axolotl/cli/train.py").write_text(TEXTS["train"] + train)
         return self.command(*(options or ["--nodes=2"]), "launch/train.sbatch", recipe or self.recipe(), **env)
 
     def command(self, *words: object, stage: bool = False, **env: str) -> int:

@@ -1,7 +1,5 @@
-"""Axolotl trainings on CPU ranks, as torchrun starts them, what each rank saw, and runs that are stopped and resumed.
-
-A server imports Axolotl once and forks every rank of every run, so that a run takes 10 seconds instead of 30.
-"""
+"""Axolotl trainings on CPU ranks, as torchrun starts them, what each rank saw, and runs that are stopped and resumed. A
+server imports Axolotl once and forks every rank of every run, so that a run takes 10 seconds instead of 30."""
 
 import gc
 import hashlib
@@ -74,9 +72,7 @@ class Recorder(BasePlugin):
 
 class Record(TrainerCallback):
     """STOP_AT=STEP writes the stop file before the step after it; KEEP_MOMENTS=FILE has the optimizer's first moments.
-
-    KILL_SAVING="STEP RANK METHOD": that rank is killed at that step's save, as the trainer's METHOD would begin.
-    """
+    KILL_SAVING="STEP RANK METHOD": that rank is killed at that step's save, as the trainer's METHOD would begin."""
 
     def __init__(self, trainer):
         step, rank, method = os.environ.get("KILL_SAVING", "-1 0 save_model").split()
@@ -202,10 +198,8 @@ class Stopped:
 
 
 def sft_recipe(folder: Path, base: Path, processes: int = 2, plugins: list[str] = OURS, **changes) -> Path:
-    """The demo's SFT on 60 rows in 24 packs per epoch; two ranks take at once what one takes in two micro-batches.
-
-    Of an odd number of packs two ranks would leave one out, and one rank would not. The mix lies beside `folder`.
-    """
+    """The demo's SFT on 60 rows in 24 packs per epoch; two ranks take at once what one takes in two micro-batches. Of
+    an odd number of packs two ranks would leave one out, and one rank would not. The mix lies beside `folder`."""
     mix = folder.parent / "mix"
     if not mix.exists():
         lengths = np.random.default_rng(2).lognormal(np.log(20), 0.6, 60).clip(6, SEQUENCE_LEN).astype(int)
@@ -279,10 +273,8 @@ def _wandb_records(data: bytes) -> Iterator[Any]:
 
 
 def wandb_runs(wandb_dir: Path) -> list[SimpleNamespace]:
-    """The offline runs of a WANDB_DIR in their order of time.
-
-    `history`: the values logged, by key, a dict for each call of `wandb.log`; `ended`: whether it was closed.
-    """
+    """The offline runs of a WANDB_DIR in their order of time. `history`: the values logged, by key, a dict for each
+    call of `wandb.log`; `ended`: whether it was closed."""
     runs = []
     for path in sorted(wandb_dir.glob("wandb/offline-run-*/*.wandb")):
         runs.append(run := SimpleNamespace(raw=path.read_bytes(), history=[], ended=False))

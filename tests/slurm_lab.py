@@ -1,8 +1,6 @@
-"""A real Slurm cluster on one machine: munged, slurmctld and a slurmd for each virtual node, all under one folder.
-
-Each node has its own processes, mounts, network and host name: `hostname` is the node's name, 127.0.0.1 is its own,
-nodes find each other by name, and what runs on a node dies with it. The daemons are our children and die with us.
-"""
+"""A real Slurm cluster on one machine: munged, slurmctld and a slurmd for each virtual node, all under one folder. Each
+node has its own processes, mounts, network and host name: `hostname` is the node's name, 127.0.0.1 is its own, nodes
+find each other by name, and what runs on a node dies with it. The daemons are our children and die with us."""
 
 import os
 import pwd

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from conftest import at
 
 from hermes3.mix.card import facts, prepare, write_card
 
@@ -44,35 +45,14 @@ def findings(folder: Path, manifest: dict) -> str:
 
 
 def test_the_figures_are_those_of_manifest_and_rows(mix, monkeypatch):
+    for name in ("sft", "pairs"):
+        card = json.loads(json.dumps(facts(*mix(name))))
+        for path, value in yaml.safe_load(MIXES)[name]["facts"].items():
+            assert at(card, path) == value, path
     sft = mix("sft")
-    card = facts(*sft)
-    by_key = {one["key"]: one for one in card["categories"]}
-    assert len(by_key) == 8 and by_key["coding"]["rows"] == 0
-    math, plays = by_key["math"], by_key["roleplaying"]
-    assert (math["rows"], math["share"], math["loss_share"], math["paper_share"]) == (200, 1 / 3, 0.6, 0.067)
-    assert (math["budget"], math["shortfall"]) == (50_000, "20,000 of 50,000 tokens") and plays["shortfall"] is None
-    steps = {"rows read": 378, "adapt": -10, "filter": -25, "decontaminate": -6, "dedup": -37, "rows kept": 300}
-    assert card["funnel"] == steps
-    rejects = [tuple(one.values()) for one in card["left_out"]]
-    assert len(rejects) == 7 and rejects[0] == (
-        "adapt",
-        "empty_turn",
-        "sums",
-        10,
-        "<script>alert(1)</script> *or* a | pipe",
-    )
-    assert rejects[4] == ("decontaminate", "ngram", "sums", 3, "gsm8k: other words")
-    assert card["contaminated"] == {"gsm8k": 5, "mmlu": 1}
-    for one, length in zip(card["lengths"], (100, 400), strict=True):
-        assert (one["median"], one["p5"], one["longest"], one["mean"]) == (length, length, length, length)
-    assert card["turns"] == [(1, 200), (2, 100)] and card["with_tools"] == 25 / 300
-    assert card["sample"]["languages"] == [("en", 290), ("de", 10)] and card["sample"]["with_system"] == 40 / 300
     assert prepare()("Bring Ida some milk from Brask.")[0] == "en"  # not Nigerian Pidgin
     monkeypatch.setattr("hermes3.mix.card.SAMPLE", 210)  # more than the first file holds
     assert (facts(*sft)["sample"]["rows"], facts(*sft)["sample"]["with_system"]) == (210, 10 / 210)
-    card = facts(*mix("pairs"))
-    assert [(one["key"], one["paper_share"]) for one in card["categories"]] == [("general_instructions", None)]
-    assert card["sample"]["sides"] == {"prompt": 3, "chosen": 4, "rejected": 4, "chosen_longer": 0.5}
 
 
 @pytest.mark.parametrize("kind", ["sft", "pairs"])

@@ -20,12 +20,12 @@ SHARES = {"8b": 0.8, "70b": 0.9}  # of right answers, of a run of each size
 @pytest.fixture(scope="module")
 def selected(tmp_path_factory):
     """The paper's own scores, as `hermes3 select` would have written them of a run."""
-    scores = {}
+    scores, scales = {}, {group: row.scale for group, row in load("table2").rows.items()}
     for group, row in load("table2").rows.items():
         scores[group] = {str(n): value / (100 if row.scale == 100 else 1) for n, value in enumerate(row.values, 1)}
     run = tmp_path_factory.mktemp("dashboard") / "run"
     run.mkdir()
-    (run / "select.json").write_text(json.dumps({"scores": scores}))
+    (run / "select.json").write_text(json.dumps({"scores": scores, "scales": scales}))
     return run
 
 

@@ -37,10 +37,8 @@ STEPPED = {"gradient_accumulation_steps": 1, "learning_rate": 1e-3, "warmup_step
 
 def record(trainer: Trainer) -> list[SimpleNamespace]:
     """Have every forward pass written down by hooks: its `ids`, whether it is of `training`, whether with the `adapter`
-    (the policy) or without (the reference), and its `noise`: what enters the first layer, less the embeddings.
-
-    PEFT calls the whole model's `forward` past its hooks: those inside.
-    """
+    (the policy) or without (the reference), and its `noise`: what enters the first layer, less the embeddings. PEFT
+    calls the whole model's `forward` past its hooks: those inside."""
     model = trainer.model.get_base_model().model
     layer = next(module for module in model.modules() if isinstance(module, BaseTunerLayer))
     passes = []

@@ -10,7 +10,7 @@ import yaml
 from conftest import ROOT
 from slurm_site import launch, launch_alone
 
-from hermes3.recipe.check import check
+from hermes3.recipe.check import check_all
 from hermes3.recipe.hardware import hardware_of
 from hermes3.recipe.read import read
 from hermes3.slurm import chain, cli, submit
@@ -114,7 +114,7 @@ def test_another_number_of_nodes_keeps_the_global_batch_and_all_other_keys(name,
     before, after = read(path), read(new)
     changed = {key for key in before | after if before.get(key) != after.get(key)}
     assert changed == {"hardware", "gradient_accumulation_steps"}
-    assert [str(found) for found in check(new).errors] == []
+    assert [str(found) for found in check_all([new])[0].errors] == []
     with pytest.raises(ValueError, match="--nodes 4: .*global batch of 48.*; take 1, 2, 3, 6"):
         resize(Path("recipes/8b_sft.yml"), 4, tmp_path / "4")
 

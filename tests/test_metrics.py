@@ -16,9 +16,9 @@ from small_mix import SEQUENCE_LEN
 from tiny_trainer import tiny_trainer
 from transformers import TrainingArguments
 
-from hermes3.plan.cost import PAPER_EPOCHS, PAPER_TOKENS, ROW_TOKENS, paper_mfu
-from hermes3.plan.shapes import published
-from hermes3.recipe.paper import rows
+from hermes3.plan.cost import RATES, paper_hours
+from hermes3.plan.shapes import PUBLISHED
+from hermes3.recipe.paper import ROWS
 from hermes3.recipe.read import read
 from hermes3.train import metrics
 from hermes3.train.checkpoints import checkpoints
@@ -81,9 +81,9 @@ def cfg(name: str, **changes) -> DictDefault:
 
 @pytest.mark.parametrize("name", ["8b_sft", "405b_sft"])
 def test_at_the_papers_speed_it_is_the_mfu_that_the_plan_takes_from_the_paper(name):
-    paper = rows()[name]
-    rate = PAPER_TOKENS * PAPER_EPOCHS / (paper.gpu_hours * 3600)
-    assert mfu_of(cfg(name))(rate, ROW_TOKENS) == pytest.approx(paper_mfu(published()[paper.base]))
+    paper = ROWS[name]
+    rate = RATES.paper_tokens * RATES.paper_epochs / (paper.gpu_hours * 3600)
+    assert mfu_of(cfg(name))(rate, RATES.row_tokens) == pytest.approx(paper_hours(PUBLISHED[paper.base])[1])
 
 
 @pytest.mark.parametrize(

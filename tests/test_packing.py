@@ -1,8 +1,6 @@
-"""Packed samples do not see each other, shown on the steps of Axolotl's own trainer; and how it averages the loss.
-
-The recipe, Axolotl's data loading, packer, collator and trainer are the demo's; only the mix is a handful of samples.
-What each sample gives alone comes from a plain transformers model without padding, mask or position ids.
-"""
+"""Packed samples do not see each other, shown on the steps of Axolotl's own trainer; and how it averages the loss. The
+recipe, Axolotl's data loading, packer, collator and trainer are the demo's; only the mix is a handful of samples. What
+each sample gives alone comes from a plain transformers model without padding, mask or position ids."""
 
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,9 +60,7 @@ def mix(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def train(base, mix, axolotl_process):
     """An evaluation and one step of two micro-batches, both from the base model's weights, as `axolotl train` does.
-
-    `attention` None: the key is left out.
-    """
+    `attention` None: the key is left out."""
 
     def train(attention: str | None, **changes) -> SimpleNamespace:
         keys = {"attn_implementation": attention, "gradient_accumulation_steps": 2, "max_steps": 1, "logging_steps": 1}

@@ -296,7 +296,7 @@ def test_the_chain_runs_to_the_report(slurm, site, base, samples):
     failed = [path for path in (site / "logs").glob("*.log") if "failed with exit code" in path.read_text()]
     assert set(ended.values()) == {"COMPLETED"}, f"{ended}\n{failed and failed[0].read_text()[-3000:]}"
 
-    assert "packs: 8\n" in (site / f"logs/mix_small_sft-{said['submitted']['mix_sft']}.log").read_text()
+    assert "8 per epoch, 8 in all" in (site / f"logs/mix_small_sft-{said['submitted']['mix_sft']}.log").read_text()
     made_of = json.loads((site / "logs/pipeline/small/sft.done").read_text())["of"]
     assert {"recipes/tiny_sft.yml", "mixes/small_sft/manifest.json"} <= made_of.keys() and all(made_of.values())
     chosen = json.loads((site / "outputs/tiny/sft/select.json").read_text())

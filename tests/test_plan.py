@@ -3,9 +3,7 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,15 +21,15 @@ from hermes3.plan.cost import INTERRUPTIONS_PER_GPU_HOUR, usual_mfu
 from hermes3.plan.memory import FSDP2, HOST_SHARE, OVERHEAD, REPLICATED, SETTINGS, ZERO3, Setting, memory, runnable
 from hermes3.plan.network import BUS, traffic
 from hermes3.plan.plan import Plan, plan
-from hermes3.plan.shapes import Work, published, read_config, work_of
+from hermes3.plan.shapes import PUBLISHED, Work, read_config, work_of
 from hermes3.recipe.check import validate
 from hermes3.recipe.hardware import gpu_of
 
 RECIPES = [path.relative_to(ROOT) for path in sorted((ROOT / "recipes").rglob("*.yml"))]
 CASES = yaml.safe_load((ROOT / "tests/plan.yml").read_text(encoding="utf-8"))
 GROUPS = ("kept", "warnings", "refused", "read", "files")
-PUBLISHED = {"8B": 8_030_261_248, "70B": 70_553_706_496, "405B": 405_853_388_800}
-EIGHT, SEVENTY, LARGEST = (published()[f"meta-llama/Llama-3.1-{size}"] for size in PUBLISHED)
+PARAMETERS = {"8B": 8_030_261_248, "70B": 70_553_706_496, "405B": 405_853_388_800}
+EIGHT, SEVENTY, LARGEST = (PUBLISHED[f"meta-llama/Llama-3.1-{size}"] for size in PARAMETERS)
 SMALL = replace(EIGHT, layers=2)
 H100 = gpu_of("h100-80gb")
 FULL, FSDP, ONE = Setting("ZeRO-3", ZERO3), Setting("FSDP2", FSDP2), Work(8192)
@@ -71,7 +69,7 @@ def test_the_paper_s_steps_and_the_mfu_behind_its_gpu_hours(recipe):
     an_epoch, steps, gpu_hours, layers, width, mfu = CASES["paper"][recipe].values()
     planned, at_40 = full(recipe), full(recipe, mfu=0.4).cost
     assert (planned.schedule.steps_per_epoch[0], planned.schedule.steps) == (an_epoch, steps)
-    multiplied = PUBLISHED[recipe.split("_")[0].upper()] - 128_256 * width - (2 * layers + 1) * width
+    multiplied = PARAMETERS[recipe.split("_")[0].upper()] - 128_256 * width - (2 * layers + 1) * width
     flops = (6 * multiplied + 6 * layers * width * 396) * 4 * 390e6
     assert planned.cost.paper_gpu_hours == gpu_hours
     assert planned.cost.paper_mfu == pytest.approx(flops / (gpu_hours * 3600 * 989.4e12), rel=1e-6)
@@ -121,7 +119,7 @@ def test_other_hardware_keeps_the_batch_and_given_figures_act():
     figures = full("8b_sft", mfu=0.5, price=3.0, bandwidth=1e9)
     assert figures.cost.mfu == 0.5 and figures.cost.usd == pytest.approx(3 * figures.cost.gpu_hours)
     assert figures.cost.gpu_hours == pytest.approx(147 * figures.cost.paper_mfu / 0.5, rel=1e-3)
-    assert figures.checkpoints.weights_seconds == pytest.approx(2 * PUBLISHED["8B"] / 1e9)
+    assert figures.checkpoints.weights_seconds == pytest.approx(2 * PARAMETERS["8B"] / 1e9)
 
 
 def test_checkpoints_failures_and_their_interval():
@@ -138,13 +136,13 @@ def test_checkpoints_failures_and_their_interval():
 def test_storage_is_of_all_that_is_kept_as_it_is_trained(tmp_path):
     parts, whole, adapter, fsdp = (full(name) for name in ("405b_sft", "70b_sft", "8b_dpo", "405b_sft_fsdp"))
     assert parts.checkpoints.weights_seconds is None and parts.checkpoints.kept == 5  # four epochs and a restart point
-    assert parts.checkpoints.storage == fsdp.checkpoints.storage == 5 * 12 * PUBLISHED["405B"]
-    assert whole.checkpoints.weights == 2 * PUBLISHED["70B"] and whole.own.setting.gathered == 2
-    assert whole.checkpoints.storage == 5 * 14 * PUBLISHED["70B"] + 2 * PUBLISHED["70B"]
+    assert parts.checkpoints.storage == fsdp.checkpoints.storage == 5 * 12 * PARAMETERS["405B"]
+    assert whole.checkpoints.weights == 2 * PARAMETERS["70B"] and whole.own.setting.gathered == 2
+    assert whole.checkpoints.storage == 5 * 14 * PARAMETERS["70B"] + 2 * PARAMETERS["70B"]
     assert adapter.checkpoints.storage < 0.01 * whole.checkpoints.storage
     for changes, weights, state in CASES["saved"]:
         saved = plan(edited(tmp_path, "8b_sft", **changes)).checkpoints
-        assert (saved.weights, saved.state) == (weights * PUBLISHED["8B"], state * PUBLISHED["8B"])
+        assert (saved.weights, saved.state) == (weights * PARAMETERS["8B"], state * PARAMETERS["8B"])
     # the paper: 45 % of efficiency with parameters on the host
     assert fsdp.own.setting.name == "FSDP2, fp32 weights, all on the host"
     assert fsdp.cost.mfu == pytest.approx(0.55 * full("8b_sft_fsdp").cost.mfu)
@@ -163,7 +161,7 @@ def test_what_a_changed_recipe_takes_or_why_it_cannot_be_planned(tmp_path, case)
         return
     planned = plan(path)
     assert planned.checkpoints.kept == case.get("kept", planned.checkpoints.kept)
-    assert planned.shape.parameters == PUBLISHED[case.get("size", "8B" if "8b" in path.stem else "405B")]
+    assert planned.shape.parameters == PARAMETERS[case.get("size", "8B" if "8b" in path.stem else "405B")]
     assert planned.own.setting.name == case.get("setting", planned.own.setting.name)
     if "warning" in case:
         assert any(case["warning"] in line for line in planned.warnings) != case.get("not", False)
@@ -183,7 +181,7 @@ def test_json_is_the_plan_and_text_names_its_parts():
 
 def test_zero_3_moves_three_times_the_model():
     """Rajbhandari et al. 2020, arXiv 1910.02054, section 7.2.2; with accumulation, in each micro-batch."""
-    sent = traffic(EIGHT, ONE, FULL, H100, 6, 8, arithmetic=1.0)
+    sent = traffic(EIGHT, ONE, FULL, H100, 6, 8, compute=1.0)
     assert sent.bytes_per_node == pytest.approx(3 * WEIGHTS * 5 / 6)
     assert sent.seconds == pytest.approx(3 * WEIGHTS * 47 / 48 / (BUS * 400e9)) == pytest.approx(0.131, abs=1e-3)
     assert traffic(EIGHT, replace(ONE, accumulation=6), FULL, H100, 6, 8, 6.0).bytes_per_node == 6 * sent.bytes_per_node
@@ -269,36 +267,21 @@ def compare(what: str, planned: float, measured: float, most: float = 0.10) -> N
 
 
 LIGER, PLAIN = (Work(8192, liger_norm=on, liger_glu=on, fused_loss=on) for on in (True, False))
-TRACKED = {  # name: shape, fp32 weights, work; with Liger last, which stays patched in
-    "8B, 4 layers, bf16, checkpointed": (replace(EIGHT, layers=4), False, PLAIN),
-    "8B, 3 layers, bf16, whole": (replace(EIGHT, layers=3), False, replace(PLAIN, checkpointing=False)),
-    "8B, 6 layers, fp32, checkpointed, Liger": (replace(EIGHT, layers=6), True, LIGER),
-    "8B, 3 layers, bf16, whole, Liger": (replace(EIGHT, layers=3), False, replace(LIGER, checkpointing=False)),
-    "70B, 4 layers, fp32, checkpointed, Liger": (replace(SEVENTY, layers=4), True, LIGER),
-}
 
 
-@pytest.fixture(scope="module")
-def tracked() -> dict[str, dict]:
-    """Each case, by torch's FSDP2 memory tracker over fake tensors and a fake process group."""
-    cases = [{"shape": asdict(shape), "fp32": fp32} | asdict(work) for shape, fp32, work in TRACKED.values()]
-    command = [sys.executable, "-m", "tests.plan_tracker", json.dumps(cases)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return dict(zip(TRACKED, json.loads(done.stdout.splitlines()[-1]), strict=True))
-
-
-@pytest.mark.parametrize("name", TRACKED)
-def test_peak_of_a_sharded_step(tracked, name):
-    shape, fp32, work = TRACKED[name]
-    measured, planned = tracked[name], memory(shape, work, setting(FSDP2, fp32=fp32), H100, nodes=6, per_node=8)
+@pytest.mark.parametrize("case", CASES["tracked"], ids=lambda case: case["name"])
+def test_peak_of_a_sharded_step(case):
+    work = replace(LIGER if case["liger"] else PLAIN, checkpointing=case["checkpointing"])
+    shape = replace({"8B": EIGHT, "70B": SEVENTY}[case["size"]], layers=case["layers"])
+    name, measured = case["name"], case["measured"]
+    planned = memory(shape, work, setting(FSDP2, fp32=case["fp32"]), H100, nodes=6, per_node=8)
     moments = {moment: size - OVERHEAD for moment, size in planned.moments.items()}
     compare(f"{name}: peak", max(moments.values()), max(measured[moment] for moment in moments), 0.02)
     if work.fused_loss:  # unfused, the logits' gradients come in the backward pass, and are the peak of both
         for moment in ("loss", "backward"):
             compare(f"{name}: {moment}", moments[moment], measured[moment])
     for part in ("parameters", "optimizer"):
-        compare(f"{name}: {part}", planned.gpu[part], measured["states"][part])
+        compare(f"{name}: {part}", planned.gpu[part], measured[part])
 
 
 def test_activations_of_a_layer_with_an_adapter():

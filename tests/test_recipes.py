@@ -8,7 +8,7 @@ import yaml
 from conftest import ROOT
 
 from hermes3.recipe.hardware import hardware_of
-from hermes3.recipe.paper import rows
+from hermes3.recipe.paper import ROWS
 from hermes3.recipe.read import read
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yml"))
@@ -55,7 +55,7 @@ def test_tiny_differs_where_listed_and_only_there():
 
 
 def test_every_row_of_the_paper_has_its_recipe_which_is_held_to_it():
-    assert {read(path)["reproduces"] for path in FULL} == set(rows())
+    assert {read(path)["reproduces"] for path in FULL} == set(ROWS)
 
 
 def base_of(path: Path) -> str:

@@ -3,11 +3,11 @@
 import json
 import math
 import re
-from functools import reduce
 from pathlib import Path
 from random import Random
 
 import pytest
+from conftest import at
 from lm_eval_files import (  # fmt: skip
     CASES,
     DATE,
@@ -54,11 +54,6 @@ def written(tmp_path_factory):
     }
     write_report(folder / "again", **inputs)
     return write_report(folder / "out", **inputs), folder
-
-
-def at(value, path):
-    """What stands in `value` at `path`, e.g. `runs.0.kind`."""
-    return reduce(lambda of, key: of[int(key) if isinstance(of, list) else key], path.split("."), value)
 
 
 def test_report_numbers_and_what_the_verdict_says(written):
@@ -218,9 +213,7 @@ def test_alignment_has_a_section_of_its_own(tmp_path):
 
 def test_answers_that_changed_can_be_read(tmp_path):
     """a: by options, 0-shot and 5-shot, in each stage another of them the newest; b: in text, and refusals: to lose.
-
-    Prompts hold the end of a script.
-    """
+    Prompts hold the end of a script."""
     for stage, right in {"base": {0: 50, 5: 60}, "SFT": {5: 58, 0: 53}}.items():
         for place, (shots, k) in enumerate(right.items(), 1):
             tasks = {"a": {"acc": k}} | ({"b": {"refused": int(stage == "SFT")}} if shots == 0 else {})

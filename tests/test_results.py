@@ -16,7 +16,7 @@ from hermes3.results.suite import GroupSpec, Protocol, load
 from hermes3.stats import wilson
 
 ACC = (("a", "acc", "none"),)
-UNITS = yaml.safe_load((ROOT / "tests/evaluation.yml").read_text(encoding="utf-8"))["units"]
+DATA = yaml.safe_load((ROOT / "tests/evaluation.yml").read_text(encoding="utf-8"))
 
 
 def edit(folder, change, kind="results"):
@@ -28,7 +28,7 @@ def edit(folder, change, kind="results"):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-@pytest.mark.parametrize(("metric", "values", "scale", "value"), UNITS)
+@pytest.mark.parametrize(("metric", "values", "scale", "value"), DATA["units"])
 def test_a_metric_has_the_unit_of_its_name_and_never_of_its_value(metric, values, scale, value, tmp_path):
     write_scores(tmp_path, {"a": {metric: 0}}, n=4)
     edit(tmp_path, lambda row: row.update({metric: values[row["doc_id"]]}), "samples")
@@ -116,23 +116,11 @@ def test_the_papers_math_needs_its_metric():
     assert reason == "measured without the metric exact_match_original"
 
 
-PASSAGE = "Passage: the {} keeper wrote this down. He knew no Q.\n"
-
-
-@pytest.mark.parametrize(
-    ("doc", "clusters"),
-    [
-        (lambda n: {"query": PASSAGE.format(n // 10) + f"Q: What of {n}? Answer Choices: (A)"}, 20),
-        (lambda n: {"narrative": f"Story {n // 10}", "question": f"What of {n}?"}, 20),
-        (lambda n: {"Record ID": f"rec{n // 2}", "Question": "?"}, 100),
-        (lambda n: {"passage": f"Passage {n}", "question": "?"}, None),
-        (lambda n: {"query": f"Q: What of {n}?"}, None),
-        (lambda n: {"question": "What?"}, None),
-    ],
-)
+@pytest.mark.parametrize(("doc", "clusters"), DATA["passages"])
 def test_questions_that_share_a_passage_are_fewer_draws(doc, clusters, tmp_path):
     write_scores(tmp_path, {"a": {"acc": 110}}, n=200)
-    edit(tmp_path, lambda row: row.update(doc=doc(row["doc_id"])), "samples")
+    of = {n: {key: text.format(n=n, half=n // 2, tenth=n // 10) for key, text in doc.items()} for n in range(200)}
+    edit(tmp_path, lambda row: row.update(doc=of[row["doc_id"]]), "samples")
     stage = read_evaluation("A", tmp_path)
     score = score_of(stage, Group("A", ACC))
     assert len(set(stage.names_of(ACC[0]))) == (clusters or 200)

@@ -19,18 +19,10 @@ from hermes3.results.suite import load
 from hermes3.train.checkpoints import COMPLETE
 
 LEVELS = {1: (0.3, 0.2), 2: (0.6, 0.5), 3: (0.7, 0.4)}  # epoch -> how often choices and tool calls are right
-SUITE = yaml.safe_load((ROOT / "tests/evaluation.yml").read_text(encoding="utf-8"))["suite"]
+DATA = yaml.safe_load((ROOT / "tests/evaluation.yml").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(
-    ("scores", "epoch", "totals", "note"),
-    [
-        ({"a": {1: 10.0, 2: 20.0, 3: 15.0}, "b": {1: 0.5, 2: 0.1, 3: 0.4}}, 3, {1: 50.0, 2: 50.0, 3: 62.5}, ""),
-        ({"a": {1: 0.4, 2: 0.4}, "b": {1: 0.1, 2: 0.2}}, 2, {1: 0.0, 2: 50.0}, "a is 0.4 at every epoch"),
-        ({"a": {3: 0.4}}, 3, {3: None}, "nothing to choose from"),
-        ({"a": {2: 1.0, 3: 0.0, 4: 1.0}}, 2, {2: 100.0, 3: 0.0, 4: 100.0}, "Epochs 2, 4 are equal"),
-    ],
-)
+@pytest.mark.parametrize(("scores", "epoch", "totals", "note"), DATA["choices"])
 def test_the_rule_by_hand(scores, epoch, totals, note):
     chosen = choose(scores)
     assert chosen["epoch"] == epoch and chosen["totals"] == pytest.approx(totals)
@@ -46,7 +38,7 @@ def test_a_missing_score_is_refused(lacking):
 @pytest.fixture
 def run(base, tmp_path):
     """A run of three epochs, evaluated: `folder`/run and results in `folder`/N."""
-    (tmp_path / "two.yml").write_text(yaml.safe_dump(SUITE, sort_keys=False))
+    (tmp_path / "two.yml").write_text(yaml.safe_dump(DATA["suite"], sort_keys=False))
     for epoch, (choice, tools) in LEVELS.items():
         checkpoint = tmp_path / f"run/checkpoint-{10 * epoch}"
         shutil.copytree(base, checkpoint)

@@ -45,9 +45,8 @@ def kill(recipe: Path, rank: int) -> None:
 
 def test_a_job_survives_all_that_ends_it_and_trains_the_same_model(slurm, base, tmp_path):
     """One job, a fault in each of four attempts: a killed rank, a lost node, a node that reads wrong, the time limit.
-
-    Each loses the steps since its last checkpoint, the notice none; training goes on without the node that is broken.
-    """
+    Each loses the steps since its last checkpoint, the notice none; training goes on without the node that is
+    broken."""
     site = tmp_path
     (site / "launch").symlink_to(ROOT / "launch")
     (site / "logs").mkdir()

@@ -1,7 +1,5 @@
-"""The report's statistics: by hand, and by simulation: intervals hold 93 to 97 % of the time, tests err 3 to 7 %.
-
-Every simulation draws from a law whose truth is known, with a fixed seed; sizes are those of lm-eval's tasks.
-"""
+"""The report's statistics: by hand, and by simulation: intervals hold 93 to 97 % of the time, tests err 3 to 7 %. Every
+simulation draws from a law whose truth is known, with a fixed seed; sizes are those of lm-eval's tasks."""
 
 from functools import cache
 

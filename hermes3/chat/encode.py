@@ -1,6 +1,5 @@
-"""Texts to token ids, by the quickest engine that gives the tokenizer's own ids (tests/test_tokenizer.py): a byte-level
-BPE whose merges are all the ways to build its tokens, in the order of their ids, is what tiktoken computes three times
-as fast. Llama 3's vocabulary comes from there; any other tokenizer encodes by itself."""
+"""Texts to token ids, by the quickest engine that gives the tokenizer's own ids: tiktoken, three times as fast, where
+the merges of a byte-level BPE are all the ways to build its tokens, as in Llama 3's vocabulary; else the own one."""
 
 import json
 from functools import cached_property
@@ -15,19 +14,15 @@ from hermes3.files import UserError
 FEW = 1_000_000  # characters: of fewer, tiktoken takes longer to make (1.2 s) than it saves
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in a `tokenizer.json`. `UserError` if the file is none."""
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing more special
-        raise UserError(f"{path}: not a tokenizer ({error}); make it with `hermes3 tokenizer build`") from None
-
-
 class Encoder:
     """The tokenizer of a folder as it trains: a control token that a person typed is text, a tag is one token."""
 
     def __init__(self, folder: Path):
-        self.tokenizer = load_tokenizer(folder / "tokenizer.json")
+        path = folder / "tokenizer.json"
+        try:
+            self.tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises nothing more special
+            raise UserError(f"{path}: not a tokenizer ({error}); make it with `hermes3 tokenizer build`") from None
         self.tokenizer.encode_special_tokens = True
         added = dict(sorted(self.tokenizer.get_added_tokens_decoder().items()))
         self.ids = {token.content: i for i, token in added.items()}

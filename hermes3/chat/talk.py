@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hermes3.chat.prompts import parse_tool_calls
+from hermes3.chat.prompts import parse_tool_calls, to_json
 from hermes3.files import UserError, read_text
 from hermes3.messages import Message
 from hermes3.model_folder import check_model, fetch
@@ -107,9 +107,7 @@ def _alone(speaker: Speaker) -> None:
     text = speaker.answer(stream=True)
     while speaker.tools and (calls := parse_tool_calls(text)):
         for call in calls:
-            arguments = ", ".join(
-                f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in call["arguments"].items()
-            )
+            arguments = ", ".join(f"{key}={to_json(value)}" for key, value in call["arguments"].items())
             if (response := _ask(f"answer of {call['name']}({arguments})")) is None:
                 return
             speaker.messages.append({"role": "tool", "name": call["name"], "content": response})

@@ -1,7 +1,5 @@
-"""From the shapes that data comes in to conversations (`hermes3.messages`), one function per shape.
-
-Each raises `BadRow`, and nothing else, for a row that is not of its shape or is no conversation.
-"""
+"""From the shapes that data comes in to conversations (`hermes3.messages`), one function per shape. Each raises
+`BadRow`, and nothing else, for a row that is not of its shape or is no conversation."""
 
 import re
 from collections.abc import Callable
@@ -20,12 +18,7 @@ _RAG = rules.load("glaive_rag")
 DOCUMENT, OPEN, CLOSE, CITED = _RAG["patterns"].values()
 Example = dict[str, Any]  # a row of a source, before or after its adapter
 
-# Reasons that say: these rows are not what their source declares. Others (role_order, empty_turn, undeclared_tool, ...)
-# concern what a readable row says
-SHAPE = {
-    *("not_json", "wrong_shape", "unknown_role", "content_not_text", "mark_not_understood", "tools_prompt_not_known"),
-    *("tools_not_json", "tool_call_not_json", "tool_response_unnamed"),
-}
+SHAPE = frozenset(rules.load("turns")["not_of_shape"])
 
 
 def messages(row: Row) -> Example:
@@ -47,11 +40,8 @@ def prompt_completion(row: Row) -> Example:
 
 
 def preference(row: Row) -> Example:
-    """{"messages", "tools", "chosen", "rejected"} of a row with `chosen` and `rejected`.
-
-    An answer is text, one message, the turns that follow the prompt, or a whole conversation that repeats it. Where the
-    prompt is stated more than once, the statements are compared, and joined where one goes on from the other.
-    """
+    """{"messages", "tools", "chosen", "rejected"} of a row. An answer is text, a message, the turns after the prompt,
+    or a conversation that repeats it. Statements of the prompt are compared, and joined if one continues another."""
     tools, sides = _tools_of(row), {side: _turns(row, side, "assistant") for side in ("chosen", "rejected")}
     prompt = _prompt(row, sides["chosen"])
     chosen, rejected = (conversation(joined(prompt, turns), tools) for turns in sides.values())
@@ -68,10 +58,8 @@ def preference(row: Row) -> Example:
 
 
 def glaive_rag(row: Row) -> Example:
-    """glaiveai/RAG-v1: `documents`, `question`, `answer`, optional `system_prompt` and `answer_mode`.
-
-    Documents and citations are numbered from 0. Our request to cite follows a system message that makes none.
-    """
+    """glaiveai/RAG-v1: `documents`, `question`, `answer`, optional `system_prompt` and `answer_mode`. Documents and
+    citations are numbered from 0. Our request to cite follows a system message that makes none."""
     question, answer = _field(row, str, "question"), _field(row, str, "answer")
     documents = _documents(row)
     system = "".join(message["content"] for message in _with_system(row, []))

@@ -1,7 +1,5 @@
 """What a build left out, looked at by eye: a sample of each stage, both texts side by side, each marked right or wrong.
-
-The marks are kept in audit.json of the mix; the share that was right, with its interval, is on the card.
-"""
+The marks are kept in audit.json of the mix; the share that was right, with its interval, is on the card."""
 
 import json
 import random
@@ -74,7 +72,6 @@ def as_text(row: dict[str, Any]) -> str:
 
 def audit(mix: Path, n: int, data_root: Path, ask: Callable[[str, str, str, str], str]) -> list[dict[str, Any]]:
     """Ask of each sampled removal that has no mark yet; write marks and card; how many of each stage were right.
-
     `ask(title, why, text, other)` returns r (right to leave it out), w (wrong), s (skip) or q (quit)."""
     marks: Marks = read_json(mix / FILE) if (mix / FILE).is_file() else {}
     new = [one for one in sample(mix, n) if "/".join(one[1]) not in marks.get(one[0]["stage"], {})]

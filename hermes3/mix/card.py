@@ -1,7 +1,5 @@
-"""The card of a mix: README.md for the Hub, and card.html, the same text with a chart.
-
-Text is read of a sample: rows lie in an order drawn by hash, so the first are a random sample.
-"""
+"""The card of a mix: README.md for the Hub, and card.html, the same text with a chart. Text is read of a sample: rows
+lie in an order drawn by hash, so the first are a random sample."""
 
 import json
 import re
@@ -20,7 +18,7 @@ from hermes3.files import write_text
 from hermes3.messages import Message
 from hermes3.mix import lock
 from hermes3.mix.manifest import Manifest, batches, composition
-from hermes3.mix.spec import CATEGORIES, Spec
+from hermes3.mix.spec import Spec
 from hermes3.page import charts, text
 from hermes3.page.shell import as_page, render, table_row
 
@@ -43,10 +41,8 @@ def write_card(mix: Path, manifest: Manifest) -> None:
 
 def pages(mix: Path, manifest: Manifest, audited: list[dict[str, Any]]) -> dict[str, str]:
     """README.md and card.html; `audited`: the stages whose removals were looked at, of hermes3/mix/audit.py."""
-    card, filters = (
-        facts(mix, manifest) | {"audited": audited},
-        text.FILTERS | {"row": table_row, "in_words": text.join},
-    )
+    card = facts(mix, manifest) | {"audited": audited}
+    filters = text.FILTERS | {"row": table_row, "in_words": text.join}
     readme = render(TEMPLATE, card | {"page": False}, {}, filters)
     drawn = {"mix": charts.mix_chart(card)} if card["kind"] == "sft" else {}
     page = as_page(render(TEMPLATE, card | {"page": True}, drawn, filters), f"{card['name']}: data card", drawn)
@@ -61,12 +57,13 @@ def facts(mix: Path, manifest: Manifest) -> dict[str, Any]:
     reasons = reasons.aggregate([([], "count_all"), ("detail", "first")]).to_pylist()
     hits = rejects.filter(pc.equal(rejects["stage"], "decontaminate")).to_pylist()
     licences = {(source["licence"] or "").lower() for source in manifest["sources"] if source["rows_kept"]}
+    categories = composition(manifest)
     return manifest | {
-        "categories": composition(manifest),
+        "categories": categories,
         "left_out": sorted(reasons, key=lambda one: (STAGES.index(one["stage"]), one["reason"], one["source"])),
         "funnel": _funnel(manifest),
         "contaminated": Counter(hit["detail"].partition(":")[0] for hit in hits),  # by evaluation set
-        "lengths": _lengths(rows["n_tokens"].to_numpy(), rows["category"].to_numpy()),
+        "lengths": _lengths(rows["n_tokens"].to_numpy(), rows["category"].to_numpy(), categories),
         "turns": sorted(Counter(np.minimum(rows["n_turns"].to_numpy(), MOST_TURNS).tolist()).items()),
         # JSON text of a list that is neither absent nor empty
         "with_tools": (pc.sum(pc.greater(pc.utf8_length(rows["tools"]), len("null"))).as_py() or 0) / len(rows),
@@ -88,17 +85,15 @@ def _funnel(manifest: Manifest) -> dict[str, int]:
     return steps | {"rows kept": manifest["total"]["rows"]}
 
 
-def _lengths(lengths: np.ndarray, category: np.ndarray) -> list[dict[str, Any]]:
+def _lengths(lengths: np.ndarray, category: np.ndarray, categories: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Quantiles and mean of each category's rows."""
-    categories = []
-    for key in [*CATEGORIES, *sorted(set(category) - CATEGORIES.keys())]:
-        label = CATEGORIES.get(key, (key,))[0]
-        own = lengths[category == key]
-        if len(own):
+    rows = []
+    for one in categories:
+        if len(own := lengths[category == one["key"]]):
             p5, median, p95 = map(int, np.quantile(own, (0.05, 0.5, 0.95), method="inverted_cdf"))
-            one = {"label": label, "p5": p5, "median": median, "mean": float(own.mean()), "p95": p95}
-            categories.append(one | {"longest": int(own.max())})
-    return categories
+            row = {"label": one["label"], "p5": p5, "median": median, "mean": float(own.mean()), "p95": p95}
+            rows.append(row | {"longest": int(own.max())})
+    return rows
 
 
 def _sample(mix: Path, kind: str) -> dict[str, Any]:
@@ -118,9 +113,8 @@ def _sample(mix: Path, kind: str) -> dict[str, Any]:
 
 
 def prepare() -> Callable[[str], tuple[str, float]]:
-    """py3langid's classifier, loaded: 2 s of unpacking, which a build can do while it reads rows.
-
-    Of ISO 639-1 alone: of short English questions it takes some for Nigerian Pidgin, and so with other small ones."""
+    """py3langid's classifier, loaded: 2 s of unpacking, which a build can do while it reads rows. Of ISO 639-1 alone:
+    of short English questions it takes some for Nigerian Pidgin, and so with other small ones."""
     from py3langid import langid
 
     with _LOADING:

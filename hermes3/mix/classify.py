@@ -1,6 +1,5 @@
-"""Rules that sort a conversation into one of the paper's eight categories; they are data_mixes/rules/classify.yml.
-
-The released data (NousResearch/Hermes-3-Dataset) has no category column, and the report names its categories without
+"""Rules that sort a conversation into one of the paper's eight categories; they are data_mixes/rules/classify.yml. The
+released data (NousResearch/Hermes-3-Dataset) has no category column, and the report names its categories without
 defining them: these rules are our reading. The first that matches decides, those on the ask before those on answers."""
 
 import re

@@ -1,7 +1,6 @@
-"""Filters on the quality of a conversation: which rows a model must not learn from, each with its reason.
-
-The Hermes 3 report (arXiv 2408.11857) names no rules; these are ours. Of a preference row they read the prompt and the
-chosen answer: a rejected one may be bad. A filter returns what it objects to, with its place, or None."""
+"""Filters on the quality of a conversation: which rows a model must not learn from, each with its reason. The Hermes 3
+report (arXiv 2408.11857) names no rules; these are ours. Of a preference row they read the prompt and the chosen
+answer: a rejected one may be bad. A filter returns what it objects to, with its place, or None."""
 
 import json
 import re

@@ -1,7 +1,5 @@
 """The files of a source, and `data_mixes/NAME.lock.json` beside `NAME.yml`: the commits and hashes that pin them.
-
-`asked` is what the spec says of a source's place. With a lock a build reads the same bytes next year, or stops.
-"""
+`asked` is what the spec says of a source's place. With a lock a build reads the same bytes next year, or stops."""
 
 import fnmatch
 import glob
@@ -107,9 +105,8 @@ def hashes(files: dict[str, list[File]]) -> dict[str, dict[str, str]]:
         except FileNotFoundError as error:
             changed = [error.filename]
         if changed:
-            raise UserError(
-                f"source {name}: {changed[0]} changed while it was read; build again when nothing writes it"
-            )
+            wrong = f"{changed[0]} changed while it was read; build again when nothing writes it"
+            raise UserError(f"source {name}: {wrong}")
     return digests
 
 

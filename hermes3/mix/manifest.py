@@ -1,6 +1,5 @@
-"""The record of a mix: what went in, came out and was left out, and the hashes that let anyone rebuild it.
-
-Hosts without pyarrow read manifests, so nothing here imports it."""
+"""The record of a mix: what went in, came out and was left out, and the hashes that let anyone rebuild it. Hosts
+without pyarrow read manifests, so nothing here imports it."""
 
 import platform
 from collections import Counter
@@ -49,10 +48,8 @@ def make(
     rejects: Any,
     output: dict[str, Any],
 ) -> Manifest:
-    """The manifest of a mix.
-
-    `files`: {source: `read.File`s}; `hashes`: {source: {file: SHA-256}}; `counts`: {source: {"read": n, ...}}; `rows`,
-    `rejects`: Arrow tables; `choice`: the `choose.Choice` of `rows`; `output`: hashes of the parquet files."""
+    """`files`: {source: `read.File`s}; `hashes`: {source: {file: SHA-256}}; `counts`: {source: {"read": n, ...}};
+    `rows`, `rejects`: Arrow tables; `choice`: the `choose.Choice` of `rows`; `output`: hashes of the parquet files."""
     kept = rows.take(choice.rows)
     by_source, by_category = totals(kept, "source"), totals(kept, "category")
     lost: dict[str, Counter[str]] = {source.name: Counter() for _, source in spec.sources()}
@@ -99,10 +96,8 @@ def totals(rows: Any, column: str) -> dict[str, dict[str, int]]:
 
 
 def composition(manifest: Manifest) -> list[dict[str, Any]]:
-    """Categories in the order of the paper's table: counts, `share` of the tokens, `loss_share` of its own tokens.
-
-    An SFT mix of the paper's categories shows all eight; one with the user's own shows those that it has, and so does
-    a preference mix, which the paper does not break down."""
+    """Categories in the paper's order: counts, `share` of the tokens, `loss_share` of its own tokens. An SFT mix of the
+    paper's categories shows all eight; any other those that it has."""
     is_sft, counts = manifest["kind"] == "sft", manifest["categories"]
     rows, own = [], sorted(counts.keys() - CATEGORIES.keys())
     for key in [*(key for key in CATEGORIES if key in counts or (is_sft and not own)), *own]:

@@ -12,8 +12,7 @@ from hermes3.files import ROOT, read_model, read_yaml
 # {category: (name, percent of tokens)}
 CATEGORIES = {key: tuple(value) for key, value in read_yaml(ROOT / "data_mixes/rules/categories.yml").items()}
 Adapter = Literal[
-    *("messages", "sharegpt", "instruction", "alpaca", "question_answer", "prompt_completion", "glaive_rag"),
-    "preference",
+    "messages", "sharegpt", "instruction", "alpaca", "question_answer", "prompt_completion", "glaive_rag", "preference"
 ]
 Filter = Literal["refusal", "unterminated_code", "json_mode", "tool_call_text", "broken_text"]
 

@@ -1,8 +1,6 @@
 """Turns as data has them, to messages: OpenAI's (`role`, `content`), ShareGPT's (`from`, `value`), or Hermes text.
-
 Hermes text (the Hermes Function Calling standard) holds schemas within <tools> in the system turn, <tool_call> and
-<tool_response> blocks in the others, in JSON or Python's notation. Where no tools are declared, such tags stay text.
-"""
+<tool_response> blocks in the others, in JSON or Python's notation. Where no tools are declared, such tags stay text."""
 
 import ast
 import json

@@ -4,29 +4,21 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from hermes3.files import ROOT, UserError, read_json
+from hermes3.files import ROOT, UserError, read_json, read_yaml
 from hermes3.plan.memory import FSDP2, REPLICATED, ZERO3, Memory, Setting
 from hermes3.plan.network import Traffic, traffic
 from hermes3.plan.shapes import Shape, Work
 from hermes3.recipe.check import validate
 from hermes3.recipe.hardware import Gpu, gpu_of, hardware_of
-from hermes3.recipe.paper import rows
+from hermes3.recipe.paper import ROWS
 
-PAPER_TOKENS = 390e6  # Table 1
-PAPER_EPOCHS = 4
-PAPER_PACKING = 0.96  # SFT section: share of a sequence that is not padding
-PAPER_DPO_STEPS = 1_200  # where the 8B's DPO plot ends
-PAPER_OFFLOAD = 0.55  # CPU parameter offload costs about 45 % of efficiency
-ROW_TOKENS = 396  # a conversation's mean: the released Hermes-3-Dataset has 380 M tokens in 959 K rows
-PAIR_TOKENS = 1_000  # assumed: two times a prompt with its answer
-ASSUMED_MFU = 0.35  # of CPUs
-HOST_ADAM = 30  # bytes per parameter that Adam moves on the host: gradient and three fp32 states in, those and bf16 out
+RATES = SimpleNamespace(**read_yaml(Path(__file__).with_suffix(".yml")))  # stated, or assumed
 # Llama 3 405B: 419 unexpected interruptions, 78 % of them of hardware, in 54 days on 16,384 H100 (The Llama 3 Herd of
 # Models, arXiv 2407.21783, section 3.3.4)
 INTERRUPTIONS_PER_GPU_HOUR = 419 / (54 * 24 * 16_384)
-AXOLOTL_KEEPS = 4  # checkpoints, where save_total_limit is absent
 
 
 @dataclass(frozen=True)
@@ -94,15 +86,14 @@ def mix_of(recipe: dict[str, Any]) -> Path:
     return Path(str((recipe.get("datasets") or [{}])[0].get("path"))).parent
 
 
-def schedule(
-    path: Path, recipe: dict[str, Any], batch: int, mix: Path | None, packed: bool = True
-) -> tuple[Schedule, list[str]]:
+def schedule(path: Path, recipe: dict, batch: int, mix: Path | None, packed: bool) -> tuple[Schedule, list[str]]:
     """The run's schedule, and what was assumed. `mix` None: the recipe's own, if built; not `packed`: no SFT mix."""
     if mix is None and (mix_of(recipe) / "manifest.json").is_file():
         mix = mix_of(recipe)
     epochs, max_steps = float(recipe.get("num_epochs") or 1), recipe.get("max_steps")
     if recipe.get("rl"):
-        pairs, mean, source = PAPER_DPO_STEPS * batch / epochs, PAIR_TOKENS, "1,200 steps, the paper's 8B plot"
+        pairs, source = RATES.paper_dpo_steps * batch / epochs, "1,200 steps, the paper's 8B plot"
+        mean = RATES.pair_tokens
         if mix:
             manifest = read_json(mix / "manifest.json", "kind", "total.rows", "total.tokens")
             if manifest["kind"] != "preference":
@@ -112,31 +103,30 @@ def schedule(
         per_epoch = math.ceil(pairs / batch)  # transformers' Trainer makes a last, smaller step of what is left
         steps = max_steps or math.ceil(per_epoch * epochs)
         tokens, unit, row, full = mean * min(steps * batch, pairs * epochs), "pairs", mean / 2, None
-        note = f"no mix: {source}; {PAIR_TOKENS:,} tokens per pair are assumed"
+        note = f"no mix: {source}; {RATES.pair_tokens:,} tokens per pair are assumed"
     elif mix and packed:
         from hermes3.mix.pack import preview  # imports Axolotl: seconds
 
         one = preview(mix, path, validate(path))
         steps, source = one.steps, f"{mix}, packed by Axolotl's packer"
         facts = steps, one.tokens_per_step * steps, one.tokens / one.rows, one.efficiency, source
-        return Schedule("sequences", batch, epochs, one.steps_per_epoch, *facts), []
+        note = f"an epoch leaves out up to {max(one.rows_left_out):,} of {one.rows:,} rows, in packs that no step takes"
+        return Schedule("sequences", batch, epochs, one.steps_per_epoch, *facts), [note] * any(one.rows_left_out)
     else:
-        length, source = recipe["sequence_len"], "the paper's 390 M tokens, sequences 96 % full"
-        per_epoch = PAPER_TOKENS / PAPER_PACKING / length / batch
+        full, source = RATES.paper_packing, "the paper's 390 M tokens, sequences 96 % full"
+        per_epoch = RATES.paper_tokens / full / recipe["sequence_len"] / batch
         steps = max_steps or round(per_epoch * epochs)
-        tokens, unit, row, full = steps * batch * length * PAPER_PACKING, "sequences", ROW_TOKENS, PAPER_PACKING
-        mix, note = None, f"no mix: steps are for {source}; conversations of {ROW_TOKENS} tokens on average"
+        tokens, unit, row = steps * batch * recipe["sequence_len"] * full, "sequences", RATES.row_tokens
+        mix, note = None, f"no mix: steps are for {source}; conversations of {RATES.row_tokens} tokens on average"
     by_epoch = [round(per_epoch)] * math.ceil(epochs)
     return Schedule(unit, batch, epochs, by_epoch, steps, tokens, row, full, source), [] if mix else [note]
 
 
 def flops_per_token(shape: Shape, work: Work, row_tokens: float) -> float:
-    """Model FLOPs that training takes per token; what checkpointing computes twice counts once.
-
-    Matrices: 2 per parameter forward, 4 backward (Kaplan et al. 2020, arXiv 2001.08361, section 2.1), 2 where frozen.
-    Attention: 12 x layers x width x keys (Chowdhery et al. 2022, PaLM, arXiv 2204.02311, appendix B), of which a token
-    of a causal row sees half. DPO's reference is one more forward pass.
-    """
+    """Model FLOPs that training takes per token; what checkpointing repeats counts once. Matrices: 2 per parameter
+    forward, 4 backward (Kaplan et al. 2020, arXiv 2001.08361, section 2.1), 2 where frozen. Attention: 12 x layers x
+    width x keys (Chowdhery et al. 2022, PaLM, arXiv 2204.02311, appendix B), half of it in a causal row. DPO: a
+    reference forward."""
     matrices, attention = shape.multiplied, 12 * shape.layers * shape.heads * shape.head_dim * row_tokens / 2
     reference = 2 * matrices + attention / 3 if work.preference else 0
     adapter = 6 * work.trained(shape) if work.rank else 0
@@ -150,16 +140,11 @@ def recomputed_share(shape: Shape, work: Work, row_tokens: float) -> float:
     return again / flops_per_token(shape, work, row_tokens)
 
 
-def paper_hours(shape: Shape) -> int | None:
-    """The paper's GPU-hours for four epochs of 390 M tokens on H100, None if it has none for this model."""
-    return next((row.gpu_hours for row in rows().values() if row.base == shape.name and row.gpu_hours), None)
-
-
-def paper_mfu(shape: Shape) -> float | None:
-    """The MFU at which training the whole model takes `paper_hours`."""
-    hours = paper_hours(shape)
-    flops = flops_per_token(shape, Work(tokens=8192), ROW_TOKENS) * PAPER_TOKENS * PAPER_EPOCHS
-    return flops / (hours * 3600 * gpu_of("h100-80gb").flops) if hours else None
+def paper_hours(shape: Shape) -> tuple[int | None, float | None]:
+    """The paper's GPU-hours for four epochs of 390 M tokens on H100, and the MFU that explains them; None without."""
+    hours = next((row.gpu_hours for row in ROWS.values() if row.base == shape.name and row.gpu_hours), None)
+    flops = flops_per_token(shape, Work(tokens=8192), RATES.row_tokens) * RATES.paper_tokens * RATES.paper_epochs
+    return hours, flops / (hours * 3600 * gpu_of("h100-80gb").flops) if hours else None
 
 
 @lru_cache
@@ -171,9 +156,7 @@ def measurements() -> list[dict[str, Any]]:
 
 def usual_mfu(shape: Shape, work: Work, setting: Setting, gpu: Gpu) -> tuple[float, str, list[str], dict[str, Any]]:
     """(MFU, its source, what was assumed, the measurement): the nearest one, less 45 % with parameters on the host.
-
-    Nearest: of the same loss, then with or without an adapter alike, on the same GPU, as shipped, of the nearest size.
-    """
+    Nearest: of the same loss, then with or without an adapter alike, on the same GPU, as shipped, in size."""
 
     def distance(run: dict[str, Any]) -> tuple[bool, bool, bool, float]:
         adapter = any(word in run["recipe"] for word in ("dpo", "lora"))
@@ -183,14 +166,14 @@ def usual_mfu(shape: Shape, work: Work, setting: Setting, gpu: Gpu) -> tuple[flo
 
     alike = [run for run in measurements() if ("dpo" in run["recipe"]) == work.preference and not gpu.is_cpu]
     if not alike:
-        note = f"MFU {ASSUMED_MFU:.0%} is assumed: nothing like it was measured; give --mfu"
-        return ASSUMED_MFU, "assumed", [note], {}
+        note = f"MFU {RATES.assumed_mfu:.0%} is assumed: nothing like it was measured; give --mfu"
+        return RATES.assumed_mfu, "assumed", [note], {}
     run = min(alike, key=distance)
     mfu, what = run["mfu"], f"{run['recipe']}, {run['layers']} layers, {run['setting']}"
     source = f"measured on {run['gpus']} {run['gpu']}, {run['date']}: {what}"
     note = f"MFU {mfu:.1%} is the nearest measured, of {what}; this run was not measured"
     if setting.offload == "all":
-        mfu, source = mfu * PAPER_OFFLOAD, f"{source}, less the 45 % that the paper gives for CPU offload"
+        mfu, source = mfu * RATES.paper_offload, f"{source}, less the 45 % that the paper gives for CPU offload"
     return mfu, source, [note] if any(distance(run)) else [], run
 
 
@@ -203,7 +186,7 @@ def cost(
     arithmetic, adam = planned.tokens * per_token / (mfu * gpu.flops * gpus) / planned.steps, 0.0  # seconds per step
     sent = traffic(shape, work, own.setting, gpu, own.nodes, gpus // own.nodes, arithmetic)
     if own.setting.offload == "optimizer":
-        adam = HOST_ADAM * work.trained(shape) / own.nodes / gpu.host_bandwidth
+        adam = RATES.host_adam * work.trained(shape) / own.nodes / gpu.host_bandwidth
         rate = f"{gpu.host_bandwidth / 1e9:.0f} GB/s per node"
         warnings.append(f"Adam on the host is estimated at {rate}, on top of the MFU")
     step = arithmetic + adam + sent.exposed
@@ -216,22 +199,20 @@ def cost(
         faster = f"with all layers recomputed, and this recipe recomputes none: up to {more:.2f} times as fast"
         slower = f"without recomputation, and this recipe recomputes all layers: 1/{more:.2f} of the speed"
         warnings.append(f"the MFU was measured {faster if recomputed else slower}, {likely}")
-    paper = paper_hours(shape) if not work.rank and not work.preference else None
+    paper = (None, None) if work.rank or work.preference else paper_hours(shape)
     speed, on_host = planned.tokens / planned.steps / step, adam * planned.steps / 3600 * gpus
     chance = 0.0 if gpu.is_cpu else 1 - math.exp(-hours * gpus * INTERRUPTIONS_PER_GPU_HOUR)
     times = per_token, mfu, source, speed, step, hours, hours * gpus, on_host, sent
-    money = paper, paper_mfu(shape) if paper else None, chance, price, hours * gpus * price
+    money = *paper, chance, price, hours * gpus * price
     return Cost(*times, *money), warnings
 
 
 def checkpoints(
     recipe: dict[str, Any], planned: Schedule, shape: Shape, work: Work, own: Memory, run: Cost, gpus: int, rate: float
 ) -> Checkpoints:
-    """Sizes, save times at `rate` bytes/s per writing node, how many are there when the last is written, how often.
-
-    The interval is sqrt(2 x time of a save x mean time between interruptions): Young 1974, A first order approximation
-    to the optimum checkpoint interval, CACM 17(9); what Daly 2006 adds matters only where saves are as long as it.
-    """
+    """Sizes, save times at `rate` bytes/s per writing node, how many are there when the last is written, how often. The
+    interval is sqrt(2 x time of a save x mean time between interruptions): Young 1974, A first order approximation to
+    the optimum checkpoint interval, CACM 17(9); what Daly 2006 adds matters only where saves are as long as it."""
     setting, trained = own.setting, work.trained(shape)
     fp32 = setting.engine == ZERO3 or setting.fp32 or work.width == 4 or work.rank  # what is trained
     state = (4 if fp32 else 2) * (1 + work.moments) * trained
@@ -248,7 +229,7 @@ def checkpoints(
     saves, every = (recipe.get("saves_per_epoch") or 1) * math.ceil(planned.epochs), recipe.get("save_steps")
     if every and not recipe.get("saves_per_epoch"):
         saves = math.ceil(1 / every if every < 1 else planned.steps / every)  # below 1: a share of all steps
-    limit = (recipe.get("save_total_limit") or AXOLOTL_KEEPS) + 1  # the oldest goes once the newest is there
+    limit = (recipe.get("save_total_limit") or RATES.axolotl_keeps) + 1  # the oldest goes once the newest is there
     kept = min(saves + bool(recipe.get("restart_steps")), limit)
     kept = 0 if recipe.get("save_strategy") in (False, "no") else kept
     interval = steps = lost = None

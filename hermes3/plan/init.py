@@ -21,9 +21,7 @@ BATCH, EPOCHS, FILL = 48, 4, 0.96  # the paper's: sequences per step, epochs, fi
 
 def init(name: str, base: str, data: Path, gpus: int, gpu: str) -> list[Path]:
     """Write NAME/NAME_mix.yml and NAME/NAME_sft.yml for one node or more; return their paths, and the base model's.
-
-    LoRA is trained where all parameters' states, 16 bytes each, would take more than six tenths of the GPUs' memory.
-    """
+    LoRA is trained where all parameters' states, 16 bytes each, would take more than six tenths of the GPUs' memory."""
     spec, recipe = Path(name, f"{name}_mix.yml"), Path(name, f"{name}_sft.yml")
     if not re.fullmatch(r"[\w.-]+", name):
         raise UserError(f"{name}: give a name of letters, digits, dots, dashes and underscores")

@@ -1,10 +1,8 @@
 """What a step moves over the network at each way of sharding, and how much of that time arithmetic does not hide.
-
-Modelled, not measured. Volumes: ZeRO, arXiv 1910.02054, section 7.2 (ZeRO-3 moves the weights twice and the gradients
-once); hpZ: ZeRO++, arXiv 2306.10209; copies per node: PyTorch FSDP, arXiv 2304.11277, hybrid sharding. Time: NCCL's
-rings, bytes x (ranks - 1) / ranks / bus bandwidth (nccl-tests, doc/PERFORMANCE.md). Between nodes that bandwidth is the
-rate of all adapters of one node, inside a node NVLink's in one direction.
-"""
+Modelled, not measured. Volumes: ZeRO, arXiv 1910.02054, section 7.2 (the weights twice, the gradients once); hpZ:
+ZeRO++, arXiv 2306.10209; copies per node: PyTorch FSDP, arXiv 2304.11277. Time: NCCL's rings, bytes x (ranks - 1) /
+ranks / bus bandwidth (nccl-tests, doc/PERFORMANCE.md): of all adapters of a node, inside it NVLink's in one
+direction."""
 
 from dataclasses import dataclass
 
@@ -25,10 +23,8 @@ class Traffic:
     exposed: float
 
 
-def traffic(
-    shape: Shape, work: Work, setting: Setting, gpu: Gpu, nodes: int, per_node: int, arithmetic: float
-) -> Traffic:
-    """`arithmetic`: seconds of it per step. The next layer's gather, and reductions, run beside it."""
+def traffic(shape: Shape, work: Work, setting: Setting, gpu: Gpu, nodes: int, per_node: int, compute: float) -> Traffic:
+    """`compute`: seconds of arithmetic per step. The next layer's gather, and reductions, run beside it."""
     everyone, weights, gradients = nodes * per_node, 2 * shape.parameters, 2 * work.trained(shape)
     within = BUS * gpu.interconnect / 2
     between = min(BUS * gpu.network, within) if nodes > 1 else within
@@ -45,8 +41,8 @@ def traffic(
         reductions = work.accumulation  # the other engines reduce once per step
     elif setting.engine == REPLICATED:  # fp32 gradients
         gather, regather, reduce = (0.0, 0.0), (0.0, 0.0), _ring(4 * gradients, everyone, nodes, between)
-    forward = arithmetic / work.accumulation / (2 if work.rank else 3)
-    backward = arithmetic / work.accumulation - forward
+    forward = compute / work.accumulation / (2 if work.rank else 3)
+    backward = compute / work.accumulation - forward
     beside = reduce[0] if setting.overlap else 0.0
     exposed = work.accumulation * max(0.0, gather[0] - forward)
     exposed += (work.accumulation - reductions) * max(0.0, regather[0] - backward)

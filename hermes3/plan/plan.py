@@ -19,11 +19,9 @@ TIGHT = 0.05  # headroom below which fragments alone may end a run
 
 @dataclass(frozen=True)
 class Plan:
-    """`settings`: memory at each way of sharding, the recipe's own first, saves in one piece or in parts as its own.
-
-    By setting: `network`, what a step sends at the recipe's MFU, and `nodes_to_run`, the fewest that hold a step and
-    make the batch, None for none. `choices`: hours and GPU-hours by number of nodes that do, the recipe's own way.
-    """
+    """`settings`: memory at each way of sharding, the recipe's own first, saves in one piece or in parts as its own. By
+    setting: `network`, what a step sends at the recipe's MFU, and `nodes_to_run`, the fewest that hold a step and make
+    the batch, None for none. `choices`: hours and GPU-hours by number of nodes that do, the recipe's own way."""
 
     recipe: str
     shape: Shape
@@ -88,9 +86,7 @@ def plan(
     network: float | None = None,
 ) -> Plan:
     """Plan the recipe at `path`, on its own hardware unless `gpus` or `gpu` say other. `UserError` if it cannot.
-
-    `bandwidth` in bytes/s, `host_memory` in bytes, `network` in Gb/s per node. Not `packed`: SFT's steps by the paper.
-    """
+    Bytes/s, bytes, and Gb/s per node. Not `packed`: SFT's steps by the paper."""
     recipe = plannable(path)
     hardware = hardware_of(path, recipe)
     device = gpu_of(gpu or hardware.gpu)

@@ -1,11 +1,8 @@
 """A Llama's shape, and what one GPU computes of it at once: parameters and activations in closed form, without torch.
-
-Activations are what each operation saves for its backward pass, in transformers' Llama and in Liger's kernels.
-"""
+Activations are what each operation saves for its backward pass, in transformers' Llama and in Liger's kernels."""
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +32,10 @@ class Shape:
     tied: bool = False
 
     @property
-    def kv(self) -> int:
-        """Width of the keys, and of the values."""
-        return self.kv_heads * self.head_dim
-
-    @property
     def linears(self) -> list[tuple[int, int]]:
         """(inputs, outputs) of each of LINEARS."""
-        h, q, i = self.hidden, self.heads * self.head_dim, self.intermediate
-        return [(h, q), (h, self.kv), (h, self.kv), (q, h), (h, i), (h, i), (i, h)]
+        h, i, (q, kv) = self.hidden, self.intermediate, (n * self.head_dim for n in (self.heads, self.kv_heads))
+        return [(h, q), (h, kv), (h, kv), (q, h), (h, i), (h, i), (i, h)]
 
     @property
     def largest_linear(self) -> int:
@@ -73,24 +65,16 @@ class Shape:
         return self.layers * sum(rank * (i + o) for i, o in self.linears)
 
 
-@lru_cache
-def published() -> dict[str, Shape]:
-    """The base models' shapes by Hub id."""
-    return {name: _shape(name, config) for name, config in read_yaml(Path(__file__).with_name("shapes.yml")).items()}
-
-
 def shape_of(path: Path, recipe: dict[str, Any]) -> Shape:
     """The shape of the recipe's base model: its folder's config.json, or Llama 3.1's by its name, built or not.
-
-    `UserError` for any other name: a size alone says nothing of a model's shape.
-    """
+    `UserError` for any other name: a size alone says nothing of a model's shape."""
     base = str(recipe.get("base_model") or "")
     if (Path(base) / "config.json").is_file():
         return read_config(Path(base) / "config.json")
     if matches := list(NAMED.finditer(Path(base).as_posix())):
         size = matches[-1][1] or matches[-1][2]
-        return next(shape for name, shape in published().items() if name.lower().endswith(f"-{size.lower()}"))
-    wrong = f"{base} has no config.json here and is none of {', '.join(published())}, so its shape is not known"
+        return next(shape for name, shape in PUBLISHED.items() if name.lower().endswith(f"-{size.lower()}"))
+    wrong = f"{base} has no config.json here and is none of {', '.join(PUBLISHED)}, so its shape is not known"
     raise UserError(f"{path}: base_model: {wrong}; make the folder, or its config.json alone")
 
 
@@ -109,6 +93,10 @@ def _shape(name: str, config: dict[str, Any]) -> Shape:
     kv_heads, head_dim = config.get("num_key_value_heads") or heads, config.get("head_dim") or hidden // heads
     tied = bool(config.get("tie_word_embeddings"))
     return Shape(name, layers, hidden, intermediate, heads, kv_heads, head_dim, vocab, tied)
+
+
+# of the base models, by Hub id
+PUBLISHED = {name: _shape(name, config) for name, config in read_yaml(Path(__file__).with_name("shapes.yml")).items()}
 
 
 @dataclass(frozen=True)
@@ -145,7 +133,7 @@ class Work:
 
     def layer(self, shape: Shape) -> int:
         """Bytes that one decoder layer saves for its backward pass, its input apart."""
-        h, kv, i, w = shape.hidden, shape.kv, shape.intermediate, self.width
+        h, kv, i, w = shape.hidden, shape.kv_heads * shape.head_dim, shape.intermediate, self.width
         norms = 2 * 4 * h + (2 * w * h if w < 4 and not self.rank else 0)  # fp32, normalised
         if self.liger_norm:
             norms = w * h  # Liger saves the second norm's input instead; the first is the layer's own
@@ -164,11 +152,8 @@ class Work:
         return flowing + (0 if self.rank else shape.largest_linear * w)  # one matrix' gradient
 
     def loss(self, shape: Shape) -> int:
-        """Bytes at the loss' peak, the last hidden states and their gradient included.
-
-        Liger goes through the tokens in chunks, but holds the output matrix' gradient, a chunk's share of it, and that
-        in fp32 (liger_kernel/ops/fused_linear_cross_entropy.py).
-        """
+        """Bytes at the loss' peak, with the last hidden states and their gradient. Liger's chunks hold the output
+        matrix' gradient, a chunk's share of it, and that in fp32 (liger_kernel/ops/fused_linear_cross_entropy.py)."""
         hidden, v, w = 3 * self.layer_input(shape), shape.vocab, self.width
         if self.preference or not self.fused_loss:
             # TRL: logits, their log-softmax of one row, gradients of both; SFT: three fp32 copies of the logits

@@ -1,8 +1,5 @@
-"""Everything that can be known of a recipe on a laptop: `hermes3 check`.
-
-In turn: its lines and files (`rules.py`), Axolotl's and DeepSpeed's schemas for the declared hardware (`schema.py`),
-the paper (`paper.py`), and keys that nothing reads (`reads.py`).
-"""
+"""Everything that can be known of a recipe on a laptop: its lines and files (`rules.py`), Axolotl's and DeepSpeed's
+schemas (`schema.py`), the paper (`paper.py`), and keys that nothing reads (`reads.py`)."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -49,10 +46,6 @@ def default_recipes() -> list[Path]:
     raise UserError("recipes: no recipe in this folder; run from the root of the repository, or name recipes")
 
 
-def check(path: Path, against: str | None = None) -> Report:
-    return check_all([path], against)[0]
-
-
 def check_all(paths: list[Path], against: str | None = None) -> list[Report]:
     """The reports of recipes, in their order. `against`: the row of the paper to compare them with, e.g. `8b_sft`."""
     reports, readable = [Report(path) for path in paths], {}
@@ -78,10 +71,8 @@ def check_all(paths: list[Path], against: str | None = None) -> list[Report]:
 
 
 def validate(path: Path) -> dict[str, Any]:
-    """The recipe as Axolotl resolves it, defaults filled in, on the hardware that it declares.
-
-    `UserError` for what is missing, what `schema` finds, and stale prepared data; all else is `hermes3 check`'s alone.
-    """
+    """The recipe as Axolotl resolves it, defaults filled in, on the hardware that it declares. `UserError` for what is
+    missing, what `schema` finds, and stale prepared data; all else is `hermes3 check`'s alone."""
     recipe = read(path)
     hardware_of(path, recipe)
     wrong, resolved = schema.examine([path])[path]

@@ -1,8 +1,7 @@
-"""The verbs `hermes3 check` and `hermes3 mix pack`."""
+"""The verb `hermes3 check`."""
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -45,19 +44,3 @@ def check(
     print(*errors, sep="\n", end="\n" if errors else "", file=sys.stderr)
     if errors:
         raise typer.Exit(1)
-
-
-def pack(
-    mix: Annotated[Path, typer.Argument(help="folder of a built mix")],
-    recipe: Annotated[Path, typer.Option(help="recipe whose settings pack it")],
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
-) -> None:
-    """Pack MIX as Axolotl will. Prints how full the packs are, and the steps of an epoch.
-
-    Example: hermes3 mix pack mixes/tiny_sft --recipe recipes/tiny_sft.yml
-    """
-    from hermes3.mix.pack import preview
-    from hermes3.recipe.check import validate
-
-    packing = asdict(preview(mix, recipe, validate(recipe)))
-    print(json.dumps(packing) if as_json else "\n".join(f"{key}: {value}" for key, value in packing.items()))

@@ -2,11 +2,10 @@
 
 import os
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, PositiveFloat, PositiveInt, ValidationError
 
 from hermes3.files import UserError, read_yaml, wrong_keys
 
@@ -32,26 +31,20 @@ class Gpu:
         return self.name == CPU
 
 
-@lru_cache
-def gpus() -> dict[str, Gpu]:
-    return {name: Gpu(name, **row) for name, row in read_yaml(Path(__file__).with_name("gpus.yml")).items()}
+GPUS = {name: Gpu(name, **row) for name, row in read_yaml(Path(__file__).with_name("gpus.yml")).items()}
 
 
 def gpu_of(name: str) -> Gpu:
     """`UserError` with the known names when there is none of that name."""
-    if name not in gpus():
-        remedy = f"use one of {', '.join(gpus())}, or add it to hermes3/recipe/gpus.yml"
+    if name not in GPUS:
+        remedy = f"use one of {', '.join(GPUS)}, or add it to hermes3/recipe/gpus.yml"
         raise UserError(f"gpu: {name} is unknown; {remedy}")
-    return gpus()[name]
+    return GPUS[name]
 
 
-class Hardware(BaseModel):
-    """`hardware: {gpu: h100-80gb, nodes: 6, gpus_per_node: 8}`. `gpu` is a name of `hermes3/recipe/gpus.yml`, or cpu.
-
-    On CPUs `gpus_per_node` counts processes. `network`: Gb/s per node, of all its adapters, if not that of `gpus.yml`.
-    """
-
-    model_config = ConfigDict(extra="forbid")
+class Hardware(BaseModel, extra="forbid"):
+    """`hardware: {gpu: h100-80gb, nodes: 6, gpus_per_node: 8}`. `gpu`: a name of `gpus.yml`, or cpu, of which processes
+    are counted. `network`: Gb/s per node, of all its adapters, if not that of `gpus.yml`."""
 
     gpu: str
     nodes: PositiveInt

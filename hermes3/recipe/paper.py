@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,8 @@ SIZE = re.compile(r"(?<![\w.])\d+b(?![a-z0-9])")  # 8b of outputs/8b/base and of
 
 @dataclass(frozen=True)
 class Paper:
-    """One row of `paper.yml`; None: the paper does not say.
-
-    `global_batch`: packed sequences per step. `values`: recipe keys as a recipe must spell them; null: must be absent.
-    """
+    """One row of `paper.yml`; None: the paper does not say. `global_batch`: packed sequences per step. `values`: recipe
+    keys as a recipe must spell them; null: must be absent."""
 
     base: str
     values: dict[str, Any]
@@ -29,22 +26,19 @@ class Paper:
     gpu_hours: int | None = None
 
 
-@lru_cache
-def rows() -> dict[str, Paper]:
-    """The rows by size and phase, e.g. `405b_sft`."""
-    page = read_yaml(Path(__file__).with_name("paper.yml"))
-    return {name: Paper(**row) for name, row in page.items() if not name.startswith("_")}
+PAGE = read_yaml(Path(__file__).with_name("paper.yml"))
+ROWS = {name: Paper(**row) for name, row in PAGE.items() if not name.startswith("_")}  # by size and phase, `405b_sft`
 
 
 def paper_of(recipe: Path) -> Paper | None:
     """The row that a recipe is for, by its file's name: `8b_sft_lora.yml` is for `8b_sft`; None: the paper has none."""
-    return next((row for name, row in rows().items() if f"{recipe.stem}_".startswith(f"{name}_")), None)
+    return next((row for name, row in ROWS.items() if f"{recipe.stem}_".startswith(f"{name}_")), None)
 
 
 def findings(recipe: dict[str, Any], hardware: Hardware, name: str) -> Iterator[Finding]:
     """Where the recipe is not what the paper states of `name`, e.g. `8b_sft`; its GPUs are the user's choice."""
-    if not (paper := rows().get(name)):
-        yield Finding("reproduces", f"{name} is not in the paper", f"use one of {', '.join(rows())}")
+    if not (paper := ROWS.get(name)):
+        yield Finding("reproduces", f"{name} is not in the paper", f"use one of {', '.join(ROWS)}")
         return
     for key, stated in paper.values.items():
         value = recipe.get(key)

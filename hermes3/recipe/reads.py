@@ -1,7 +1,6 @@
 """Which of a recipe's keys nothing reads, or only another way through Axolotl, from `reads.json` (`make reads`)."""
 
 from collections.abc import Iterator
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,15 +20,10 @@ PAIR_TYPES = {"passthrough": "text pairs", "chat_template": "chat pairs"}
 TRIED_TYPES = ("tokens", "chat_template", "completion", *PAIR_TYPES.values())
 
 
-@lru_cache
-def reads() -> SimpleNamespace:
-    """`keys`: key -> way -> the first line that reads it, `{}` for none; `known`: names that the schema lets pass.
-
-    `deepspeed`: keys at the top of a DeepSpeed file; `deepspeed_auto`: those whose "auto" transformers fills. A way:
-    "SFT", "DPO, adapter", for keys of `datasets` the type of the entry; "all" of these; a plugin's package; "elsewhere"
-    for code that no recipe of SFT or DPO takes.
-    """
-    return SimpleNamespace(**read_json(Path(__file__).with_name("reads.json")))
+# `keys`: key -> way -> the first line that reads it, {} for none; `known`: names that the schema lets pass;
+# `deepspeed`: keys at the top of a DeepSpeed file; `deepspeed_auto`: those whose "auto" transformers fills. A way:
+# "SFT", "DPO, adapter", for keys of `datasets` the type of the entry; "all" of these; a plugin's package; "elsewhere"
+READS = SimpleNamespace(**read_json(Path(__file__).with_name("reads.json")))
 
 
 def readers(recipe: dict[str, Any]) -> dict[str, str | None]:
@@ -48,7 +42,7 @@ def readers(recipe: dict[str, Any]) -> dict[str, str | None]:
 
 
 def _reader(key: str, recipe: dict[str, Any], ways: list[str | None]) -> str | None:
-    if (lines := reads().keys.get(key)) is None:
+    if (lines := READS.keys.get(key)) is None:
         return "unknown here"  # a key of somebody else's plugin; any other that is unknown the schema refuses
     if None in ways:
         return next(iter(lines.values()), None)
@@ -68,12 +62,12 @@ def findings(recipe: dict[str, Any]) -> Iterator[Finding]:
     """An error for each key that is set and never read; a note where another Axolotl or foreign plugin may read it."""
     installed, way = version("axolotl"), _way(recipe) or f"rl: {recipe.get('rl')}"
     foreign = any(not name.startswith(("axolotl.", "hermes3.")) for name in recipe.get("plugins") or [])
-    if installed != reads().axolotl:
-        wrong = f"{installed} is installed, and which keys are read is known of {reads().axolotl}"
+    if installed != READS.axolotl:
+        wrong = f"{installed} is installed, and which keys are read is known of {READS.axolotl}"
         yield Finding("axolotl", wrong, "`make reads` looks at the installed one", NOTE)
-    level = NOTE if foreign or installed != reads().axolotl else ERROR
+    level = NOTE if foreign or installed != READS.axolotl else ERROR
     for key in [key for key, line in readers(recipe).items() if line is None]:
         part, _, name = key.rpartition(".")
-        lines = list(reads().keys[f"{PARTS[part]}.{name}" if part else name].values())
+        lines = list(READS.keys[f"{PARTS[part]}.{name}" if part else name].values())
         elsewhere = f"elsewhere: {', '.join(lines[:2])}" if lines else "nothing in Axolotl reads it"
         yield Finding(key, f"set, and never read under {way} ({elsewhere})", "leave it out", level)

@@ -1,7 +1,5 @@
-"""What Axolotl accepts and this project refuses: what trains wrongly, loses checkpoints or cannot be repeated.
-
-Rules about single values are rows of `rules.yml`; those here compare numbers, or look at files.
-"""
+"""What Axolotl accepts and this project refuses: what trains wrongly, loses checkpoints or cannot be repeated. Rules
+about single values are rows of `rules.yml`; those here compare numbers, or look at files."""
 
 import re
 from collections.abc import Iterator
@@ -16,11 +14,11 @@ from hermes3.files import UserError, read_json
 from hermes3.model_folder import check_model
 from hermes3.recipe.hardware import CPU
 from hermes3.recipe.read import ERROR, NOTE, Finding, deepspeed_config, from_error, in_deepspeed, on_hub, read, value_at
-from hermes3.recipe.reads import reads
+from hermes3.recipe.reads import READS
 from hermes3.recipe.schema import PLUGIN
 
 BEST = "best"  # in a run's folder: the link to the epoch that `hermes3 select` chose
-DDP_TIMEOUT = 7200  # seconds; a save of 812 GB, or reading them, takes longer than torch's 1800 on a slow file system
+TABLE = yaml.safe_load(Path(__file__).with_name("rules.yml").read_text(encoding="utf-8"))
 SPLIT = re.compile(r"train(\[[^\]]*\])?(\+train\[[^\]]*\])*")
 NUMBER = re.compile(r"([-+]?\d+)(\.\d*)?[eE]([-+]?)(\d+)")
 # Numbers of a DeepSpeed file that the recipe has too, as transformers fills an "auto"
@@ -58,11 +56,6 @@ def basic(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
             yield Finding(f"{key}chat_template_jinja", f"no file {template}", "run from the root of the repository")
 
 
-@lru_cache
-def table() -> list[dict[str, Any]]:
-    return yaml.safe_load(Path(__file__).with_name("rules.yml").read_text(encoding="utf-8"))
-
-
 def _values(path: Path, recipe: dict[str, Any], resolve: bool) -> Iterator[Finding]:
     hardware = recipe.get("hardware")
     facts = {key: bool(value) for key, value in recipe.items()} | {
@@ -78,7 +71,7 @@ def _values(path: Path, recipe: dict[str, Any], resolve: bool) -> Iterator[Findi
         config = None
         if resolve:
             yield from_error(error, "deepspeed", path)
-    for row in (row for row in table() if row.get("resolve", False) == resolve):
+    for row in (row for row in TABLE if row.get("resolve", False) == resolve):
         names = {name.removeprefix("not "): not name.startswith("not ") for name in row.get("when", [])}
         _, in_file, key = row["key"].rpartition("deepspeed.")
         if in_file and config is None or any(facts.get(name, False) != wanted for name, wanted in names.items()):
@@ -91,9 +84,10 @@ def _values(path: Path, recipe: dict[str, Any], resolve: bool) -> Iterator[Findi
 
 def _refused(row: dict[str, Any], values: Any) -> Iterator[Finding]:
     """A finding for each value, the one or those of a list, that a row of `rules.yml` refuses."""
-    tests = {"bad", "only", "like"} & row.keys()
+    tests = {"bad", "only", "like", "least"} & row.keys()
     for value in values if tests and isinstance(values, list) else [values]:
         bad = "bad" in row and value in row["bad"] or "only" in row and value not in row["only"]
+        bad |= "least" in row and not (isinstance(value, int | float) and value >= row["least"])
         if not tests or bad or "like" in row and re.fullmatch(row["like"], str(value)):
             named = "absent" if value is None else str(value).lower() if isinstance(value, bool) else value
             yield Finding(row["key"], row["wrong"].format(value=named), row["remedy"].format(value=named))
@@ -106,7 +100,7 @@ def _deepspeed(config: dict[str, Any], recipe: dict[str, Any]) -> Iterator[Findi
             wrong = f"{name} is {value}, and the recipe has {key}: {recipe.get(key)}"
             yield Finding("deepspeed", wrong, f'set "{name}": "auto"')
     for name, value in _leaves(config):
-        if value == "auto" and name not in reads().deepspeed_auto:
+        if value == "auto" and name not in READS.deepspeed_auto:
             yield Finding("deepspeed", f'{name} is "auto", and transformers fills no such key', "give a value")
 
 
@@ -129,10 +123,6 @@ def _number(recipe: dict[str, Any], key: str, default: int) -> int | float:
 
 
 def _saving(recipe: dict[str, Any]) -> Iterator[Finding]:
-    if _number(recipe, "ddp_timeout", 0) < DDP_TIMEOUT:
-        timeout = recipe.get("ddp_timeout", "absent, so torch's 1800")
-        wrong = f"{timeout}: ranks that wait for a save of the weights would end the run"
-        yield Finding("ddp_timeout", wrong, f"set ddp_timeout: {DDP_TIMEOUT}")
     steps, strategy = recipe.get("save_steps"), recipe.get("save_strategy", "epoch")
     if not recipe.get("rl") and (steps or strategy != "epoch" and not recipe.get("saves_per_epoch")):
         wrong = "keeps no checkpoint of each epoch, and the best epoch is chosen of them"
@@ -206,11 +196,9 @@ def _base_model(recipe: dict[str, Any], base: str, beside: dict[Path, dict[str, 
 
 
 def check_prepared(path: Path, recipe: dict[str, Any]) -> None:
-    """`UserError` unless the prepared data of the recipe at `path` can be those of its mix, and of no other.
-
-    Axolotl names prepared data by keys and paths: after a mix has changed it goes on training on the old one without a
-    word. So a mix holds `prepared-HASH`, of its manifest's `output.sha256`, and a link `prepared` to it.
-    """
+    """`UserError` unless the prepared data of the recipe at `path` can be those of its mix, and of no other. Axolotl
+    names prepared data by keys and paths: after a mix has changed it goes on training on the old one without a word. So
+    a mix holds `prepared-HASH`, of its manifest's `output.sha256`, and a link `prepared` to it."""
     entries = [*(recipe.get("datasets") or []), *(recipe.get("test_datasets") or [])]
     folders = sorted({str(Path(str(entry.get("path")))) for entry in entries})
     mix = Path(folders[0]).parent if folders else Path()

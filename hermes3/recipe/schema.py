@@ -1,8 +1,6 @@
-"""What Axolotl and DeepSpeed themselves say of recipes, and the names that they let pass or only warn of.
-
-It runs as a process of its own, because Axolotl patches, registers and prints, and is imported without torch there
-(`light.py`). A recipe that needs more, as for somebody else's plugin, is looked at again with everything: 15 s.
-"""
+"""What Axolotl and DeepSpeed themselves say of recipes, and the names that they let pass or only warn of. It runs as a
+process of its own, because Axolotl patches, registers and prints, and is imported without torch there (`light.py`). A
+recipe that needs more, as for somebody else's plugin, is looked at again with everything: 15 s."""
 
 import copy
 import json
@@ -25,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 from hermes3.files import UserError, wrong_keys
 from hermes3.recipe.hardware import Hardware, gpu_of, hardware_of
 from hermes3.recipe.read import Finding, deepspeed_config, in_deepspeed, nearest, read, value_at
-from hermes3.recipe.reads import reads
+from hermes3.recipe.reads import READS
 
 PLUGIN = "hermes3.train.plugin.HermesPlugin"
 # In place of our plugin, whose modules import torch: the keys that it adds
@@ -172,7 +170,7 @@ def _names(recipe: dict[str, Any]) -> Iterator[Finding]:
         for entry in recipe.get(key) or []:
             yield from _unknown(entry, entry_model, f"{key}.")
     yield from _unknown(recipe.get("fsdp_config") or {}, fsdp.FSDPConfig, "fsdp_config.")
-    for key, known in reads().known.items():
+    for key, known in READS.known.items():
         value = value_at(recipe, key)
         for name in value if isinstance(value, dict) else [] if value is None else [value]:
             if name not in known:
@@ -203,8 +201,8 @@ def _deepspeed(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
     except UserError:  # said by `rules.py`
         return
     for name in config:
-        if name not in reads().deepspeed:
-            yield Finding("deepspeed", f"unknown key {name}", nearest(name, reads().deepspeed))
+        if name not in READS.deepspeed:
+            yield Finding("deepspeed", f"unknown key {name}", nearest(name, READS.deepspeed))
     for part, model in {"zero_optimization": DeepSpeedZeroConfig, "bf16": DeepSpeedBF16Config}.items():
         try:
             model(**config.get(part, {}))  # leaves out "auto", and refuses what it does not know

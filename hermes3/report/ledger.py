@@ -1,13 +1,10 @@
 """The ledger: a record per training in runs/NAME.yml, and RUNS.md, the table of them all."""
 
-import subprocess
 from datetime import date
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from hermes3.files import ROOT, UserError, read_json, read_model, write_text
 from hermes3.page.shell import environment
@@ -18,13 +15,9 @@ RUNS = ROOT / "runs"
 TEMPLATE = Path(__file__).with_name("runs.md.jinja")
 
 
-class Record(BaseModel):
+class Record(BaseModel, extra="forbid", strict=True):
     """A training. None is not recorded. Scores in percent or points: value, low, high (95 %) and number of questions.
-
-    `recipe_sha256` and `lock_sha256` are of the files at `commit`; `mix_sha256` is the manifest's of the mix's rows.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True)
+    `recipe_sha256` and `lock_sha256` are of the files at `commit`; `mix_sha256` is the manifest's of the mix's rows."""
 
     title: str
     date: date
@@ -53,30 +46,11 @@ def load(folder: Path = RUNS) -> dict[str, Record]:
     return dict(sorted(records.items(), key=lambda item: item[1].date))
 
 
-def unresolved(record: Record, root: Path = ROOT) -> list[str]:
-    """What a record names and this repository does not have: the commit, or a file with that hash at the commit."""
-    files = {record.recipe: record.recipe_sha256, "requirements.txt": record.lock_sha256}
-    if record.commit is None:
-        missing = [] if (root / record.recipe).is_file() else [f"{record.recipe}: no such file"]
-        return missing + [f"{name}: a hash, and no commit" for name, digest in files.items() if digest]
-    lines = []
-    for name, digest in files.items():
-        blob = subprocess.run(["git", "-C", root, "show", f"{record.commit}:{name}"], capture_output=True)
-        if blob.returncode:
-            lines.append(f"{record.commit}:{name}: {blob.stderr.decode().strip()}")
-        elif digest and sha256(blob.stdout).hexdigest() != digest:
-            lines.append(f"{record.commit}:{name}: another sha256 than {digest}")
-    return lines
-
-
 def page(records: dict[str, Record]) -> str:
     """RUNS.md."""
-    template = environment(TEMPLATE, {"known": _known, "score": _score})
+    filters = {"known": lambda value, digits=0: "–" if value is None else f"{value:,.{digits}f}", "score": _score}
+    template = environment(TEMPLATE, filters)
     return template.get_template(TEMPLATE.name).render(records=records)
-
-
-def _known(value: float | None, digits: int = 0) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def _score(values: list[float | None]) -> str:
@@ -105,7 +79,11 @@ def record(report: Path, run: str, stage: str, measured_by: str, title: str) -> 
     hours = next(one["measured"] for one in facts["costs"] if one["run"] == run)
     speed = trained["performance"]
     mix = next((one for one in facts["mixes"] if one["kind"] == trained["kind"]), None)
-    rows = [one for one in facts["scores"]["rows"] if one["scores"][stage] and not one["part"]]
+    scores = {}
+    for one in facts["scores"]["rows"]:
+        if (score := one["scores"][stage]) and not one["part"]:
+            bounds = (score[key] and round(one["scale"] * score[key], 2) for key in ("value", "low", "high"))
+            scores[one["task_label"]] = [*bounds, score.get("n")]
     return Record(
         title=title,
         date=date.today(),
@@ -123,13 +101,8 @@ def record(report: Path, run: str, stage: str, measured_by: str, title: str) -> 
         mfu_percent=round(100 * speed["mfu"], 1) if "mfu" in speed else None,
         gpu_hours=hours and round(hours, 3),
         cost_usd=round(hours * gpu.price, 2) if hours and not gpu.is_cpu else None,
-        scores={one["task_label"]: _values(one["scores"][stage], one["scale"]) for one in rows},
+        scores=scores,
     )
-
-
-def _values(score: dict[str, Any], scale: float) -> list[float | None]:
-    bounds = [score[key] and round(scale * score[key], 2) for key in ("value", "low", "high")]
-    return [*bounds, score.get("n")]
 
 
 def add(name: str, new: Record, records: Path = RUNS) -> Path:
@@ -138,6 +111,5 @@ def add(name: str, new: Record, records: Path = RUNS) -> Path:
     if path.exists():
         raise UserError(f"{path} is there already; give another name")
     flat = {"default_flow_style": None, "sort_keys": False, "allow_unicode": True, "width": 120}  # a list on one line
-    text = yaml.safe_dump(new.model_dump(exclude_defaults=True), **flat)
-    write_text(path, text)
+    write_text(path, yaml.safe_dump(new.model_dump(exclude_defaults=True), **flat))
     return path

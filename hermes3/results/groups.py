@@ -1,7 +1,7 @@
 """Scores over several tasks, weighted as the paper weighs them, and their comparison on the same documents."""
 
-from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from hermes3 import stats
@@ -47,11 +47,7 @@ def groups_of(evaluations: list[Evaluation], suites: list[Suite]) -> list[Group]
 def value_of(evaluation: Evaluation, group: Group) -> float:
     """The group's score without its interval; every member must have been measured."""
     scores = evaluation.group_scores(group)
-    return mean_of([score.value for score in scores], group.weights(scores))
-
-
-def mean_of(values: Sequence[float], weights: list[float]) -> float:
-    return sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
+    return fmean([score.value for score in scores], group.weights(scores))
 
 
 def score_of(evaluation: Evaluation, group: Group) -> Score | None:
@@ -67,7 +63,7 @@ def score_of(evaluation: Evaluation, group: Group) -> Score | None:
         alike = len({len(score.seeds) for score in scores}) == 1
         seeds = zip(*(score.seeds for score in scores), strict=True) if alike else ()
         names, outcomes = [evaluation.names_of(key) for key in keys], [score.outcomes for score in scores]
-        seeds = [mean_of(one, weights) for one in seeds]
+        seeds = [fmean(one, weights) for one in seeds]
         return measure(outcomes, names, better, scale, weights, group.pooled, seeds, n)
     # without samples the intervals of the members are joined as if they were independent
     mean, low, high = stats.mean_interval([(score.value, score.low, score.high) for score in scores], weights)
@@ -92,8 +88,8 @@ def pool(name: str, seeds: list[Evaluation]) -> Evaluation:
 
 def compare(before: Evaluation, after: Evaluation, group: Group) -> dict[str, Any]:
     """The paired comparison of two stages: `change` with its interval and `p`, or the `reason` why there is none.
-    McNemar's test where questions pool to 0 and 1 and each stands alone, else the paired t test over what stands or
-    falls together. `mark` is "no clear difference" until Holm's correction changes it."""
+    McNemar's test where questions pool to 0 and 1 and each stands alone, else the paired t test. Holm's correction sets
+    `mark`."""
     pair: dict[str, Any] = {"before": before.name, "after": after.name}
     if reason := why_not(before, after, group):
         return pair | {"mark": "not comparable", "reason": reason}

@@ -220,11 +220,6 @@ def leaves(subtasks: dict[str, list[str]], task: str) -> list[str]:
     return [leaf for member in subtasks.get(task, []) for leaf in leaves(subtasks, member)] or [task]
 
 
-def scale_of(name: str) -> int:
-    """What a score of a suite's group is multiplied by when it is shown: 100 for a share, 1 for MT-Bench's points."""
-    return 1 if name in (MT_BENCH, "MT-Bench") else 100
-
-
 def _read_samples(path: Path) -> dict[str, Samples]:
     """By filter, called "" before November 2024; one line at a time, as a line of MMLU-PRO holds ten prompts, 40 KB."""
     import orjson

@@ -1,12 +1,9 @@
 """An all-reduce over all ranks: is it right and fast? Each node runs `python -m hermes3.slurm.allreduce RANKS DEVICE`.
-
 Bus bandwidth is what the slowest link carries: bytes / seconds x 2 (n - 1) / n for n ranks (nccl-tests,
-doc/PERFORMANCE.md). torch measures it, over NCCL on GPUs and gloo on CPUs.
-"""
+doc/PERFORMANCE.md). torch measures it, over NCCL on GPUs and gloo on CPUs."""
 
 import itertools
 import json
-import multiprocessing
 import os
 import statistics
 import sys
@@ -47,10 +44,8 @@ def over(srun: Srun, nodes: list[str], gpu: str, per_node: int, out: Path) -> tu
 
 
 def suspects(together, nodes: list[str], per_node: int, least: float) -> dict[str, str]:
-    """The nodes that are slow alone, or with both of their neighbours in a ring; {} where none stands out.
-
-    `together`: groups of nodes that share none -> what each measures, all at once.
-    """
+    """The nodes that are slow alone, or with both of their neighbours in a ring; {} where none stands out. `together`:
+    groups of nodes that share none -> what each measures, all at once."""
     if per_node > 1:
         alone = zip(nodes, together([[node] for node in nodes]), strict=True)
         if bad := {node: f"alone: {text}" for node, (speed, text) in alone if speed < least}:
@@ -92,8 +87,7 @@ def one_rank(local: int, per_node: int, device: str) -> None:
     backend, size, repeats = OF_DEVICE[device]
     if device == "cuda":
         torch.cuda.set_device(local)
-    init, timeout = f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", timedelta(seconds=LIMIT)
-    dist.init_process_group(backend, init_method=init, rank=rank, world_size=world, timeout=timeout)
+    dist.init_process_group(backend, rank=rank, world_size=world, timeout=timedelta(seconds=LIMIT))
     values = torch.full((size // 4,), float(rank), device=device)
     dist.all_reduce(values)
     if not torch.equal(values, torch.full_like(values, world * (world - 1) / 2)):
@@ -117,12 +111,6 @@ def one_rank(local: int, per_node: int, device: str) -> None:
 
 
 if __name__ == "__main__":
-    import torch  # noqa: F401, once for all ranks of the node, which are forked before CUDA is touched
+    from torch.multiprocessing import start_processes  # once for all ranks, which are forked before CUDA is touched
 
-    fork, per_node = multiprocessing.get_context("fork"), int(sys.argv[1])
-    ranks = [fork.Process(target=one_rank, args=(i, per_node, sys.argv[2])) for i in range(per_node)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join()
-    sys.exit(max(abs(rank.exitcode or 0) for rank in ranks))
+    start_processes(one_rank, (int(sys.argv[1]), sys.argv[2]), int(sys.argv[1]), start_method="fork")

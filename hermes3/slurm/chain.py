@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from hermes3.files import UserError, read_model
 from hermes3.mix import spec as specs
@@ -19,11 +19,6 @@ PIPELINES = Path("launch/pipelines")
 VLLM = Path(".venv-eval")  # what launch/eval.sbatch runs vLLM in
 QUANTIZE = Path(".venv-quantize")  # of requirements-quantize.txt
 EVAL, MIX, STEP = "launch/eval.sbatch", "launch/mix.sbatch", "launch/step.sbatch"
-
-
-class Mixes(BaseModel, extra="forbid"):
-    sft: Path
-    dpo: Path
 
 
 class Evaluation(BaseModel, extra="forbid"):
@@ -42,7 +37,7 @@ class Pipeline(BaseModel, extra="forbid"):
 
     sft: Path
     dpo: Path
-    mixes: Mixes
+    mixes: dict[Literal["sft", "dpo"], Path] = Field(min_length=2)
     evaluation: Evaluation
     base: bool = False
     sbatch: dict[Literal["train", "eval", "mix", "step"], list[str]] = {}
@@ -117,7 +112,7 @@ def stages(pipeline: Pipeline, folder: Path) -> list[Stage]:
         return add(f"fp8_{name}", STEP, words, needs, [], out, options=whole_node), [f"fp8_{name}"]
 
     packing = [pipeline.sft] if sft.get("sample_packing") else []  # its log says the exact steps
-    mixes = {"sft": (pipeline.mixes.sft, mix_of(sft), packing), "dpo": (pipeline.mixes.dpo, mix_of(dpo), [])}
+    mixes = {"sft": (pipeline.mixes["sft"], mix_of(sft), packing), "dpo": (pipeline.mixes["dpo"], mix_of(dpo), [])}
     for name, (spec, out, recipe) in mixes.items():  # of all sizes: each sees the others' jobs and records
         more = {"spec": spec, "job": f"mix_{out.name}", "stamp": folder.parent / f"mixes/{out.name}.done"}
         add(f"mix_{name}", MIX, [spec, out, *recipe], [], [spec], out / "manifest.json", **more)

@@ -1,7 +1,5 @@
-"""A pipeline's stages in the queue: which are complete, which wait or run, and submitting those that must run.
-
-Under logs/pipeline/NAME/ lie submit.sh, `commands/` and each stage's record and stamp (`hermes3.slurm.record`).
-"""
+"""A pipeline's stages in the queue: which are complete, which wait or run, and submitting those that must run. Under
+logs/pipeline/NAME/ lie submit.sh, `commands/` and each stage's record and stamp (`hermes3.slurm.record`)."""
 
 import fcntl
 import json
@@ -59,10 +57,8 @@ def unfinished(one: Stage, last: record.Record | None) -> str:
 
 @dataclass
 class Submission:
-    """What is to be submitted of a pipeline.
-
-    `UserError` where a stage must run again and cannot: what follows it runs already, or checkpoints are in its way.
-    """
+    """What is to be submitted of a pipeline. `UserError` where a stage must run again and cannot: what follows it runs
+    already, or checkpoints are in its way."""
 
     again: str  # the user's command
     folder: Path  # of what is written
@@ -81,7 +77,6 @@ class Submission:
         self.states: dict[str, State] = {}
         for one in self.stages:
             self.states[one.name] = self._state(one)
-        for one in self.stages:
             job = self.states[one.name].job
             for need in one.needs:
                 if job and self.states[need].what == RUN:
@@ -150,11 +145,10 @@ class Submission:
         return submitted
 
     def _record(self, one: Stage) -> record.Record:
-        after = {one.name}  # it, and the stages that need it, directly or not
+        needed_by: list[str] = []  # directly or not
         for other in self.stages:
-            if after & set(other.needs):
-                after.add(other.name)
-        needed_by = [other.name for other in self.stages if other.name in after - {one.name}]
+            if {one.name, *needed_by} & set(other.needs):
+                needed_by.append(other.name)
         return record.Record(one.name, one.command, [*map(str, one.reads + one.inputs)], needed_by, self.again)
 
     def write(self) -> None:

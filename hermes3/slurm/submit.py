@@ -4,8 +4,6 @@ import math
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +12,7 @@ import yaml
 from hermes3.files import UserError, write_text
 from hermes3.plan.cost import mix_of
 from hermes3.plan.plan import Plan, plan
+from hermes3.recipe.check import check_all
 from hermes3.recipe.hardware import CPU, Hardware, hardware_of
 from hermes3.recipe.read import on_hub, read
 from hermes3.slurm import queue, start
@@ -109,11 +108,8 @@ def look(paths: list[Path], check: bool = True) -> dict[Path, Plan | None]:
 
 
 def hold(paths: list[Path]) -> None:
-    """Refuse what `hermes3 check` does, in a process of its own: it hides the GPUs from all that comes after it."""
-    argv = [sys.executable, "-m", "hermes3.cli", "check", *map(str, paths)]
-    done = subprocess.run(argv, text=True, capture_output=True)
-    if done.returncode:
-        errors = re.findall(r"^BAD +(.*)", done.stderr, re.MULTILINE) or [done.stderr.strip() or "not a word"]
+    """Refuse what `hermes3 check` does."""
+    if errors := [f"{report.path}: {error}" for report in check_all(paths) for error in report.errors]:
         raise UserError("\n  ".join([f"`hermes3 check` refuses {ALL_THE_SAME}:", *errors]))
 
 

@@ -1,10 +1,8 @@
 """Whose fault is it? Of a run that crashed, by its logs; of nodes that must not train, by what all of them answer.
-
-`python -m hermes3.slurm.verdict LOGS/attempt_N`: try a run that crashed again (exit code 0), or stop (1), and why; the
-error itself comes last. Stop: a user's error, which the next attempt would meet too; a crash that was there before
-(`crash.json`), with the same message at the same place of the run; more than `MAX_CRASHES`. A node whose ranks alone
-meet what a machine can cause is left out of the next attempt. The words that tell faults apart are in words.yml.
-"""
+`python -m hermes3.slurm.verdict LOGS/attempt_N`: try again (exit code 0) or stop (1), and why; the error itself comes
+last. Stop: a user's error; a crash that was there before (`crash.json`), with the same message at the same place of the
+run; more than `MAX_CRASHES`. A node whose ranks alone meet what a machine can cause is left out next. Words:
+words.yml."""
 
 import json
 import math
@@ -85,19 +83,15 @@ def last_words(text: str) -> tuple[str, str] | None:
 
 def crash(attempt: Path) -> dict[str, Any]:
     """What ended the attempt: `log`, `node`, `kind` (class of the error), `message`, `epoch` (the last that is logged).
-
-    The cause goes before what it makes others say, and the first in time before later ones; of errors at once a
-    user's goes first. `of_user`: another attempt would meet it. `alone`: the one of several nodes that has met it.
-    """
+    The cause goes before what it makes others say, and the first in time before later ones; of errors at once a user's
+    goes first. `of_user`: another attempt would meet it. `alone`: the one of several nodes that has met it."""
     ranks = sorted(attempt.glob("rank_*.log"))
     logs = ranks or sorted(attempt.glob("*.log"))  # preparation has ended well where ranks have begun
     texts = {log: tail(log) for log in logs}
     errors = [(log, *error) for log, text in texts.items() if (error := last_error(text))]
     errors = errors or [(log, *words) for log, text in texts.items() if (words := last_words(text))]
-    first = min((log.stat().st_mtime for log, _, words in errors if not PEER.search(words)), default=0.0)
-    errors.sort(
-        key=lambda one: (bool(PEER.search(one[2])), one[0].stat().st_mtime > first + AT_ONCE, one[1] not in USERS)
-    )
+    late = AT_ONCE + min((log.stat().st_mtime for log, _, words in errors if not PEER.search(words)), default=0.0)
+    errors.sort(key=lambda one: (bool(PEER.search(one[2])), one[0].stat().st_mtime > late, one[1] not in USERS))
     log, kind, message = errors[0] if errors else (None, None, "")
     epochs, machine = EPOCH.findall(texts.get(attempt / "rank_0.log", "")), OF_NODE.search(message)
     page: dict[str, Any] = {"log": log and log.name, "node": log and _node(log), "kind": kind, "message": message}
@@ -133,9 +127,7 @@ def _node(log: Path) -> str | None:
 
 def verdict(attempt: Path, notified: bool = False) -> tuple[bool, str]:
     """Whether to try again, and why. `notified`: it was told to end, which is no crash if it has saved a checkpoint.
-
-    Reads `start.json`, the checkpoint that it began from; writes `crash.json`, and a bad node into ../bad_nodes.
-    """
+    Reads `start.json`, the checkpoint that it began from; writes `crash.json`, and a bad node into ../bad_nodes."""
     now, begun = crash(attempt), attempt / "start.json"
     place = f"epoch {now['epoch']}" if now["epoch"] else "before the first step"
     if notified and begun.is_file():
@@ -184,10 +176,8 @@ def clocks(offsets: dict[str, float]) -> dict[str, dict[str, Any]]:
 
 
 def blame(answers: Answers) -> tuple[dict[str, list[str]], list[str]]:
-    """(bad, shared): faults by node, and the faults that all nodes have which looked, so not the nodes' own.
-
-    Marked as bad: what must be the same on all nodes and is not what most have; the first node has the casting vote.
-    """
+    """(bad, shared): faults by node, and the faults that all nodes have which looked, so not the nodes' own. Marked as
+    bad: what must be the same on all nodes and is not what most have; the first node has the casting vote."""
     bad: dict[str, list[str]] = {}
     shared: list[str] = []
     for name in dict.fromkeys(name for answer in answers.values() for name in answer["checks"]):
