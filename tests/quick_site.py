@@ -19,7 +19,7 @@ class QuickSite:
         self.folder, self.slurm, self.stamp = folder, slurm, folder / "stage.done"
         for name in ("launch", "logs", "bin", "axolotl/cli", "prepared"):
             (folder / name).mkdir(parents=True)
-        for name in ("train.sbatch", "step.sbatch", "eval.sbatch", "env.sh", "job.sh", "rank.sh"):
+        for name in ("train.sbatch", "step.sbatch", "eval.sbatch", "mix.sbatch", "env.sh", "job.sh", "rank.sh"):
             (folder / "launch" / name).symlink_to(ROOT / "launch" / name)
         self.script("launch/preflight.sh", "")
         self.script("bin/torchrun", TEXTS["torchrun"])

@@ -1,7 +1,8 @@
-"""A mix is the same bytes whatever the number of workers, the size of chunks, or how often its build was killed."""
+"""A mix is the same bytes whatever its workers, the size of chunks, or how often its build or a worker was killed."""
 
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from hermes3.mix import read, shard
 from hermes3.mix.build import build, verify
 from hermes3.mix.shard import output_hash
 
@@ -25,8 +27,8 @@ from hermes3.mix import build, read
 
 if __name__ == "__main__":
     read.chunks.__defaults__ = (150, 10**7)  # rows and bytes of a chunk
-    spec, out = Path(sys.argv[1]), Path(sys.argv[2])
-    build.build(spec, out, spec.parent, int(sys.argv[3]), quiet=True)
+    spec, out, workers = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    build.build(spec, out, spec.parent, int(workers) if workers.isdecimal() else workers, quiet=True)
 """
 
 
@@ -76,7 +78,7 @@ def same(a: Path, b: Path) -> bool:
     return len(files) == 7 and files == others
 
 
-def start(spec: Path, out: Path, workers: int) -> subprocess.Popen:
+def start(spec: Path, out: Path, workers: int | str) -> subprocess.Popen:
     command = [sys.executable, spec.parent / "build.py", spec, out, str(workers)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
@@ -125,6 +127,30 @@ def test_kills_lose_nothing_and_leave_nothing(spec, whole, tmp_path):
     assert same(whole, out) and not list(verify(out))
     assert {path.name for path in tmp_path.iterdir()} == {"mix", ".cache"}
     assert len(list(cache.iterdir())) == len(shards()) + 1
+
+
+def test_a_cluster_of_dask_loses_a_worker_and_nothing_else(spec, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as without, pytest.raises(ValueError, match=r"dask://localhost:1: .*uv pip install -e"):
+        without.setitem(sys.modules, "distributed", None)
+        build(spec, tmp_path / "mix", spec.parent, "dask://localhost:1", quiet=True)
+    distributed = pytest.importorskip("distributed", reason="no dask here: uv pip install -e '.[dask]'")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        building = start(spec, tmp_path / "mix", cluster.scheduler_address.replace("tcp", "dask"))
+        while building.poll() is None and len([*tmp_path.glob(".cache/restart/*")]) < 5:
+            time.sleep(0.005)
+        os.kill(cluster.workers[0].pid, signal.SIGKILL)
+        finish(building)
+    assert same(whole, tmp_path / "mix")
+
+
+def test_a_worker_with_other_code_than_the_build_makes_no_shard(spec, whole, tmp_path, monkeypatch):
+    stages, chunk = shard._stages, next(read.chunks("a", [read.File("a.jsonl", spec.parent / "a.jsonl")]))
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(shard, "sha256", lambda file: "of another checkout")
+        elsewhere.setattr(shard, "_stages", pickle.loads(pickle.dumps(stages)))
+        with pytest.raises(ValueError, match="a worker has other code, rules or settings than the build"):
+            shard.make(chunk, tmp_path / f"{stages.key(chunk)}.arrow")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_only_a_change_that_shapes_rows_needs_new_shards(spec, whole):

@@ -1,5 +1,6 @@
 """What the sbatch scripts do when nodes, ranks, users and Slurm itself do what they should not: on a real Slurm."""
 
+import json
 import os
 import re
 import shutil
@@ -8,7 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from quick_site import QuickSite
+
+from hermes3.files import MARKER, lock
+from hermes3.mix.build import build
 
 ROOT = Path(__file__).parents[1]
 SCONTROL = shutil.which("scontrol")
@@ -160,6 +165,56 @@ def test_vllm_runs_in_its_own_environment_or_not_at_all(slurm, site):
         for jid, line in zip(jobs, ran.values(), strict=True):
             assert site.end(jid)[0] == state and said.format(line) in site.log(jid)
         site.script(".venv-eval/bin/hermes3", 'echo "vLLM has $*"')
+
+
+PART = """#!/usr/bin/env python
+import os, sys, time
+from hermes3.cli import main
+from hermes3.mix import read, shard
+part, make = sys.argv[-5], shard.make
+def make_one(chunk, path):
+    make(chunk, path)
+    open("up" + part[0], "w")
+    time.sleep(3600)
+if part in ("2/3", "3/3") and "SLURM_RESTART_COUNT" not in os.environ:
+    shard.make = make_one
+read.chunks.__defaults__ = (20, 10**7)
+main()
+"""
+
+
+def test_an_array_makes_a_mix_with_a_job_that_waits_for_it_though_a_node_is_lost(slurm, site, base):
+    """And though another task, whose id is the whole array's, meets its time limit: it alone is queued again."""
+    for number in range(16):  # of the first file each part makes every third chunk, of the others some whole
+        rows = [{"question": f"{i} and {number}?", "answer": f"It is {i + number}."} for i in range(200 >> number % 8)]
+        (site.folder / f"{number:02}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    source = {"name": "s", "path": "*.jsonl", "adapter": "question_answer", "licence": "our own"}
+    spec = {"name": "t", "kind": "sft", "tokenizer": str(base), "sequence_len": 64, "seed": 1}
+    (site.folder / "t.yml").write_text(yaml.safe_dump(spec | {"categories": {"math": {"sources": [source]}}}))
+    site.script("bin/hermes3", "")
+    (site.folder / "bin/hermes3").write_text(PART)
+    mix, cache = ("--cpus-per-task=1", "--exclusive", "launch/mix.sbatch", "t.yml"), site.folder / "mixes/.cache/t"
+
+    def shards() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in cache.glob("*.arrow")}
+
+    array = site.command("--array=1-3", *mix)
+    after = site.command(f"--dependency=afterok:{array}", *mix, SLURM_ARRAY_TASK_COUNT="3")  # as from a task
+    slurm.until(lambda: all((site.folder / f"up{part}").exists() for part in (2, 3)), 300, "parts 2 and 3")
+    with (cache / MARKER).open("a") as users:
+        assert not lock(users)  # so that no build sweeps what they have made
+    site.notice(f"{array}_3")
+    [node] = slurm.hosts(f"{array}_2")
+    slurm.kill_node(node)
+    slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    assert [site.end(f"{array}_{part}") for part in (1, 2, 3)] == [("COMPLETED", n) for n in (0, 1, 1)]
+    text, made = "".join(log.read_text() for log in site.folder.glob("logs/mix-*.log")), shards()
+    parts = re.findall(r"part (./3): (\d+) shards made, (\d) were there", text)
+    assert [(part, there) for part, _, there in sorted(parts)] == [("1/3", "0"), ("2/3", "1"), ("3/3", "1")]
+    assert sum(int(new) for _, new, _ in parts) == len(made) - 2
+    assert site.end(after) == ("COMPLETED", 0) and shards() == made, site.log(after)
+    alone = build(site.folder / "t.yml", site.folder / "alone", site.folder, quiet=True).manifest
+    assert json.loads((site.folder / "mixes/t/manifest.json").read_text())["output"] == alone["output"]
 
 
 # What a run is made of

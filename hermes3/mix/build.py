@@ -1,7 +1,5 @@
 """Building a mix: read, then every row by itself (in worker processes, cached), then choose among all, then write.
-
-The folder is replaced whole, so that what Axolotl prepared from an older mix cannot survive in it.
-"""
+The folder is replaced whole, so that what Axolotl prepared from an older mix cannot survive in it."""
 
 import json
 import math
@@ -13,6 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -33,6 +32,7 @@ from hermes3.mix.adapt import SHAPE, Example
 
 Files = dict[str, list[read.File]]  # by source
 Counts = dict[str, Counter[str]]  # by source: read, not_selected, columns
+Pool = int | str  # processes, 0: one per core; or dask://HOST:PORT, a cluster
 COMMAND = "hermes3 mix build"
 SMALL = 20_000_000  # bytes of input below which starting worker processes costs more than they save
 ROWS_PER_FILE = 20_000  # about 10 M tokens: what one process holds while it writes
@@ -47,7 +47,7 @@ class Built(NamedTuple):
 
 
 def build(
-    path: Path, out: Path, data_root: Path = Path(), workers: int = 0, cache: Path | None = None, quiet: bool = False
+    path: Path, out: Path, data_root: Path = Path(), workers: Pool = 0, cache: Path | None = None, quiet: bool = False
 ) -> Built:
     """Build the mix that `path` declares into the folder `out`. Shards stay in `cache`, by default beside it."""
     wall, begin = {}, time.perf_counter()
@@ -78,11 +78,11 @@ def build(
     with (
         (cache / MARKER).open("a") as users,
         Progress(disable=quiet, transient=True) as progress,
-        _pool(workers, stages) as pool,
+        _pool(workers, stages) as (pool, most),
     ):
         lock_file(users, shared=True)
         advance = partial(progress.advance, progress.add_task("rows", total=size))
-        shards, counts, bad = _make_shards(stages, files, cache, pool, 2 * workers, advance)
+        shards, counts, bad = _make_shards(stages, files, cache, pool, most, advance)
         hashes = lock.hashes(files)
         lap("rows")
         _refuse_bad_sources(path, spec, counts, bad)
@@ -203,20 +203,71 @@ def _make_shards(
         advance(about["bytes"])
 
     for source in files:
-        for chunk in read.chunks(source, files[source]):
-            path = cache / f"{stages.key(chunk)}.arrow"
-            waiting.append((source, path, None if path.exists() else pool.submit(shard.make, chunk, path)))
-            if len(waiting) > most:
-                finish()
+        for file in files[source]:
+            for chunk in islice(read.chunks(source, [file]), file.share[0], None, file.share[1]):
+                path = cache.absolute() / f"{stages.key(chunk)}.arrow"
+                waiting.append((source, path, None if path.exists() else pool.submit(shard.make, chunk, path)))
+                if len(waiting) > most:
+                    finish()
     while waiting:
         finish()
     return shards, counts, rejects
 
 
-def _pool(workers: int, stages: shard.Stages) -> Executor:
-    if workers == 1:  # a small mix is ready sooner than a process starts
-        return ThreadPoolExecutor(1, initializer=shard.start, initargs=(stages,))
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), shard.start, (stages,))
+@contextmanager
+def _pool(workers: Pool, stages: shard.Stages) -> Iterator[tuple[Executor, int]]:
+    """Workers that have `stages`, and how many chunks may wait for them."""
+    if isinstance(workers, str):
+        try:
+            os.environ.setdefault("DASK_DISTRIBUTED__ADMIN__LARGE_GRAPH_WARNING_THRESHOLD", "1GB")  # a chunk has 16 MB
+            import distributed
+
+            client = distributed.Client(workers.replace("dask://", "tcp://"))
+            client.wait_for_workers(1, 60)
+        except (ImportError, OSError, ValueError) as error:
+            remedy = "uv pip install -e '.[dask]', start a scheduler and workers, give dask://HOST:PORT (docs/mix.md)"
+            raise UserError(f"--executor {workers}: {error}; {remedy}") from None
+        with client, client.get_executor(pure=False) as pool:
+            client.register_worker_callbacks(partial(shard.start, stages))  # of workers that join later, too
+            yield pool, max(64, 2 * sum(client.nthreads().values()))
+        return
+    processes = partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("spawn"))
+    kind = ThreadPoolExecutor if workers == 1 else processes  # a small mix is ready sooner than a process starts
+    with kind(workers, initializer=shard.start, initargs=(stages,)) as pool:
+        yield pool, 2 * workers
+
+
+def make_part(path: Path, part: str, cache: Path, data_root: Path = Path(), workers: int = 0) -> tuple[int, int]:
+    """Make the shards of part i of N (`part`: i/N) for builds with this `cache`: how many are new, how many it has.
+    A file smaller than a quarter of a part is one part's; of a larger one, each part makes every N-th chunk."""
+    number, of = (int(word) if word.isdecimal() else 0 for word in part.partition("/")[::2])
+    if not 1 <= number <= of:
+        raise UserError(f"--part {part}: give i/N with i from 1 to N, such as 2/8")
+    spec, pinned = specs.load(path), lock.read(path)
+    if loose := lock.unpinned(spec, pinned):
+        raise UserError(f"{path}: not pinned, so parts may read other data: {loose[0]}; run `hermes3 mix lock {path}`")
+    sizes: list[int] = []
+    for _, source in spec.sources():
+        lock.files_of(source, data_root, pinned, path, sizes.append)  # wants nothing yet
+    large, loads = sum(sizes) / (4 * of), [0] * of
+
+    def share(size: int) -> tuple[int, int] | None:
+        if size > large:
+            return (number + size) % of, of
+        least = loads.index(min(loads))
+        loads[least] += size
+        return (0, 1) if least == number - 1 else None
+
+    files = {source.name: lock.files_of(source, data_root, pinned, path, share) for _, source in spec.sources()}
+    index = decontaminate.Index(spec.decontaminate, data_root) if spec.decontaminate else None
+    stages = shard.Stages(spec, Renderer(spec.tokenizer), index)
+    cache = cache.absolute() / spec.name
+    make_folder(cache)
+    before = {*cache.iterdir()}
+    with (cache / MARKER).open("a") as users, _pool(workers or len(os.sched_getaffinity(0)), stages) as (pool, most):
+        lock_file(users, shared=True)
+        shards = {*_make_shards(stages, files, cache, pool, most, lambda _: None)[0]}
+    return len(shards - before), len(shards)
 
 
 def verify(mix: Path, every_row: bool = False) -> Iterator[str]:

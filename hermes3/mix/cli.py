@@ -21,6 +21,7 @@ def build(
     as_json: Annotated[bool, typer.Option("--json", help="print the manifest, or the estimate, as JSON")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="processes; all cores by default")] = None,
     cache: Annotated[Path | None, typer.Option(help="folder of finished work; .cache beside OUT by default")] = None,
+    executor: Annotated[str, typer.Option(help="dask://HOST:PORT: a cluster's workers in place of processes")] = "",
 ) -> None:
     """Build the mix of SPEC: what Axolotl trains on. A manifest records what is in it and what is not.
 
@@ -36,7 +37,7 @@ def build(
         ]
         note = f"from {share:.0%} of the rows; without decontamination, and near-copies beyond the sample"
         return print(json.dumps(rows) if as_json else "\n".join([*lines, note]))
-    built = build.build(spec, out, data_root, workers or 0, cache).manifest
+    built = build.build(spec, out, data_root, executor or workers or 0, cache).manifest
     if as_json:
         return print(json.dumps(built))
     for name, category in built["categories"].items():
@@ -45,6 +46,24 @@ def build(
         for why, what in built[key].items():
             print(f"{key.replace('_', ' ')}: {why}: {what}")
     print(out / "card.html")
+
+
+@app.command("shards")
+def shards(
+    spec: Spec,
+    part: Annotated[str, typer.Option(help="i/N: the i-th of N parts, of which each may run on another machine")],
+    cache: Annotated[Path, typer.Option(help="the build's folder of finished work")] = Path("mixes/.cache"),
+    data_root: DataRoot = Path(),
+    workers: Annotated[int | None, typer.Option(min=1, help="processes; all cores by default")] = None,
+) -> None:
+    """Do a part of the work on SPEC's rows. When all parts are done, `mix build` with that cache chooses and writes.
+
+    Example: hermes3 mix shards data_mixes/tiny_sft.yml --part 1/4
+    """
+    from hermes3.mix import build
+
+    new, own = build.make_part(spec, part, cache, data_root, workers or 0)
+    print(f"{cache}: part {part}: {new} shards made, {own - new} were there")
 
 
 @app.command("lock")

@@ -5,7 +5,7 @@ import fnmatch
 import glob
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from hermes3.mix.read import File, format_of
 from hermes3.mix.spec import Source
 
 Lock = dict[str, Any]
+Share = Callable[[int], tuple[int, int] | None] | None  # of a file of so many bytes: see read.File; None: nothing
 PLACE = {"path", "repo", "revision", "config", "split", "files"}  # keys of a source
 REMEDY = (
     "check repo, revision, files, config and split; a gated dataset needs `hf auth login`; for a machine without a "
@@ -66,16 +67,19 @@ def unpinned(spec: specs.Spec, lock: Lock | None) -> list[str]:
     return [source.name for source in on_hub if not re.fullmatch(r"[0-9a-f]{40}", source.revision or "")]
 
 
-def files_of(source: Source, data_root: Path, lock: Lock | None, spec_path: Path) -> list[File]:
-    """The files of `source`, fetched into the Hub cache if they are not there, with the hashes that `lock` holds."""
+def files_of(source: Source, data_root: Path, lock: Lock | None, spec_path: Path, share: Share = None) -> list[File]:
+    """The files of `source` of which something is wanted, all by default, with the hashes that `lock` holds; fetched
+    into the Hub cache if they are not there."""
     locked = lock["sources"][source.name] if lock else None
     if locked and source.repo:
-        revision, names = locked["revision"], locked["files"]
+        revision, sizes = locked["revision"], {name: one["bytes"] for name, one in locked["files"].items()}
     else:
-        revision, names = _listed(source, data_root, spec_path)
-    paths = {name: _path(source, name, revision, data_root) for name in names}
-    files = [File(name, path, revision, _state(path)) for name, path in paths.items()]
-    for name in sorted({*paths, *locked["files"]}) if locked else ():
+        revision, listed = _listed(source, data_root, spec_path)
+        sizes = {name: one.size if one else (data_root / name).stat().st_size for name, one in listed.items()}
+    shares = {name: share(size) if share else (0, 1) for name, size in sizes.items()}
+    paths = {name: _path(source, name, revision, data_root) for name in sizes if shares[name]}
+    files = [File(name, path, revision, _state(path), shares[name]) for name, path in paths.items()]
+    for name in sorted({*paths, *locked["files"]} - {name for name in sizes if not shares[name]}) if locked else ():
         expected = locked["files"].get(name, {}).get("sha256")
         actual = sha256(paths[name]) if name in paths else None
         if actual != expected:

@@ -30,6 +30,7 @@ class File:
     path: Path
     revision: str | None = None  # commit of the Hub dataset that it came from
     state: tuple[int, int, int] | None = None  # see hermes3/mix/lock.py; how it was before it was read
+    share: tuple[int, int] = (0, 1)  # (i, n): every n-th of its chunks from the i-th is wanted
 
 
 @dataclass(frozen=True)

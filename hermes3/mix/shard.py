@@ -1,7 +1,5 @@
 """One chunk of a source through every stage that reads a row by itself, to a shard, from which the mix is written.
-
-A shard is an Arrow file in the cache, named by a hash of all that shapes it, with what was left out in its metadata.
-"""
+A shard is an Arrow file in the cache, named by a hash of all that shapes it, with what was left out in its metadata."""
 
 import hashlib
 import json
@@ -24,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hermes3.chat.render import IGNORE, Renderer, assistant_text, prompt_text, turns
-from hermes3.files import sha256
+from hermes3.files import UserError, sha256
 from hermes3.messages import BadRow
 from hermes3.mix import dedup, filters, rules
 from hermes3.mix.adapt import ADAPTERS, Example
@@ -72,6 +70,9 @@ class Stages:
         files += [*code, *sorted(rules.FOLDER.glob("*.yml"))]
         self.made_of = [*map(sha256, files), index.digest() if index else ""]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Stages, (self.spec, self.renderer, self.index)  # a worker hashes the files that it sees
+
     def key(self, chunk: Chunk) -> str:
         """Hash of the chunk's bytes, the source's declaration, and all else that shapes its shard."""
         category, source = self.sources[chunk.source]
@@ -110,7 +111,10 @@ def table_of(chunk: Chunk, stages: Stages) -> tuple[pa.Table, list[Example], Cou
 
 
 def make(chunk: Chunk, path: Path) -> None:
-    """Process `chunk` and write its shard."""
+    """Process `chunk` and write its shard. `UserError` if `path` is named by other stages than this worker has."""
+    if _stages.key(chunk) != path.stem:
+        remedy = "start the workers anew from the build's checkout, for one build at a time"
+        raise UserError(f"{path}: a worker has other code, rules or settings than the build; {remedy}")
     table, rejects, counts = table_of(chunk, _stages)
     about = {"counts": counts, "bytes": sum(map(len, chunk.lines)), "rejects": rejects}
     table = table.replace_schema_metadata({"hermes3": json.dumps(about)})
@@ -118,6 +122,8 @@ def make(chunk: Chunk, path: Path) -> None:
     try:
         with pa.OSFile(str(tmp), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
+        with tmp.open("rb") as file:
+            os.fsync(file.fileno())  # else a node that is lost may leave the name without the bytes
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)

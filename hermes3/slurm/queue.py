@@ -128,6 +128,8 @@ def requeue() -> str:
     if named := sorted({*bad} & {*hosts(fields.get("ReqNodeList", "") if bad else "")}):
         raise UserError(f"{', '.join(named)}: bad, and asked for by name (--nodelist); submit it anew without it there")
     excluded = ",".join(dict.fromkeys([*hosts(fields.get("ExcNodeList", "")), *bad]))
+    if "ArrayTaskId" in fields:  # one task has the id of the whole array, which would be queued again
+        job = "{SLURM_ARRAY_JOB_ID}_{SLURM_ARRAY_TASK_ID}".format(**os.environ)
     slurm("scontrol", "requeue", job)
     if not bad:
         return f"job {job} is queued again"
