@@ -138,6 +138,7 @@ def in_processes(hermes: Path, pairs: list[Any]) -> float:
         from hermes3.chat.render import Renderer
 
         renderer = Renderer(hermes)
+        assert renderer.encode.tiktoken
         ready.wait()
         go.wait()
         for i in range(0, len(half), 500):

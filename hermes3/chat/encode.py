@@ -39,7 +39,7 @@ class Encoder:
     def __call__(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """All ids one after another, int32[n_tokens], and how many are each text's, int64[n_texts]."""
         self.n_characters += sum(map(len, texts))
-        if self.n_characters > FEW and self.tiktoken:
+        if (self.n_characters > FEW or "tiktoken" in vars(self)) and self.tiktoken:
             encode, none = self.tiktoken._core_bpe.encode_to_tiktoken_buffer, frozenset()
             buffers = [memoryview(encode(text, self.tags if "<" in text else none)) for text in texts]
             ids = np.frombuffer(b"".join(buffers), np.uint32).astype(np.int32)
