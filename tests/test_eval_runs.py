@@ -106,9 +106,9 @@ def again(evaluated, base, tmp_path, monkeypatch, capfd):
     shutil.copytree(folder / "out", tmp_path / "out")
     asked, whole_tasks = [], module.whole_tasks
 
-    def whole(out, calls):
+    def whole(out, calls, part):
         every = [(protocol, task) for protocol in calls for task in calls[protocol]]
-        return every if asked else whole_tasks(out, calls)
+        return every if asked else whole_tasks(out, calls, part)
 
     monkeypatch.setattr(module, "_lm_eval", lambda argv, *_: asked.extend(argv[argv.index("--tasks") + 1].split(",")))
     monkeypatch.setattr(module, "whole_tasks", whole)
