@@ -177,7 +177,7 @@ def lock(file: IO[Any], shared: bool = False) -> bool:
 def write_text(path: Path, text: str) -> None:
     """Write `text` to a temporary file beside `path`, then rename."""
     make_folder(path.parent)
-    tmp = path.with_name(f".{path.name}.{os.getpid()}")
+    tmp = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")  # two nodes may have one process id
     try:
         tmp.write_text(text, encoding="utf-8")
         os.replace(tmp, path)

@@ -8,6 +8,15 @@ trap 'near=1' USR1 # the time limit is near, or the site takes the nodes; withou
 # As one task on the node. cpu-bind: Slurm would give one task one core.
 task=(srun --nodes=1 --ntasks=1 --cpu-bind=none "${container[@]}")
 
+# This task's number in an array, or nothing. A job that an array's task submits has that task's variables, and is none.
+array_task=''
+if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
+  shown=$(scontrol -o show job "$SLURM_JOB_ID")
+  if [[ $shown == *" ArrayTaskId="* ]]; then
+    array_task=$SLURM_ARRAY_TASK_ID
+  fi
+fi
+
 # finish CODE: end the job, and say what that means for the stages behind it.
 finish() {
   if (($1)); then
@@ -29,7 +38,8 @@ run_on() {
   if [[ -n $near ]]; then
     if ((restarts < ${tries:-10})); then
       echo "hermes3: the time limit is near: what is done is kept"
-      python -m hermes3.slurm.queue || finish 1
+      # by its own name, as the number of one task of an array is also that of the whole array
+      SLURM_JOB_ID=${array_task:+${SLURM_ARRAY_JOB_ID}_}${array_task:-$SLURM_JOB_ID} python -m hermes3.slurm.queue || finish 1
       exit 1
     fi
     echo "hermes3: the time limit has come $((restarts + 1)) times: give more, hermes3 launch ... -- --time=HH:MM:SS"

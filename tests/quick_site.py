@@ -45,10 +45,10 @@ class QuickSite:
         return self.command(*(options or ["--nodes=2"]), "launch/train.sbatch", recipe or self.recipe(), **env)
 
     def command(self, *words: object, stage: bool = False, **env: str) -> int:
-        """`sbatch words`; the job's id. `stage`: as one of a pipeline, whose stamp is `self.stamp`."""
+        """`sbatch words`, as typed in a task of an array; the job's id. `stage`: of a pipeline, with `self.stamp`."""
         env |= {"HERMES3_STAMP": str(self.stamp)} if stage else {}
         path = f"{self.folder}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
-        env |= {"PATH": path, "PYTHONPATH": str(self.folder), "OMP_NUM_THREADS": "1"}
+        env |= {"PATH": path, "PYTHONPATH": str(self.folder), "OMP_NUM_THREADS": "1", "SLURM_ARRAY_TASK_ID": "9"}
         return self.slurm.submit(*words, cwd=self.folder, env=env)
 
     def notice(self, jid: int) -> None:

@@ -16,15 +16,17 @@ import pytest
 import yaml
 from conftest import ROOT
 from lm_eval.tasks import TaskManager, get_task_dict
+from quick_site import QuickSite
 
 from hermes3.evaluate import run as module
 from hermes3.evaluate.run import STALE, answers, fetch, results_files, run
 from hermes3.results.lm_eval import read_evaluation
-from hermes3.results.suite import GroupSpec, Protocol, Suite
+from hermes3.results.suite import GroupSpec, Protocol, Suite, load
 
 DATA = yaml.safe_load((ROOT / "tests/eval_runs.yml").read_text())
 CHOICES = [{"question": f"{n} + 1?", "choices": ["1", "2", "3"], "gold": n % 3} for n in range(9)]
 SUMS = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(9)]
+VLLM = ROOT / ".venv-eval/bin/python"
 EVERY = ["sat", "lsat", "bbh", "gsm"]  # in the order in which they are run
 
 
@@ -104,9 +106,9 @@ def again(evaluated, base, tmp_path, monkeypatch, capfd):
     shutil.copytree(folder / "out", tmp_path / "out")
     asked, whole_tasks = [], module.whole_tasks
 
-    def whole(out, calls):
+    def whole(out, calls, part):
         every = [(protocol, task) for protocol in calls for task in calls[protocol]]
-        return every if asked else whole_tasks(out, calls)
+        return every if asked else whole_tasks(out, calls, part)
 
     monkeypatch.setattr(module, "_lm_eval", lambda argv, *_: asked.extend(argv[argv.index("--tasks") + 1].split(",")))
     monkeypatch.setattr(module, "whole_tasks", whole)
@@ -159,6 +161,17 @@ def test_another_suite_sets_no_results_aside_and_another_number_of_shots_reuses_
     assert evaluate(groups=groups | {"GSM8K": groups["GSM8K"].model_copy(update={"num_fewshot": 2})})[0] == ["gsm"]
 
 
+def test_results_that_come_when_another_setting_has_begun_are_set_aside(evaluated, base, tmp_path, monkeypatch):
+    def lm_eval(*_):
+        shutil.copytree(evaluated[0] / "out", tmp_path, dirs_exist_ok=True)
+        edit_record(tmp_path, limit=4)
+
+    monkeypatch.setattr(module, "_lm_eval", lm_eval)
+    with pytest.raises(ValueError, match="another run under another setting has begun here meanwhile; give each --out"):
+        run(base, tmp_path, evaluated[1])
+    assert [path.parts[-3] for path in results_files(tmp_path)] == ["1_shot"]
+
+
 def test_our_own_tasks_are_another_setting_when_they_have_changed(local, tmp_path):
     shutil.copytree(local[0] / "tasks", tmp_path / "tasks")
     suite = local[1].model_copy(update={"include_path": tmp_path / "tasks"})
@@ -171,6 +184,43 @@ def test_lm_eval_that_leaves_no_results_is_an_error(local, base, tmp_path, monke
     monkeypatch.setattr(module, "_lm_eval", lambda *_: None)
     with pytest.raises(ValueError, match="ended well and left no whole results of sat, lsat, asked 0-shot"):
         run(base, tmp_path / "out", local[1])
+
+
+def test_an_array_s_parts_make_the_results_of_one_process(evaluated, base, slurm, tmp_path, capfd):
+    """The first part's node dies, and the third, whose job has the array's number, meets its time limit."""
+    folder, suite, _, _ = evaluated
+    site, out = QuickSite(tmp_path / "a site", slurm), tmp_path / "a site/the results"
+    site.script("bin/hermes3", f'exec {sys.executable} -m hermes3.cli "$@"')
+    words = ("launch/eval.sbatch", base, "--suite", folder / "local.yml", "--out", "the results")
+    jid = site.command("--array=1-3", *words, HF_DATASETS_CACHE=str(folder / "cache"))
+    tasks = [f"{jid}_{number}" for number in (1, 2, 3)]
+    numbers = [int(slurm.wait_job(task, ("RUNNING",))["JobId"]) for task in tasks]
+    assert numbers[2] == jid
+    site.wait_log(jid, "1 of 1: 1 tasks, 1-shot")
+    site.notice(tasks[2])
+    site.wait_log(numbers[0], "2 of 2: 1 tasks, 1-shot")
+    (node,) = slurm.hosts(tasks[0])
+    slurm.kill_node(node)
+    slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")  # or wait for 300 s
+    assert [site.end(task) for task in tasks] == [("COMPLETED", restarts) for restarts in (1, 0, 1)]
+    assert "whole already, not run again: lsat\n" in site.log(numbers[0])
+    again = site.command("--array=2", *words)
+    assert site.end(again) == ("COMPLETED", 0) and "whole already, not run again: sat\n" in site.log(again)
+    parts, one = (read_evaluation("base", place) for place in (out, folder / "out"))
+    assert (parts.scores, parts.docs, parts.tasks) == (one.scores, one.docs, one.tasks)
+    assert {path.parts[-3] for path in parts.results_files} == {f"part_{number}_of_3" for number in (1, 2, 3)}
+    run(base, out, suite)
+    assert "lm_eval run" not in capfd.readouterr().out and not (out / "cache").exists()
+
+
+@pytest.mark.skipif(not VLLM.exists(), reason="no .venv-eval: bash launch/install.sh .venv-eval requirements-eval.txt")
+def test_the_locked_vllm_s_own_parser_takes_our_options():
+    """Those of a suite, of `launch/eval.sbatch` and of the README's server; without a GPU vLLM must be told so."""
+    of_script = re.search(r'--model-args "(\w+)=', (ROOT / "launch/eval.sbatch").read_text())[1]
+    pairs = module.model_args(load("paper"), "vllm", f"{of_script}=8").split(",")
+    engine = [f"--{name.replace('_', '-')}={value}" for name, _, value in (pair.partition("=") for pair in pairs)]
+    server = re.search(r"bin/vllm serve (.*)", (ROOT / "README.md").read_text())[1].split()
+    subprocess.run([VLLM, "-c", DATA["vllm"], json.dumps([["model", *engine], server])], check=True)
 
 
 def test_questions_are_fetched_ahead_and_what_is_missing_is_named(local, tmp_path, monkeypatch, capsys):

@@ -22,6 +22,7 @@ def evaluate(
     seed: Annotated[int | None, typer.Option(help="of sampling and shuffled choices; the suite's by default")] = None,
     device: Annotated[str | None, typer.Option(help="cuda, cpu, ...; the suite's by default")] = None,
     model_args: Annotated[str, typer.Option(help="more of lm_eval's --model_args: tensor_parallel_size=8")] = "",
+    part: Annotated[str, typer.Option(help="i/N, the i-th of N shares of the tasks; launch/eval.sbatch --array")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the lm_eval commands, do not run them")] = False,
     fetch: Annotated[bool, typer.Option("--fetch", help="no MODEL: only fetch the questions, with a network")] = False,
 ) -> None:
@@ -40,8 +41,8 @@ def evaluate(
     if model is None or out is None:
         raise UserError("give MODEL and --out FOLDER; --fetch alone needs neither")
     if epoch is not None:
-        model = epoch_model(model, epoch, make=not dry_run)
-    run.run(model, out, loaded, backend, model_args, dry_run)
+        model = epoch_model(model, epoch, make=not (dry_run or part))  # of several parts each would join it
+    run.run(model, out, loaded, backend, model_args, dry_run, part)
     for name in (name for name, group in loaded.groups.items() if group.by == "mt_bench"):
         print(f"{name} is not lm-eval's: hermes3 mt-bench {model} --out {out / 'mt_bench'} ... (docs/alignment.md)")
 

@@ -34,35 +34,58 @@ PACKAGES = ("lm_eval", "transformers", "torch", "vllm")
 SMALL = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
-def run(model: Path, out: Path, suite: Suite, backend: str = "hf", more: str = "", dry_run: bool = False) -> None:
-    """Print the commands and run those whose results are not there; `OUT/run.json` holds the setting. `UserError` for a
-    model that is not fit to evaluate, and for a run that failed."""
-    calls = suite.by_protocol()
+def run(
+    model: Path, out: Path, suite: Suite, backend: str = "hf", more: str = "", dry_run: bool = False, part: str = ""
+) -> None:
+    """Print the commands and run those whose results are not there; `OUT/run.json` holds the setting. `part`: "i/N", a
+    share of the tasks. `UserError` for a model that is not fit to evaluate, and for a run that failed."""
+    number, count = part_of(part, out)
+    calls = suite.by_protocol(number, count)
+    # parts run at once: each has folders of its own, for its results and for its answers
+    own = f"part_{number}_of_{count}" if count > 1 else ""
+    if not calls:
+        print(f"part {number} of {count}: nothing to ask, {suite.name} has fewer tasks")
     if dry_run:
         for call in calls.items():
-            print(shown(command(model, out, suite, *call, backend, more)))
+            print(shown(command(model, out, suite, *call, backend, more, own)))
         return
     check_model(model)
     _require(suite, *(["vllm"] if backend == "vllm" else []))
     setting = setting_of(model, suite, backend, model_args(suite, backend, more))
     _set_aside_other_settings(out, suite.name, setting)
-    write_text(out / "run.json", json.dumps({"suite": suite.name, "setting": setting}, indent=2) + "\n")
-    done = whole_tasks(out, calls)
+    record = {"suite": suite.name, "setting": setting} | ({"parts": count} if own else {})
+    write_text(out / "run.json", json.dumps(record, indent=2) + "\n")
+    done = whole_tasks(out, calls, own)
     if done:
         print(f"whole already, not run again: {', '.join(task for _, task in done)}", flush=True)
     left = {protocol: [task for task in calls[protocol] if (protocol, task) not in done] for protocol in calls}
     calls = {protocol: tasks for protocol, tasks in left.items() if tasks}
-    cache = out / "cache" / digest(setting)
+    cache = out / "cache" / own / digest(setting)
     for number, (protocol, tasks) in enumerate(calls.items(), 1):
-        argv = command(model, out, suite, protocol, tasks, backend, more, str(cache))
+        argv = [*command(model, out, suite, protocol, tasks, backend, more, own), "--use_cache", str(cache)]
         print(f"{number} of {len(calls)}: {len(tasks)} tasks, {protocol}\n{shown(argv)}", flush=True)
         _lm_eval(argv, model, cache.parent)
+        if read_json(out / "run.json", "setting")["setting"] != setting:
+            other = "another run under another setting has begun here meanwhile"
+            for path in (out / protocol.folder / own).glob("*/results_*.json"):
+                set_aside(path, other)
+            raise UserError(f"{out}: {other}; give each --out of its own")
         # it ends with 0 when it could not write its results, and where a task's file fixes its number of shots
-        done = whole_tasks(out, {protocol: tasks})
+        done = whole_tasks(out, {protocol: tasks}, own)
         if missing := [task for task in tasks if (protocol, task) not in done]:
             wrong = f"lm_eval ended well and left no whole results of {', '.join(missing)}, asked {protocol}"
             raise UserError(f"{out}: {wrong}; see its messages above")
-    shutil.rmtree(out / "cache", ignore_errors=True)
+    shutil.rmtree(cache.parent, ignore_errors=True)
+
+
+def part_of(text: str, out: Path) -> tuple[int, int]:
+    """(i, N) of "i/N", and of "i" with the N that OUT/run.json notes; (1, 1) of "". `UserError` for anything else."""
+    number, _, count = (text or "1/1").partition("/")
+    if not count and (out / "run.json").is_file():
+        count = str(read_json(out / "run.json").get("parts"))
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UserError(f"--part {text}: give i/N, from 1/N to N/N; i alone is of as many as {out}/run.json notes")
+    return int(number), int(count)
 
 
 def model_args(suite: Suite, backend: str, more: str = "") -> str:
@@ -74,7 +97,7 @@ def model_args(suite: Suite, backend: str, more: str = "") -> str:
 
 
 def command(
-    model: Path, out: Path, suite: Suite, protocol: Protocol, tasks: list[str], backend: str, more: str, cache: str = ""
+    model: Path, out: Path, suite: Suite, protocol: Protocol, tasks: list[str], backend: str, more: str, part: str = ""
 ) -> list[str]:
     """The `lm_eval` call that asks `tasks` of `suite` of `model` by `protocol`."""
     turns = () if protocol.fewshot_as_turns else ("--fewshot_as_multiturn", "false")
@@ -87,8 +110,7 @@ def command(
         *("--batch_size", str(suite.batch_size if backend == "hf" else VLLM_CHUNK)),
         *("--seed", ",".join(map(str, [*[suite.seed] * 3, suite.fewshot_seed]))),
         *(("--limit", str(suite.limit)) if suite.limit else ()),
-        *("--output_path", str(out / protocol.folder), "--log_samples"),
-        *(("--use_cache", cache) if cache else ()),
+        *("--output_path", str(out / protocol.folder / part), "--log_samples"),
     ]
 
 
@@ -179,15 +201,19 @@ def answers(cache: Path) -> int:
     return count
 
 
-def whole_tasks(out: Path, calls: dict[Protocol, list[str]]) -> list[tuple[Protocol, str]]:
-    """The tasks of `calls` whose results and samples under `out` are whole. A file that is cut short is set aside."""
+def whole_tasks(out: Path, calls: dict[Protocol, list[str]], part: str = "") -> list[tuple[Protocol, str]]:
+    """The tasks of `calls` whose results and samples under `out` are whole. A file that is cut short is set aside; by a
+    part only if it is its own, as another part may be writing it."""
     done: dict[tuple[Protocol, str], None] = {}
     for path in results_files(out):
         try:
             file = ResultsFile(path)
             protocols = {task: protocol_of(file.facts(task)) for task in file.tasks if file.samples(task)}
         except UserError as error:
-            set_aside(path, str(error))
+            if part in ("", path.parent.parent.name):
+                set_aside(path, str(error))
+            else:
+                print(f"{path} is not whole, or not yet: {error}", flush=True)
             continue
         for call in ((protocol, task) for protocol, tasks in calls.items() for task in tasks):
             if {protocols.get(leaf) for leaf in leaves(file.subtasks, call[1])} == {call[0]}:
@@ -204,7 +230,8 @@ def set_aside(path: Path, why: str) -> None:
     """Rename a results file and its samples, so that no reader takes them for results."""
     print(f"{path} is not used, and named {STALE} from now on: {why}", flush=True)
     for file in [*path.parent.glob(f"samples_*_{path.stem.removeprefix('results_')}.jsonl"), path]:
-        file.rename(file.with_name(file.name + STALE))
+        with suppress(FileNotFoundError):  # another part was first
+            file.rename(file.with_name(file.name + STALE))
 
 
 def _set_aside_other_settings(out: Path, suite: str, setting: dict[str, Any]) -> None:
