@@ -136,11 +136,11 @@ def resize(checkpoint: Annotated[Path, Argument(help="checkpoint-N of a run unde
     """
     if wrong := broken(checkpoint):
         raise UserError(f"{checkpoint} {wrong}; take the checkpoint before it")
-    first = next(checkpoint.glob("global_step*/zero_pp_rank_0_mp_rank_00_model_states.pt"), None)
-    if first is None:
+    if not (first := next(checkpoint.glob("global_step*/zero_pp_rank_0_mp_rank_00_model_states.pt"), None)):
         raise UserError(f"{checkpoint}: not of ZeRO-3; under FSDP2 and data parallel a run goes on from it as it is")
     from deepspeed.checkpoint import ds_to_universal
 
+    ds_to_universal.torch.set_num_threads(1)  # a forked worker would wait for this process's threads, for ever
     with new_folder(checkpoint / UNIVERSAL, "hermes3 resize") as folder:
         options = {"input_folder": str(first.parent), "output_folder": str(folder / first.parent.name)}
         options |= {"num_extract_workers": 2, "num_merge_workers": 2, "keep_temp_folder": False}
