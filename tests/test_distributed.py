@@ -18,7 +18,6 @@ FP32 = (["torch.float32"], ["torch.float32"])  # weights, moments
 ROUNDING = 1e-6  # fp32: the ranks' gradients are summed in another order than micro-batches'
 BF16 = 2**-8  # relative, what rounding to bf16 may change
 REORDERED = 2**-12  # relative, what the order of sums may change in bf16
-OPTIMIZER = ("decays", "counters")
 SHARDING = (
     "bf16",
     "deepspeed",
@@ -43,7 +42,6 @@ LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_linear": 
 LORA |= {f"lora_{name}_kernel": False for name in ("mlp", "qkv", "o", "embedding")}  # they need CUDA
 ADDED = json.loads((ROOT / sharded("8b_sft")["deepspeed"]).read_text())
 MANY = {"processes": 1, "gradient_accumulation_steps": 24, "max_steps": 1, "save_strategy": "no", "max_grad_norm": 1e9}
-UNIVERSAL_AS_IT_IS = {"processes": 1, "max_steps": 1, "save_strategy": "no", "resume": ("zero3", 4), **BARE}
 RUNS = {
     "one rank": {"processes": 1, "save_strategy": "no"},
     "bare": {"save_steps": 14, "max_steps": 16, **BARE},  # it ends in its second epoch
@@ -51,7 +49,7 @@ RUNS = {
     "zero3": EIGHT | sharded("8b_sft"),
     "zero3, on one": EIGHT | sharded("8b_sft") | {"processes": 1, "resume": ("zero3", 4), "save_steps": 6},
     "zero3, on two": EIGHT | sharded("8b_sft") | {"resume": ("zero3, on one", 6)},
-    "zero3, on one, bare": sharded("8b_sft") | UNIVERSAL_AS_IT_IS,
+    "zero3, on one, bare": sharded("8b_sft") | BARE | {"processes": 1, "max_steps": 1, "resume": ("zero3", 4)},
     "fsdp2, on one": SIX | PARTS | {"processes": 1, "resume": ("fsdp2", 3)},
     "offloaded": EIGHT | sharded("405b_sft"),  # also, no rank gathers the whole model
     "offloaded, resumed": EIGHT | sharded("405b_sft") | {"resume": ("offloaded", 4)},
@@ -154,15 +152,14 @@ def test_a_run_goes_on_with_another_number_of_ranks(name, step, runs):
     resumed, through = runs(name), runs(name.split(",")[0])
     assert resumed.steps() == through.steps()[step:]
     assert resumed.losses() == pytest.approx(through.losses()[step:], rel=REORDERED)
-    assert resumed.losses() != pytest.approx(through.losses(), rel=ROUNDING)
-    assert [resumed.lines()[-1][key] for key in OPTIMIZER] == [through.lines()[-1][key] for key in OPTIMIZER]
+    assert resumed.lines()[-1] == through.lines()[-1]  # step counters, weight decays, dtypes
 
 
 def test_deepspeed_loads_one_decay_and_one_step_counter_for_all(runs):
     """When this fails DeepSpeed has mended it, and load_resized need not."""
-    assert runs("zero3").lines()[-1] | {"decays": [0.01, 0.0], "counters": [8, 8]} == runs("zero3").lines()[-1]
-    bare = runs("zero3, on one, bare").lines()[-1]
-    assert (bare["decays"], bare["counters"]) == ([0.01, 0.01], [6, 6])  # one step, counted for each of two groups
+    ours, bare = (runs(name).lines()[-1] for name in ("zero3", "zero3, on one, bare"))
+    assert (ours["decays"], ours["counters"]) == ([0.01, 0.0], [8, 8])
+    assert (bare["decays"], bare["counters"]) == ([0.01, 0.01], [6, 6])  # a step after four, counted by each group
 
 
 @pytest.mark.parametrize(("name", "step"), [("zero3", 8), ("fsdp2", 6)])
