@@ -46,8 +46,8 @@ RUNS = {
     "one rank": {"processes": 1, "save_strategy": "no"},
     "bare": {"save_steps": 14, "max_steps": 16, **BARE},  # it ends in its second epoch
     "bare, resumed": {"resume": ("bare", 14), "max_steps": 16, **BARE},
-    "zero3": EIGHT | sharded("8b_sft"),
-    "zero3, on one": EIGHT | sharded("8b_sft") | {"processes": 1, "resume": ("zero3", 4), "save_steps": 6},
+    "zero3": EIGHT | sharded("8b_sft") | {"save_steps": 2},
+    "zero3, on one": EIGHT | sharded("8b_sft") | {"processes": 1, "resume": ("zero3", 4)},
     "zero3, on two": EIGHT | sharded("8b_sft") | {"resume": ("zero3, on one", 6)},
     "zero3, on one, bare": sharded("8b_sft") | BARE | {"processes": 1, "max_steps": 1, "resume": ("zero3", 4)},
     "fsdp2, on one": SIX | PARTS | {"processes": 1, "resume": ("fsdp2", 3)},

@@ -137,7 +137,7 @@ def resize(checkpoint: Annotated[Path, Argument(help="checkpoint-N of a run unde
     if wrong := broken(checkpoint):
         raise UserError(f"{checkpoint} {wrong}; take the checkpoint before it")
     if not (first := next(checkpoint.glob("global_step*/zero_pp_rank_0_mp_rank_00_model_states.pt"), None)):
-        raise UserError(f"{checkpoint}: not of ZeRO-3; under FSDP2 and data parallel a run goes on from it as it is")
+        raise UserError(f"{checkpoint}: not of ZeRO-3; of ZeRO-2 keep the ranks, of FSDP2 any number goes on")
     from deepspeed.checkpoint import ds_to_universal
 
     ds_to_universal.torch.set_num_threads(1)  # a forked worker would wait for this process's threads, for ever
