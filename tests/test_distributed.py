@@ -17,7 +17,6 @@ from hermes3.train.checkpoints import COMPLETE, UNIVERSAL, consolidate, newest_c
 FP32 = (["torch.float32"], ["torch.float32"])  # weights, moments
 ROUNDING = 1e-6  # fp32: the ranks' gradients are summed in another order than micro-batches'
 BF16 = 2**-8  # relative, what rounding to bf16 may change
-REORDERED = 2**-12  # relative, what the order of sums may change in bf16
 SHARDING = (
     "bf16",
     "deepspeed",
@@ -49,7 +48,7 @@ RUNS = {
     "zero3": EIGHT | sharded("8b_sft") | {"save_steps": 2},
     "zero3, on one": EIGHT | sharded("8b_sft") | {"processes": 1, "resume": ("zero3", 4)},
     "zero3, on two": EIGHT | sharded("8b_sft") | {"resume": ("zero3, on one", 6)},
-    "zero3, on one, bare": sharded("8b_sft") | BARE | {"processes": 1, "max_steps": 1, "resume": ("zero3", 4)},
+    "zero3, on one, bare": sharded("8b_sft") | BARE | {"processes": 1, "max_steps": 5, "resume": ("zero3", 4)},
     "fsdp2, on one": SIX | PARTS | {"processes": 1, "resume": ("fsdp2", 3)},
     "offloaded": EIGHT | sharded("405b_sft"),  # also, no rank gathers the whole model
     "offloaded, resumed": EIGHT | sharded("405b_sft") | {"resume": ("offloaded", 4)},
@@ -82,7 +81,8 @@ def runs(base, tmp_path_factory):
             checkpoint = run(resume[0]).folder / f"checkpoint-{resume[1]}"
             if name.startswith("zero3, on"):
                 resize(checkpoint)
-            keys["resume_from_checkpoint"] = f"{checkpoint}/{UNIVERSAL}" if "one, bare" in name else str(checkpoint)
+                shutil.copytree(checkpoint / UNIVERSAL, checkpoint, dirs_exist_ok=True)  # where DeepSpeed looks for it
+            keys["resume_from_checkpoint"] = str(checkpoint)
         env = {"KEEP_MOMENTS": folder / name / "moments"} if name.startswith("added") else {}
         ended = train(sft_recipe(folder / name, base, **keys), keys.get("processes", 2), **env)
         assert set(ended.codes) == {0}, ended.logs[0][-3000:]
@@ -151,7 +151,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(name, step, runs):
     """To the same rows at each step, but for the order in which sums are taken."""
     resumed, through = runs(name), runs(name.split(",")[0])
     assert resumed.steps() == through.steps()[step:]
-    assert resumed.losses() == pytest.approx(through.losses()[step:], rel=REORDERED)
+    assert resumed.losses() == pytest.approx(through.losses()[step:], rel=2**-12)  # 5e-5 seen; without repair 6e-4
     assert resumed.lines()[-1] == through.lines()[-1]  # step counters, weight decays, dtypes
 
 
