@@ -19,6 +19,7 @@ from hermes3.quantize import quantize
 from hermes3.recipe import cli as recipe_cli
 from hermes3.report import cli as report_cli
 from hermes3.slurm import cli as slurm_cli
+from hermes3.train.checkpoints import consolidate, resize
 
 # Typer 0.25 lists arguments by the help that it sets; click 8.5 then sets None, and would print a list of its own
 typer.core.TyperArgument.help = property(lambda self: self.text, lambda self, text: vars(self).setdefault("text", text))
@@ -107,19 +108,6 @@ def card(
     print(model / "README.md")
 
 
-def consolidate(
-    checkpoint: Annotated[Path, typer.Argument(help="checkpoint-N of a run under ZeRO-3 or FSDP2")],
-    out: Annotated[Path, typer.Argument(help="folder to write: the whole model in bf16")],
-) -> None:
-    """Join the parts that the ranks of a run saved into one model.
-
-    Example: hermes3 consolidate outputs/405b/sft/checkpoint-1550 outputs/405b/sft/whole
-    """
-    from hermes3.train import checkpoints
-
-    print(f"{out}: {checkpoints.consolidate(checkpoint, out):,} bytes of weights")
-
-
 for verb in (init, render, recipe_cli.check, plan_cli.plan, slurm_cli.launch):
     app.command()(verb)
 app.command("eval")(evaluate_cli.evaluate)
@@ -131,6 +119,7 @@ for verb in (
     talk.chat,
     card,
     consolidate,
+    resize,
     quantize,
 ):
     app.command()(verb)

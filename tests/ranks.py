@@ -113,7 +113,9 @@ class Record(TrainerCallback):
         weights, states = zip(*optimizer.state.items(), strict=True)
         names = ("exp_avg", "exp_avg_sq", "square_avg")  # Adam's, and RMSProp's
         moments = [state[name] for state in states for name in names if name in state]
-        self.write({"dtypes": [sorted({str(t.dtype) for t in tensors}) for tensors in (weights, moments)]})
+        counters = [float(state["step"]) for state in states if "step" in state]
+        of = {"counters": counters, "decays": [group["weight_decay"] for group in optimizer.param_groups]}
+        self.write(of | {"dtypes": [sorted({str(t.dtype) for t in tensors}) for tensors in (weights, moments)]})
         if file := os.environ.get("KEEP_MOMENTS"):
             torch.save(torch.cat([state["exp_avg"].flatten() for state in states]), file)
 

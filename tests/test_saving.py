@@ -6,10 +6,12 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 import torch
+import transformers.trainer
 from axolotl.utils.dict import DictDefault
 from ranks import EPOCH, PAIRS
 from safetensors.torch import load_file
@@ -17,8 +19,9 @@ from tiny_trainer import tiny_trainer
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
+from hermes3.files import UserError
 from hermes3.train import saving
-from hermes3.train.checkpoints import COMPLETE, RESTART_POINT, epochs_of, newest_complete, step_of
+from hermes3.train.checkpoints import COMPLETE, RESTART_POINT, UNIVERSAL, epochs_of, newest_complete, step_of
 from hermes3.train.saving import STOPPED, Saving, last_checkpoint
 
 
@@ -182,6 +185,21 @@ def test_an_epoch_that_came_out_a_step_short_keeps_its_restart_point(tmp_path):
     trainer.add_callback(note := Note(None))
     trainer.train()
     assert note.seen == [[11]] and epochs_of(tmp_path) == {1: tmp_path / "checkpoint-11"}
+
+
+def test_no_run_goes_on_unconverted_or_with_another_global_batch(tmp_path, monkeypatch):
+    engine = SimpleNamespace(dp_world_size=2, global_samples=32, global_steps=4, train_batch_size=lambda: 16)
+    engine._config, engine.optimizer = SimpleNamespace(), SimpleNamespace(optimizer=torch.optim.Adam([torch.ones(1)]))
+    for rank in range(4):
+        (tmp_path / "global_step4").mkdir(exist_ok=True)
+        (tmp_path / f"global_step4/bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+    monkeypatch.setattr(transformers.trainer, "deepspeed_load_checkpoint", lambda *args: None)
+    saving.load_resized()
+    with pytest.raises(UserError, match="4 ranks saved it, and 2 are to go on; run `hermes3 resize"):
+        transformers.trainer.deepspeed_load_checkpoint(engine, str(tmp_path))
+    (tmp_path / UNIVERSAL).mkdir()
+    with pytest.raises(UserError, match="its global batch was 8; set gradient_accumulation_steps"):
+        transformers.trainer.deepspeed_load_checkpoint(engine, str(tmp_path))
 
 
 # Told to stop: through Axolotl on CPUs

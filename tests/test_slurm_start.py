@@ -12,6 +12,7 @@ import yaml
 from hermes3.slurm import queue, start
 from hermes3.slurm.record import STAMP
 from hermes3.slurm.submit import missing
+from hermes3.train.checkpoints import COMPLETE, UNIVERSAL
 
 CHANGES = yaml.safe_load(Path(__file__).with_name("made_of.yml").read_text())
 
@@ -131,6 +132,21 @@ def test_a_job_of_another_size_submits_itself_anew(slurm_is, run, monkeypatch, c
     line = ["--nodes=2", "--job-name=r", *gpus, "--partition=p", "--time=33", "--reservation=ours", "--exclude=n2"]
     assert " ".join([*line, "launch/train.sbatch"]) in capsys.readouterr().err
     del os.environ[start.RESIZED]
+
+
+def test_another_number_of_ranks_asks_for_a_conversion_first(run, capsys):
+    """A launch, and a job, of a run that two ranks began under ZeRO-3, for its recipe's four."""
+    parts = run / "out/checkpoint-8/global_step8"
+    parts.mkdir()
+    (parts.parent / COMPLETE).write_text("{}")
+    for rank in range(2):
+        (parts / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+    wrong = "out/checkpoint-8: 2 ranks saved it, and 4 are to go on; run `hermes3 resize out/checkpoint-8` first"
+    assert any(wrong in text for text in missing(Path("r.yml"), start.read(run / "r.yml")))
+    (parts.parent / UNIVERSAL).mkdir()
+    edit(run, {"hardware": {"gpu": "cpu", "nodes": 8, "gpus_per_node": 1}, "gradient_accumulation_steps": 1})
+    hold(run)
+    assert "hardware is {'gpu': 'cpu', 'nodes': 8" in capsys.readouterr().err
 
 
 # one training per output_dir

@@ -103,7 +103,8 @@ def trainer_packer(lengths: np.ndarray, cfg: Any, gpus: int) -> Any:
     packer.num_count_samples = 1 if gpus >= 4 else 4  # the packer would read it off this process's WORLD_SIZE
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        len(packer)
+        drawn, step = len(packer), gpus * cfg.gradient_accumulation_steps
+    packer._len_across_ranks = drawn // step * step or drawn  # as hermes3.train.fixes.whole_steps
     packer.sampler = SeedableRandomSampler(lengths, data_seed=cfg.seed)  # as accelerate does afterwards
     return packer
 

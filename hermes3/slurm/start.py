@@ -22,7 +22,7 @@ from hermes3.recipe.hardware import CPU, hardware_of
 from hermes3.recipe.read import deepspeed_config, read
 from hermes3.slurm import queue
 from hermes3.slurm.record import STAMP
-from hermes3.train.checkpoints import newest_complete, step_of
+from hermes3.train.checkpoints import newest_complete, step_of, unready
 
 RESIZED = "HERMES3_RESIZED"  # set in a job that has been submitted anew
 CLAIM = ".job"  # in output_dir, `.job.1` and so on: links whose target is the id of a job that trains into it
@@ -183,7 +183,9 @@ def changed(path: Path, recipe: dict[str, Any], output_dir: Path) -> list[str]:
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     lines = [f"{path} has changed: {key} was {old.get(key)!r}, is {new.get(key)!r}" for key in keys]
     both = sorted(was["files"].keys() & now["files"].keys())  # what is gone may be so on this node, says the preflight
-    return lines + [f"{name} has changed" for name in both if was["files"][name] != now["files"][name]]
+    lines += [f"{name} has changed" for name in both if was["files"][name] != now["files"][name]]
+    newest = newest_complete(output_dir)
+    return lines + (unready(newest, hardware_of(path, recipe).gpus) if newest else [])
 
 
 def hold(path: Path, recipe: dict[str, Any], output_dir: Path) -> None:
@@ -199,7 +201,8 @@ def hold(path: Path, recipe: dict[str, Any], output_dir: Path) -> None:
             ways = f"to go on, put that back and submit again; to train anew: mv {output_dir} {output_dir}.old"
             wrong = f"{path}: its run in {output_dir} was begun with something else:"
             raise UserError("\n  ".join([wrong, *lines, ways]))
-        for key, value in {"commit": commit(Path()), "recipe": str(path)}.items():
+        now = {"commit": commit(Path()), "recipe": str(path), "hardware": hardware_of(path, recipe).model_dump()}
+        for key, value in now.items():
             if value != last[key]:
                 print(f"train: {key} is {value}, was {last[key]} when this run began", file=sys.stderr)
         return

@@ -1,10 +1,14 @@
-"""A run's checkpoints: which are complete, which end an epoch, and one whole model from one. Read without torch."""
+"""A run's checkpoints: which are complete or end an epoch; one joined, or converted for other ranks. Without torch."""
 
 import hashlib
 import json
 import shutil
+from argparse import Namespace
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Annotated
+
+from typer import Argument
 
 from hermes3.files import UserError, new_folder, read_json
 from hermes3.model_folder import INDEX, check_model
@@ -16,6 +20,7 @@ ENDS = 2**16
 SHORT = 0.1  # of an epoch: one that packs a batch short ends at e.g. 0.999, at 12 steps per epoch at 0.92
 MAX_SHARD_SIZE = "5GB"  # of bf16; DeepSpeed takes three times that of host memory, a file in fp32 beside it
 FSDP = "pytorch_model_fsdp_0"  # accelerate's folder in a checkpoint
+UNIVERSAL = "universal"  # folder in a checkpoint: DeepSpeed's form in which each weight and its moments are whole
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
@@ -86,11 +91,13 @@ def _in_parts(checkpoint: Path) -> bool:
     return (checkpoint / FSDP).is_dir() or (checkpoint / "latest").is_file()  # FSDP, DeepSpeed
 
 
-def consolidate(checkpoint: Path, out: Path) -> int:
-    """Write the model of folder `checkpoint` (`checkpoint-N` of a run) to folder `out`; return its bytes.
+def consolidate(
+    checkpoint: Annotated[Path, Argument(help="checkpoint-N of a run under ZeRO-3 or FSDP2")],
+    out: Annotated[Path, Argument(help="folder to write: the whole model in bf16")],
+) -> int:
+    """Join the parts that the ranks of a run saved into one model. Reads pickles: use it on your own checkpoints only.
 
-    Configuration and tokenizer are the checkpoint's, or those of the run's folder around it. Reads pickles: use it on
-    your own checkpoints only. `UserError` if `checkpoint` is no such folder or lacks a rank's part.
+    Example: hermes3 consolidate outputs/405b/sft/checkpoint-1550 outputs/405b/sft/whole
     """
     source = next((folder for folder in (checkpoint, checkpoint.parent) if (folder / "config.json").is_file()), None)
     if not source or not _in_parts(checkpoint):
@@ -109,7 +116,38 @@ def consolidate(checkpoint: Path, out: Path) -> int:
                 join_zero(str(checkpoint), str(folder), "bfloat16", MAX_SHARD_SIZE, safe_serialization=True)
         except (FileNotFoundError, ValueError, EOFError) as error:
             raise UserError(f"{checkpoint}: not a whole checkpoint ({error}); take the one before it") from error
-    return sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    print(f"{out}: {size:,} bytes of weights")
+    return size
+
+
+def unready(checkpoint: Path, ranks: int) -> list[str]:
+    """Why so many ranks cannot go on from a checkpoint yet, with the remedy; [] where they can."""
+    saved = len(list(checkpoint.glob("global_step*/*zero_pp_rank_*_optim_states.pt")))
+    if saved in (0, ranks) or (checkpoint / UNIVERSAL).is_dir():
+        return []
+    return [f"{checkpoint}: {saved} ranks saved it, and {ranks} are to go on; run `hermes3 resize {checkpoint}` first"]
+
+
+def resize(checkpoint: Annotated[Path, Argument(help="checkpoint-N of a run under ZeRO-3")]) -> None:
+    """Let a run go on with another number of nodes. Reads pickles: use it on your own checkpoints only.
+
+    Example: hermes3 resize outputs/405b/sft/checkpoint-310
+    """
+    if wrong := broken(checkpoint):
+        raise UserError(f"{checkpoint} {wrong}; take the checkpoint before it")
+    if not (first := next(checkpoint.glob("global_step*/zero_pp_rank_0_mp_rank_00_model_states.pt"), None)):
+        raise UserError(f"{checkpoint}: not of ZeRO-3; of ZeRO-2 keep the ranks, of FSDP2 any number goes on")
+    from deepspeed.checkpoint import ds_to_universal
+
+    ds_to_universal.torch.set_num_threads(1)  # a forked worker would wait for this process's threads, for ever
+    with new_folder(checkpoint / UNIVERSAL, "hermes3 resize") as folder:
+        options = {"input_folder": str(first.parent), "output_folder": str(folder / first.parent.name)}
+        options |= {"num_extract_workers": 2, "num_merge_workers": 2, "keep_temp_folder": False}
+        try:
+            ds_to_universal.main(Namespace(**options))
+        except KeyError as error:
+            raise UserError(f"{checkpoint}: its optimizer has no {error}; DeepSpeed converts Adam's alone") from error
 
 
 def merge_in_parts() -> None:

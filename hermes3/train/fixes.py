@@ -101,6 +101,18 @@ def noise_policy_alone(trainer: Trainer) -> None:
     trainer.model.get_input_embeddings().register_forward_pre_hook(set_alpha)
 
 
+def whole_steps(trainer: Trainer) -> None:
+    """Row 40: end an epoch with its last whole global batch. It then has as many steps on any number of ranks."""
+    make = trainer._get_train_sampler
+
+    def make_packer(*args) -> MultipackBatchSampler:
+        packer, micro_batches = make(*args), trainer.args.gradient_accumulation_steps * trainer.args.world_size
+        packer._len_across_ranks = len(packer) // micro_batches * micro_batches or len(packer)
+        return packer
+
+    trainer._get_train_sampler = make_packer
+
+
 def save_adapter_alone(trainer: Trainer) -> None:
     """Row 25: have DPO's last save write the adapter, and not the plain model into which TRL has put the adapter."""
     if isinstance(trainer.model, PeftModel):

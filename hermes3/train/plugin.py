@@ -10,7 +10,7 @@ from hermes3.train import fixes
 from hermes3.train.checkpoints import merge_in_parts
 from hermes3.train.cpu_ranks import on_cpu_ranks, use_gloo
 from hermes3.train.metrics import Throughput, mfu_of, name_run
-from hermes3.train.saving import Saving, resume_from_complete
+from hermes3.train.saving import Saving, load_resized, resume_from_complete
 
 
 class HermesPlugin(BasePlugin):
@@ -21,6 +21,7 @@ class HermesPlugin(BasePlugin):
 
     def register(self, cfg: dict) -> None:
         resume_from_complete()
+        load_resized()
         if on_cpu_ranks(cfg):
             use_gloo(cfg)
         if cfg.get("fsdp_config"):
@@ -62,5 +63,7 @@ class HermesPlugin(BasePlugin):
     def add_callbacks_post_trainer(self, cfg, trainer) -> list[TrainerCallback]:
         """Called before post_trainer_create: a save is whole before Throughput counts time again."""
         repacks = cfg.sample_packing and not cfg.rl and not cfg.curriculum_sampling
+        if repacks:
+            fixes.whole_steps(trainer)
         saving = Saving(trainer, cfg.restart_steps, os.environ.get("HERMES3_STOP_FILE"))
         return [fixes.RepackEveryEpoch(), saving] if repacks else [saving]

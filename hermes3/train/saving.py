@@ -12,12 +12,15 @@ import sys
 from pathlib import Path
 
 import torch
+import transformers.trainer
 from accelerate.utils import broadcast, broadcast_object_list
 from axolotl.utils.distributed import cleanup_distributed
 from axolotl.utils.logging import get_logger
+from torch.utils.serialization import config
 from transformers import Trainer, TrainerCallback
 
-from hermes3.files import write_text
+from hermes3.files import UserError, write_text
+from hermes3.train import checkpoints as saved
 from hermes3.train.checkpoints import COMPLETE, RESTART_POINT, broken, checkpoints, mark_of, newest_complete, step_of
 
 LOG = get_logger(__name__)
@@ -32,6 +35,32 @@ def resume_from_complete() -> None:
     users = ("axolotl.train", "axolotl.cli.merge_sharded_fsdp_weights")  # they import the function by name
     for module in (source, *(sys.modules[name] for name in users if name in sys.modules)):
         module.determine_last_checkpoint = last_checkpoint
+
+
+def load_resized() -> None:
+    """Have a run under ZeRO-3 load what `hermes3 resize` wrote into a checkpoint, for the life of this process."""
+    load = transformers.trainer.deepspeed_load_checkpoint
+
+    def load_checkpoint(engine, checkpoint: str, **kwargs) -> None:
+        for wrong in saved.unready(Path(checkpoint), engine.dp_world_size):
+            raise UserError(wrong)
+        if not (universal := Path(checkpoint, saved.UNIVERSAL)).is_dir():
+            return load(engine, checkpoint, **kwargs)
+        optimizer = engine.optimizer.optimizer  # torch's, in DeepSpeed's
+        decays = [group["weight_decay"] for group in optimizer.param_groups]
+        engine._config.load_universal_checkpoint = True
+        with config.patch("load.mmap", True):  # a rank reads its own part of each file, and not all of it
+            load(engine, str(universal), **kwargs)
+        if (batch := engine.global_samples // engine.global_steps) != engine.train_batch_size():
+            raise UserError(f"{checkpoint}: its global batch was {batch}; set gradient_accumulation_steps to keep it")
+        # Row 39: DeepSpeed gives all groups the first one's weight decay, and all weights one step counter
+        for group, decay in zip(optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+        for weights, state in optimizer.state.items():
+            if torch.is_tensor(state["step"]):  # where torch itself would make it
+                state["step"] = state["step"].to(weights.device if optimizer.defaults["fused"] else "cpu", copy=True)
+
+    transformers.trainer.deepspeed_load_checkpoint = load_checkpoint
 
 
 def last_checkpoint(cfg, update: bool = True) -> str | None:
