@@ -38,8 +38,7 @@ run_on() {
   if [[ -n $near ]]; then
     if ((restarts < ${tries:-10})); then
       echo "hermes3: the time limit is near: what is done is kept"
-      # by its own name, as the number of one task of an array is also that of the whole array
-      SLURM_JOB_ID=${array_task:+${SLURM_ARRAY_JOB_ID}_}${array_task:-$SLURM_JOB_ID} python -m hermes3.slurm.queue || finish 1
+      python -m hermes3.slurm.queue || finish 1
       exit 1
     fi
     echo "hermes3: the time limit has come $((restarts + 1)) times: give more, hermes3 launch ... -- --time=HH:MM:SS"
