@@ -9,8 +9,8 @@ trap 'near=1' USR1 # the time limit is near, or the site takes the nodes; withou
 task=(srun --nodes=1 --ntasks=1 --cpu-bind=none "${container[@]}")
 
 # This task's number in an array, or nothing. A job that an array's task submits has that task's variables, and is none.
-# shellcheck disable=SC2034 # of eval.sbatch and mix.sbatch
 array_task=''
+# shellcheck disable=SC2034 # eval.sbatch and mix.sbatch read it
 if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
   shown=$(scontrol -o show job "$SLURM_JOB_ID")
   if [[ $shown == *" ArrayTaskId="* ]]; then
