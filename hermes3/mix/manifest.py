@@ -50,7 +50,7 @@ def make(
 ) -> Manifest:
     """`files`: {source: `read.File`s}; `hashes`: {source: {file: SHA-256}}; `counts`: {source: {"read": n, ...}};
     `rows`, `rejects`: Arrow tables; `choice`: the `choose.Choice` of `rows`; `output`: hashes of the parquet files."""
-    kept = rows.take(choice.rows)
+    kept = rows.select(["source", "category", "n_tokens", "n_loss_tokens"]).take(choice.rows)
     by_source, by_category = totals(kept, "source"), totals(kept, "category")
     lost: dict[str, Counter[str]] = {source.name: Counter() for _, source in spec.sources()}
     for row in rejects.group_by(["source", "stage", "reason"]).aggregate([([], "count_all")]).to_pylist():
