@@ -16,7 +16,7 @@ export WANDB_DIR := outputs/tiny
 T := outputs/tiny
 S := $(T)/stages
 stage = bash launch/stage.sh $@
-chat = hermes3/messages.py $(wildcard hermes3/chat/*)
+chat = hermes3/messages.py $(wildcard hermes3/chat/*.*)
 
 # TORCH_INDEX: a wheel index with a CPU build of torch, for Linux machines without a GPU (README.md)
 .venv/.installed: requirements.txt pyproject.toml launch/install.sh launch/python.sh
@@ -27,7 +27,7 @@ demo: $(S)/14-report
 	@cat $(T)/report/summary.txt
 	@echo "Talk to the model: .venv/bin/hermes3 chat $(T)/dpo/merged"
 
-$(S)/01-data: $(wildcard data_mixes/samples/*) hermes3/chat/prompts.py | .venv/.installed
+$(S)/01-data: $(wildcard data_mixes/samples/*.*) hermes3/chat/prompts.py | .venv/.installed
 	@$(stage) 'write the sample conversations' python data_mixes/samples/generate.py $(T)/data
 
 $(S)/02-llama: $(S)/01-data data_mixes/samples/tiny_base.py
@@ -37,10 +37,10 @@ $(S)/02-llama: $(S)/01-data data_mixes/samples/tiny_base.py
 $(S)/03-base: $(S)/02-llama hermes3/chat/tokenizer.py hermes3/chat/hermes3.jinja
 	@$(stage) 'give it the Hermes tokenizer' hermes3 tokenizer build $(T)/llama $(T)/base
 
-$(S)/04-mix-sft: data_mixes/tiny_sft.yml $(S)/03-base $(chat) $(wildcard hermes3/mix/* data_mixes/rules/*)
+$(S)/04-mix-sft: data_mixes/tiny_sft.yml $(S)/03-base $(chat) $(wildcard hermes3/mix/*.* data_mixes/rules/*.*)
 	@$(stage) 'build the SFT mix' hermes3 mix build data_mixes/tiny_sft.yml --out mixes/tiny_sft
 
-$(S)/05-mix-dpo: data_mixes/tiny_dpo.yml $(S)/03-base $(chat) $(wildcard hermes3/mix/* data_mixes/rules/*)
+$(S)/05-mix-dpo: data_mixes/tiny_dpo.yml $(S)/03-base $(chat) $(wildcard hermes3/mix/*.* data_mixes/rules/*.*)
 	@$(stage) 'build the preference mix' hermes3 mix build data_mixes/tiny_dpo.yml --out mixes/tiny_dpo
 
 suite = eval/suites/tiny.yml eval/tasks/chat_task.py $(wildcard eval/tasks/tiny_*.yaml)
@@ -70,11 +70,11 @@ $(S)/12-eval-dpo: $(S)/11-merge $(suite)
 	@$(stage) 'evaluate SFT+DPO' hermes3 eval $(T)/dpo/merged --suite tiny --out $(T)/eval/dpo
 
 # two questions a task show that these run; docs/alignment.md says what they measure
-$(S)/13-eval-alignment: $(S)/12-eval-dpo eval/suites/alignment.yml $(wildcard eval/tasks/alignment*) $(wildcard eval/tasks/alignment/*.yml)
+$(S)/13-eval-alignment: $(S)/12-eval-dpo eval/suites/alignment.yml $(wildcard eval/tasks/alignment*.*) $(wildcard eval/tasks/alignment/*.yml)
 	@$(stage) 'evaluate its alignment' hermes3 eval $(T)/dpo/merged --suite alignment --device cpu --limit 2 \
 	  --out $(T)/eval/dpo/alignment
 
-$(S)/14-report: $(S)/06-eval-base $(S)/09-select $(S)/13-eval-alignment $(wildcard hermes3/report/*)
+$(S)/14-report: $(S)/06-eval-base $(S)/09-select $(S)/13-eval-alignment $(wildcard hermes3/report/*.*)
 	@$(stage) 'write the report' hermes3 report --out $(T)/report --mix mixes/tiny_sft --mix mixes/tiny_dpo \
 	  --run SFT=$(T)/sft --run DPO=$(T)/dpo --commands $(S) \
 	  --scores base=$(T)/eval/base --scores SFT=$(T)/sft/best_results --scores SFT+DPO=$(T)/eval/dpo

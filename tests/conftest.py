@@ -212,10 +212,12 @@ def chain() -> dict:
     run again; `interrupted`: {stage: time at which it had ended before the kill}, or {}."""
     TINY.mkdir(parents=True, exist_ok=True)
     log, interrupted = TINY / "demo.log", {}
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}  # as a user has it: __pycache__ makes no stage anew
 
     def start() -> subprocess.Popen:
         with log.open("wb") as file:
-            return subprocess.Popen(["make", "demo"], cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
+            options = {"cwd": ROOT, "env": env, "start_new_session": True}
+            return subprocess.Popen(["make", "demo"], stdout=file, stderr=file, **options)
 
     if not (TINY / "stages/07-sft").exists():
         killed = start()
