@@ -111,7 +111,7 @@ def _copies(hashes: pa.ChunkedArray, order: np.ndarray) -> dict[int, tuple[int, 
     """{row: (the row before it in `order` that says the same, nothing to add)}."""
     _, inverse, counts = np.unique(_first_8(hashes)[order], return_inverse=True, return_counts=True)
     order = order[counts[inverse] > 1]  # a hash whose first bytes no other has is read no further
-    codes = hashes.take(pa.array(order)).combine_chunks().dictionary_encode().indices.to_numpy()
-    _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
-    pairs = zip(order.tolist(), order[first[inverse]].tolist(), strict=True)
+    whole = dedup.rows_of(dedup.numbers(hashes, "<u8"), order)
+    _, first, inverse = np.unique(whole, axis=0, return_index=True, return_inverse=True)
+    pairs = zip(order.tolist(), order[first[inverse.ravel()]].tolist(), strict=True)
     return {row: (other, {}) for row, other in pairs if row != other}

@@ -97,6 +97,17 @@ def numbers(column: pa.ChunkedArray, kind: str) -> list[np.ndarray]:
     return views
 
 
+def rows_of(views: list[np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """The `rows` of all `views` together, by number. Arrow's own `take` would copy the whole column first."""
+    starts = np.cumsum([0, *map(len, views)])
+    view_of = np.searchsorted(starts, rows, side="right") - 1
+    out = np.empty((len(rows), views[0].shape[1]), views[0].dtype)
+    for i in np.unique(view_of):
+        here = view_of == i
+        out[here] = views[i][rows[here] - starts[i]]
+    return out
+
+
 def near_duplicates(
     signed: pa.ChunkedArray, order: np.ndarray, settings: NearDuplicates, row_at: Callable[[int], dict[str, Any]]
 ) -> dict[int, tuple[int, Alike]]:
@@ -154,5 +165,5 @@ def _candidates(signed: pa.ChunkedArray, order: np.ndarray, threshold: float) ->
     pairs = np.unique(np.concatenate(found))
     for start in range(0, len(pairs), BLOCK):
         part = order[np.stack(np.divmod(pairs[start : start + BLOCK], max(1, len(order))), axis=1)]
-        one, other = (np.concatenate(numbers(signed.take(pa.array(rows)), "<u4")) for rows in part.T)
+        one, other = (rows_of(views, rows) for rows in part.T)
         yield from part[(one == other).mean(1) >= least].tolist()
