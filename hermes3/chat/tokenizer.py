@@ -30,6 +30,8 @@ def build(
 
     Example: hermes3 tokenizer build meta-llama/Llama-3.1-8B outputs/8b/base
     """
+    if Path(base).resolve() == out.resolve():
+        raise UserError(f"{out}: that is BASE itself; name another folder")
     source = fetch(base)
     shards = weights(source) if {"config.json", "adapter_config.json"} & {*os.listdir(source)} else {}
     with new_folder(out, "hermes3 tokenizer build") as tmp:

@@ -126,5 +126,7 @@ def audit(
         except EOFError:
             return "q"
 
-    for one in audit.audit(mix, per_stage, data_root, ask):
+    if not (precision := audit.audit(mix, per_stage, data_root, ask)):
+        print("nothing is marked: MIX left out no row but for its budgets, or every row was skipped")
+    for one in precision:
         print(f"{one['stage']}: {one['right']} of {one['marked']} right, 95 %: {one['low']:.2f} to {one['high']:.2f}")

@@ -66,7 +66,9 @@ def preview(mix: Path, recipe: Path, resolved: dict[str, Any]) -> Packing:
         rows_left_out.append(len(lengths) - len(taken))
         tokens += int(lengths[taken].sum())
     if not (total := sum(steps_per_epoch)):
-        raise UserError(f"{len(packer)} batches are too few for a step on {gpus} GPUs; build a larger mix")
+        raise UserError(
+            f"the mix fills {len(packer)} batches, too few for a step on {gpus} GPUs; take fewer or more rows"
+        )
     capacity, packs = packer.batch_max_len, sum(map(len, epochs[0]))
     full = float(lengths[list(flatten(flatten(epochs[0])))].sum() / (packs * capacity))
     sizes = (len(lengths), int(lengths.sum()), gpus, capacity, packs, full)

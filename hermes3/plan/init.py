@@ -38,6 +38,7 @@ def init(name: str, base: str, data: Path, gpus: int, gpu: str) -> list[Path]:
     steps = ceil(rows["tokens"] / (FILL * 8192 * batch)) * EPOCHS
     facts = rows | {"name": name, "base": base, "own": own, "data": data, "gpu": gpu, "batch": batch, "steps": steps}
     facts |= {"nodes": ceil(gpus / 8), "gpus_per_node": min(gpus, 8), "accumulation": accumulation}
+    facts["made"] = "which has the Hermes tokenizer already" if ready else f"hermes3 tokenizer build {base} {own}"
     facts |= {"warmup": min(300, steps // 10), "kind": "full fine-tuning" if full else "LoRA"}
     texts = read_yaml(Path(__file__).with_suffix(".yml"))
     shipped = read_text(Path("recipes/8b_sft.yml" if full else "recipes/8b_sft_lora_1gpu.yml"))

@@ -212,6 +212,8 @@ def read_evaluation(name: str, folder: Path) -> Evaluation:
     refuse_mixture(folder, "chat_template_sha", templated)
     one.results_files.extend(dict.fromkeys(file.path for file in used))
     one.harness.update((templated or speaking or used)[0].harness)
+    # of all files: one suite may be asked in another precision than the next
+    one.harness["model_args"] = "; ".join(filter(None, dict.fromkeys(file.harness["model_args"] for file in used)))
     return one
 
 

@@ -53,8 +53,10 @@ def start(path: Path) -> str:
     claim(output_dir, number)
     submitted = datetime.fromisoformat(job.get("SubmitTime", "9999-01-01")).timestamp()
     for file in [path, Path(str(recipe.get("deepspeed")))]:
-        if not restarts and file.is_file() and file.stat().st_mtime >= submitted + 1:  # it is in whole seconds
-            print(f"train: {file} has changed since this job was submitted; it counts as it is now", file=sys.stderr)
+        if not restarts and file.is_file() and file.stat().st_mtime >= submitted:  # which is in whole seconds
+            print(
+                f"train: {file} has changed since its submission (or just before); it counts as it is", file=sys.stderr
+            )
     hold(path, recipe, output_dir)
     logs = Path("logs") / number
     if not restarts and logs.exists():  # of another cluster's job, or from before Slurm's numbers began anew
