@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from hermes3.files import UserError, read_yaml
 from hermes3.mix import spec as specs
-from hermes3.plan.init import init
+from hermes3.plan.init import init, look
 from hermes3.recipe.check import check_all
 from hermes3.report import runs
 
@@ -46,6 +46,14 @@ def test_a_spec_and_a_recipe_that_check_and_report_take(case, monkeypatch):
     assert report.errors == []
     monkeypatch.setattr(runs, "ROOT", Path.cwd())
     assert runs.recipe_of(Path("outputs/mine/sft")) == recipe
+
+
+def test_tokens_are_counted_as_they_train(base, renderer):
+    call = {"type": "function", "function": {"name": "greet", "arguments": {"whom": "Ida"}}}
+    tools = [{"type": "function", "function": {"name": "greet", "parameters": {"type": "object", "properties": {}}}}]
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    Path("rows.jsonl").write_text(json.dumps({"messages": turns, "tools": tools}))
+    assert look(Path("rows.jsonl"), base)["tokens"] == len(renderer.render([(turns, tools)])[0].input_ids)
 
 
 def test_what_it_cannot_write_is_refused():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hermes3.chat.encode import Encoder
+from hermes3.chat.render import turns
 from hermes3.files import UserError, read_text, read_yaml, write_text
 from hermes3.messages import BadRow
 from hermes3.mix import read
@@ -64,13 +65,15 @@ def look(data: Path, tokenizer: Path) -> dict[str, Any]:
         raise UserError(f"{data}: none of its first {len(first)} rows fits an adapter; docs/mix.md lists their shapes")
     if adapter == "preference":
         raise UserError(f"{data}: preference pairs; copy recipes/8b_dpo.yml and data_mixes/hermes3_dpo.yml for them")
-    texts = ["\n".join(message["content"] for message in example["messages"]) for example, _ in fits[adapter]]
+    rendered = [list(turns(example["messages"], example["tools"])) for example, _ in fits[adapter]]
+    texts = [f"{turn.role}\n{turn.text}" for row in rendered for turn in row]
     if (tokenizer / "tokenizer.json").is_file():
         counted, how = len(Encoder(tokenizer)(texts)[0]), "by the first rows"
     else:
         counted, how = sum(map(len, texts)) // 4, "one per four letters: the tokenizer is not there yet"
+    counted += 3 * len(texts) + len(rendered)  # the start, end and line break of each turn, and BOS
     tokens = round(counted * (1 + sum(rest) / sum(map(len, first))))
-    rows: dict[str, Any] = {"rows": len(first) + len(rest), "tried": len(first), "fit": len(texts)}
+    rows: dict[str, Any] = {"rows": len(first) + len(rest), "tried": len(first), "fit": len(rendered)}
     unread = ", ".join(sorted(set[str]().union(*(names for _, names in fits[adapter]))))
     rows["unread"] = f"# the build stops at what the adapter does not read: {unread}; see docs/mix.md" if unread else ""
     return rows | {"adapter": adapter, "tokens": tokens, "how": how}
