@@ -1,6 +1,6 @@
 """How fast a mix is built, against its peers and the physical limit: `make bench`, or `python bench/mix.py --help`.
 
-Part one, on the same real rows: raw tiktoken and Hugging Face tokenizers over the rendered text, our stage that
+Part one, on the same real rows: raw gigatoken, tiktoken and tokenizers over the rendered text, our stage that
 renders, tokenises and masks, `axolotl preprocess` with the same template, and the whole build with every stage on. Part
 two, on generated rows (bench/generate.py): the full size and a tenth of it, the time of each stage, the peak memory.
 Figures are printed and appended to docs/benchmarks.md.
@@ -90,19 +90,19 @@ def same_rows(out: Path, hermes: Path, copies: int) -> Table:
     texts = [f"{turn.role}\n{turn.text}" for messages, tools in pairs for turn in turns(messages, tools)]
     renderer = Renderer(hermes)
     n_tokens = sum(len(renderer.batch(pairs[i : i + 500]).input_ids) for i in range(0, len(pairs), 500))
-    tiktoken = renderer.encode.tiktoken
-    assert tiktoken is not None
+    tiktoken, gigatoken = llama_tiktoken(hermes), renderer.encode.gigatoken
+    blocks = [texts[i : i + 1000] for i in range(0, len(texts), 1000)]
 
-    def raw_tiktoken() -> None:
-        with ThreadPoolExecutor(2) as pool:  # encode_ordinary_batch makes a task a text; fewer tasks cost less
-            blocks = [texts[i : i + 1000] for i in range(0, len(texts), 1000)]
-            list(pool.map(lambda block: [tiktoken.encode_ordinary(text) for text in block], blocks))
+    def in_threads(work: Callable[[list[str]], Any]) -> float:
+        with ThreadPoolExecutor(2) as pool:  # encode_ordinary_batch makes one task per text; fewer tasks cost less
+            return best(lambda: list(pool.map(work, blocks)))
 
     def tokenizers() -> None:
         renderer.encode.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
 
     lines = [
-        ("tiktoken, text only, 2 threads", best(raw_tiktoken)),
+        ("gigatoken, text only, 2 threads", in_threads(lambda block: gigatoken.encode_batch(block, parallel=False))),
+        ("tiktoken, text only, 2 threads", in_threads(lambda block: [tiktoken.encode_ordinary(one) for one in block])),
         ("tokenizers, text only, 2 threads", best(tokenizers)),
         ("ours: render, tokenise, mask, 2 processes", best(lambda: in_processes(hermes, pairs))),
         ("axolotl preprocess, 2 processes", preprocess(out, hermes, rows)),
@@ -115,6 +115,17 @@ def same_rows(out: Path, hermes: Path, copies: int) -> Table:
     for name, seconds in lines:
         table.add_row(name, f"{seconds:.1f}", f"{n_tokens / seconds / 1e6:.2f}", f"{slowest / seconds:.1f}")
     return table
+
+
+def llama_tiktoken(hermes: Path) -> Any:
+    """tiktoken with Llama 3.1's ranks, which the package llama-models carries, and the pattern of `hermes`."""
+    import llama_models.llama3
+    from tiktoken import Encoding
+    from tiktoken.load import load_tiktoken_bpe
+
+    ranks = load_tiktoken_bpe(str(Path(llama_models.llama3.__path__[0]) / "tokenizer.model"))
+    steps = json.loads((hermes / "tokenizer.json").read_text(encoding="utf-8"))["pre_tokenizer"]["pretokenizers"]
+    return Encoding("llama", pat_str=steps[0]["pattern"]["Regex"], mergeable_ranks=ranks, special_tokens={})
 
 
 def best(work: Callable[[], Any]) -> float:
@@ -138,7 +149,7 @@ def in_processes(hermes: Path, pairs: list[Any]) -> float:
         from hermes3.chat.render import Renderer
 
         renderer = Renderer(hermes)
-        assert renderer.encode.tiktoken
+        assert renderer.encode.gigatoken
         ready.wait()
         go.wait()
         for i in range(0, len(half), 500):
@@ -299,7 +310,7 @@ def record(tables: list[Table]) -> None:
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     packages = ", ".join(
-        f"{name} {version(name)}" for name in ("axolotl", "tokenizers", "tiktoken", "rensa", "pyarrow")
+        f"{name} {version(name)}" for name in ("axolotl", "tokenizers", "gigatoken", "tiktoken", "rensa", "pyarrow")
     )
     lines = [
         f"\n## The mix, {time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip()}",

@@ -11,6 +11,10 @@ import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
+import yaml
+
+from hermes3.files import ROOT, read_yaml, write_text
+
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -48,8 +52,11 @@ def main() -> None:
     model, results = options.folder / "model", options.folder / "results"
     if not (model / "config.json").is_file():
         convert(model)
-    command = ["hermes3", "eval", model, "--suite", "alignment", "--device", "cpu", "--out", results]
-    command += ["--model-args", "dtype=float32"]  # the suite's bf16 is several times as slow on a CPU
+    suite = read_yaml(ROOT / "eval/suites/alignment.yml")
+    # on a CPU bf16 is several times as slow as fp32, and 32 answers at a time copy a GB of keys and values per token
+    suite |= {"device": "cpu", "dtype": "float32", "batch_size": 4}
+    write_text(options.folder / "alignment.yml", yaml.safe_dump(suite, sort_keys=False))
+    command = ["hermes3", "eval", model, "--suite", options.folder / "alignment.yml", "--out", results]
     command += ["--limit", str(options.limit)] if options.limit else []
     subprocess.run(command, check=True)
     for task, metrics in profile(results):

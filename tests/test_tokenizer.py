@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from gigatoken import Tokenizer as Gigatoken
 from safetensors.torch import load_file, save_file
 
-from hermes3.chat.encode import FEW, Encoder, as_tiktoken
+from hermes3.chat.encode import Encoder, every_word
 from hermes3.chat.tokenizer import CHATML, PAD, TAGS, build
 from hermes3.model_folder import INDEX, check_model
 
@@ -102,9 +103,8 @@ def test_the_table_of_ids_in_the_docs_is_what_is_built(tokenizer):
 
 def test_llama_3_1_ids_are_equal_on_17_000_random_strings(hermes_llama):
     quick, own = Encoder(hermes_llama), Encoder(hermes_llama)
-    assert quick.tiktoken
-    quick.n_characters = FEW
-    own.tiktoken, rng = None, random.Random(0)
+    assert quick.gigatoken
+    own.gigatoken, rng = None, random.Random(0)
     strings = ["".join(rng.choices(PIECES, k=rng.randint(0, 40))) for _ in range(12_000)]
     strings += ["".join(chr(rng.randrange(0x20, 0x3000)) for _ in range(rng.randint(0, 60))) for _ in range(3_000)]
     strings += [piece * n for n in range(300) for piece in (" ", "\n", "\t", "a", "=", " \n", "-")]
@@ -112,13 +112,19 @@ def test_llama_3_1_ids_are_equal_on_17_000_random_strings(hermes_llama):
         assert (ours == theirs).all()
 
 
-def test_a_vocabulary_that_is_not_tiktoken_s_keeps_its_own_engine(base, hermes_llama):
-    assert Encoder(base).tiktoken is None
-    data = json.loads((hermes_llama / "tokenizer.json").read_text(encoding="utf-8"))
-    merges = data["model"]["merges"]
-    for other in (merges[:-1], [merges[1], merges[0], *merges[2:]]):
-        assert as_tiktoken(data | {"model": data["model"] | {"merges": other}}, {}) is None
-    assert as_tiktoken(data | {"normalizer": {"type": "NFC"}}, {}) is None
+def test_a_tokenizer_that_gigatoken_reads_otherwise_keeps_its_own_engine(hermes_llama, tmp_path, monkeypatch):
+    own = Encoder(hermes_llama)
+    texts = every_word(own.tokenizer)
+    words = own.tokenizer.get_vocab(with_added_tokens=False).values()
+    assert len(texts) == -(-len(words) // 64)
+    for change in ({"normalizer": {"type": "Lowercase"}}, {"pre_tokenizer": {"type": "Whitespace"}}):
+        data = json.loads((hermes_llama / "tokenizer.json").read_text(encoding="utf-8"))
+        (tmp_path / "tokenizer.json").write_text(json.dumps(data | change), encoding="utf-8")
+        assert Encoder(tmp_path).gigatoken is None
+    encode = Gigatoken.encode_batch
+    wrong = lambda self, texts, **options: encode(self, [texts[0] + "a", *texts[1:]], **options)  # noqa: E731
+    monkeypatch.setattr(Gigatoken, "encode_batch", wrong)
+    assert Encoder(hermes_llama).gigatoken is None
 
 
 @pytest.fixture

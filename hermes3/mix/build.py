@@ -217,8 +217,6 @@ def _make_shards(
 @contextmanager
 def _pool(workers: Pool, stages: shard.Stages) -> Iterator[tuple[Executor, int]]:
     """Workers that have `stages`, and how many chunks may wait for them."""
-    if workers != 1:
-        _ = stages.renderer.encode.tiktoken  # once, before there are workers: it takes 1.2 s and 0.5 GB to make
     if isinstance(workers, str):
         try:
             os.environ.setdefault("DASK_DISTRIBUTED__ADMIN__LARGE_GRAPH_WARNING_THRESHOLD", "1GB")  # a chunk has 16 MB

@@ -13,7 +13,7 @@ from hermes3.files import UserError, read_json, sha256
 from hermes3.mix import columns
 from hermes3.mix.spec import CATEGORIES, Spec
 
-PACKAGES = ("tokenizers", "tiktoken", "pyarrow", "numpy", "rensa", "orjson")
+PACKAGES = ("tokenizers", "gigatoken", "pyarrow", "numpy", "rensa", "orjson")
 NOTHING = {"rows": 0, "tokens": 0, "loss_tokens": 0}
 # keys without which nothing can be said of a mix
 NEEDED = ("name", "kind", "sequence_len", "sources", "categories", "rejects", "total.tokens", "output.sha256")

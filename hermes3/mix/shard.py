@@ -98,6 +98,7 @@ def start(stages: Stages) -> None:
         threading.Thread(target=lambda: os._exit(parent.join() or 1), daemon=True).start()
         os.environ["RAYON_NUM_THREADS"] = "1"  # of tokenizers and rensa: the processes are the parallelism
         pa.set_cpu_count(1)
+        _ = stages.renderer.encode.gigatoken  # there is enough to encode, or there would be no workers
 
 
 def table_of(chunk: Chunk, stages: Stages) -> tuple[pa.Table, list[Example], Counter[str]]:
