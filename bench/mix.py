@@ -89,7 +89,7 @@ def same_rows(out: Path, hermes: Path, copies: int) -> Table:
     pairs = [(row["messages"], row["tools"]) for row in rows]
     texts = [f"{turn.role}\n{turn.text}" for messages, tools in pairs for turn in turns(messages, tools)]
     renderer = Renderer(hermes)
-    n_tokens = sum(len(renderer.batch(pairs[i : i + 500]).input_ids) for i in range(0, len(pairs), 500))
+    n_tokens = sum(len(one.input_ids) for one in renderer.render(pairs))
     tiktoken, gigatoken = llama_tiktoken(hermes), renderer.encode.gigatoken
     blocks = [texts[i : i + 1000] for i in range(0, len(texts), 1000)]
 
@@ -146,14 +146,14 @@ def in_processes(hermes: Path, pairs: list[Any]) -> float:
     ready, go = context.Barrier(3), context.Barrier(3)
 
     def work(half: list[Any]) -> None:
-        from hermes3.chat.render import Renderer
+        from hermes3.chat.render import Renderer, turns
 
         renderer = Renderer(hermes)
         assert renderer.encode.gigatoken
         ready.wait()
         go.wait()
         for i in range(0, len(half), 500):
-            renderer.batch(half[i : i + 500])
+            renderer.batch([list(turns(*pair)) for pair in half[i : i + 500]])
 
     processes = [context.Process(target=work, args=(pairs[i::2],)) for i in range(2)]
     for process in processes:

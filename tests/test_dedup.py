@@ -109,8 +109,8 @@ def test_of_a_hundred_versions_the_best_stays_and_so_does_what_repeats_a_removed
 @pytest.mark.parametrize(("a", "b", "same"), CASES["copies"])
 def test_a_copy_differs_in_line_ends_and_trailing_blanks_alone(a, b, same):
     one, other = (json.dumps(row(text)["messages"], separators=(",", ":")).encode() for text in (a, b))
-    assert (content_hashes(one)[0] == content_hashes(other)[0]) == same
-    assert content_hashes(b'["What  is\\n\\nIT?"]')[1] == content_hashes(b'["what is it?"]')[1]
+    assert (len({*content_hashes([one, other])[0]}) == 1) == same
+    assert len({*content_hashes([b'["What  is\\n\\nIT?"]', b'["what is it?"]'])[1]}) == 1
 
 
 @pytest.mark.skipif(not (ROOT.parent / "shared/data").is_dir(), reason="needs the real files")

@@ -84,13 +84,12 @@ class Renderer:
 
     def render(self, conversations: list[Conversation]) -> list[Tokens]:
         """Ids and labels of each (messages, tools)."""
-        batch = self.batch(conversations)
+        batch = self.batch([list(turns(messages, tools)) for messages, tools in conversations])
         labels = np.where(batch.loss, batch.input_ids, IGNORE).astype(np.int32)
         return [Tokens(batch.input_ids[a:b], labels[a:b]) for a, b in pairwise(batch.offsets)]
 
-    def batch(self, conversations: list[Conversation]) -> Batch:
-        """Ids of all (messages, tools): BOS, then for each turn its start, header and text, end and line break."""
-        every = [list(turns(messages, tools)) for messages, tools in conversations]
+    def batch(self, every: list[list[Turn]]) -> Batch:
+        """Ids of all conversations: BOS, then for each turn its start, header and text, end and line break."""
         n_turns = np.fromiter(map(len, every), np.int64, len(every))
         trained = np.array([turn.trained for one in every for turn in one], bool)
         ids, lengths = self.encode([f"{turn.role}\n{turn.text}" for one in every for turn in one])

@@ -17,7 +17,10 @@ _HINTED = [(hint, rule["pattern"], rule.get("unless_lacking")) for rule in _FILE
 
 def is_refusal(text: str) -> str | None:
     """The words in the opening of an assistant message that make it a refusal (lower case, long forms), or None."""
-    opening = _PATTERNS["quoted"].sub(" ", text[:OPENING].replace("’", "'")).lower().strip()
+    opening = text[:OPENING].replace("’", "'")
+    if '"' in opening or "“" in opening or "`" in opening:
+        opening = _PATTERNS["quoted"].sub(" ", opening)
+    opening = opening.lower().strip()
     for short, long in _FILE["long_forms"].items() if "'" in opening else ():
         opening = opening.replace(short, long)
     for hint, pattern, unless_lacking in _HINTED:

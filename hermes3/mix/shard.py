@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import batched
+from itertools import batched, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from hermes3.mix.spec import Category, Spec
 
 BATCH = 500  # rows; about 1 MB of text, which the caches of a core hold
 SIDES = ("chosen", "rejected")
+NO_LIMITS = Category()
 SHARD_NAME = re.compile(r"\.?[0-9a-f]{32}\.arrow(?P<unfinished>\.hermes3-[0-9a-f]{8})?")
 REJECTS = pa.schema([(key, pa.string()) for key in ("id", "source", "stage", "reason", "detail")])
 # what is needed to choose among rows, without the rows themselves
@@ -167,8 +168,8 @@ def _rows(chunk: Chunk, stages: Stages, rejects: list[Example], counts: Counter[
             row |= ADAPTERS[source.adapter](noted)
             counts.update(f"{what}: {name}" for what, name in noted.account())
             stage = "filter"
-            filters.apply(row, frozenset(source.skip_filters))
             row["json"] = _json(row)
+            filters.apply(row, frozenset(source.skip_filters))
         except BadRow as bad:
             rejects.append(_reject(row, stage, bad.reason, f"{place}: {bad.detail}"))
             continue
@@ -182,12 +183,14 @@ def _json(row: Example) -> dict[str, bytes]:
     try:
         return {key: orjson.dumps(row[key]) for key in ("messages", "tools", *SIDES) if key in row}
     except TypeError as error:
-        raise BadRow("broken_text", str(error)) from None
+        raise BadRow("broken_text", filters.broken_text(row) or str(error)) from None
 
 
 def _table(rows: list[Example], stages: Stages, rejects: list[Example]) -> pa.Table:
     """The rows that fit and hold no evaluation text in anything that trains or conditions."""
     spec, index = stages.spec, stages.index
+    for row in rows:
+        row["turns"] = list(turns(row["messages"], row["tools"]))
     columns = (_tokens if spec.kind == "sft" else _texts)(rows, stages.renderer)
     bad = {i: ("tokenise", *why) for i, row in enumerate(rows) if (why := _unfit(row, stages))}
     if index:
@@ -196,18 +199,18 @@ def _table(rows: list[Example], stages: Stages, rejects: list[Example]) -> pa.Ta
             bad.setdefault(texts[text][0], ("decontaminate", "evaluation_text", detail))
     rejects += [_reject(rows[i], *why) for i, why in bad.items()]
     written = [b"\n".join(row["json"].values()) for row in rows]
-    columns["hash"], columns["words"] = zip(*map(dedup.content_hashes, written), strict=True)
+    columns["hash"], columns["words"] = dedup.content_hashes(written)
     columns["n_turns"] = [sum(m["role"] == "assistant" for m in row["messages"]) + ("chosen" in row) for row in rows]
     columns |= {key: [row[key] for row in rows] for key in ("id", "source", "category", "n_tokens", "n_loss_tokens")}
     columns |= {key: [row["json"][key].decode() for row in rows] for key in rows[0]["json"]}
     if spec.near_duplicates:
         columns["signature"] = [row.tobytes() for row in dedup.signatures(rows, spec.near_duplicates)]
-    keep = pa.array([i for i in range(len(rows)) if i not in bad], pa.int64())
-    return pa.table(columns, schema=schema(spec)).take(keep)
+    table = pa.table(columns, schema=schema(spec))
+    return pa.concat_tables(table.slice(a + 1, b - a - 1) for a, b in pairwise([-1, *sorted(bad), len(rows)]))
 
 
 def _tokens(rows: list[Example], renderer: Renderer) -> dict[str, Any]:
-    batch = renderer.batch([(row["messages"], row["tools"]) for row in rows])
+    batch = renderer.batch([row["turns"] for row in rows])
     offsets = pa.array(batch.offsets.astype(np.int32))
     n_loss = np.diff(np.append(0, np.cumsum(batch.loss))[batch.offsets])
     for row, n_tokens, n in zip(rows, np.diff(batch.offsets).tolist(), n_loss.tolist(), strict=True):
@@ -229,7 +232,7 @@ def _texts(rows: list[Example], renderer: Renderer) -> dict[str, Any]:
 def _unfit(row: Example, stages: Stages) -> tuple[str, str] | None:
     """(reason, detail) of a row that is too long or too short, or that cannot train."""
     spec, n_tokens = stages.spec, row["n_longest"]
-    category = spec.categories.get(row["category"], Category())
+    category = spec.categories.get(row["category"], NO_LIMITS)
     if n_tokens > spec.sequence_len:
         return "over_sequence_len", f"{n_tokens} > {spec.sequence_len} tokens"
     if n_tokens < category.min_tokens:
@@ -248,7 +251,7 @@ def _unfit(row: Example, stages: Stages) -> tuple[str, str] | None:
 
 def _read_in_training(row: Example) -> Iterator[str]:
     """What the template writes: system prompt, tools, turns, calls, responses; and both answers of a pair."""
-    yield from (turn.text for turn in turns(row["messages"], row["tools"]))
+    yield from (turn.text for turn in row["turns"])
     yield from (assistant_text(row[side]) for side in SIDES if side in row)
 
 

@@ -16,7 +16,8 @@ from hermes3.mix.columns import Row, is_empty
 
 _FILE = rules.load("turns")
 ROLE_OF: dict[str, str] = _FILE["roles"]  # compared in lower case
-TURN = frozenset({"role", "from", "content", "value", "tool_calls", "function_call", "tool_call_id", *_FILE["loss"]})
+LOSS = frozenset(_FILE["loss"])
+TURN = LOSS | {"role", "from", "content", "value", "tool_calls", "function_call", "tool_call_id"}
 
 DECODER = json.JSONDecoder(strict=False)  # the released template leaves raw line breaks in descriptions
 SCHEMAS = re.compile(r"<tools>\s*([\[{].*?)\s*</tools>", re.DOTALL)
@@ -66,6 +67,8 @@ def message_of(row: Row, turn: Any) -> Message:
 
 def _trained(turn: dict[str, Any]) -> bool:
     """Whether an assistant's turn bears loss. `BadRow` where its marks say anything but yes or no, or both."""
+    if LOSS.isdisjoint(turn):
+        return True
     marks = {key: turn[key] for key in _FILE["loss"] if not is_empty(turn.get(key))}
     values = [mark.strip().lower() if isinstance(mark, str) else mark for mark in marks.values()]
     trained, masked = (all(value in _FILE[what] for value in values) for what in ("trained", "masked"))
