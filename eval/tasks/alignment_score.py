@@ -34,6 +34,7 @@ LANGUAGES = ["ar", "cs", "da", "de", "el", "en", "es", "fi", "fr", "hi", "it"]
 LANGUAGES += ["ja", "ko", "nl", "pl", "pt", "ru", "sv", "tr", "uk", "zh"]
 PARAGRAPH = 40  # letters: in less, a name or a loan word decides
 SENTENCE_LETTERS = 20  # in fewer, English is told by its words alone
+LOOP = 40  # words at the end; of so many, four different ones or fewer repeat without end
 OPENING = 300  # characters in which a refusal declines
 CODE = re.compile(r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]+`", re.DOTALL)
 SPAN = re.compile(r"<co:\s*(\d+(?:\s*,\s*\d+)*)\s*>(.*?)</co(?::\s*([\d\s,]*))?>", re.DOTALL)
@@ -76,10 +77,12 @@ def _declines(answer: str, question: str) -> bool:
 
 
 def _says(answer: str, question: str) -> bool:
-    """Whether words are said that mean something: code, or a sentence that is no filler, echo or string of letters."""
+    """Whether words are said that mean something: code, or a sentence that is no filler, echo, loop or junk."""
+    words, asked = tokens(answer), {*tokens(question)}
+    if len(words) >= LOOP and len({*words[-LOOP:]}) <= LOOP / 10:
+        return False  # it never ended
     if any(re.search(r"\w", code.strip("`~")) for code in CODE.findall(answer)):
         return True
-    words, asked = tokens(answer), {*tokens(question)}
     if not words or _any("fillers", plain(answer).strip()):
         return bool(words) and re.match(WORDS["yes_no"], plain(question)) is not None and words[0] in ("yes", "no")
     junk = sum(pattern(WORDS["junk"]).match(word) is not None for word in words)
@@ -113,11 +116,11 @@ def persona(doc: dict, results: list[str]) -> dict[str, int]:
 
 
 def empty_system(doc: dict, results: list[str]) -> dict[str, int]:
-    """correct: one of the accepted answers is stated, and no claim names another one."""
+    """correct: one of the accepted answers is stated, and the last claim names no other one."""
     row, answer = _read(doc, results)
     question = row["messages"][-1]["content"] if "messages" in row else ""
     claims = [claim[1] for one in sentences(plain(answer)) for claim in [re.search(WORDS["claims"], one)] if claim]
-    claimed = not claims or any(states(claim, row["accept"], question) for claim in claims)
+    claimed = not claims or states(claims[-1], row["accept"], question)
     return {"correct": int(claimed and states(answer, row["accept"], question))}
 
 
