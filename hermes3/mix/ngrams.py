@@ -19,7 +19,6 @@ _WORD[[*b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", *rang
 _SIGN[33:127] = ~_WORD[33:127]
 _BLANK[[*b" \t"]] = True
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|[ntr])")
-_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 # scripts, by the names of their characters
 _WITHOUT_BLANKS = ("CJK ", "HIRAGANA ", "KATAKANA ", "HALFWIDTH KATAKANA ", "BOPOMOFO ", "YI SYLLABLE ", "THAI ")
 _WITHOUT_BLANKS += ("LAO ", "KHMER ", "MYANMAR ", "TIBETAN ")
@@ -38,7 +37,10 @@ def _spelling(signs: str, hidden: str) -> Callable[[str], str]:
         return signs.format(char) if kind[0] in "PS" else " "
 
     def spell(text: str) -> str:
-        return text if text.isascii() else _NOT_ASCII.sub(lambda beyond: "".join(map(spelt, beyond[0])), text)
+        for char in () if text.isascii() else {*text}:  # a text has few different ones, and most stay as they are
+            if char > "\x7f" and (other := spelt(char)) != char:
+                text = text.replace(char, other)
+        return text
 
     return spell
 
