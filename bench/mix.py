@@ -2,7 +2,7 @@
 
 Part one, on the same real rows: raw gigatoken, tiktoken and tokenizers over the rendered text, our stage that
 renders, tokenises and masks, `axolotl preprocess` with the same template, and the whole build with every stage on. Part
-two, on generated rows (bench/generate.py): the full size and a tenth of it, the time of each stage, the peak memory.
+two, on generated rows (bench/generate.py): the full size, a tenth and a hundredth of it: time of each stage, peak memory.
 Figures are printed and appended to docs/benchmarks.md.
 """
 
@@ -233,37 +233,39 @@ def whole_build(out: Path, hermes: Path, rows: list[Example]) -> float:
 
 
 def full_size(out: Path, hermes: Path, tokens: int) -> Table:
-    """Time by stage and peak memory of the full size and of a tenth of it."""
+    """Time by stage and peak memory of the full size, a tenth and a hundredth of it."""
     from hermes3.mix.build import build
 
-    built = []
-    for size in (tokens // 10, tokens):
+    mixes, memories, sizes = [], [], []
+    for size in (tokens // 100, tokens // 10, tokens):
         folder = out / f"generated_{size}"
         if not (folder / "bench.yml").is_file():
             generate(size, folder, hermes)
         shutil.rmtree(folder / ".cache", ignore_errors=True)
         with PeakMemory() as memory:
-            made = build(folder / "bench.yml", folder / "mix", folder, workers=2)
+            mixes.append(build(folder / "bench.yml", folder / "mix", folder, workers=2))
         shutil.rmtree(folder / ".cache")
-        built.append((made, memory, sum(file.stat().st_size for file in folder.glob("*.jsonl"))))
+        memories.append(memory)
+        sizes.append(sum(file.stat().st_size for file in folder.glob("*.jsonl")))
+    totals = [mix.manifest["total"] for mix in mixes]
     table = Table(title="Generated conversations, every stage on, two processes")
-    for name in ("", *(f"{made.manifest['total']['tokens']:,} tokens" for made, _, _ in built), "ratio"):
+    for name in ("", *(f"{total['tokens']:,} tokens" for total in totals), "ratio of the last two"):
         table.add_column(name, justify="left" if not name else "right")
 
-    def line(name: str, small: float, large: float, form: str) -> None:
-        table.add_row(name, format(small, form), format(large, form), f"{large / small:.1f}" if small else "")
+    def line(name: str, values: list[float], form: str) -> None:
+        ratio = f"{values[-1] / values[-2]:.1f}" if values[-2] else ""
+        table.add_row(name, *(format(value, form) for value in values), ratio)
 
-    (small, small_memory, small_bytes), (large, large_memory, large_bytes) = built
-    line("rows read", *(sum(s["rows_read"] for s in m.manifest["sources"]) for m in (small, large)), ",")
-    line("rows kept", small.manifest["total"]["rows"], large.manifest["total"]["rows"], ",")
-    line("input, MB", small_bytes / 1e6, large_bytes / 1e6, ",.0f")
-    line("seconds", sum(small.wall.values()), sum(large.wall.values()), ".1f")
-    for phase in large.wall:
-        line(f"  {phase}", small.wall[phase], large.wall[phase], ".1f")
-    line("peak memory, GB", small_memory.own / 1e9, large_memory.own / 1e9, ".2f")
-    line("mapped file pages, reclaimable, GB", *(m.mapped / 1e9 for m in (small_memory, large_memory)), ".2f")
-    speeds = [m.manifest["total"]["tokens"] / sum(m.wall.values()) / 1e6 for m in (small, large)]
-    line("M tokens/s", *speeds, ".2f")
+    line("rows read", [sum(source["rows_read"] for source in mix.manifest["sources"]) for mix in mixes], ",")
+    line("rows kept", [total["rows"] for total in totals], ",")
+    line("input, MB", [size / 1e6 for size in sizes], ",.0f")
+    seconds = [sum(mix.wall.values()) for mix in mixes]
+    line("seconds", seconds, ".1f")
+    for phase in mixes[-1].wall:
+        line(f"  {phase}", [mix.wall[phase] for mix in mixes], ".1f")
+    line("peak memory, GB", [memory.own / 1e9 for memory in memories], ".2f")
+    line("mapped file pages, reclaimable, GB", [memory.mapped / 1e9 for memory in memories], ".2f")
+    line("M tokens/s", [total["tokens"] / one / 1e6 for total, one in zip(totals, seconds, strict=True)], ".2f")
     return table
 
 

@@ -58,6 +58,7 @@ def build(
     check_out(out, COMMAND)
     spec, pinned = specs.load(path), lock.read(path)
     files = {source.name: lock.files_of(source, data_root, pinned, path) for _, source in spec.sources()}
+    threading.Thread(target=card.prepare, daemon=True).start()  # it reads a file of its own while the tokenizer is read
     renderer = Renderer(spec.tokenizer)
     if not quiet and (loose := lock.unpinned(spec, pinned)):
         print(f"{path}: not pinned, so not reproducible: {', '.join(loose)}; run `hermes3 mix lock`", file=sys.stderr)
@@ -72,7 +73,6 @@ def build(
         if inner.resolve().is_relative_to(out.resolve()):
             raise UserError(f"{out}: {inner} lies in it and would be replaced; name another folder")
     make_folder(cache)
-    threading.Thread(target=card.prepare, daemon=True).start()
     size = sum(source.stat().st_size for source in sources)
     workers = workers or (len(os.sched_getaffinity(0)) if size > SMALL else 1)
     with (
