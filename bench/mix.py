@@ -2,7 +2,7 @@
 
 Part one, on the same real rows: raw gigatoken, tiktoken and tokenizers over the rendered text, our stage that
 renders, tokenises and masks, `axolotl preprocess` with the same template, and the whole build with every stage on. Part
-two, on generated rows (bench/generate.py): the full size, a tenth and a hundredth of it: time of each stage, peak memory.
+two, on generated rows (bench/generate.py): the full size, a tenth and a hundredth: time of each stage, peak memory.
 Figures are printed and appended to docs/benchmarks.md.
 """
 
