@@ -54,7 +54,7 @@ def init(
     base: Annotated[str, typer.Option(help="Llama 3.1 base model: folder or Hub id")],
     data: Annotated[Path, typer.Option(help="file of rows: jsonl, json or parquet")],
     gpus: Annotated[int, typer.Option(min=1, help="GPUs, eight per node")] = 8,
-    gpu: Annotated[str, typer.Option(help="h100-80gb, h200, a100-80gb, ...")] = "h100-80gb",
+    gpu: Annotated[str, typer.Option(help="h100-80gb, h200, a100-80gb, ...; cpu for a small base")] = "h100-80gb",
 ) -> None:
     """Write a mix spec and a recipe for your own data. Both pass `check`; edit them as you like.
 

@@ -25,15 +25,17 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def rows(kind: str) -> Path:
-    Path("rows.jsonl").write_text(f"{json.dumps(CASES['rows'][kind])}\n" * 1500)
+def rows(kind: str, words: int = 1, count: int = 1500) -> Path:
+    line = json.dumps(CASES["rows"][kind]).replace("Good day", "Good day " * words)
+    Path("rows.jsonl").write_text(f"{line}\n" * count)
     return Path("rows.jsonl")
 
 
 @pytest.mark.parametrize("case", CASES["written"], ids=str)
 def test_a_spec_and_a_recipe_that_check_and_report_take(case, monkeypatch):
     kind, adapter, size, gpus, lora, batch = case.values()
-    spec, recipe, own = init("mine", f"{LLAMA}-{size}", rows(kind), gpus, "h100-80gb")
+    monkeypatch.setattr("hermes3.plan.init.STEPS", 1)  # 100 sequences are then enough for the paper's batch
+    spec, recipe, own = init("mine", f"{LLAMA}-{size}", rows(kind, 230), gpus, "h100-80gb")
     (_, source), loaded = next(specs.load(spec).sources()), read_yaml(recipe)
     assert (source.adapter, source.path) == (adapter, "rows.jsonl")
     assert "1,500 rows" in spec.read_text() and ("does not read: passage" in spec.read_text()) == (kind == "unread")
@@ -48,6 +50,17 @@ def test_a_spec_and_a_recipe_that_check_and_report_take(case, monkeypatch):
     assert runs.recipe_of(Path("outputs/mine/sft")) == recipe
 
 
+def test_few_rows_take_many_steps_on_a_gpu_and_a_small_base_trains_on_cpus(base):
+    _, recipe, _ = init("few", f"{LLAMA}-8B", rows("messages", 230), 1, "h100-80gb")
+    assert read_yaml(recipe)["gradient_accumulation_steps"] == 4  # 100 sequences: 25 steps
+    spec, recipe, own = init("mine", str(base), rows("messages", count=100), 1, "cpu")
+    [report] = check_all([recipe], None)
+    assert report.errors == [] and own == base
+    loaded = read_yaml(recipe)
+    assert loaded["sequence_len"] == specs.load(spec).sequence_len == 1024
+    assert (loaded["warmup_steps"], "# size:" in recipe.read_text()) == (0, False)  # Axolotl makes two of one
+
+
 def test_tokens_are_counted_as_they_train(base, renderer):
     call = {"type": "function", "function": {"name": "greet", "arguments": {"whom": "Ida"}}}
     tools = [{"type": "function", "function": {"name": "greet", "parameters": {"type": "object", "properties": {}}}}]
@@ -57,8 +70,8 @@ def test_tokens_are_counted_as_they_train(base, renderer):
 
 
 def test_what_it_cannot_write_is_refused():
-    init("mine", f"{LLAMA}-8B", rows("messages"), 8, "h100-80gb")
+    init("mine", f"{LLAMA}-8B", rows("messages", 230), 8, "h100-80gb")
     for case in CASES["refused"]:
         with pytest.raises(UserError, match=case["message"]):
-            init(case["name"], f"{LLAMA}-8B", rows(case["rows"]), case["gpus"], "h100-80gb")
+            init(case["name"], f"{LLAMA}-8B", rows(case["rows"]), case["gpus"], case.get("gpu", "h100-80gb"))
     assert not Path("other").exists()

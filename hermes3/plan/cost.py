@@ -86,7 +86,7 @@ def mix_of(recipe: dict[str, Any]) -> Path:
     return Path(str((recipe.get("datasets") or [{}])[0].get("path"))).parent
 
 
-def schedule(path: Path, recipe: dict, batch: int, mix: Path | None, packed: bool) -> tuple[Schedule, list[str]]:
+def schedule(path: Path, recipe: dict, batch: int, gpus: int, mix: Path | None, packed: bool) -> tuple[Schedule, list]:
     """The run's schedule, and what was assumed. `mix` None: the recipe's own, if built; not `packed`: no SFT mix."""
     if mix is None and (mix_of(recipe) / "manifest.json").is_file():
         mix = mix_of(recipe)
@@ -107,11 +107,17 @@ def schedule(path: Path, recipe: dict, batch: int, mix: Path | None, packed: boo
     elif mix and packed:
         from hermes3.mix.pack import preview  # imports Axolotl: seconds
 
-        one = preview(mix, path, validate(path))
+        accumulation = batch // gpus // (recipe.get("micro_batch_size") or 1)
+        there = {"hardware": {"nodes": 1, "gpus_per_node": gpus}, "gradient_accumulation_steps": accumulation}
+        one = preview(mix, path, validate(path) | there)
         steps, source = one.steps, f"{mix}, packed by Axolotl's packer"
         facts = steps, one.tokens_per_step * steps, one.tokens / one.rows, one.efficiency, source
         note = f"an epoch leaves out up to {max(one.rows_left_out):,} of {one.rows:,} rows, in packs that no step takes"
-        return Schedule("sequences", batch, epochs, one.steps_per_epoch, *facts), [note] * any(one.rows_left_out)
+        notes, filled = [note] * any(one.rows_left_out), one.packs * one.capacity // recipe["sequence_len"]
+        if filled < batch:
+            less = f"{filled} sequences are all of an epoch, less than a batch of {batch}: it has one smaller step"
+            notes.append(f"{less}; lower gradient_accumulation_steps")
+        return Schedule("sequences", batch, epochs, one.steps_per_epoch, *facts), notes
     else:
         full, source = RATES.paper_packing, "the paper's 390 M tokens, sequences 96 % full"
         per_epoch = RATES.paper_tokens / full / recipe["sequence_len"] / batch
