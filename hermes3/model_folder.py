@@ -17,8 +17,7 @@ def on_hub(base: str) -> bool:
 def existing(folder: Path) -> Path:
     """`folder`. `UserError` where it is missing."""
     if not folder.is_dir():
-        remedy = f"fetch it: `hf download {folder} --local-dir FOLDER`" if on_hub(str(folder)) else "check the path"
-        raise UserError(f"{folder}: no such folder; {remedy}")
+        raise UserError(f"{folder}: no such folder; check the path (`hf download` fetches a model of the Hub)")
     return folder
 
 

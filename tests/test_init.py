@@ -26,15 +26,15 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def rows(kind: str, words: int = 1, count: int = 1500) -> Path:
-    line = json.dumps(CASES["rows"][kind]).replace("Good day", "Good day " * words)
-    Path("rows.jsonl").write_text(f"{line}\n" * count)
+    line = json.dumps(CASES["rows"][kind]) + "\n"
+    Path("rows.jsonl").write_text(line.replace("Good day", "Good day " * words) * count)
     return Path("rows.jsonl")
 
 
 @pytest.mark.parametrize("case", CASES["written"], ids=str)
 def test_a_spec_and_a_recipe_that_check_and_report_take(case, monkeypatch):
-    kind, adapter, size, gpus, lora, batch = case.values()
-    monkeypatch.setattr("hermes3.plan.init.STEPS", 1)  # 100 sequences are then enough for the paper's batch
+    kind, adapter, size, gpus, lora, batch, steps = case.values()
+    monkeypatch.setattr("hermes3.plan.init.STEPS", steps)
     spec, recipe, own = init("mine", f"{LLAMA}-{size}", rows(kind, 230), gpus, "h100-80gb")
     (_, source), loaded = next(specs.load(spec).sources()), read_yaml(recipe)
     assert (source.adapter, source.path) == (adapter, "rows.jsonl")
@@ -50,15 +50,11 @@ def test_a_spec_and_a_recipe_that_check_and_report_take(case, monkeypatch):
     assert runs.recipe_of(Path("outputs/mine/sft")) == recipe
 
 
-def test_few_rows_take_many_steps_on_a_gpu_and_a_small_base_trains_on_cpus(base):
-    _, recipe, _ = init("few", f"{LLAMA}-8B", rows("messages", 230), 1, "h100-80gb")
-    assert read_yaml(recipe)["gradient_accumulation_steps"] == 4  # 100 sequences: 25 steps
+def test_a_small_base_trains_on_cpus(base):
     spec, recipe, own = init("mine", str(base), rows("messages", count=100), 1, "cpu")
     [report] = check_all([recipe], None)
-    assert report.errors == [] and own == base
-    loaded = read_yaml(recipe)
-    assert loaded["sequence_len"] == specs.load(spec).sequence_len == 1024
-    assert (loaded["warmup_steps"], "# size:" in recipe.read_text()) == (0, False)  # Axolotl makes two of one
+    assert report.errors == [] and own == base and "# size:" not in recipe.read_text()
+    assert read_yaml(recipe)["sequence_len"] == specs.load(spec).sequence_len == 1024
 
 
 def test_tokens_are_counted_as_they_train(base, renderer):
@@ -73,5 +69,5 @@ def test_what_it_cannot_write_is_refused():
     init("mine", f"{LLAMA}-8B", rows("messages", 230), 8, "h100-80gb")
     for case in CASES["refused"]:
         with pytest.raises(UserError, match=case["message"]):
-            init(case["name"], f"{LLAMA}-8B", rows(case["rows"]), case["gpus"], case.get("gpu", "h100-80gb"))
+            init(case["name"], f"{LLAMA}-8B", rows(case["rows"]), case["gpus"], "h100-80gb")
     assert not Path("other").exists()

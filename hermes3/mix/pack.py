@@ -40,9 +40,11 @@ def preview(mix: Path, recipe: Path, resolved: dict[str, Any]) -> Packing:
     """The packs and steps of training on the mix in folder `mix`; `resolved`: `recipe` as Axolotl resolves it.
 
     `UserError` for a recipe that does not pack, and for a mix that is none, holds pairs or is too long."""
-    _import_axolotl()
-    from axolotl.utils.dict import DictDefault
-
+    logging.disable(logging.WARNING)  # what libraries warn of while they are imported is not shown; their errors are
+    with warnings.catch_warnings(action="ignore"):
+        import axolotl.utils.data.shared  # noqa: F401
+        from axolotl.utils.dict import DictDefault
+    logging.disable(logging.NOTSET)
     cfg = DictDefault(resolved)
     if not cfg.sample_packing:
         raise UserError(f"{recipe}: sample_packing: this recipe does not pack, there is nothing to preview")
@@ -69,25 +71,12 @@ def preview(mix: Path, recipe: Path, resolved: dict[str, Any]) -> Packing:
         rows_left_out.append(len(lengths) - len(taken))
         tokens += int(lengths[taken].sum())
     if not (total := sum(steps_per_epoch)):
-        fewer = max((n for n in range(1, min(len(packer) + 1, gpus)) if gpus % n == 0), default=0)
-        wrong = f"its rows fill {len(packer)} x {capacity:,} tokens, a step on {gpus} GPUs takes {gpus} x as many"
-        ways = f"plan on --gpus {fewer}, and set `hardware` so to train; or " if fewer else ""
-        raise UserError(f"{mix}: {wrong}; {ways}take more rows")
+        wrong = f"its rows fill {len(packer)} x {capacity:,} tokens, a step takes {gpus} x as many, one for each GPU"
+        raise UserError(f"{mix}: {wrong}; plan on --gpus 1, and set `hardware` so to train, or take more rows")
     packs = sum(map(len, epochs[0]))
     full = float(lengths[list(flatten(flatten(epochs[0])))].sum() / (packs * capacity))
     sizes = (len(lengths), int(lengths.sum()), gpus, capacity, packs, full)
     return Packing(*sizes, steps_per_epoch, total, tokens / total, rows_left_out)
-
-
-def _import_axolotl() -> None:
-    """Import what the functions below call. What libraries warn of meanwhile is not shown; their errors are."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            import axolotl.utils.data.shared
-            import axolotl.utils.samplers  # noqa: F401
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def read_lengths(mix: Path, cfg: Any) -> np.ndarray:

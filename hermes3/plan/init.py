@@ -32,9 +32,7 @@ def init(name: str, base: str, data: Path, gpus: int, gpu: str) -> list[Path]:
     if there := [path for path in (spec, recipe) if path.exists()]:
         raise UserError(f"{there[0]} is there; give another name, or delete it")
     device, weights = gpu_of(gpu), shape_of(Path("--base"), {"base_model": base}).parameters
-    full, length = 16 * weights / gpus < 0.6 * device.memory, 1024 if device.is_cpu else 8192
-    if device.is_cpu and not full:
-        raise UserError(f"--gpu cpu: {base} has {weights:,} parameters, too many to train on CPUs; name a GPU")
+    full, length = device.is_cpu or 16 * weights / gpus < 0.6 * device.memory, 1024 if device.is_cpu else 8192
     ready = Path(base, "chat_template.jinja").is_file()
     own = Path(base) if ready else Path("outputs", name, Path(base).name)  # `plan` knows the shape by the model's name
     rows = look(data, own)
@@ -42,19 +40,16 @@ def init(name: str, base: str, data: Path, gpus: int, gpu: str) -> list[Path]:
         fill = f"the rows fill about {sequences} x {length:,} tokens, and each GPU takes {length:,} per step"
         raise UserError(f"--gpus {gpus}: {fill}; give --gpus {sequences // 8 * 8 or sequences}, or more rows")
     accumulation = max(1, min(BATCH, sequences // STEPS) // gpus)
-    batch = gpus * accumulation
-    steps = sequences // batch * EPOCHS
-    facts = rows | {"name": name, "base": base, "own": own, "data": data, "gpu": gpu, "batch": batch, "steps": steps}
-    facts |= {"nodes": ceil(gpus / 8), "gpus_per_node": min(gpus, 8), "accumulation": accumulation, "length": length}
+    steps = sequences // (gpus * accumulation) * EPOCHS
+    facts = rows | {"name": name, "base": base, "own": own, "data": data, "gpu": gpu, "steps": steps, "length": length}
+    facts |= {"nodes": ceil(gpus / 8), "gpus_per_node": min(gpus, 8), "accumulation": accumulation}
     facts["made"] = "which has the Hermes tokenizer already" if ready else f"hermes3 tokenizer build {base} {own}"
     facts |= {"warmup": min(300, steps // 20 * 2), "kind": "full fine-tuning" if full else "LoRA"}
     texts = read_yaml(Path(__file__).with_suffix(".yml"))
     shipped = "tiny_sft" if device.is_cpu else "8b_sft" if full else "8b_sft_lora_1gpu"
-    lines = read_text(Path(f"recipes/{shipped}.yml")).splitlines()
-    values = {key: value.format(**facts) for key, value in texts["recipe"].items()}
-    keys = [line.partition(": ")[0] for line in lines]
-    lines = [f"{key}: {values[key]}" if key in values else line for key, line in zip(keys, lines, strict=True)]
-    lines = [line for line in lines if not re.match("#|reproduces:", line)]
+    text = re.sub("(?m)^(#|reproduces:).*\n", "", read_text(Path(f"recipes/{shipped}.yml")))
+    own_lines = {key: f"{key}: {value.format(**facts)}" for key, value in texts["recipe"].items()}
+    lines = [own_lines.get(line.partition(": ")[0], line) for line in text.splitlines()]
     write_text(spec, texts["spec"].format(**facts).rstrip() + "\n")
     write_text(recipe, "\n".join([texts["head"].format(**facts), *lines, ""]).replace("# size: ", "# ours: "))
     return [spec, recipe, own]

@@ -100,8 +100,9 @@ def plan(
     shape, own = shape_of(path, recipe), setting_of(path, recipe)
     work, warnings = work_of(recipe)
     batch, accumulation = batches(path, recipe, n)
+    recipe |= {"hardware": {"nodes": nodes, "gpus_per_node": per_node}, "gradient_accumulation_steps": accumulation}
     work = replace(work, accumulation=accumulation)
-    planned, assumed = schedule(path, recipe, batch, n, mix, packed)
+    planned, assumed = schedule(path, recipe, batch, mix, packed)
     others = [] if device.is_cpu else [one for one in SETTINGS if one.name != own.name]
     others = [replace(one, group=per_node if one.group else 0) for one in others]
     ways = [own, *(one.gathering() if own.gathered else one for one in others)]
