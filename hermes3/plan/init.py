@@ -22,7 +22,7 @@ STEPS = 25  # per epoch at least, where the rows allow: a hundred in all, in whi
 
 
 def init(name: str, base: str, data: Path, gpus: int, gpu: str) -> list[Path]:
-    """Write NAME/NAME_mix.yml and NAME/NAME_sft.yml for one node or more; return their paths, and the base model's.
+    """Write NAME/NAME_mix.yml and NAME/NAME_sft.yml for GPUs or CPUs; return their paths, and the base model's.
     LoRA is trained where all parameters' states, 16 bytes each, would take more than six tenths of the GPUs' memory."""
     spec, recipe = Path(name, f"{name}_mix.yml"), Path(name, f"{name}_sft.yml")
     if not re.fullmatch(r"[\w.-]+", name):
