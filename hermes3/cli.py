@@ -54,7 +54,7 @@ def init(
     base: Annotated[str, typer.Option(help="Llama 3.1 base model: folder or Hub id")],
     data: Annotated[Path, typer.Option(help="file of rows: jsonl, json or parquet")],
     gpus: Annotated[int, typer.Option(min=1, help="GPUs, eight per node")] = 8,
-    gpu: Annotated[str, typer.Option(help="h100-80gb, h200, a100-80gb, ...")] = "h100-80gb",
+    gpu: Annotated[str, typer.Option(help="h100-80gb, h200, a100-80gb, ...; cpu for a small base")] = "h100-80gb",
 ) -> None:
     """Write a mix spec and a recipe for your own data. Both pass `check`; edit them as you like.
 
@@ -111,17 +111,8 @@ def card(
 for verb in (init, render, recipe_cli.check, plan_cli.plan, slurm_cli.launch):
     app.command()(verb)
 app.command("eval")(evaluate_cli.evaluate)
-for verb in (
-    evaluate_cli.mt_bench,
-    evaluate_cli.select,
-    report_cli.report,
-    report_cli.runs,
-    talk.chat,
-    card,
-    consolidate,
-    resize,
-    quantize,
-):
+results = (evaluate_cli.mt_bench, evaluate_cli.select, report_cli.report, report_cli.runs)
+for verb in (*results, talk.chat, card, consolidate, resize, quantize):
     app.command()(verb)
 
 
@@ -132,10 +123,9 @@ def main() -> None:
     except UserError as error:
         sys.exit(f"hermes3: {error}")
     except OSError as error:  # what the machine refuses: a path, a full disk, the network
-        where = f"{error.filename}: " if error.filename else ""
-        remedy = (
-            "is it a file, may you use it, has its disk room?" if where else "check the network, and your disk's room"
-        )
+        where, remedy = "", "check the network, and your disk's room"
+        if error.filename:
+            where, remedy = f"{error.filename}: ", "is it a file, may you use it, has its disk room?"
         sys.exit(f"hermes3: {where}{' '.join((error.strerror or str(error)).split())}; {remedy}")
     except Exception:
         traceback.print_exc()

@@ -1,16 +1,30 @@
 """A model's folder: from the Hub, and whole, as the names of its tensors tell without reading any weight."""
 
+import re
 from pathlib import Path
 
 from hermes3.files import UserError, read_json
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+HUB_ID = re.compile(r"(?!outputs/)\w[\w.-]*(/[\w.-]+)?")  # what begins with . / or ~, or has two slashes, is a path
+
+
+def on_hub(base: str) -> bool:
+    """Whether `base` names a model of the Hub, owner/name, and no folder: not even one that is not made yet."""
+    return "/" in base and bool(HUB_ID.fullmatch(base)) and not Path(base).parent.exists()
+
+
+def existing(folder: Path) -> Path:
+    """`folder`. `UserError` where it is missing."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; check the path (`hf download` fetches a model of the Hub)")
+    return folder
 
 
 def fetch(name: str) -> Path:
     """The folder `name`, or what the Hub has under that id. `UserError` where there is neither."""
-    if Path(name).is_dir():
-        return Path(name)
+    if Path(name).is_dir() or not HUB_ID.fullmatch(name):
+        return existing(Path(name))
     from huggingface_hub import snapshot_download
 
     try:
@@ -31,7 +45,7 @@ def check_model(folder: Path) -> None:
 def weights(folder: Path) -> dict[str, set[str]]:
     """{safetensors file: names of its tensors} of a whole model, from JSON and headers, some 100 KB per file.
     `UserError` for an adapter, alone or inside, and where a file is missing, cut off, or not what the index says."""
-    if (folder / "adapter_config.json").is_file():
+    if (existing(folder) / "adapter_config.json").is_file():
         raise UserError(f"{folder}: a LoRA adapter; run `axolotl merge-lora RECIPE` and give {folder}/merged")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json; give the folder of a whole model")

@@ -25,15 +25,17 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def rows(kind: str) -> Path:
-    Path("rows.jsonl").write_text(f"{json.dumps(CASES['rows'][kind])}\n" * 1500)
+def rows(kind: str, words: int = 1, count: int = 1500) -> Path:
+    line = json.dumps(CASES["rows"][kind]) + "\n"
+    Path("rows.jsonl").write_text(line.replace("Good day", "Good day " * words) * count)
     return Path("rows.jsonl")
 
 
 @pytest.mark.parametrize("case", CASES["written"], ids=str)
 def test_a_spec_and_a_recipe_that_check_and_report_take(case, monkeypatch):
-    kind, adapter, size, gpus, lora, batch = case.values()
-    spec, recipe, own = init("mine", f"{LLAMA}-{size}", rows(kind), gpus, "h100-80gb")
+    kind, adapter, size, gpus, lora, batch, steps = case.values()
+    monkeypatch.setattr("hermes3.plan.init.STEPS", steps)
+    spec, recipe, own = init("mine", f"{LLAMA}-{size}", rows(kind, 230), gpus, "h100-80gb")
     (_, source), loaded = next(specs.load(spec).sources()), read_yaml(recipe)
     assert (source.adapter, source.path) == (adapter, "rows.jsonl")
     assert "1,500 rows" in spec.read_text() and ("does not read: passage" in spec.read_text()) == (kind == "unread")
@@ -48,6 +50,13 @@ def test_a_spec_and_a_recipe_that_check_and_report_take(case, monkeypatch):
     assert runs.recipe_of(Path("outputs/mine/sft")) == recipe
 
 
+def test_a_small_base_trains_on_cpus(base):
+    spec, recipe, own = init("mine", str(base), rows("messages", count=100), 1, "cpu")
+    [report] = check_all([recipe], None)
+    assert report.errors == [] and own == base and "# size:" not in recipe.read_text()
+    assert read_yaml(recipe)["sequence_len"] == specs.load(spec).sequence_len == 1024
+
+
 def test_tokens_are_counted_as_they_train(base, renderer):
     call = {"type": "function", "function": {"name": "greet", "arguments": {"whom": "Ida"}}}
     tools = [{"type": "function", "function": {"name": "greet", "parameters": {"type": "object", "properties": {}}}}]
@@ -57,7 +66,7 @@ def test_tokens_are_counted_as_they_train(base, renderer):
 
 
 def test_what_it_cannot_write_is_refused():
-    init("mine", f"{LLAMA}-8B", rows("messages"), 8, "h100-80gb")
+    init("mine", f"{LLAMA}-8B", rows("messages", 230), 8, "h100-80gb")
     for case in CASES["refused"]:
         with pytest.raises(UserError, match=case["message"]):
             init(case["name"], f"{LLAMA}-8B", rows(case["rows"]), case["gpus"], "h100-80gb")

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
@@ -136,6 +137,14 @@ def test_what_cannot_be_packed_is_refused(case, tmp_path):
         write_counts(tmp_path / "mix", lengths, lengths, case.get("kind", "sft"))
     with pytest.raises(ValueError, match=case["message"]):
         pack.preview(tmp_path / "mix", Path("mine.yml"), UNPACKABLE["resolved"] | case.get("recipe", {}))
+
+
+def test_what_libraries_warn_of_while_they_are_imported_is_not_shown_but_their_errors_are(tmp_path):
+    noise = "import logging, warnings\nwarnings.warn('noise')\nlogging.warning('noise')\nlogging.error('no disk')"
+    (tmp_path / "axolotl.py").write_text(noise)
+    command = [sys.executable, "-c", "from hermes3.mix import pack; pack.preview(None, None, {})"]
+    ran = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert "no disk" in ran.stderr and "noise" not in ran.stderr
 
 
 def load(recipe: Path) -> list[int]:

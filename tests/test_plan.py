@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from small_mix import write_counts
 from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
@@ -96,6 +97,13 @@ def test_a_mix_gives_the_steps(tmp_path):
     assert (planned.schedule.steps, planned.schedule.steps_per_epoch) == (packing.steps, packing.steps_per_epoch)
     assert planned.schedule.tokens == pytest.approx(packing.tokens_per_step * packing.steps)
     assert not any("no mix" in warning for warning in planned.warnings)
+
+
+def test_a_mix_of_few_rows_on_fewer_gpus_makes_one_smaller_step(tmp_path):
+    mix = write_counts(tmp_path / "mix", [4000] * 10, [4000] * 10)  # five sequences of 8,192 tokens
+    planned = full("8b_sft_1node", gpus=4, mix=mix)
+    assert (planned.accumulation, planned.schedule.steps_per_epoch) == (12, [1] * 4)
+    assert any("an epoch fills less than a batch of 48" in note for note in planned.warnings)
 
 
 def test_pairs_of_a_mix_by_the_batch_are_dpo_s_steps(tmp_path):

@@ -73,7 +73,7 @@ def as_text(row: dict[str, Any]) -> str:
 def audit(mix: Path, n: int, data_root: Path, ask: Callable[[str, str, str, str], str]) -> list[dict[str, Any]]:
     """Ask of each sampled removal that has no mark yet; write marks and card; how many of each stage were right.
     `ask(title, why, text, other)` returns r (right to leave it out), w (wrong), s (skip) or q (quit)."""
-    marks: Marks = read_json(mix / FILE) if (mix / FILE).is_file() else {}
+    record, marks = manifest.read(mix), read_json(mix / FILE) if (mix / FILE).is_file() else {}
     new = [one for one in sample(mix, n) if "/".join(one[1]) not in marks.get(one[0]["stage"], {})]
     shown = texts(mix, {place for _, *both in new for place in both if place}, data_root)
     for number, (reject, row, repeats) in enumerate(new, 1):
@@ -86,7 +86,7 @@ def audit(mix: Path, n: int, data_root: Path, ask: Callable[[str, str, str, str]
         if answer in ("r", "w"):
             marks.setdefault(reject["stage"], {})["/".join(row)] = answer == "r"
     rewrite(mix, {FILE: json.dumps(marks, indent=1, ensure_ascii=False) + "\n"})
-    rewrite(mix, card.pages(mix, manifest.read(mix), precision(marks)))
+    rewrite(mix, card.pages(mix, record, precision(marks)))
     return precision(marks)
 
 

@@ -3,7 +3,9 @@
 The trainer shuffles and packs anew each epoch (`hermes3.train.fixes`), and ends an epoch at the number of packs that it
 drew before the first; no step takes packs beyond that, or too few for every rank."""
 
+import logging
 import math
+import warnings
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -38,8 +40,11 @@ def preview(mix: Path, recipe: Path, resolved: dict[str, Any]) -> Packing:
     """The packs and steps of training on the mix in folder `mix`; `resolved`: `recipe` as Axolotl resolves it.
 
     `UserError` for a recipe that does not pack, and for a mix that is none, holds pairs or is too long."""
-    from axolotl.utils.dict import DictDefault
-
+    logging.disable(logging.WARNING)  # what libraries warn of while they are imported is not shown; their errors are
+    with warnings.catch_warnings(action="ignore"):
+        import axolotl.utils.data.shared  # noqa: F401
+        from axolotl.utils.dict import DictDefault
+    logging.disable(logging.NOTSET)
     cfg = DictDefault(resolved)
     if not cfg.sample_packing:
         raise UserError(f"{recipe}: sample_packing: this recipe does not pack, there is nothing to preview")
@@ -51,7 +56,7 @@ def preview(mix: Path, recipe: Path, resolved: dict[str, Any]) -> Packing:
         raise UserError(f"{mix}: {wrong}; build the mix for that length")
     gpus, accumulation = cfg.hardware.nodes * cfg.hardware.gpus_per_node, cfg.gradient_accumulation_steps
     packer = trainer_packer(lengths, cfg, gpus)
-    per_rank = len(packer) // gpus
+    capacity, per_rank = packer.batch_max_len, len(packer) // gpus
     # as axolotl.utils.trainer.calculate_total_num_steps, then transformers' Trainer.set_initial_training_values. The
     # former draws packs from whatever the process is seeded with: with our plugin, the recipe's seed
     steps = cfg.max_steps or math.floor(max(1, len(packer) // (accumulation * gpus)) * cfg.num_epochs)
@@ -66,10 +71,9 @@ def preview(mix: Path, recipe: Path, resolved: dict[str, Any]) -> Packing:
         rows_left_out.append(len(lengths) - len(taken))
         tokens += int(lengths[taken].sum())
     if not (total := sum(steps_per_epoch)):
-        raise UserError(
-            f"the mix fills {len(packer)} batches, too few for a step on {gpus} GPUs; take fewer or more rows"
-        )
-    capacity, packs = packer.batch_max_len, sum(map(len, epochs[0]))
+        wrong = f"its rows fill {len(packer)} x {capacity:,} tokens, a step takes {gpus} x as many, one for each GPU"
+        raise UserError(f"{mix}: {wrong}; plan on --gpus 1, and set `hardware` so to train, or take more rows")
+    packs = sum(map(len, epochs[0]))
     full = float(lengths[list(flatten(flatten(epochs[0])))].sum() / (packs * capacity))
     sizes = (len(lengths), int(lengths.sum()), gpus, capacity, packs, full)
     return Packing(*sizes, steps_per_epoch, total, tokens / total, rows_left_out)

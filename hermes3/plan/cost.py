@@ -16,6 +16,7 @@ from hermes3.recipe.hardware import Gpu, gpu_of, hardware_of
 from hermes3.recipe.paper import ROWS
 
 RATES = SimpleNamespace(**read_yaml(Path(__file__).with_suffix(".yml")))  # stated, or assumed
+PLANNED = ("hardware", "gradient_accumulation_steps")  # `--gpus` changes these of a recipe
 # Llama 3 405B: 419 unexpected interruptions, 78 % of them of hardware, in 54 days on 16,384 H100 (The Llama 3 Herd of
 # Models, arXiv 2407.21783, section 3.3.4)
 INTERRUPTIONS_PER_GPU_HOUR = 419 / (54 * 24 * 16_384)
@@ -107,11 +108,13 @@ def schedule(path: Path, recipe: dict, batch: int, mix: Path | None, packed: boo
     elif mix and packed:
         from hermes3.mix.pack import preview  # imports Axolotl: seconds
 
-        one = preview(mix, path, validate(path))
+        one = preview(mix, path, validate(path) | {key: recipe[key] for key in PLANNED})
         steps, source = one.steps, f"{mix}, packed by Axolotl's packer"
         facts = steps, one.tokens_per_step * steps, one.tokens / one.rows, one.efficiency, source
         note = f"an epoch leaves out up to {max(one.rows_left_out):,} of {one.rows:,} rows, in packs that no step takes"
-        return Schedule("sequences", batch, epochs, one.steps_per_epoch, *facts), [note] * any(one.rows_left_out)
+        notes, small = [note] * any(one.rows_left_out), one.packs * one.capacity < batch * recipe["sequence_len"]
+        note = f"an epoch fills less than a batch of {batch}: one smaller step; lower gradient_accumulation_steps"
+        return Schedule("sequences", batch, epochs, one.steps_per_epoch, *facts), notes + [note] * small
     else:
         full, source = RATES.paper_packing, "the paper's 390 M tokens, sequences 96 % full"
         per_epoch = RATES.paper_tokens / full / recipe["sequence_len"] / batch

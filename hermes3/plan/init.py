@@ -18,10 +18,11 @@ from hermes3.recipe.hardware import gpu_of
 
 LOOKED_AT = 1000  # rows that are tried with every adapter
 BATCH, EPOCHS, FILL = 48, 4, 0.96  # the paper's: sequences per step, epochs, filled share of a packed sequence
+STEPS = 25  # per epoch at least, where the rows allow: a hundred in all, in which the learning rate rises and falls
 
 
 def init(name: str, base: str, data: Path, gpus: int, gpu: str) -> list[Path]:
-    """Write NAME/NAME_mix.yml and NAME/NAME_sft.yml for one node or more; return their paths, and the base model's.
+    """Write NAME/NAME_mix.yml and NAME/NAME_sft.yml for GPUs or CPUs; return their paths, and the base model's.
     LoRA is trained where all parameters' states, 16 bytes each, would take more than six tenths of the GPUs' memory."""
     spec, recipe = Path(name, f"{name}_mix.yml"), Path(name, f"{name}_sft.yml")
     if not re.fullmatch(r"[\w.-]+", name):
@@ -30,25 +31,27 @@ def init(name: str, base: str, data: Path, gpus: int, gpu: str) -> list[Path]:
         raise UserError(f"--gpus {gpus}: nodes have eight GPUs; give 1 to 8, or a multiple of 8")
     if there := [path for path in (spec, recipe) if path.exists()]:
         raise UserError(f"{there[0]} is there; give another name, or delete it")
-    full = 16 * shape_of(Path("--base"), {"base_model": base}).parameters / gpus < 0.6 * gpu_of(gpu).memory
+    device, weights = gpu_of(gpu), shape_of(Path("--base"), {"base_model": base}).parameters
+    full, length = device.is_cpu or 16 * weights / gpus < 0.6 * device.memory, 1024 if device.is_cpu else 8192
     ready = Path(base, "chat_template.jinja").is_file()
     own = Path(base) if ready else Path("outputs", name, Path(base).name)  # `plan` knows the shape by the model's name
     rows = look(data, own)
-    accumulation = max(1, BATCH // gpus)
-    batch = gpus * accumulation
-    steps = ceil(rows["tokens"] / (FILL * 8192 * batch)) * EPOCHS
-    facts = rows | {"name": name, "base": base, "own": own, "data": data, "gpu": gpu, "batch": batch, "steps": steps}
+    if (sequences := ceil(rows["tokens"] / (FILL * length))) < gpus:
+        fill = f"the rows fill about {sequences} x {length:,} tokens, and each GPU takes {length:,} per step"
+        raise UserError(f"--gpus {gpus}: {fill}; give --gpus {sequences // 8 * 8 or sequences}, or more rows")
+    accumulation = max(1, min(BATCH, sequences // STEPS) // gpus)
+    steps = sequences // (gpus * accumulation) * EPOCHS
+    facts = rows | {"name": name, "base": base, "own": own, "data": data, "gpu": gpu, "steps": steps, "length": length}
     facts |= {"nodes": ceil(gpus / 8), "gpus_per_node": min(gpus, 8), "accumulation": accumulation}
     facts["made"] = "which has the Hermes tokenizer already" if ready else f"hermes3 tokenizer build {base} {own}"
-    facts |= {"warmup": min(300, steps // 10), "kind": "full fine-tuning" if full else "LoRA"}
+    facts |= {"warmup": min(300, steps // 20 * 2), "kind": "full fine-tuning" if full else "LoRA"}
     texts = read_yaml(Path(__file__).with_suffix(".yml"))
-    shipped = read_text(Path("recipes/8b_sft.yml" if full else "recipes/8b_sft_lora_1gpu.yml"))
-    lines = [line for line in shipped.splitlines() if not re.match("#|reproduces:", line)]
-    for key, value in texts["recipe"].items():
-        at = next(number for number, line in enumerate(lines) if line.startswith(f"{key}: "))
-        lines[at] = f"{key}: {value.format(**facts)}"
+    shipped = "tiny_sft" if device.is_cpu else "8b_sft" if full else "8b_sft_lora_1gpu"
+    text = re.sub("(?m)^(#|reproduces:).*\n", "", read_text(Path(f"recipes/{shipped}.yml")))
+    own_lines = {key: f"{key}: {value.format(**facts)}" for key, value in texts["recipe"].items()}
+    lines = [own_lines.get(line.partition(": ")[0], line) for line in text.splitlines()]
     write_text(spec, texts["spec"].format(**facts).rstrip() + "\n")
-    write_text(recipe, "\n".join([texts["head"].format(**facts), *lines, ""]).replace("# experiment: ", "# ours: "))
+    write_text(recipe, "\n".join([texts["head"].format(**facts), *lines, ""]).replace("# size: ", "# ours: "))
     return [spec, recipe, own]
 
 

@@ -100,6 +100,7 @@ def plan(
     shape, own = shape_of(path, recipe), setting_of(path, recipe)
     work, warnings = work_of(recipe)
     batch, accumulation = batches(path, recipe, n)
+    recipe |= {"hardware": {"nodes": nodes, "gpus_per_node": per_node}, "gradient_accumulation_steps": accumulation}
     work = replace(work, accumulation=accumulation)
     planned, assumed = schedule(path, recipe, batch, mix, packed)
     others = [] if device.is_cpu else [one for one in SETTINGS if one.name != own.name]

@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -12,7 +11,6 @@ from typing import Any
 
 from hermes3.files import UserError, read_yaml
 
-HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 # Parts of a DeepSpeed file that are looked into
 ZERO = "zero_optimization"
 OBJECTS = (ZERO, "bf16", "fp16", f"{ZERO}.offload_optimizer", f"{ZERO}.offload_param")
@@ -96,11 +94,6 @@ def in_deepspeed(recipe: dict[str, Any], finding: Finding) -> Finding:
 def value_at(recipe: dict[str, Any], key: str) -> Any:
     """The value of a key such as `fsdp_config.offload_params`, None if there is none."""
     return reduce(lambda part, name: part.get(name) if isinstance(part, dict) else None, key.split("."), recipe)
-
-
-def on_hub(base: str) -> bool:
-    """Whether `base` names a model of the Hub, owner/name, and no folder: not even one that is not made yet."""
-    return bool(HUB_ID.fullmatch(base)) and not base.startswith("outputs/") and not Path(base).parent.exists()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from hermes3.files import UserError, read_json
-from hermes3.model_folder import check_model
+from hermes3.model_folder import check_model, on_hub
 from hermes3.recipe.hardware import CPU
-from hermes3.recipe.read import ERROR, NOTE, Finding, deepspeed_config, from_error, in_deepspeed, on_hub, read, value_at
+from hermes3.recipe.read import ERROR, NOTE, Finding, deepspeed_config, from_error, in_deepspeed, read, value_at
 from hermes3.recipe.reads import READS
 from hermes3.recipe.schema import PLUGIN
 

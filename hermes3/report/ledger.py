@@ -49,8 +49,7 @@ def load(folder: Path = RUNS) -> dict[str, Record]:
 def page(records: dict[str, Record]) -> str:
     """RUNS.md."""
     filters = {"known": lambda value, digits=0: "–" if value is None else f"{value:,.{digits}f}", "score": _score}
-    template = environment(TEMPLATE, filters)
-    return template.get_template(TEMPLATE.name).render(records=records)
+    return environment(TEMPLATE, filters).get_template(TEMPLATE.name).render(records=records)
 
 
 def _score(values: list[float | None]) -> str:

@@ -8,10 +8,9 @@ from typing import Any
 
 from hermes3.chat.prompts import json_system
 from hermes3.files import UserError, read_json, read_yaml, sha256, write_text
-from hermes3.model_folder import check_model
+from hermes3.model_folder import check_model, on_hub
 from hermes3.page.shell import render
 from hermes3.recipe.paper import paper_of
-from hermes3.recipe.read import on_hub
 from hermes3.report.tables import NAMES
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")

@@ -145,19 +145,19 @@ def stages(pipeline: Pipeline, folder: Path) -> list[Stage]:
 
 
 def missing(stages: list[Stage]) -> list[str]:
-    """What these stages read and no stage makes, and is not there, each with its remedy where there is one."""
+    """What these stages read and no stage makes, and is not there, each once, with its remedy where there is one."""
     lacks = []
     for one in stages:
         lacks += [f"{one.name}: {path} is not there" for path in one.reads if not path.exists()]
         if one.base and not one.base.is_dir():
             lacks.append(f"{one.name}: base_model: no {one.base}; see the comment on its line in the recipe")
         if one.spec and one.spec.exists() and not (base := specs.load(one.spec).tokenizer).is_dir():
-            lacks.append(f"{one.name}: tokenizer: no {base}; make it with `hermes3 tokenizer build BASE {base}`")
+            lacks.append(f"tokenizer: no {base}; make it with `hermes3 tokenizer build BASE {base}`")
         if "quantize" in one.arguments and not QUANTIZE.is_dir():
-            lacks.append(f"{one.name}: no {QUANTIZE}; bash launch/install.sh {QUANTIZE} requirements-quantize.txt")
+            lacks.append(f"no {QUANTIZE}; bash launch/install.sh {QUANTIZE} requirements-quantize.txt")
         if one.script == EVAL and not VLLM.is_dir() and {"vllm", "--backend=vllm"} & set(one.arguments):
-            lacks.append(f"{one.name}: {VLLM} is not there; make vLLM's environment as docs/slurm.md says")
-    return lacks
+            lacks.append(f"no {VLLM}; bash launch/install.sh {VLLM} requirements-eval.txt")
+    return list(dict.fromkeys(lacks))
 
 
 def judged(suite: str) -> list[str]:

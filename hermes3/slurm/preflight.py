@@ -11,10 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from hermes3.files import UserError, write_text
+from hermes3.model_folder import on_hub
 from hermes3.plan.cost import mix_of
 from hermes3.plan.plan import plan
 from hermes3.recipe.hardware import hardware_of
-from hermes3.recipe.read import on_hub, read
+from hermes3.recipe.read import read
 from hermes3.slurm import allreduce
 from hermes3.slurm.node_check import Expected
 from hermes3.slurm.queue import LIMIT, Srun

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import yaml
 
 from hermes3.files import UserError, write_text
+from hermes3.model_folder import on_hub
 from hermes3.plan.cost import mix_of
 from hermes3.plan.plan import Plan, plan
 from hermes3.recipe.check import check_all
 from hermes3.recipe.hardware import CPU, Hardware, hardware_of
-from hermes3.recipe.read import on_hub, read
+from hermes3.recipe.read import read
 from hermes3.slurm import queue, start
 
 TRAIN = "launch/train.sbatch"

@@ -11,7 +11,7 @@ from typing import Annotated
 from typer import Argument
 
 from hermes3.files import UserError, new_folder, read_json
-from hermes3.model_folder import INDEX, check_model
+from hermes3.model_folder import INDEX, check_model, existing
 
 # Written last: {"step": optimizer steps done, "epoch": passes over the data, "files": name -> mark_of}
 COMPLETE = "complete.json"
@@ -67,7 +67,7 @@ def broken(checkpoint: Path) -> str:
 def epochs_of(output_dir: Path) -> dict[int, Path]:
     """Epoch (1 is the first) -> its complete checkpoint; restart points are left out. `UserError` if there is none."""
     epochs = {}
-    for path in checkpoints(output_dir):
+    for path in checkpoints(existing(output_dir)):
         if (path / COMPLETE).is_file() and not (path / RESTART_POINT).exists():
             epoch = read_json(path / COMPLETE, "epoch")["epoch"]
             if round(epoch) and abs(epoch - round(epoch)) < SHORT:
@@ -99,7 +99,7 @@ def consolidate(
 
     Example: hermes3 consolidate outputs/405b/sft/checkpoint-1550 outputs/405b/sft/whole
     """
-    source = next((folder for folder in (checkpoint, checkpoint.parent) if (folder / "config.json").is_file()), None)
+    source = next((one for one in (existing(checkpoint), checkpoint.parent) if (one / "config.json").is_file()), None)
     if not source or not _in_parts(checkpoint):
         wrong = f"neither file latest (DeepSpeed) nor folder {FSDP} (FSDP), or no config.json there nor beside it"
         raise UserError(f"{checkpoint}: {wrong}; give a folder checkpoint-N of an Axolotl run")
@@ -134,7 +134,7 @@ def resize(checkpoint: Annotated[Path, Argument(help="checkpoint-N of a run unde
 
     Example: hermes3 resize outputs/405b/sft/checkpoint-310
     """
-    if wrong := broken(checkpoint):
+    if wrong := broken(existing(checkpoint)):
         raise UserError(f"{checkpoint} {wrong}; take the checkpoint before it")
     if not (first := next(checkpoint.glob("global_step*/zero_pp_rank_0_mp_rank_00_model_states.pt"), None)):
         raise UserError(f"{checkpoint}: not of ZeRO-3; of ZeRO-2 keep the ranks, of FSDP2 any number goes on")
