@@ -2,7 +2,8 @@
 
 Each arm is trained with each seed and evaluated on the suite `tiny`, two at a time. What is done is not done again.
 outputs/experiments/index.html has the answers: scores over all seeds with 95 % intervals, paired tests on the same
-questions, loss, speed and memory. `--size 8b` prints the launches that ask the same at full size, and their cost.
+questions, loss, speed and memory; outputs/experiments/runs has each arm's record for the ledger (runs/). `--size 8b`
+prints the launches that ask the same at full size, and their cost.
 """
 
 import argparse
@@ -11,13 +12,14 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import yaml
 
-from hermes3.files import ROOT, read_yaml, write_text
+from hermes3.files import ROOT, read_yaml, sha256, write_text
 
 OUT = Path("outputs/experiments")
 PLAN = read_yaml(ROOT / "bench/experiments.yml")
@@ -87,9 +89,43 @@ def answer(question: str, before: str, after: str) -> str:
         cells += [interval(pair | {"value": pair["change"]}, row["scale"]) if tested else "–"]
         cells += [f"{pair['p_holm']:.3g}" if tested else "–", pair["mark"]]
         lines.append(f"| {row['task_label']} | " + " | ".join(cells) + " |")
+    for arm in arms:
+        record(arm, report, runs[arm])
     return "\n".join(
         [*lines, "", f"Seeds {', '.join(map(str, seeds))}, pooled; each one: {before}_{after}/index.html.", ""]
     )
+
+
+def record(arm: str, report: dict[str, Any], runs: list[dict[str, Any]]) -> None:
+    """The arm's record for the ledger, over all seeds, where the code that trained is a commit's."""
+    from hermes3.report import ledger
+    from hermes3.report.runs import gpu_hours, read_log
+
+    one, made_by, path = PLAN["arms"][arm], report["repository"], OUT / "runs" / f"experiment_{arm}.yml"
+    if made_by["changed"]:
+        return print(f"no record of {arm}: files are in no commit")
+    recipe = read_yaml(Path(one["recipe"]))
+    change = ", ".join(f"{key}: {value}" for key, value in one.get("change", {}).items()) or "nothing"
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(exist_ok=True)
+    new = ledger.Record(
+        title=f"Experiment {arm}: {one['text']}",
+        date=date.today(),
+        measured_by="hermes3-recipes",
+        recipe=one["recipe"],
+        recipe_sha256=sha256(Path(one["recipe"])),
+        commit=made_by["commit"],
+        lock_sha256=made_by["lock"]["sha256"],
+        hardware="1 CPU process",
+        gpus=0,
+        mix=Path(recipe["datasets"][0]["path"]).parent.name,
+        steps=runs[0]["steps"],
+        tokens_per_second_per_gpu=round(mean(run["performance"]["tokens_per_second_per_gpu"] for run in runs), 1),
+        gpu_hours=round(sum(gpu_hours(read_log(Path(run["folder"]))[1]) or 0 for run in runs), 3),
+        scores=ledger.scores_of(report, arm),
+        notes=[f"seeds {', '.join(map(str, PLAN['seeds']))}, pooled; hours of all", f"changed: {change}"],
+    )
+    ledger.add(path.stem, new, path.parent)
 
 
 def spread(values: list[float]) -> str:

@@ -2,6 +2,7 @@
 
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import BaseModel
@@ -78,11 +79,6 @@ def record(report: Path, run: str, stage: str, measured_by: str, title: str) -> 
     hours = next(one["measured"] for one in facts["costs"] if one["run"] == run)
     speed = trained["performance"]
     mix = next((one for one in facts["mixes"] if one["kind"] == trained["kind"]), None)
-    scores = {}
-    for one in facts["scores"]["rows"]:
-        if (score := one["scores"][stage]) and not one["part"]:
-            bounds = (score[key] and round(one["scale"] * score[key], 2) for key in ("value", "low", "high"))
-            scores[one["task_label"]] = [*bounds, score.get("n")]
     return Record(
         title=title,
         date=date.today(),
@@ -100,8 +96,18 @@ def record(report: Path, run: str, stage: str, measured_by: str, title: str) -> 
         mfu_percent=round(100 * speed["mfu"], 1) if "mfu" in speed else None,
         gpu_hours=hours and round(hours, 3),
         cost_usd=round(hours * gpu.price, 2) if hours and not gpu.is_cpu else None,
-        scores=scores,
+        scores=scores_of(facts, stage),
     )
+
+
+def scores_of(report: dict[str, Any], stage: str) -> dict[str, list[float | None]]:
+    """A record's `scores`: those of a stage that are of all questions."""
+    scores = {}
+    for one in report["scores"]["rows"]:
+        if (score := one["scores"][stage]) and not one["part"]:
+            bounds = (score[key] and round(one["scale"] * score[key], 2) for key in ("value", "low", "high"))
+            scores[one["task_label"]] = [*bounds, score.get("n")]
+    return scores
 
 
 def add(name: str, new: Record, records: Path = RUNS) -> Path:
