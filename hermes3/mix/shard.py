@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from itertools import batched, pairwise
 from pathlib import Path
 from typing import Any
@@ -275,7 +276,7 @@ def write_part(out: Path, number: int, shards: list[Path], starts: np.ndarray, r
     order = np.argsort(rows, kind="stable")
     shard_of = np.searchsorted(starts, rows[order], side="right") - 1
     places = {i: rows[order][shard_of == i] - starts[i] for i in np.unique(shard_of)}
-    tables = [open_shard(shards[i]).take(pa.array(place)) for i, place in places.items()]
+    tables = [_kept_open(shards[i]).take(pa.array(place)) for i, place in places.items()]
     table = pa.concat_tables(tables).combine_chunks().take(pa.array(np.argsort(order)))
     write_parquet(_train(table), out / f"train/part-{number:05d}.parquet")
     # for people; a row that is used again has the number of its use after its id
@@ -284,6 +285,9 @@ def write_part(out: Path, number: int, shards: list[Path], starts: np.ndarray, r
     names = ["id", "source", "category", "hash", "n_tokens", "n_loss_tokens", "n_turns", "messages", "tools", *SIDES]
     columns = {name: changed.get(name, table[name]) for name in names if name in table.column_names}
     write_parquet(pa.table(columns), out / f"rows/part-{number:05d}.parquet")
+
+
+_kept_open = cache(open_shard)  # every part has rows of every shard, and to map a page takes longer than to read it
 
 
 def _train(table: pa.Table) -> pa.Table:
