@@ -108,21 +108,10 @@ def card(
     print(model / "README.md")
 
 
-for verb in (init, render, recipe_cli.check, plan_cli.plan, slurm_cli.launch):
-    app.command()(verb)
-app.command("eval")(evaluate_cli.evaluate)
-for verb in (
-    evaluate_cli.mt_bench,
-    evaluate_cli.select,
-    report_cli.report,
-    report_cli.runs,
-    talk.chat,
-    card,
-    consolidate,
-    resize,
-    quantize,
-):
-    app.command()(verb)
+VERBS = [init, render, recipe_cli.check, plan_cli.plan, slurm_cli.launch, evaluate_cli.evaluate, evaluate_cli.mt_bench]
+VERBS += [evaluate_cli.select, report_cli.report, report_cli.runs, talk.chat, card, consolidate, resize, quantize]
+for verb in VERBS:
+    app.command("eval" if verb is evaluate_cli.evaluate else None)(verb)
 
 
 def main() -> None:
@@ -132,10 +121,9 @@ def main() -> None:
     except UserError as error:
         sys.exit(f"hermes3: {error}")
     except OSError as error:  # what the machine refuses: a path, a full disk, the network
-        where = f"{error.filename}: " if error.filename else ""
-        remedy = (
-            "is it a file, may you use it, has its disk room?" if where else "check the network, and your disk's room"
-        )
+        where, remedy = "", "check the network, and your disk's room"
+        if error.filename:
+            where, remedy = f"{error.filename}: ", "is it a file, may you use it, has its disk room?"
         sys.exit(f"hermes3: {where}{' '.join((error.strerror or str(error)).split())}; {remedy}")
     except Exception:
         traceback.print_exc()

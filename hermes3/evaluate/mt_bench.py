@@ -16,10 +16,8 @@ from types import SimpleNamespace
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-import requests
+import openai
 from pydantic import BaseModel, Field
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
 
 from hermes3.evaluate.run import digest, fingerprint
 from hermes3.files import UserError, read_text, read_yaml, sha256, validated, write_text
@@ -81,32 +79,27 @@ class Endpoint:
         if not re.fullmatch(r"https?://[^/@?]+(/[^@?]*)?", url):
             host = urlsplit(url).hostname or "endpoint"
             raise UserError(f"{host}: give http://HOST:PORT/v1, with no secrets in the address; see --help for the key")
-        self.url, self.model, self.timeout, self.parallel, self.price = url.rstrip("/"), model, timeout, parallel, price
+        self.url, self.model, self.parallel, self.price = url.rstrip("/"), model, parallel, price
         self.tokens = [0, 0]  # of prompts and of replies, as the server counts them
-        self.session = requests.Session()
-        self.session.headers.update({"Authorization": f"Bearer {key}"} if key else {})
-        self.session.auth = lambda request: request  # requests would else send a key that it finds in .netrc
-        retry = Retry(**SETUP.retry, allowed_methods=None, raise_on_status=False)
-        self.session.mount(self.url, HTTPAdapter(pool_maxsize=parallel, max_retries=retry))
+        patience = {"timeout": openai.Timeout(timeout, connect=10), "max_retries": SETUP.request_tries - 1}
+        self.client = openai.OpenAI(api_key=key or "none", base_url=self.url, **patience)
 
     def chat(self, messages: list[dict[str, str]], temperature: float, max_tokens: int, seed: int) -> tuple[str, bool]:
         """The model's next message, and whether the limit of tokens cut it. `UserError` when it gives none."""
-        body: Record = {"model": self.model, "messages": messages, "temperature": temperature}
-        body |= {"max_tokens": max_tokens, "seed": seed}
+        settings, reply = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}, "no JSON"
         try:
-            answer = self.session.post(f"{self.url}/chat/completions", json=body, timeout=(10, self.timeout))
-            answer.raise_for_status()
-            reply = answer.json()
-            choice, usage = reply["choices"][0], reply.get("usage") or {}
-            self.tokens[0] += usage.get("prompt_tokens") or 0
-            self.tokens[1] += usage.get("completion_tokens") or 0
-            return choice["message"]["content"] or "", choice.get("finish_reason") == "length"
-        except requests.HTTPError:
-            reason = f"{answer.status_code} {answer.reason}: {answer.text[:300]}"
-        except (requests.JSONDecodeError, KeyError, IndexError, TypeError):
-            reason = f"not the form of a chat completion: {answer.text[:300]}"
-        except requests.RequestException as error:
-            reason = f"no answer in {SETUP.retry['total'] + 1} tries: {error}"
+            reply = self.client.chat.completions.create(model=self.model, messages=messages, **settings)
+            choice = reply.choices[0]
+            if reply.usage:
+                self.tokens[0] += reply.usage.prompt_tokens
+                self.tokens[1] += reply.usage.completion_tokens
+            return choice.message.content or "", choice.finish_reason == "length"
+        except openai.APIStatusError as error:
+            reason = f"{error.status_code} {error.response.reason_phrase}: {error.response.text[:300]}"
+        except openai.APIConnectionError as error:
+            reason = f"no answer in {SETUP.request_tries} tries: {error.__cause__ or error}"
+        except (AttributeError, IndexError, TypeError, ValueError):
+            reason = f"not the form of a chat completion: {str(reply)[:300]}"
         raise UserError(f"{self.url}: {reason}")
 
 

@@ -57,6 +57,15 @@ class Hardware(BaseModel, extra="forbid"):
         return self.nodes * self.gpus_per_node
 
 
+class HermesArgs(BaseModel):
+    """The keys that our plugin adds to a recipe. Axolotl merges them into its own schema."""
+
+    hardware: Hardware | None = None  # what the recipe is written for; another number of processes is refused
+    reproduces: str | None = None  # the paper's size and phase that `hermes3 check` compares with, e.g. 8b_sft
+    restart_steps: PositiveInt | None = None  # save a checkpoint to restart from every so many steps; keep the newest
+    token_weighted_loss: bool | None = None  # mean over the trained tokens of all ranks, not over the ranks' means
+
+
 def hardware_of(path: Path, recipe: dict[str, Any]) -> Hardware:
     """The hardware that the recipe at `path` declares. `UserError` names the file, the key and the remedy."""
     if recipe.get("hardware") is None:

@@ -28,7 +28,7 @@ from hermes3.recipe.reads import READS
 PLUGIN = "hermes3.train.plugin.HermesPlugin"
 # In place of our plugin, whose modules import torch: the keys that it adds
 PLUGIN_STAND_IN = SimpleNamespace(register=lambda cfg: None, get_adapter_capabilities=list)
-PLUGIN_STAND_IN.get_input_args = lambda: "hermes3.train.args.HermesArgs"
+PLUGIN_STAND_IN.get_input_args = lambda: "hermes3.recipe.hardware.HermesArgs"
 PREFERENCE_ENTRIES = {"dpo": "DPODataset", "ipo": "DPODataset", "simpo": "DPODataset", "kto": "KTODataset"}
 # What Axolotl says of a key that it takes and that does nothing, or soon will not
 INEFFECTIVE = re.compile(r"deprecated|ignored|no effect")
