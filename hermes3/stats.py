@@ -91,11 +91,6 @@ def estimate(
     return Estimate(value, sqrt(variance), freedom, 1 / sum(mass * mass for mass in masses.values()))
 
 
-def mean_of(values: Sequence[float]) -> tuple[float, float]:
-    """Student's t interval of a mean of scores that are not 0 or 1 (Biometrika 6, 1908): (low, high)."""
-    return estimate([values], [range(len(values))], [1], True).interval()
-
-
 def ratio_of(parts: Sequence[Sequence[float]]) -> list[float]:
     """Outcomes, one a sample, whose mean is the share of all parts that are right: IFEval counts instructions, and
     those of a prompt fall together. r + (right - r x parts) / mean parts is the linearised ratio estimator (Cochran,

@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field
 from hermes3.evaluate.run import digest, fingerprint
 from hermes3.files import UserError, read_text, read_yaml, sha256, validated, write_text
 from hermes3.results.lm_eval import MT_BENCH as TASK
-from hermes3.stats import mean_of
+from hermes3.stats import estimate
 
 METRICS = ("score", "turn_1", "turn_2")
 SETUP = SimpleNamespace(**read_yaml(Path(__file__).with_suffix(".yml")))
@@ -231,7 +231,7 @@ def _write(out: Path, model: str, judged: Record, samples: list[Record], of_file
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
     write_text(path.with_name(f"samples_{TASK}_{date}.jsonl"), "".join(lines))
     write_text(path, json.dumps(results, ensure_ascii=False, indent=2) + "\n")
-    low, high = mean_of([sample["score"] for sample in samples])
+    low, high = estimate([[sample["score"] for sample in samples]], [range(len(samples))], [1], True).interval()
     print(f"MT-Bench {scores['score']:.2f} ({low:.2f} to {high:.2f}), {len(samples)} questions, judge {judge}")
     print(*(f"{name} {value:.2f}" for name, value in (scores | means).items() if name != "score"), sep=", ")
     for what in ("tokens", "dollars", "unrated", "without_reference", "cut_answers"):
