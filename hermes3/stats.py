@@ -68,10 +68,12 @@ def share_worth(value: float, stderr: float) -> float | None:
 def estimate(
     values: Sequence[Floats], clusters: Sequence[Sequence[Hashable]], weights: Floats, pooled: bool, more: Sequence = ()
 ) -> Estimate:
-    """The mean over tasks of `values`, an outcome per question, whose `clusters` say which stand or fall together: the
-    residuals of a cluster are summed before they are squared (Liang and Zeger, Biometrika 73, 1986). They are taken
+    """The mean over tasks of `values`, an outcome per question, whose `clusters` say which stand or fall together.
+
+    The residuals of a cluster are summed before they are squared (Liang and Zeger, Biometrika 73, 1986). They are taken
     from the mean of all where questions are `pooled`, else from each task's own. `more`: (variance, degrees of freedom)
-    of other sources, as of seeds; Satterthwaite's formula joins them."""
+    of other sources, as of seeds; Satterthwaite's formula joins them.
+    """
     shares = [weight / sum(weights) for weight in weights]
     means = [sum(of_task) / len(of_task) for of_task in values]
     value = sum(share * mean for share, mean in zip(shares, means, strict=True))

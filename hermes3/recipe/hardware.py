@@ -43,13 +43,12 @@ def gpu_of(name: str) -> Gpu:
 
 
 class Hardware(BaseModel, extra="forbid"):
-    """`hardware: {gpu: h100-80gb, nodes: 6, gpus_per_node: 8}`. `gpu`: a name of `gpus.yml`, or cpu, of which processes
-    are counted. `network`: Gb/s per node, of all its adapters, if not that of `gpus.yml`."""
+    """`hardware: {gpu: h100-80gb, nodes: 6, gpus_per_node: 8}`, as a recipe declares it."""
 
-    gpu: str
+    gpu: str  # a name of `gpus.yml`, or cpu, of which processes are counted
     nodes: PositiveInt
     gpus_per_node: PositiveInt
-    network: PositiveFloat | None = None
+    network: PositiveFloat | None = None  # Gb/s per node, of all its adapters, if not that of `gpus.yml`
 
     @property
     def gpus(self) -> int:

@@ -1,6 +1,8 @@
-"""What Axolotl and DeepSpeed themselves say of recipes, and the names that they let pass or only warn of. It runs as a
-process of its own, because Axolotl patches, registers and prints, and is imported without torch there (`light.py`). A
-recipe that needs more, as for somebody else's plugin, is looked at again with everything: 15 s."""
+"""What Axolotl and DeepSpeed themselves say of recipes, and the names that they let pass or only warn of.
+
+It runs as a process of its own, because Axolotl patches, registers and prints, and is imported without torch there
+(`light.py`). A recipe that needs more, as for somebody else's plugin, is looked at again with everything: 15 s.
+"""
 
 import copy
 import json

@@ -16,26 +16,25 @@ TEMPLATE = Path(__file__).with_name("runs.md.jinja")
 
 
 class Record(BaseModel, extra="forbid", strict=True):
-    """A training. None is not recorded. Scores in percent or points: value, low, high (95 %) and number of questions.
-    `recipe_sha256` and `lock_sha256` are of the files at `commit`; `mix_sha256` is the manifest's of the mix's rows."""
+    """A training. None is not recorded."""
 
     title: str
     date: date
     measured_by: str
     recipe: str
-    recipe_sha256: str | None = None
+    recipe_sha256: str | None = None  # of the file at `commit`, as that of the lock
     commit: str | None = None
     lock_sha256: str | None = None
     hardware: str
     gpus: int  # 0 on CPUs
     mix: str | None = None
-    mix_sha256: str | None = None
+    mix_sha256: str | None = None  # of its rows, as in the manifest
     steps: int | None = None
     tokens_per_second_per_gpu: float | None = None
     mfu_percent: float | None = None
     gpu_hours: float | None = None
     cost_usd: float | None = None
-    scores: dict[str, list[float | None]] = {}
+    scores: dict[str, list[float | None]] = {}  # percent or points: value, low, high (95 %), number of questions
     links: dict[str, str] = {}
     notes: list[str] = []
 

@@ -1,5 +1,5 @@
-"""A pipeline's stages in the queue: which are complete, which wait or run, and submitting those that must run. Under
-logs/pipeline/NAME/ lie submit.sh, `commands/` and each stage's record and stamp (`hermes3.slurm.record`)."""
+"""A pipeline's stages in the queue: which are complete, which wait or run, and submitting those that must run.
+Under logs/pipeline/NAME/ lie submit.sh, `commands/` and each stage's record and stamp (`hermes3.slurm.record`)."""
 
 import json
 import re
@@ -56,8 +56,8 @@ def unfinished(one: Stage, last: record.Record | None) -> str:
 
 @dataclass
 class Submission:
-    """What is to be submitted of a pipeline. `UserError` where a stage must run again and cannot: what follows it runs
-    already, or checkpoints are in its way."""
+    """What is to be submitted of a pipeline.
+    `UserError` where a stage must run again and cannot: what follows it runs, or checkpoints are in its way."""
 
     again: str  # the user's command
     folder: Path  # of what is written

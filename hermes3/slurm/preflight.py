@@ -1,6 +1,12 @@
-"""`python -m hermes3.slurm.preflight RECIPE LOGS [SRUN OPTIONS]`: may the nodes of this job train? LOGS is the folder
-of this attempt. Exit code 0: train. 1: every node has the fault. 3: the nodes in LOGS/../bad_nodes are bad. 4: somebody
-ends the job or queues it again, so a node without an answer is not to blame. Without a job this machine is checked."""
+"""`python -m hermes3.slurm.preflight RECIPE LOGS [SRUN OPTIONS]`: may the nodes of this job train?
+
+Every node answers for itself (`node_check`), then all reduce together (`allreduce`). LOGS is the folder of this
+attempt. Without a job this machine is checked. Exit codes:
+- 0: train
+- 1: every node has the fault
+- 3: the nodes in LOGS/../bad_nodes are bad
+- 4: somebody ends the job or queues it again, so a node that did not answer is not to blame
+"""
 
 import json
 import os
@@ -47,8 +53,8 @@ def expected(path: Path, out: Path) -> tuple[Expected, list[str]]:
 
 
 def ask(srun: Srun, nodes: list[str], needs: Expected, out: Path) -> Answers:
-    """node -> its answer, kept as NODE.json too. A node that gives none has one check, `answer`, that is bad. One step
-    per node, so that one which cannot start, or hangs, keeps no other from answering."""
+    """node -> its answer, kept as NODE.json too. A node that gives none has one check, `answer`, that is bad.
+    One step per node, so that one which cannot start, or hangs, keeps no other from answering."""
     offsets = {}
 
     def of_one(i: int) -> dict:

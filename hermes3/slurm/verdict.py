@@ -1,8 +1,13 @@
 """Whose fault is it? Of a run that crashed, by its logs; of nodes that must not train, by what all of them answer.
-`python -m hermes3.slurm.verdict LOGS/attempt_N`: try again (exit code 0) or stop (1), and why; the error itself comes
-last. Stop: a user's error; a crash that was there before (`crash.json`), with the same message at the same place of the
-run; more than `MAX_CRASHES`. A node whose ranks alone meet what a machine can cause is left out next. Words:
-words.yml."""
+
+`python -m hermes3.slurm.verdict LOGS/attempt_N`: try a run that crashed again (exit code 0), or stop (1), and why; the
+error itself comes last. What stops it:
+- a user's error, which the next attempt would meet too
+- a crash that was there before (`crash.json`), with the same message at the same place of the run
+- more crashes than `MAX_CRASHES`
+A node whose ranks alone meet what a machine can cause is left out of the next attempt. The words that tell faults apart
+are in words.yml.
+"""
 
 import json
 import math
@@ -77,8 +82,10 @@ def last_words(text: str) -> tuple[str, str] | None:
 
 def crash(attempt: Path) -> dict[str, Any]:
     """What ended the attempt: `log`, `node`, `kind` (class of the error), `message`, `epoch` (the last that is logged).
+
     The cause goes before what it makes others say, and the first in time before later ones; of errors at once a user's
-    goes first. `of_user`: another attempt would meet it. `alone`: the one of several nodes that has met it."""
+    goes first. `of_user`: another attempt would meet it. `alone`: the one of several nodes that has met it.
+    """
     ranks = sorted(attempt.glob("rank_*.log"))
     logs = ranks or sorted(attempt.glob("*.log"))  # preparation has ended well where ranks have begun
     texts = {log: tail(log) for log in logs}
@@ -175,8 +182,8 @@ def clocks(offsets: dict[str, float]) -> dict[str, dict[str, Any]]:
 
 
 def blame(answers: Answers) -> tuple[dict[str, list[str]], list[str]]:
-    """(bad, shared): faults by node, and the faults that all nodes have which looked, so not the nodes' own. Marked as
-    bad: what must be the same on all nodes and is not what most have; the first node has the casting vote."""
+    """(bad, shared): faults by node, and the faults that all nodes have which looked, so not the nodes' own.
+    Bad is also what must be the same everywhere and is not what most have; the first node has the casting vote."""
     bad: dict[str, list[str]] = {}
     shared: list[str] = []
     for name in dict.fromkeys(name for answer in answers.values() for name in answer["checks"]):
