@@ -129,8 +129,8 @@ def _contents(folder: Path) -> dict[str, int]:
 
 @contextmanager
 def new_folder(out: Path, command: str) -> Iterator[Path]:
-    """A folder to write into that becomes `out` when the block ends well; a former `out` is there until then. Then what
-    killed runs left beside `out` is removed: hidden folders, known by a marker and the lock that nobody holds."""
+    """A folder to write into that becomes `out` when the block ends well; a former `out` is there until then.
+    Then what killed runs left beside it is removed: hidden folders, known by a marker and a lock that nobody holds."""
     check_out(out, command)
     out = out.resolve()
     make_folder(out.parent)

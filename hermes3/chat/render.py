@@ -1,6 +1,9 @@
-"""From conversations to token ids and loss labels. Special tokens separate the turns, so the ids of a conversation are
-those of its turns, and many turns go through the tokenizer in one batch. Loss is borne by what the assistant says, its
-tool calls and the closing `<|im_end|>`, of which the paper says nothing: without it a model never stops."""
+"""From conversations to token ids and loss labels.
+
+Special tokens separate the turns, so the ids of a conversation are those of its turns, and many turns go through the
+tokenizer in one batch. Loss is borne by what the assistant says, its tool calls and the closing `<|im_end|>`, of which
+the paper says nothing: without it a model never stops.
+"""
 
 from collections import namedtuple
 from collections.abc import Iterator

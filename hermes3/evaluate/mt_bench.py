@@ -1,6 +1,8 @@
-"""MT-Bench (Zheng et al. 2023, arXiv 2306.05685): answers in two turns, each rated from 1 to 10 by a judge model. No
-harness in the lock does it: lm-eval makes its requests before any answer is known, lighteval names one judge in its
-code, and FastChat, the original, brings a serving stack of its own."""
+"""MT-Bench (Zheng et al. 2023, arXiv 2306.05685): answers in two turns, each rated from 1 to 10 by a judge model.
+
+No harness in the lock does it: lm-eval makes its requests before any answer is known, lighteval names one judge in its
+code, and FastChat, the original, brings a serving stack of its own.
+"""
 
 import importlib.metadata
 import json
@@ -71,9 +73,8 @@ def _read_lines(path: Path, model: type[BaseModel]) -> dict[int, Any]:
 
 
 class Endpoint:
-    """A chat model behind an OpenAI-compatible endpoint. `url`: what ends in /v1. `key` is sent, and stored nowhere.
-    `timeout`: seconds for a reply. `parallel`: requests at once. `price`: dollars per million tokens of prompts, of
-    replies."""
+    """A chat model behind an OpenAI-compatible endpoint, whose `url` ends in /v1. `key` is sent, and stored nowhere.
+    `timeout`: seconds. `parallel`: requests at once. `price`: dollars per million tokens of prompts, and of replies."""
 
     def __init__(self, url: str, model: str, key: str | None, timeout: float, parallel: int = 8, price=(0.0, 0.0)):
         if not re.fullmatch(r"https?://[^/@?]+(/[^@?]*)?", url):
@@ -106,8 +107,8 @@ class Endpoint:
 def run(
     questions: list[Question], model: Endpoint, judge: Endpoint, out: Path, limit: int | None, max_unrated: int
 ) -> None:
-    """Answer and rate the first `limit` questions; write the results and print them. `UserError` for an endpoint that
-    does not answer, and for more than `max_unrated` questions without a rating. Run again, it asks for the rest."""
+    """Answer and rate the first `limit` questions; write the results and print them. Run again, it asks for the rest.
+    `UserError` if an endpoint does not answer, or more than `max_unrated` questions are left without a rating."""
     # a folder's files tell the model, wherever it is served; any other is told by its name alone
     folder, setting = Path(model.model), {"model": model.model}
     if (folder / "config.json").is_file():

@@ -16,7 +16,7 @@ def report(
     mix: Annotated[list[Path], typer.Option(help="mix folder")] = [],
     run: Annotated[list[str], typer.Option(help="NAME=FOLDER of a training run")] = [],
     scores: Annotated[list[str], typer.Option(help="STAGE=FOLDER of lm-eval results, in order; again: a seed")] = [],
-    commands: Annotated[Path | None, typer.Option(exists=True, help="folder of stages' stamps: commands")] = None,
+    commands: Annotated[Path | None, typer.Option(exists=True, help="folder of the stages' commands")] = None,
     size: Annotated[Literal["8b", "70b", "405b"] | None, typer.Option(help="the paper's, if no recipe says it")] = None,
 ) -> None:
     """Write one page that says whether it reproduced. Scores with intervals, against the paper and stage by stage.
