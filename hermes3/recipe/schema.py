@@ -62,7 +62,7 @@ def main(how: str, *paths: str) -> None:
 
     is_light, answers = how == "light", {}
     if is_light:
-        light.install()
+        sys.meta_path.insert(0, light.Finder())
         from axolotl.integrations import base
 
         load = base.load_plugin

@@ -47,15 +47,8 @@ def load(folder: Path = RUNS) -> dict[str, Record]:
 
 def page(records: dict[str, Record]) -> str:
     """RUNS.md."""
-    filters = {"known": lambda value, digits=0: "–" if value is None else f"{value:,.{digits}f}", "score": _score}
-    template = environment(TEMPLATE, filters)
-    return template.get_template(TEMPLATE.name).render(records=records)
-
-
-def _score(values: list[float | None]) -> str:
-    value, low, high, questions = [*values, None, None, None][:4]
-    text = f"{value:.1f}" + (f" ({low:.1f} to {high:.1f})" if low is not None else "")
-    return text + (f", {questions:,.0f} questions" if questions else "")
+    filters = {"known": lambda value, digits=0: "–" if value is None else f"{value:,.{digits}f}"}
+    return environment(TEMPLATE, filters).get_template(TEMPLATE.name).render(records=records)
 
 
 def record(report: Path, run: str, stage: str, measured_by: str, title: str) -> Record:
