@@ -38,8 +38,6 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Cost:
-    """A run's time and money."""
-
     flops_per_token: float
     mfu: float
     mfu_source: str

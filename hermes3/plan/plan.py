@@ -19,8 +19,6 @@ TIGHT = 0.05  # headroom below which fragments alone may end a run
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is planned of a recipe."""
-
     recipe: str
     shape: Shape
     gpu: Gpu
