@@ -55,7 +55,8 @@ def select(run: Path, suite_name: str | None, results: dict[int, Path], without:
     first = next(iter(results))
     for epoch, setting in settings.items():
         for key in settings[first].keys() - {"model", "weights"}:
-            if (ours := settings[first][key]) != (theirs := setting.get(key)):
+            ours, theirs = settings[first][key], setting.get(key)
+            if ours != theirs:
                 wrong = f"{key} is {theirs}, in {results[first]} it is {ours}"
                 raise UserError(f"{results[epoch]}: {wrong}; evaluate all epochs alike")
     evaluations = {epoch: read_evaluation(f"epoch {epoch}", folder) for epoch, folder in results.items()}

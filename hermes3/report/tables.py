@@ -135,7 +135,8 @@ def compare_with_paper(
     if not columns:
         return {"reason": "no run follows a recipe of the paper (give --size 8b, 70b or 405b)"}
     (size,) = sizes
-    stage = [*(one for one in stages if size != "8b" and one.name.lower() == "sft"), stages[-1]][0]
+    sft = [one for one in stages if one.name.lower() == "sft"]
+    stage = sft[0] if sft and size != "8b" else stages[-1]
     first, by_name, rows = next(iter(columns)), {group.name: group for group in groups}, []
     doubts = {one.row: f"{one.printed:.2f} is printed: {one.why}" for one in table.misprints if one.column == first}
     for name, row in table.rows.items():

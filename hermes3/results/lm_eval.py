@@ -186,9 +186,10 @@ def read_evaluation(name: str, folder: Path) -> Evaluation:
         older = []
         for task in file.tasks:
             facts, key = file.facts(task), task
-            if task in one.tasks and (first := one.protocol(task)) != (protocol := protocol_of(facts)):
-                alike = first[1:] == protocol[1:]
-                key = f"{task} ({protocol.shots}-shot)" if alike else f"{task} ({protocol})"
+            protocol = protocol_of(facts)
+            if task in one.tasks and one.protocol(task) != protocol:
+                by_shots = one.protocol(task)[1:] == protocol[1:]  # else in another form
+                key = f"{task} ({protocol.shots}-shot)" if by_shots else f"{task} ({protocol})"
             if key in one.tasks:
                 older.append(key)
                 continue

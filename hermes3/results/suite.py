@@ -20,8 +20,8 @@ class Protocol(NamedTuple):
     def __str__(self) -> str:
         if not self.chat_template:
             return f"{self.shots}-shot, without the chat template"
-        turns = "" if not self.shots else ", examples as turns" if self.fewshot_as_turns else ", examples in one turn"
-        return f"{self.shots}-shot, with the chat template{turns}"
+        turns = ", examples as turns" if self.fewshot_as_turns else ", examples in one turn"
+        return f"{self.shots}-shot, with the chat template{turns if self.shots else ''}"
 
     @classmethod
     def of(cls, shots: int, chat_template: bool, fewshot_as_turns: bool) -> "Protocol":

@@ -159,7 +159,7 @@ def verdict(attempt: Path, notified: bool = False) -> tuple[bool, str]:
                 why += f"; {node} alone has met it, and is left out"
             except UserError as error:
                 again, why = False, f"{error}"
-    where = f"{now['log'] or 'all ranks'}{' on ' + now['node'] if now['node'] else ''}"
+    where = (now["log"] or "all ranks") + (f" on {now['node']}" if now["node"] else "")
     return again, f"{attempt.name}, {where}, {place}: {why}\n{now['message']}"
 
 
