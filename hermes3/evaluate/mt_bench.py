@@ -87,13 +87,14 @@ class Endpoint:
 
     def chat(self, messages: list[dict[str, str]], temperature: float, max_tokens: int, seed: int) -> tuple[str, bool]:
         """The model's next message, and whether the limit of tokens cut it. `UserError` when it gives none."""
-        settings, reply = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}, "no JSON"
+        settings = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+        reply: Any = "no JSON"
         try:
             reply = self.client.chat.completions.create(model=self.model, messages=messages, **settings)
             choice = reply.choices[0]
             if reply.usage:
-                self.tokens[0] += reply.usage.prompt_tokens
-                self.tokens[1] += reply.usage.completion_tokens
+                self.tokens[0] += reply.usage.prompt_tokens or 0
+                self.tokens[1] += reply.usage.completion_tokens or 0
             return choice.message.content or "", choice.finish_reason == "length"
         except openai.APIStatusError as error:
             reason = f"{error.status_code} {error.response.reason_phrase}: {error.response.text[:300]}"
