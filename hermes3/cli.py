@@ -108,12 +108,10 @@ def card(
     print(model / "README.md")
 
 
-for verb in (init, render, recipe_cli.check, plan_cli.plan, slurm_cli.launch):
-    app.command()(verb)
-app.command("eval")(evaluate_cli.evaluate)
-results = (evaluate_cli.mt_bench, evaluate_cli.select, report_cli.report, report_cli.runs)
-for verb in (*results, talk.chat, card, consolidate, resize, quantize):
-    app.command()(verb)
+VERBS = [init, render, recipe_cli.check, plan_cli.plan, slurm_cli.launch, evaluate_cli.evaluate, evaluate_cli.mt_bench]
+VERBS += [evaluate_cli.select, report_cli.report, report_cli.runs, talk.chat, card, consolidate, resize, quantize]
+for verb in VERBS:
+    app.command("eval" if verb is evaluate_cli.evaluate else None)(verb)
 
 
 def main() -> None:

@@ -129,8 +129,8 @@ def _contents(folder: Path) -> dict[str, int]:
 
 @contextmanager
 def new_folder(out: Path, command: str) -> Iterator[Path]:
-    """A folder to write into that becomes `out` when the block ends well; a former `out` is there until then. Then what
-    killed runs left beside `out` is removed: hidden folders, known by a marker and the lock that nobody holds."""
+    """A folder to write into that becomes `out` when the block ends well; a former `out` is there until then.
+    Then what killed runs left beside it is removed: hidden folders, known by a marker and a lock that nobody holds."""
     check_out(out, command)
     out = out.resolve()
     make_folder(out.parent)
@@ -165,13 +165,14 @@ def rewrite(out: Path, texts: dict[str, str]) -> None:
     write_text(out / MARKER, json.dumps(record, ensure_ascii=False, indent=1))
 
 
-def lock(file: IO[Any], shared: bool = False) -> bool:
+def lock(file: IO[Any], shared: bool = False) -> bool | None:
     """Lock `file` until it is closed; a shared lock waits, an exclusive one does not.
-    False where another process has it, and on a file system without locks."""
-    with suppress(OSError):
+    False where another process has it, None on a file system without locks."""
+    try:
         fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
-    return False
+    except OSError as error:  # Lustre without -o flock, NFS without lockd
+        return False if isinstance(error, BlockingIOError) else None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,6 +1,8 @@
-"""The one message form, as Transformers' chat templates take it: {"messages": [...], "tools": [...]}; an optional
-system message, then user, assistant and tool messages. An assistant message may carry `tool_calls`
-(`{"type": "function", "function": {"name": str, "arguments": {...}}}`), a tool message carries `name`."""
+"""The one message form, as Transformers' chat templates take it: {"messages": [...], "tools": [...]}.
+
+An optional system message comes first, then user, assistant and tool messages. An assistant message may carry
+`tool_calls` (`{"type": "function", "function": {"name": str, "arguments": {...}}}`), a tool message carries `name`.
+"""
 
 import json
 import re
@@ -50,8 +52,8 @@ def tool_call(name: Any, arguments: Any) -> Message:
 
 
 def clean(message: Message) -> Message:
-    """`message` with known keys alone, its content text. The assistant's is stripped: a model must not learn to begin
-    with a blank line, and header and first trained token stay two tokens."""
+    """`message` with known keys alone, its content text.
+    The assistant's is stripped: no model must learn to begin with a blank line; header and text stay two tokens."""
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         shown = repr(role)[:40] if isinstance(role, str) else type(role).__name__

@@ -68,10 +68,12 @@ def share_worth(value: float, stderr: float) -> float | None:
 def estimate(
     values: Sequence[Floats], clusters: Sequence[Sequence[Hashable]], weights: Floats, pooled: bool, more: Sequence = ()
 ) -> Estimate:
-    """The mean over tasks of `values`, an outcome per question, whose `clusters` say which stand or fall together: the
-    residuals of a cluster are summed before they are squared (Liang and Zeger, Biometrika 73, 1986). They are taken
+    """The mean over tasks of `values`, an outcome per question, whose `clusters` say which stand or fall together.
+
+    The residuals of a cluster are summed before they are squared (Liang and Zeger, Biometrika 73, 1986). They are taken
     from the mean of all where questions are `pooled`, else from each task's own. `more`: (variance, degrees of freedom)
-    of other sources, as of seeds; Satterthwaite's formula joins them."""
+    of other sources, as of seeds; Satterthwaite's formula joins them.
+    """
     shares = [weight / sum(weights) for weight in weights]
     means = [sum(of_task) / len(of_task) for of_task in values]
     value = sum(share * mean for share, mean in zip(shares, means, strict=True))
@@ -89,11 +91,6 @@ def estimate(
     variance = sum(part for part, _ in sources)
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in sources) if sources else n - 1.0
     return Estimate(value, sqrt(variance), freedom, 1 / sum(mass * mass for mass in masses.values()))
-
-
-def mean_of(values: Sequence[float]) -> tuple[float, float]:
-    """Student's t interval of a mean of scores that are not 0 or 1 (Biometrika 6, 1908): (low, high)."""
-    return estimate([values], [range(len(values))], [1], True).interval()
 
 
 def ratio_of(parts: Sequence[Sequence[float]]) -> list[float]:

@@ -52,13 +52,14 @@ class Handler(BaseHTTPRequestHandler):
         payload = json.dumps(wrong or answer | {"usage": {"prompt_tokens": 10, "completion_tokens": 3}}).encode()
         self.send_response(wrong["status"] if wrong else 200)
         self.send_header("Content-Length", str(len(payload)))
+        self.send_header("Content-Type", "application/json")
         self.end_headers()
         self.wfile.write(payload)
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setitem(SETUP.retry, "backoff_factor", 0.01)
+    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.01)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from hermes3.report.tables import score_table
 from hermes3.results.groups import Group, compare, score_of
 from hermes3.results.lm_eval import read_evaluation
 from hermes3.results.suite import Suite, load
-from hermes3.stats import mean_of, wilson
+from hermes3.stats import estimate, wilson
 
 PAGES = ["answers.html", "index.html", "report.json", "summary.txt"]
 PERF = {"perf/tokens_per_second_per_gpu": 500.0, "perf/mfu": 0.4, "perf/memory_gb": 60.0}
@@ -190,7 +190,8 @@ def test_two_metrics_of_a_task_are_one_score(right):
     score = score_of(stage, Group("IFEval", (("ifeval", "acc", "none"), ("ifeval", "inst", "none")), by_question=False))
     both = [sum(pair) / 2 for pair in zip(right, instructions, strict=True)]
     assert (score.value, score.n) == (pytest.approx(sum(both) / 100), 100)
-    assert (score.low, score.high) == pytest.approx(mean_of(both) if {*both} - {0, 1} else wilson(sum(both), 100))
+    student = estimate([both], [range(100)], [1], True).interval()
+    assert (score.low, score.high) == pytest.approx(student if {*both} - {0, 1} else wilson(sum(both), 100))
 
 
 def test_alignment_has_a_section_of_its_own(tmp_path):

@@ -54,8 +54,8 @@ def rag_user(question: str, documents: list[tuple[str, str]]) -> str:
 
 
 def parse_tool_calls(text: str) -> list[dict[str, Any]] | None:
-    """`[{"name", "arguments"}]` of every call in `text`, in order, by the grammar of vLLM's `hermes` parser; None if
-    one of them is not such an object."""
+    """`[{"name", "arguments"}]` of every call in `text`, in order; None if one of them is no such object.
+    The grammar is that of vLLM's `hermes` parser."""
     try:
         loaded = [json.loads(match[1] or match[2]) for match in CALL.finditer(text)]
         calls = [{"name": call["name"], "arguments": call["arguments"]} for call in loaded]

@@ -1,6 +1,9 @@
-"""From conversations to token ids and loss labels. Special tokens separate the turns, so the ids of a conversation are
-those of its turns, and many turns go through the tokenizer in one batch. Loss is borne by what the assistant says, its
-tool calls and the closing `<|im_end|>`, of which the paper says nothing: without it a model never stops."""
+"""From conversations to token ids and loss labels.
+
+Special tokens separate the turns, so the ids of a conversation are those of its turns, and many turns go through the
+tokenizer in one batch. Loss is borne by what the assistant says, its tool calls and the closing `<|im_end|>`, of which
+the paper says nothing: without it a model never stops.
+"""
 
 from collections import namedtuple
 from collections.abc import Iterator
@@ -54,7 +57,8 @@ def _block(tag: str, name: str, key: str, value: str) -> str:
 def turns(messages: list[Message], tools: list[Message] | None = None) -> Iterator[Turn]:
     """The turns that the template writes: the system message first, tool messages in a row joined into one turn."""
     own = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
-    yield Turn("system", tools_system(tools, own) if tools else (DEFAULT_SYSTEM if own is None else own), False)
+    plain = DEFAULT_SYSTEM if own is None else own
+    yield Turn("system", tools_system(tools, own) if tools else plain, False)
     for role, group in groupby(messages if own is None else messages[1:], key=itemgetter("role")):
         if role == "tool":
             yield Turn("tool", "\n".join(map(_response_text, group)), False)

@@ -66,26 +66,23 @@ def select(
     elif run is None or not results:
         raise UserError("give RUN and EPOCH=FOLDER for every epoch, or --published table2")
     else:
-        chosen = rule.select(run, suite, by_epoch(results), without)
+        folders = folders_by_name(results, "EPOCH")
+        if wrong := [epoch for epoch, of in folders.items() if not epoch.isdigit() or epoch[0] == "0" or len(of) > 1]:
+            raise UserError(f"epoch {wrong[0]} is given twice or is no number; give each once, as EPOCH=FOLDER")
+        by_epoch = {int(epoch): of[0] for epoch, of in folders.items()}
+        chosen = rule.select(run, suite, dict(sorted(by_epoch.items())), without)
     print(json.dumps(chosen) if as_json else rule.table(chosen))
 
 
-def by_epoch(pairs: list[str]) -> dict[int, Path]:
-    """{epoch: folder} of arguments given as EPOCH=FOLDER, in the order of the epochs."""
-    folders: dict[int, Path] = {}
-    for epoch, folder in (name_and_folder(pair, "EPOCH") for pair in pairs):
-        if not epoch.isdigit() or int(epoch) in folders:
-            raise UserError(f"epoch {epoch} is given twice or is no number; give each once, as EPOCH=FOLDER")
-        folders[int(epoch)] = folder
-    return dict(sorted(folders.items()))
-
-
-def name_and_folder(pair: str, name_of: str = "NAME", option: str = "") -> tuple[str, Path]:
-    """The parts of an argument given as NAME=FOLDER; the error calls the name `name_of`."""
-    name, _, folder = pair.partition("=")
-    if not (name and folder):
-        raise UserError(f"{option} {pair}: give it as {name_of}=FOLDER".lstrip())
-    return name, Path(folder)
+def folders_by_name(pairs: list[str], name_of: str = "NAME", option: str = "") -> dict[str, list[Path]]:
+    """{name: folders} of arguments given as NAME=FOLDER, in their order; the error calls the name `name_of`."""
+    folders: dict[str, list[Path]] = {}
+    for pair in pairs:
+        name, _, folder = pair.partition("=")
+        if not (name and folder):
+            raise UserError(f"{option} {pair}: give it as {name_of}=FOLDER".lstrip())
+        folders.setdefault(name, []).append(Path(folder))
+    return folders
 
 
 def mt_bench(

@@ -1,6 +1,8 @@
-"""MT-Bench (Zheng et al. 2023, arXiv 2306.05685): answers in two turns, each rated from 1 to 10 by a judge model. No
-harness in the lock does it: lm-eval makes its requests before any answer is known, lighteval names one judge in its
-code, and FastChat, the original, brings a serving stack of its own."""
+"""MT-Bench (Zheng et al. 2023, arXiv 2306.05685): answers in two turns, each rated from 1 to 10 by a judge model.
+
+No harness in the lock does it: lm-eval makes its requests before any answer is known, lighteval names one judge in its
+code, and FastChat, the original, brings a serving stack of its own.
+"""
 
 import importlib.metadata
 import json
@@ -16,15 +18,13 @@ from types import SimpleNamespace
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-import requests
+import openai
 from pydantic import BaseModel, Field
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
 
 from hermes3.evaluate.run import digest, fingerprint
 from hermes3.files import UserError, read_text, read_yaml, sha256, validated, write_text
 from hermes3.results.lm_eval import MT_BENCH as TASK
-from hermes3.stats import mean_of
+from hermes3.stats import estimate
 
 METRICS = ("score", "turn_1", "turn_2")
 SETUP = SimpleNamespace(**read_yaml(Path(__file__).with_suffix(".yml")))
@@ -73,48 +73,43 @@ def _read_lines(path: Path, model: type[BaseModel]) -> dict[int, Any]:
 
 
 class Endpoint:
-    """A chat model behind an OpenAI-compatible endpoint. `url`: what ends in /v1. `key` is sent, and stored nowhere.
-    `timeout`: seconds for a reply. `parallel`: requests at once. `price`: dollars per million tokens of prompts, of
-    replies."""
+    """A chat model behind an OpenAI-compatible endpoint, whose `url` ends in /v1. `key` is sent, and stored nowhere.
+    `timeout`: seconds. `parallel`: requests at once. `price`: dollars per million tokens of prompts, and of replies."""
 
     def __init__(self, url: str, model: str, key: str | None, timeout: float, parallel: int = 8, price=(0.0, 0.0)):
         if not re.fullmatch(r"https?://[^/@?]+(/[^@?]*)?", url):
             host = urlsplit(url).hostname or "endpoint"
             raise UserError(f"{host}: give http://HOST:PORT/v1, with no secrets in the address; see --help for the key")
-        self.url, self.model, self.timeout, self.parallel, self.price = url.rstrip("/"), model, timeout, parallel, price
+        self.url, self.model, self.parallel, self.price = url.rstrip("/"), model, parallel, price
         self.tokens = [0, 0]  # of prompts and of replies, as the server counts them
-        self.session = requests.Session()
-        self.session.headers.update({"Authorization": f"Bearer {key}"} if key else {})
-        self.session.auth = lambda request: request  # requests would else send a key that it finds in .netrc
-        retry = Retry(**SETUP.retry, allowed_methods=None, raise_on_status=False)
-        self.session.mount(self.url, HTTPAdapter(pool_maxsize=parallel, max_retries=retry))
+        patience = {"timeout": openai.Timeout(timeout, connect=10), "max_retries": SETUP.request_tries - 1}
+        self.client = openai.OpenAI(api_key=key or "none", base_url=self.url, **patience)
 
     def chat(self, messages: list[dict[str, str]], temperature: float, max_tokens: int, seed: int) -> tuple[str, bool]:
         """The model's next message, and whether the limit of tokens cut it. `UserError` when it gives none."""
-        body: Record = {"model": self.model, "messages": messages, "temperature": temperature}
-        body |= {"max_tokens": max_tokens, "seed": seed}
+        settings = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+        reply: Any = "no JSON"
         try:
-            answer = self.session.post(f"{self.url}/chat/completions", json=body, timeout=(10, self.timeout))
-            answer.raise_for_status()
-            reply = answer.json()
-            choice, usage = reply["choices"][0], reply.get("usage") or {}
-            self.tokens[0] += usage.get("prompt_tokens") or 0
-            self.tokens[1] += usage.get("completion_tokens") or 0
-            return choice["message"]["content"] or "", choice.get("finish_reason") == "length"
-        except requests.HTTPError:
-            reason = f"{answer.status_code} {answer.reason}: {answer.text[:300]}"
-        except (requests.JSONDecodeError, KeyError, IndexError, TypeError):
-            reason = f"not the form of a chat completion: {answer.text[:300]}"
-        except requests.RequestException as error:
-            reason = f"no answer in {SETUP.retry['total'] + 1} tries: {error}"
+            reply = self.client.chat.completions.create(model=self.model, messages=messages, **settings)
+            choice = reply.choices[0]
+            if reply.usage:
+                self.tokens[0] += reply.usage.prompt_tokens or 0
+                self.tokens[1] += reply.usage.completion_tokens or 0
+            return choice.message.content or "", choice.finish_reason == "length"
+        except openai.APIStatusError as error:
+            reason = f"{error.status_code} {error.response.reason_phrase}: {error.response.text[:300]}"
+        except openai.APIConnectionError as error:
+            reason = f"no answer in {SETUP.request_tries} tries: {error.__cause__ or error}"
+        except (AttributeError, IndexError, TypeError, ValueError):
+            reason = f"not the form of a chat completion: {str(reply)[:300]}"
         raise UserError(f"{self.url}: {reason}")
 
 
 def run(
     questions: list[Question], model: Endpoint, judge: Endpoint, out: Path, limit: int | None, max_unrated: int
 ) -> None:
-    """Answer and rate the first `limit` questions; write the results and print them. `UserError` for an endpoint that
-    does not answer, and for more than `max_unrated` questions without a rating. Run again, it asks for the rest."""
+    """Answer and rate the first `limit` questions; write the results and print them. Run again, it asks for the rest.
+    `UserError` if an endpoint does not answer, or more than `max_unrated` questions are left without a rating."""
     # a folder's files tell the model, wherever it is served; any other is told by its name alone
     folder, setting = Path(model.model), {"model": model.model}
     if (folder / "config.json").is_file():
@@ -238,7 +233,7 @@ def _write(out: Path, model: str, judged: Record, samples: list[Record], of_file
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
     write_text(path.with_name(f"samples_{TASK}_{date}.jsonl"), "".join(lines))
     write_text(path, json.dumps(results, ensure_ascii=False, indent=2) + "\n")
-    low, high = mean_of([sample["score"] for sample in samples])
+    low, high = estimate([[sample["score"] for sample in samples]], [range(len(samples))], [1], True).interval()
     print(f"MT-Bench {scores['score']:.2f} ({low:.2f} to {high:.2f}), {len(samples)} questions, judge {judge}")
     print(*(f"{name} {value:.2f}" for name, value in (scores | means).items() if name != "score"), sep=", ")
     for what in ("tokens", "dollars", "unrated", "without_reference", "cut_answers"):

@@ -1,5 +1,5 @@
-"""Running a suite: plain `lm_eval` commands, which a user may copy, one process per protocol. Tasks whose results are
-whole, under an equal setting, are not run again, and what a killed process had answered is in lm-eval's own cache."""
+"""Running a suite: plain `lm_eval` commands, which a user may copy, one process per protocol.
+Tasks with whole results of an equal setting are not run again; what a killed process answered is in lm-eval's cache."""
 
 import hashlib
 import importlib.metadata
@@ -37,8 +37,8 @@ SMALL = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_c
 def run(
     model: Path, out: Path, suite: Suite, backend: str = "hf", more: str = "", dry_run: bool = False, part: str = ""
 ) -> None:
-    """Print the commands and run those whose results are not there; `OUT/run.json` holds the setting. `part`: "i/N", a
-    share of the tasks. `UserError` for a model that is not fit to evaluate, and for a run that failed."""
+    """Print the commands and run those whose results are not there; `OUT/run.json` holds the setting.
+    `part`: "i/N", a share of the tasks. `UserError` for a model that is not fit to evaluate, or a run that failed."""
     number, count = part_of(part, out)
     calls = suite.by_protocol(number, count)
     # parts run at once: each has folders of its own, for its results and for its answers
@@ -147,14 +147,14 @@ def fingerprint(model: Path) -> str:
 
 
 def prompt_start(model: Path) -> dict[str, Any]:
-    """{"token": BOS or None, "count": how often a chat prompt begins with it}; `UserError` where that is twice. lm-eval
-    0.4.11 lets the tokenizer add its special tokens unless the text begins with what `bos_token` (or else `eos_token`)
-    names: a BOS that the configuration does not name comes twice, and a template may write two."""
+    """{"token": BOS or None, "count": how often a chat prompt begins with it}; `UserError` where that is twice."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     chat, bos = [{"role": "user", "content": "x"}], tokenizer.bos_token
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    # lm-eval 0.4.11 lets the tokenizer add its special tokens unless the text begins with what `bos_token` (or else
+    # `eos_token`) names: a BOS that the configuration does not name comes twice, and a template may write two
     prefix = bos or tokenizer.eos_token
     ids = tokenizer.encode(text, add_special_tokens=not (prefix and text.startswith(prefix)))[:2]
     first, *second = tokenizer.convert_ids_to_tokens(ids)
@@ -202,8 +202,8 @@ def answers(cache: Path) -> int:
 
 
 def whole_tasks(out: Path, calls: dict[Protocol, list[str]], part: str = "") -> list[tuple[Protocol, str]]:
-    """The tasks of `calls` whose results and samples under `out` are whole. A file that is cut short is set aside; by a
-    part only if it is its own, as another part may be writing it."""
+    """The tasks of `calls` whose results and samples under `out` are whole.
+    A file that is cut short is set aside; by a part only if it is its own, as another part may be writing it."""
     done: dict[tuple[Protocol, str], None] = {}
     for path in results_files(out):
         try:
@@ -251,8 +251,8 @@ def _set_aside_other_settings(out: Path, suite: str, setting: dict[str, Any]) ->
 
 
 def fetch(suite: Suite) -> None:
-    """Load each task as lm-eval will, so that its questions are in the cache: many nodes have no network. `UserError`
-    names the tasks that failed, and the remedy."""
+    """Load each task as lm-eval will, so that its questions are in the cache: many nodes have no network.
+    `UserError` names the tasks that failed, and the remedy."""
     _require(suite)
     import datasets
     from lm_eval.tasks import TaskManager, get_task_dict

@@ -20,8 +20,8 @@ from hermes3.train.checkpoints import epochs_of, whole_model
 
 
 def choose(scores: dict[str, dict[int, float]]) -> dict[str, Any]:
-    """The rule. `scores`: group -> epoch -> score, higher is better. Returns `epoch`, `totals` (epoch -> 0 to 100, None
-    for a single epoch) and `notes` in words. `UserError` where an epoch lacks a score."""
+    """The rule. `scores`: group -> epoch -> score, higher is better. `UserError` where an epoch lacks a score.
+    Returns `epoch`, `totals` (epoch -> 0 to 100, None for a single epoch) and `notes` in words."""
     if not scores:
         raise UserError("no group is left to choose by; leave fewer out")
     epochs = sorted({epoch for of_group in scores.values() for epoch in of_group})
@@ -45,9 +45,8 @@ def choose(scores: dict[str, dict[int, float]]) -> dict[str, Any]:
 
 
 def select(run: Path, suite_name: str | None, results: dict[int, Path], without: Iterable[str] = ()) -> dict[str, Any]:
-    """Choose among the epochs of `run`; `results`: epoch -> folder of `hermes3 eval`. Writes `run`/select.json, and
-    links `run`/best to the model and `run`/best_results to its results. `UserError` where the epochs were not evaluated
-    alike."""
+    """Choose among the epochs of `run`, which were evaluated alike; `results`: epoch -> folder of `hermes3 eval`.
+    Writes `run`/select.json, and links `run`/best to the model and `run`/best_results to its results."""
     suite, left_out = load(suite_name), set(without)
     if unknown := sorted(left_out - suite.groups.keys()):
         raise UserError(f"--without {unknown[0]}: no group of {suite.name}; there are {', '.join(suite.groups)}")
@@ -56,7 +55,8 @@ def select(run: Path, suite_name: str | None, results: dict[int, Path], without:
     first = next(iter(results))
     for epoch, setting in settings.items():
         for key in settings[first].keys() - {"model", "weights"}:
-            if (ours := settings[first][key]) != (theirs := setting.get(key)):
+            ours, theirs = settings[first][key], setting.get(key)
+            if ours != theirs:
                 wrong = f"{key} is {theirs}, in {results[first]} it is {ours}"
                 raise UserError(f"{results[epoch]}: {wrong}; evaluate all epochs alike")
     evaluations = {epoch: read_evaluation(f"epoch {epoch}", folder) for epoch, folder in results.items()}
@@ -112,8 +112,8 @@ def table(chosen: dict[str, Any]) -> str:
 
 
 def epoch_model(run: Path, epoch: int, make: bool = True) -> Path:
-    """The epoch's checkpoint if it is a whole model, else RUN/epochs/N, joined from its parts if `make`. Without
-    `make`, as in a dry run, the epoch need not be trained yet; stderr says so."""
+    """The epoch's checkpoint if it is a whole model, else RUN/epochs/N, joined from its parts if `make`.
+    Without `make`, as in a dry run, the epoch need not be trained yet; stderr says so."""
     joined = run / "epochs" / str(epoch)
     try:
         epochs = epochs_of(run)

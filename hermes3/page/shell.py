@@ -32,8 +32,8 @@ def render(template: Path, facts: dict[str, Any], charts: dict[str, str], filter
 
 
 def as_page(markdown: str, title: str, charts: dict[str, str]) -> str:
-    """One HTML file of `markdown`, whose own markup is shown, not obeyed. A paragraph `figure:NAME`, line break,
-    caption becomes the chart NAME of `charts` (SVG text)."""
+    """One HTML file of `markdown`, whose own markup is shown, not obeyed.
+    A paragraph `figure:NAME`, line break, caption becomes the chart NAME of `charts` (SVG text)."""
     from markdown_it import MarkdownIt
     from markupsafe import Markup
 

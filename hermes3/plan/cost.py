@@ -39,8 +39,6 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Cost:
-    """A run's time and money."""
-
     flops_per_token: float
     mfu: float
     mfu_source: str
@@ -126,10 +124,12 @@ def schedule(path: Path, recipe: dict, batch: int, mix: Path | None, packed: boo
 
 
 def flops_per_token(shape: Shape, work: Work, row_tokens: float) -> float:
-    """Model FLOPs that training takes per token; what checkpointing repeats counts once. Matrices: 2 per parameter
-    forward, 4 backward (Kaplan et al. 2020, arXiv 2001.08361, section 2.1), 2 where frozen. Attention: 12 x layers x
-    width x keys (Chowdhery et al. 2022, PaLM, arXiv 2204.02311, appendix B), half of it in a causal row. DPO: a
-    reference forward."""
+    """Model FLOPs that training takes per token; what checkpointing computes twice counts once.
+
+    Matrices: 2 per parameter forward, 4 backward (Kaplan et al. 2020, arXiv 2001.08361, section 2.1), 2 where frozen.
+    Attention: 12 x layers x width x keys (Chowdhery et al. 2022, PaLM, arXiv 2204.02311, appendix B), of which a token
+    of a causal row sees half. DPO's reference is one more forward pass.
+    """
     matrices, attention = shape.multiplied, 12 * shape.layers * shape.heads * shape.head_dim * row_tokens / 2
     reference = 2 * matrices + attention / 3 if work.preference else 0
     adapter = 6 * work.trained(shape) if work.rank else 0
@@ -213,9 +213,11 @@ def cost(
 def checkpoints(
     recipe: dict[str, Any], planned: Schedule, shape: Shape, work: Work, own: Memory, run: Cost, gpus: int, rate: float
 ) -> Checkpoints:
-    """Sizes, save times at `rate` bytes/s per writing node, how many are there when the last is written, how often. The
-    interval is sqrt(2 x time of a save x mean time between interruptions): Young 1974, A first order approximation to
-    the optimum checkpoint interval, CACM 17(9); what Daly 2006 adds matters only where saves are as long as it."""
+    """Sizes, save times at `rate` bytes/s per writing node, how many are there when the last is written, how often.
+
+    The interval is sqrt(2 x time of a save x mean time between interruptions): Young 1974, A first order approximation
+    to the optimum checkpoint interval, CACM 17(9); what Daly 2006 adds matters only where saves are as long as it.
+    """
     setting, trained = own.setting, work.trained(shape)
     fp32 = setting.engine == ZERO3 or setting.fp32 or work.width == 4 or work.rank  # what is trained
     state = (4 if fp32 else 2) * (1 + work.moments) * trained

@@ -1,7 +1,9 @@
-"""Memory of one GPU and of one node by part, at each way of sharding: bytes at the peak of a training step. Model
-states: Rajbhandari et al. 2020, ZeRO, arXiv 1910.02054, section 3 (2 + 2 + 12 bytes per parameter with Adam in mixed
-precision). Buffers: DeepSpeed 0.18's stage3.py and partitioned_param_coordinator.py; FSDP2's as its tracker sees. A
-step has three moments that can be its peak: the loss, a layer's backward pass, the optimizer's step."""
+"""Memory of one GPU and of one node by part, at each way of sharding: bytes at the peak of a training step.
+
+Model states: Rajbhandari et al. 2020, ZeRO, arXiv 1910.02054, section 3 (2 + 2 + 12 bytes per parameter with Adam in
+mixed precision). Buffers: DeepSpeed 0.18's stage3.py and partitioned_param_coordinator.py; FSDP2's as its tracker sees.
+A step has three moments that can be its peak: the loss, a layer's backward pass, the optimizer's step.
+"""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -165,8 +167,8 @@ def _states(shape: Shape, work: Work, setting: Setting, nodes: int, per_node: in
 
 
 def _hosts(shape: Shape, work: Work, setting: Setting, nodes: int, states: dict[str, int]) -> dict[str, dict[str, int]]:
-    """Parts of the fullest host's memory while the model is read, trained and saved. FSDP: local rank 0 of each node
-    reads it whole and uncast (`cpu_ram_efficient_loading`). ZeRO-3 maps files, a parameter at a time."""
+    """Parts of the fullest host's memory while the model is read, trained and saved.
+    FSDP: local rank 0 of a node reads it whole, uncast (`cpu_ram_efficient_loading`). ZeRO-3 maps its files."""
     moments, whole = {"training": states}, shape.parameters * work.width
     if all(states.values()) and setting.gathered:
         saved = setting.gathered * (work.trained(shape) if work.rank else shape.parameters)

@@ -1,8 +1,11 @@
 """What a step moves over the network at each way of sharding, and how much of that time arithmetic does not hide.
-Modelled, not measured. Volumes: ZeRO, arXiv 1910.02054, section 7.2 (the weights twice, the gradients once); hpZ:
-ZeRO++, arXiv 2306.10209; copies per node: PyTorch FSDP, arXiv 2304.11277. Time: NCCL's rings, bytes x (ranks - 1) /
-ranks / bus bandwidth (nccl-tests, doc/PERFORMANCE.md): of all adapters of a node, inside it NVLink's in one
-direction."""
+
+Modelled, not measured.
+- Volumes: ZeRO, arXiv 1910.02054, section 7.2 (ZeRO-3 moves the weights twice and the gradients once); hpZ: ZeRO++,
+  arXiv 2306.10209; copies per node: PyTorch FSDP, arXiv 2304.11277, hybrid sharding.
+- Time: NCCL's rings, bytes x (ranks - 1) / ranks / bus bandwidth (nccl-tests, doc/PERFORMANCE.md). Between nodes that
+  bandwidth is the rate of all adapters of one node, inside a node NVLink's in one direction.
+"""
 
 from dataclasses import dataclass
 

@@ -19,10 +19,6 @@ TIGHT = 0.05  # headroom below which fragments alone may end a run
 
 @dataclass(frozen=True)
 class Plan:
-    """`settings`: memory at each way of sharding, the recipe's own first, saves in one piece or in parts as its own. By
-    setting: `network`, what a step sends at the recipe's MFU, and `nodes_to_run`, the fewest that hold a step and make
-    the batch, None for none. `choices`: hours and GPU-hours by number of nodes that do, the recipe's own way."""
-
     recipe: str
     shape: Shape
     gpu: Gpu
@@ -31,10 +27,12 @@ class Plan:
     accumulation: int
     trained: int  # parameters
     schedule: Schedule
-    settings: list[Memory]
-    network: dict[str, Traffic]
-    choices: dict[int, tuple[float, float]]
-    nodes_to_run: dict[str, int | None]
+    settings: list[
+        Memory
+    ]  # at each way of sharding, the recipe's own first; all save in one piece, or none, as it does
+    network: dict[str, Traffic]  # by setting: what a step sends at the recipe's MFU
+    choices: dict[int, tuple[float, float]]  # hours and GPU-hours by number of nodes, the recipe's own way
+    nodes_to_run: dict[str, int | None]  # by setting: the fewest that hold a step and make the batch, None for none
     cost: Cost
     checkpoints: Checkpoints
     warnings: list[str]
@@ -86,7 +84,7 @@ def plan(
     network: float | None = None,
 ) -> Plan:
     """Plan the recipe at `path`, on its own hardware unless `gpus` or `gpu` say other. `UserError` if it cannot.
-    Bytes/s, bytes, and Gb/s per node. Not `packed`: SFT's steps by the paper."""
+    `bandwidth`: bytes/s; `host_memory`: bytes; `network`: Gb/s per node. Not `packed`: SFT's steps by the paper."""
     recipe = plannable(path)
     hardware = hardware_of(path, recipe)
     device = gpu_of(gpu or hardware.gpu)

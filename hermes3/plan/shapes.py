@@ -152,12 +152,13 @@ class Work:
         return flowing + (0 if self.rank else shape.largest_linear * w)  # one matrix' gradient
 
     def loss(self, shape: Shape) -> int:
-        """Bytes at the loss' peak, with the last hidden states and their gradient. Liger's chunks hold the output
-        matrix' gradient, a chunk's share of it, and that in fp32 (liger_kernel/ops/fused_linear_cross_entropy.py)."""
+        """Bytes at the loss' peak, with the last hidden states and their gradient."""
         hidden, v, w = 3 * self.layer_input(shape), shape.vocab, self.width
         if self.preference or not self.fused_loss:
             # TRL: logits, their log-softmax of one row, gradients of both; SFT: three fp32 copies of the logits
             return hidden + (4 * w if self.preference else 12) * self.tokens * v
+        # Liger goes through the tokens in chunks, but holds the output matrix' gradient, a chunk's share of it, and
+        # that in fp32 (liger_kernel/ops/fused_linear_cross_entropy.py)
         chunks = -(-v // shape.hidden)
         chunk = 1 << (-(-self.tokens // chunks) - 1).bit_length()  # the next power of two
         matrix = 0 if self.rank else (2 * w + 4) * shape.embedding

@@ -1,5 +1,5 @@
-"""Everything that can be known of a recipe on a laptop: its lines and files (`rules.py`), Axolotl's and DeepSpeed's
-schemas (`schema.py`), the paper (`paper.py`), and keys that nothing reads (`reads.py`)."""
+"""Everything that can be known of a recipe on a laptop: its lines and files (`rules.py`), Axolotl's and
+DeepSpeed's schemas (`schema.py`), the paper (`paper.py`), and keys that nothing reads (`reads.py`)."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -71,8 +71,8 @@ def check_all(paths: list[Path], against: str | None = None) -> list[Report]:
 
 
 def validate(path: Path) -> dict[str, Any]:
-    """The recipe as Axolotl resolves it, defaults filled in, on the hardware that it declares. `UserError` for what is
-    missing, what `schema` finds, and stale prepared data; all else is `hermes3 check`'s alone."""
+    """The recipe as Axolotl resolves it, defaults filled in, on the hardware that it declares.
+    `UserError` for what is missing, what `schema` finds, and stale prepared data; all else is `hermes3 check`'s."""
     recipe = read(path)
     hardware_of(path, recipe)
     wrong, resolved = schema.examine([path])[path]

@@ -43,18 +43,26 @@ def gpu_of(name: str) -> Gpu:
 
 
 class Hardware(BaseModel, extra="forbid"):
-    """`hardware: {gpu: h100-80gb, nodes: 6, gpus_per_node: 8}`. `gpu`: a name of `gpus.yml`, or cpu, of which processes
-    are counted. `network`: Gb/s per node, of all its adapters, if not that of `gpus.yml`."""
+    """`hardware: {gpu: h100-80gb, nodes: 6, gpus_per_node: 8}`, as a recipe declares it."""
 
-    gpu: str
+    gpu: str  # a name of `gpus.yml`, or cpu, of which processes are counted
     nodes: PositiveInt
     gpus_per_node: PositiveInt
-    network: PositiveFloat | None = None
+    network: PositiveFloat | None = None  # Gb/s per node, of all its adapters, if not that of `gpus.yml`
 
     @property
     def gpus(self) -> int:
         """Ranks of the job: Axolotl trains with one process per GPU."""
         return self.nodes * self.gpus_per_node
+
+
+class HermesArgs(BaseModel):
+    """The keys that our plugin adds to a recipe. Axolotl merges them into its own schema."""
+
+    hardware: Hardware | None = None  # what the recipe is written for; another number of processes is refused
+    reproduces: str | None = None  # the paper's size and phase that `hermes3 check` compares with, e.g. 8b_sft
+    restart_steps: PositiveInt | None = None  # save a checkpoint to restart from every so many steps; keep the newest
+    token_weighted_loss: bool | None = None  # mean over the trained tokens of all ranks, not over the ranks' means
 
 
 def hardware_of(path: Path, recipe: dict[str, Any]) -> Hardware:

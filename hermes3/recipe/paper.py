@@ -16,13 +16,12 @@ SIZE = re.compile(r"(?<![\w.])\d+b(?![a-z0-9])")  # 8b of outputs/8b/base and of
 
 @dataclass(frozen=True)
 class Paper:
-    """One row of `paper.yml`; None: the paper does not say. `global_batch`: packed sequences per step. `values`: recipe
-    keys as a recipe must spell them; null: must be absent."""
+    """One row of `paper.yml`; None: the paper does not say."""
 
     base: str
-    values: dict[str, Any]
+    values: dict[str, Any]  # recipe keys as a recipe must spell them; null: must be absent
     gpus: int | None = None
-    global_batch: int | None = None
+    global_batch: int | None = None  # packed sequences per step
     gpu_hours: int | None = None
 
 

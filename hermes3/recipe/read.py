@@ -33,8 +33,8 @@ class Finding:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The recipe as written. `UserError` when it is no YAML mapping, or a key is given twice or has a wrong form. Keys
-    of `fsdp_config` lose the prefix `fsdp_`, as in Axolotl."""
+    """The recipe as written; keys of `fsdp_config` lose the prefix `fsdp_`, as in Axolotl.
+    `UserError` when it is no YAML mapping, or a key is given twice or has a wrong form."""
     recipe = read_yaml(path)
     for key, kind in LISTS.items():
         value = recipe.get(key)
@@ -51,8 +51,8 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def deepspeed_config(path: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
-    """What the recipe's `deepspeed` names or holds, None if it has none. `UserError` names the JSON file. A part that
-    is null counts as absent, as in DeepSpeed."""
+    """What the recipe's `deepspeed` names or holds, None if it has none.
+    A part that is null counts as absent, as in DeepSpeed. `UserError` names the JSON file."""
     config = recipe.get("deepspeed")
     if not config:
         return None

@@ -20,9 +20,10 @@ PAIR_TYPES = {"passthrough": "text pairs", "chat_template": "chat pairs"}
 TRIED_TYPES = ("tokens", "chat_template", "completion", *PAIR_TYPES.values())
 
 
-# `keys`: key -> way -> the first line that reads it, {} for none; `known`: names that the schema lets pass;
-# `deepspeed`: keys at the top of a DeepSpeed file; `deepspeed_auto`: those whose "auto" transformers fills. A way:
-# "SFT", "DPO, adapter", for keys of `datasets` the type of the entry; "all" of these; a plugin's package; "elsewhere"
+# - `keys`: key -> way -> the first line that reads it, {} for none. A way is "SFT" or "DPO, adapter"; for keys of
+#   `datasets` the type of the entry; "all" of these; a plugin's package; or "elsewhere", where neither SFT nor DPO goes
+# - `known`: names that the schema lets pass
+# - `deepspeed`: keys at the top of a DeepSpeed file; `deepspeed_auto`: those whose "auto" transformers fills
 READS = SimpleNamespace(**read_json(Path(__file__).with_name("reads.json")))
 
 

@@ -1,5 +1,5 @@
-"""What Axolotl accepts and this project refuses: what trains wrongly, loses checkpoints or cannot be repeated. Rules
-about single values are rows of `rules.yml`; those here compare numbers, or look at files."""
+"""What Axolotl accepts and this project refuses: what trains wrongly, loses checkpoints or cannot be repeated.
+Rules about single values are rows of `rules.yml`; those here compare numbers, or look at files."""
 
 import re
 from collections.abc import Iterator
@@ -196,9 +196,11 @@ def _base_model(recipe: dict[str, Any], base: str, beside: dict[Path, dict[str, 
 
 
 def check_prepared(path: Path, recipe: dict[str, Any]) -> None:
-    """`UserError` unless the prepared data of the recipe at `path` can be those of its mix, and of no other. Axolotl
-    names prepared data by keys and paths: after a mix has changed it goes on training on the old one without a word. So
-    a mix holds `prepared-HASH`, of its manifest's `output.sha256`, and a link `prepared` to it."""
+    """`UserError` unless the prepared data of the recipe at `path` can be those of its mix, and of no other.
+
+    Axolotl names prepared data by keys and paths: after a mix has changed it goes on training on the old one without a
+    word. So a mix holds `prepared-HASH`, of its manifest's `output.sha256`, and a link `prepared` to it.
+    """
     entries = [*(recipe.get("datasets") or []), *(recipe.get("test_datasets") or [])]
     folders = sorted({str(Path(str(entry.get("path")))) for entry in entries})
     mix = Path(folders[0]).parent if folders else Path()

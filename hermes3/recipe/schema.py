@@ -1,6 +1,8 @@
-"""What Axolotl and DeepSpeed themselves say of recipes, and the names that they let pass or only warn of. It runs as a
-process of its own, because Axolotl patches, registers and prints, and is imported without torch there (`light.py`). A
-recipe that needs more, as for somebody else's plugin, is looked at again with everything: 15 s."""
+"""What Axolotl and DeepSpeed themselves say of recipes, and the names that they let pass or only warn of.
+
+It runs as a process of its own, because Axolotl patches, registers and prints, and is imported without torch there
+(`light.py`). A recipe that needs more, as for somebody else's plugin, is looked at again with everything: 15 s.
+"""
 
 import copy
 import json
@@ -28,7 +30,7 @@ from hermes3.recipe.reads import READS
 PLUGIN = "hermes3.train.plugin.HermesPlugin"
 # In place of our plugin, whose modules import torch: the keys that it adds
 PLUGIN_STAND_IN = SimpleNamespace(register=lambda cfg: None, get_adapter_capabilities=list)
-PLUGIN_STAND_IN.get_input_args = lambda: "hermes3.train.args.HermesArgs"
+PLUGIN_STAND_IN.get_input_args = lambda: "hermes3.recipe.hardware.HermesArgs"
 PREFERENCE_ENTRIES = {"dpo": "DPODataset", "ipo": "DPODataset", "simpo": "DPODataset", "kto": "KTODataset"}
 # What Axolotl says of a key that it takes and that does nothing, or soon will not
 INEFFECTIVE = re.compile(r"deprecated|ignored|no effect")
@@ -60,7 +62,7 @@ def main(how: str, *paths: str) -> None:
 
     is_light, answers = how == "light", {}
     if is_light:
-        light.install()
+        sys.meta_path.insert(0, light.Finder())
         from axolotl.integrations import base
 
         load = base.load_plugin

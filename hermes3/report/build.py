@@ -25,14 +25,13 @@ MIX_KEYS = ("name", "kind", "seed", "sequence_len", "tokenizer", "versions", "so
 def write_report(
     out: Path,
     mixes: list[Path],
-    runs: dict[str, Path],
-    scores: dict[str, list[Path]],
+    runs: dict[str, Path],  # name -> output folder
+    scores: dict[str, list[Path]],  # stage -> lm-eval output folders, one per seed, in the order of the chain
     commands: list[str],
-    size: str | None = None,
+    size: str | None = None,  # of the paper's model, by default as the runs' recipes
 ) -> dict[str, Any]:
     """Write `out`/index.html, report.json and summary.txt, all from one dict, which is returned, and answers.html.
-    `runs`: name -> output folder. `scores`: stage -> lm-eval output folders, one per seed, in the order of the chain.
-    `size`: of the paper's model, by default as the runs' recipes. The same inputs give the same bytes."""
+    The same inputs give the same bytes."""
     if not scores:
         raise UserError("no stage given; name at least one lm-eval output folder with --scores NAME=FOLDER")
     run_data, mix_data = [read_run(*run) for run in runs.items()], [read_mix(folder) for folder in mixes]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from hermes3.evaluate.cli import name_and_folder
+from hermes3.evaluate.cli import folders_by_name
 from hermes3.files import ROOT, UserError, write_text
 
 
@@ -16,7 +16,7 @@ def report(
     mix: Annotated[list[Path], typer.Option(help="mix folder")] = [],
     run: Annotated[list[str], typer.Option(help="NAME=FOLDER of a training run")] = [],
     scores: Annotated[list[str], typer.Option(help="STAGE=FOLDER of lm-eval results, in order; again: a seed")] = [],
-    commands: Annotated[Path | None, typer.Option(exists=True, help="folder of stages' stamps: commands")] = None,
+    commands: Annotated[Path | None, typer.Option(exists=True, help="folder of the stages' commands")] = None,
     size: Annotated[Literal["8b", "70b", "405b"] | None, typer.Option(help="the paper's, if no recipe says it")] = None,
 ) -> None:
     """Write one page that says whether it reproduced. Scores with intervals, against the paper and stage by stage.
@@ -27,13 +27,11 @@ def report(
     from hermes3.report.build import write_report
 
     stamps = [path for path in sorted(commands.glob("[0-9]*")) if path.suffix != ".new"] if commands else []
-    runs = [name_and_folder(pair, option="--run") for pair in run]
-    if len(dict(runs)) < len(runs):
+    texts = [path.read_text(encoding="utf-8").strip() for path in stamps]
+    runs, stages = folders_by_name(run, option="--run"), folders_by_name(scores, option="--scores")
+    if any(len(folders) > 1 for folders in runs.values()):
         raise UserError("--run: a name is given twice; give each run one of its own")
-    stages: dict[str, list[Path]] = {}
-    for name, folder in (name_and_folder(pair, option="--scores") for pair in scores):
-        stages.setdefault(name, []).append(folder)
-    write_report(out, mix, dict(runs), stages, [path.read_text(encoding="utf-8").strip() for path in stamps], size)
+    write_report(out, mix, {name: folders[0] for name, folders in runs.items()}, stages, texts, size)
     print((out / "summary.txt").read_text(encoding="utf-8"))
 
 

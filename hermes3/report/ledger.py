@@ -17,26 +17,25 @@ TEMPLATE = Path(__file__).with_name("runs.md.jinja")
 
 
 class Record(BaseModel, extra="forbid", strict=True):
-    """A training. None is not recorded. Scores in percent or points: value, low, high (95 %) and number of questions.
-    `recipe_sha256` and `lock_sha256` are of the files at `commit`; `mix_sha256` is the manifest's of the mix's rows."""
+    """A training. None is not recorded."""
 
     title: str
     date: date
     measured_by: str
     recipe: str
-    recipe_sha256: str | None = None
+    recipe_sha256: str | None = None  # of the file at `commit`, as that of the lock
     commit: str | None = None
     lock_sha256: str | None = None
     hardware: str
     gpus: int  # 0 on CPUs
     mix: str | None = None
-    mix_sha256: str | None = None
+    mix_sha256: str | None = None  # of its rows, as in the manifest
     steps: int | None = None
     tokens_per_second_per_gpu: float | None = None
     mfu_percent: float | None = None
     gpu_hours: float | None = None
     cost_usd: float | None = None
-    scores: dict[str, list[float | None]] = {}
+    scores: dict[str, list[float | None]] = {}  # percent or points: value, low, high (95 %), number of questions
     links: dict[str, str] = {}
     notes: list[str] = []
 
@@ -49,14 +48,8 @@ def load(folder: Path = RUNS) -> dict[str, Record]:
 
 def page(records: dict[str, Record]) -> str:
     """RUNS.md."""
-    filters = {"known": lambda value, digits=0: "–" if value is None else f"{value:,.{digits}f}", "score": _score}
+    filters = {"known": lambda value, digits=0: "–" if value is None else f"{value:,.{digits}f}"}
     return environment(TEMPLATE, filters).get_template(TEMPLATE.name).render(records=records)
-
-
-def _score(values: list[float | None]) -> str:
-    value, low, high, questions = [*values, None, None, None][:4]
-    text = f"{value:.1f}" + (f" ({low:.1f} to {high:.1f})" if low is not None else "")
-    return text + (f", {questions:,.0f} questions" if questions else "")
 
 
 def record(report: Path, run: str, stage: str, measured_by: str, title: str) -> Record:

@@ -46,8 +46,8 @@ def _row(entry: Row, columns: dict[str, str]) -> Row:
 
 
 def gpu_hours(history: list[Row]) -> float | None:
-    """GPU-hours of all logged steps: each entry's tokens over the rate at which one GPU trained them. Entries without a
-    rate, as the first after a start, take the mean of the others; None where there is no rate."""
+    """GPU-hours of all logged steps: each entry's tokens over the rate at which one GPU trained them.
+    Entries without a rate, as the first after a start, take the mean of the others; None where there is no rate."""
     seconds, steps, before = 0.0, 0, {"step": 0}
     for entry in (one for one in history if "loss" in one):
         rate, key = entry.get(COLUMNS["tokens_per_second_per_gpu"]), PACKED if PACKED in entry else PAIRS

@@ -23,8 +23,8 @@ Row = dict[str, Any]
 
 
 def score_table(stages: list[Evaluation], groups: list[Group], apart: Collection[str] = ()) -> dict[str, Any]:
-    """A row per group of `rows_of`, `details` of all other scores, each table with Holm's correction, and the means. A
-    row whose stages cannot be compared is in no mean, nor are `apart`: groups that the last training step optimises."""
+    """A row per group of `rows_of`, `details` of all other scores, each table with Holm's correction, and the means.
+    In no mean are rows whose stages cannot be compared, and `apart`, groups that the last training step optimises."""
     groups = rows_of(stages, groups)
     alone = {stage.keys(group)[0]: group.name for stage in stages for group in groups if len(group.members) == 1}
     labels = {task: name for (task, _, _), name in alone.items()}
@@ -127,13 +127,16 @@ def compare_with_paper(
     stages: list[Evaluation], groups: list[Group], table: Table, sizes: Collection[str], margin: float = 0.02
 ) -> Row:
     """A stage against the columns of `table` of our model's size, the first of which we reproduce; {"reason"} if none.
+
     The stage is the last; of a 70B or 405B the one named SFT, as the paper released these without DPO. `mean`: of the
-    differences over the comparable rows that are in percent. `margin`: within which one counts as none, a share."""
+    differences over the comparable rows that are in percent. `margin`: within which one counts as none, a share.
+    """
     columns = {key: words for key, words in table.columns.items() if [key.partition("_")[2]] == [*sizes]}
     if not columns:
         return {"reason": "no run follows a recipe of the paper (give --size 8b, 70b or 405b)"}
     (size,) = sizes
-    stage = [*(one for one in stages if size != "8b" and one.name.lower() == "sft"), stages[-1]][0]
+    sft = [one for one in stages if one.name.lower() == "sft"]
+    stage = sft[0] if sft and size != "8b" else stages[-1]
     first, by_name, rows = next(iter(columns)), {group.name: group for group in groups}, []
     doubts = {one.row: f"{one.printed:.2f} is printed: {one.why}" for one in table.misprints if one.column == first}
     for name, row in table.rows.items():
@@ -160,8 +163,8 @@ def compare_with_paper(
 
 
 def _against(score: Score | None, published: float, reason: str | None, margin: float) -> Row:
-    """Our score minus a published one, which has no samples: it counts as an independent draw. A share is of as many
-    questions as ours is worth, any other score has the spread of ours: marks err towards "same"."""
+    """Our score minus a published one, which has no samples: it counts as an independent draw.
+    A share is of as many questions as ours is worth, other scores have the spread of ours: marks err to "same"."""
     gap = {} if score is None else {"difference": score.value - published}
     if score is None or score.low is None or (reason and not reason.startswith(OTHERWISE)):
         return {"published": published, **gap, "mark": "not comparable", "reason": reason}

@@ -16,7 +16,8 @@ FACTS = read_yaml(Path(__file__).with_suffix(".yml"))
 def refuse_mixture(folder: Path, fact: str, files: list["ResultsFile"]) -> None:
     """`UserError` when two results files in `folder` differ in a fact of the harness."""
     for file in files:
-        if (value := file.harness[fact]) != (first := files[0].harness[fact]):
+        value, first = file.harness[fact], files[0].harness[fact]
+        if value != first:
             places = f"{value} in {file.path.relative_to(folder)}, {first} in {files[0].path.relative_to(folder)}"
             wrong = f"results of two {FACTS['shared'][fact]} in one folder: {places}"
             raise UserError(f"{folder}: {wrong}; move one of them to a folder of its own")

@@ -27,8 +27,8 @@ def resolve(evaluations: list[Evaluation], suite: str, name: str, spec: GroupSpe
 
 
 def groups_of(evaluations: list[Evaluation], suites: list[Suite]) -> list[Group]:
-    """The groups of `suites` that any evaluation measured. Of two groups the first stays where the second is a part of
-    it. One that was measured in part, or by another metric, stays only if it is a row of the paper's."""
+    """The groups of `suites` that any evaluation measured; of two the first stays where the second is a part of it.
+    One that was measured in part, or by another metric, stays only if it is a row of the paper's."""
     whole: list[Group] = []
     parts: list[Group] = []
     for group in (resolve(evaluations, one.name, name, spec) for one in suites for name, spec in one.groups.items()):
@@ -72,8 +72,8 @@ def score_of(evaluation: Evaluation, group: Group) -> Score | None:
 
 
 def pool(name: str, seeds: list[Evaluation]) -> Evaluation:
-    """The seeds of a stage as one evaluation: each question's mean over the seeds, and the spread from seed to seed. A
-    seed that cannot be compared with the first is left out, score by score."""
+    """The seeds of a stage as one evaluation: each question's mean over the seeds, and the spread from seed to seed.
+    A seed that cannot be compared with the first is left out, score by score."""
     first = seeds[0]
     scores = dict(first.scores)
     for key, score in first.scores.items():
@@ -88,8 +88,10 @@ def pool(name: str, seeds: list[Evaluation]) -> Evaluation:
 
 def compare(before: Evaluation, after: Evaluation, group: Group) -> dict[str, Any]:
     """The paired comparison of two stages: `change` with its interval and `p`, or the `reason` why there is none.
-    McNemar's test where questions pool to 0 and 1 and each stands alone, else the paired t test. Holm's correction sets
-    `mark`."""
+
+    McNemar's test where questions pool to 0 and 1 and each stands alone, else the paired t test over what stands or
+    falls together. `mark` is "no clear difference" until Holm's correction changes it.
+    """
     pair: dict[str, Any] = {"before": before.name, "after": after.name}
     if reason := why_not(before, after, group):
         return pair | {"mark": "not comparable", "reason": reason}

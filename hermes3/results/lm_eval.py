@@ -1,6 +1,8 @@
-"""The reader of what lm-eval writes with `--output_path DIR --log_samples`. Anywhere below DIR:
-`<model>/results_<date>.json`, and beside it one `samples_<task>_<date>.jsonl` per task. The newest file that holds a
-task counts. Written by lm-eval 0.4.11; older results, and those without samples, are read too."""
+"""The reader of what lm-eval writes with `--output_path DIR --log_samples`.
+
+Anywhere below DIR: `<model>/results_<date>.json`, and beside it one `samples_<task>_<date>.jsonl` per task. The newest
+file that holds a task counts. Written by lm-eval 0.4.11; older results, and those without samples, are read too.
+"""
 
 import json
 import re
@@ -25,8 +27,8 @@ Docs = dict[int, tuple[str, str, str]]  # doc_id -> hash of the document, hash o
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluated model: a stage of the report, one of its seeds, or an epoch of a run. A task's results under a
-    second protocol have a key of their own, as `hellaswag (10-shot)`."""
+    """One evaluated model: a stage of the report, one of its seeds, or an epoch of a run.
+    A task's results under a second protocol have a key of their own, as `hellaswag (10-shot)`."""
 
     name: str
     folder: Path
@@ -171,8 +173,8 @@ class ResultsFile:
 
 
 def read_evaluation(name: str, folder: Path) -> Evaluation:
-    """The newest results of every task below `folder`. `UserError` where there are none, a file is cut short, samples
-    disagree with results, or results are of two models, chat templates or versions of lm-eval."""
+    """The newest results of every task below `folder`. `UserError` where there are none, a file is cut short,
+    samples disagree with results, or results are of two models, chat templates or versions of lm-eval."""
     paths = sorted(folder.rglob("results_*.json"), key=lambda path: path.name, reverse=True)
     if not paths:
         raise UserError(f"{folder}: no results_*.json for {name!r}; run lm-eval with --output_path {folder}")
@@ -184,9 +186,10 @@ def read_evaluation(name: str, folder: Path) -> Evaluation:
         older = []
         for task in file.tasks:
             facts, key = file.facts(task), task
-            if task in one.tasks and (first := one.protocol(task)) != (protocol := protocol_of(facts)):
-                alike = first[1:] == protocol[1:]
-                key = f"{task} ({protocol.shots}-shot)" if alike else f"{task} ({protocol})"
+            protocol = protocol_of(facts)
+            if task in one.tasks and one.protocol(task) != protocol:
+                by_shots = one.protocol(task)[1:] == protocol[1:]  # else in another form
+                key = f"{task} ({protocol.shots}-shot)" if by_shots else f"{task} ({protocol})"
             if key in one.tasks:
                 older.append(key)
                 continue

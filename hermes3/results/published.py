@@ -14,8 +14,6 @@ Misprint = namedtuple("Misprint", "row column printed instead why")
 
 
 class PublishedRow(BaseModel, extra="forbid"):
-    """One row of a table."""
-
     setting: str
     shots: int | None = None  # None where the paper does not say
     scale: float = 100  # what values are out of: 100 for percent, 1 for MT-Bench's points

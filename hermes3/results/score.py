@@ -71,17 +71,19 @@ def better_of(task: str, metric: str, said: bool | None) -> bool | None:
 
 def measure(
     outcomes: Sequence[Outcomes],
-    names: Sequence[Sequence[Hashable]],
+    names: Sequence[Sequence[Hashable]],  # what each question shares with others, or stands alone by
     better: bool | None,
     scale: int = 100,
     weights: Sequence[float] = (1,),
-    pooled: bool = True,
+    pooled: bool = True,  # one share over all tasks' questions
     seeds: Sequence[float] = (),
     n: int | None = None,
 ) -> Score:
-    """The weighted mean of tasks as a score over `n` questions. `names`: what each shares; `pooled`: one share over
-    all. 0 and 1 have Wilson's interval for the questions that they are worth (Korn and Graubard 1998), others
-    Student's."""
+    """The weighted mean of tasks as a score over `n` questions.
+
+    Outcomes of 0 and 1 have Wilson's interval for the independent questions that they are worth (Korn and Graubard,
+    Survey Methodology 24, 1998), others Student's.
+    """
     values = [list(of_task.values()) for of_task in outcomes]
     estimate = stats.estimate(values, names, weights, pooled, [between(seeds)] if len(seeds) > 1 else [])
     binary = all(one in (0, 1) for of_task in values for one in of_task) and scale == 100

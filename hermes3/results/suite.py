@@ -11,18 +11,17 @@ SUITES = ROOT / "eval/suites"
 
 
 class Protocol(NamedTuple):
-    """How questions are put: examples before each, through the model's chat template or as plain text, examples as
-    turns of their own or all in one."""
+    """How questions are put."""
 
-    shots: int
-    chat_template: bool
-    fewshot_as_turns: bool
+    shots: int  # examples before each
+    chat_template: bool  # through the model's own, or as plain text
+    fewshot_as_turns: bool  # or all examples in one turn
 
     def __str__(self) -> str:
         if not self.chat_template:
             return f"{self.shots}-shot, without the chat template"
-        turns = "" if not self.shots else ", examples as turns" if self.fewshot_as_turns else ", examples in one turn"
-        return f"{self.shots}-shot, with the chat template{turns}"
+        turns = ", examples as turns" if self.fewshot_as_turns else ", examples in one turn"
+        return f"{self.shots}-shot, with the chat template{turns if self.shots else ''}"
 
     @classmethod
     def of(cls, shots: int, chat_template: bool, fewshot_as_turns: bool) -> "Protocol":
@@ -74,8 +73,8 @@ class Suite(BaseModel, extra="forbid"):
     needs: list[str] = []  # modules that its tasks import and lm-eval does not bring
 
     def by_protocol(self, part: int = 1, parts: int = 1) -> dict[Protocol, list[str]]:
-        """Protocol -> the tasks that one call of lm_eval asks by it, in the suite's order; fewest examples first. Of
-        several parts, numbered from 1, every `parts`-th task."""
+        """Protocol -> the tasks that one call of lm_eval asks by it, in the suite's order; fewest examples first.
+        Of several parts, numbered from 1, every `parts`-th task."""
         tasks: dict[Protocol, dict[str, None]] = {}
         for group in self.groups.values():
             if group.by == "lm_eval":
@@ -93,8 +92,8 @@ def file_of(named: str | Path) -> Path:
 
 
 def load(named: str | Path | None) -> Suite:
-    """A suite by its name in eval/suites or by its file. None is an error: no verb chooses for its user, as scores by
-    another suite look the same."""
+    """A suite by its name in eval/suites or by its file.
+    None is an error: no verb chooses for its user, as scores by another suite look the same."""
     if named is None:
         there = ", ".join(sorted(path.stem for path in SUITES.glob("*.yml")))
         raise UserError(f"--suite is missing; give a name in eval/suites ({there}), or a file")

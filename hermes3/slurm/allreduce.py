@@ -1,6 +1,8 @@
 """An all-reduce over all ranks: is it right and fast? Each node runs `python -m hermes3.slurm.allreduce RANKS DEVICE`.
+
 Bus bandwidth is what the slowest link carries: bytes / seconds x 2 (n - 1) / n for n ranks (nccl-tests,
-doc/PERFORMANCE.md). torch measures it, over NCCL on GPUs and gloo on CPUs."""
+doc/PERFORMANCE.md). torch measures it, over NCCL on GPUs and gloo on CPUs.
+"""
 
 import itertools
 import json
@@ -44,8 +46,8 @@ def over(srun: Srun, nodes: list[str], gpu: str, per_node: int, out: Path) -> tu
 
 
 def suspects(together, nodes: list[str], per_node: int, least: float) -> dict[str, str]:
-    """The nodes that are slow alone, or with both of their neighbours in a ring; {} where none stands out. `together`:
-    groups of nodes that share none -> what each measures, all at once."""
+    """The nodes that are slow alone, or with both of their neighbours in a ring; {} where none stands out.
+    `together`: groups of nodes that share none -> what each measures, all at once."""
     if per_node > 1:
         alone = zip(nodes, together([[node] for node in nodes]), strict=True)
         if bad := {node: f"alone: {text}" for node, (speed, text) in alone if speed < least}:

@@ -1,5 +1,8 @@
-"""What a node says of itself before it may train: `python -m hermes3.slurm.node_check`, in seconds, without torch. By
-stdin and stdout, as it may lack the shared file system. What it looks for, and the remedies, are in words.yml."""
+"""What a node says of itself before it may train: `python -m hermes3.slurm.node_check <expected.json`.
+
+A node that lacks the shared file system must be able to say so: the answer is JSON on stdout. It takes seconds, as
+torch is not imported. What is looked for, and the remedies, are in words.yml.
+"""
 
 import json
 import re
@@ -122,8 +125,8 @@ def mix(expected: Expected) -> Check:
 
 
 def mix_files(expected: Expected) -> Iterator[tuple[str, Check]]:
-    """The hash of each training file of this node's share (0.8 GB/s), against the manifest. Every file is read by two
-    nodes where there are two: broken for one, it is that node's fault, for both the file's."""
+    """The hash of each training file of this node's share (0.8 GB/s), against the manifest.
+    Two nodes read each file, where there are two: broken for one, it is that node's fault, for both the file's."""
     folder, (i, n) = Path(expected.mix or ""), expected.share
     listed = json.loads((folder / "manifest.json").read_bytes())["output"].get("files", {})
     names = sorted(name for name in listed if name.startswith("train/"))

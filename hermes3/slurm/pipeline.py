@@ -1,7 +1,6 @@
-"""A pipeline's stages in the queue: which are complete, which wait or run, and submitting those that must run. Under
-logs/pipeline/NAME/ lie submit.sh, `commands/` and each stage's record and stamp (`hermes3.slurm.record`)."""
+"""A pipeline's stages in the queue: which are complete, which wait or run, and submitting those that must run.
+Under logs/pipeline/NAME/ lie submit.sh, `commands/` and each stage's record and stamp (`hermes3.slurm.record`)."""
 
-import fcntl
 import json
 import re
 import sys
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hermes3.files import UserError, write_text
+from hermes3.files import UserError, lock, make_folder, write_text
 from hermes3.mix import lock as locks
 from hermes3.mix import spec as specs
 from hermes3.recipe.read import read
@@ -57,8 +56,8 @@ def unfinished(one: Stage, last: record.Record | None) -> str:
 
 @dataclass
 class Submission:
-    """What is to be submitted of a pipeline. `UserError` where a stage must run again and cannot: what follows it runs
-    already, or checkpoints are in its way."""
+    """What is to be submitted of a pipeline.
+    `UserError` where a stage must run again and cannot: what follows it runs, or checkpoints are in its way."""
 
     again: str  # the user's command
     folder: Path  # of what is written
@@ -222,12 +221,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Hold the pipeline in `folder` while it is submitted. `UserError` when another process does."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another `hermes3 launch --pipeline` is at work; wait for it") from None
-        except OSError as error:  # Lustre without -o flock, NFS without lockd
-            print(f"{folder}: not locked ({error}): launch this pipeline once at a time", file=sys.stderr)
+        locked = lock(file)
+        if locked is False:
+            raise UserError(f"{folder}: another `hermes3 launch --pipeline` is at work; wait for it")
+        if locked is None:
+            print(f"{folder}: cannot be locked here: launch this pipeline once at a time", file=sys.stderr)
         yield

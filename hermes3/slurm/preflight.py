@@ -1,6 +1,12 @@
-"""`python -m hermes3.slurm.preflight RECIPE LOGS [SRUN OPTIONS]`: may the nodes of this job train? LOGS is the folder
-of this attempt. Exit code 0: train. 1: every node has the fault. 3: the nodes in LOGS/../bad_nodes are bad. 4: somebody
-ends the job or queues it again, so a node without an answer is not to blame. Without a job this machine is checked."""
+"""`python -m hermes3.slurm.preflight RECIPE LOGS [SRUN OPTIONS]`: may the nodes of this job train?
+
+Every node answers for itself (`node_check`), then all reduce together (`allreduce`). LOGS is the folder of this
+attempt. Without a job this machine is checked. Exit codes:
+- 0: train
+- 1: every node has the fault
+- 3: the nodes in LOGS/../bad_nodes are bad
+- 4: somebody ends the job or queues it again, so a node that did not answer is not to blame
+"""
 
 import json
 import os
@@ -48,8 +54,8 @@ def expected(path: Path, out: Path) -> tuple[Expected, list[str]]:
 
 
 def ask(srun: Srun, nodes: list[str], needs: Expected, out: Path) -> Answers:
-    """node -> its answer, kept as NODE.json too. A node that gives none has one check, `answer`, that is bad. One step
-    per node, so that one which cannot start, or hangs, keeps no other from answering."""
+    """node -> its answer, kept as NODE.json too. A node that gives none has one check, `answer`, that is bad.
+    One step per node, so that one which cannot start, or hangs, keeps no other from answering."""
     offsets = {}
 
     def of_one(i: int) -> dict:
@@ -59,13 +65,14 @@ def ask(srun: Srun, nodes: list[str], needs: Expected, out: Path) -> Answers:
         try:
             answer = json.loads(stdout.strip().splitlines()[-1])
             offsets[node] = max(answer["clock"] - time.time(), 0) + min(answer["clock"] - before, 0)
-            answer["checks"] = {"answer": _check(True, f"in {answer['seconds']} s")} | answer["checks"]
+            here = {"ok": True, "text": f"in {answer['seconds']} s", "remedy": ""}
+            answer["checks"] = {"answer": here} | answer["checks"]
         except (ValueError, IndexError):
             lines = stderr.strip().splitlines() or ["no word"]
             last = ([line for line in lines if not line.startswith(("srun:", "slurmstepd"))] or lines)[-1]
             why = f"no answer in {LIMIT:g} s, last at {last}" if code is None else f"exit code {code}: {last}"
             remedy = "log in to it: is the shared file system there, does the environment start?"
-            answer = {"node": node, "checks": {"answer": _check(False, why, remedy)}}
+            answer = {"node": node, "checks": {"answer": {"ok": False, "text": why, "remedy": remedy}}}
         _keep(out, {node: answer})
         return answer
 
@@ -74,10 +81,6 @@ def ask(srun: Srun, nodes: list[str], needs: Expected, out: Path) -> Answers:
     for node, check in clocks(offsets).items():
         answers[node]["checks"]["clock"] = check
     return answers
-
-
-def _check(ok: bool, text: str, remedy: str = "") -> dict:
-    return {"ok": ok, "text": text, "remedy": remedy}
 
 
 def _keep(out: Path, answers: Answers) -> None:
@@ -116,7 +119,8 @@ def run(path: Path, logs: Path, options: list[str]) -> int:
         slow, summary = allreduce.over(srun, nodes, needs.gpu, needs.gpus_per_node, out)
         bad = {node: [f"all-reduce: {fault}"] for node, fault in slow.items()}
         for node in nodes:
-            answers[node]["checks"]["all-reduce"] = _check(node not in bad, slow.get(node, summary))
+            check = {"ok": node not in bad, "text": slow.get(node, summary), "remedy": ""}
+            answers[node]["checks"]["all-reduce"] = check
     _keep(out, answers)
     print(f"preflight of {len(nodes)} nodes, {time.time() - start:.0f} s: {path}\n{table(answers)}\n{summary}")
     for node, lines in bad.items():

@@ -1,5 +1,5 @@
-"""The one place that talks to Slurm. A job of ours is known by its name and its working folder. `python -m
-hermes3.slurm.queue` queues this job again."""
+"""The one place that talks to Slurm. A job of ours is known by its name and its working folder.
+`python -m hermes3.slurm.queue` queues this job again."""
 
 import os
 import re
@@ -118,10 +118,12 @@ def bad_nodes(file: Path) -> list[str]:
 
 
 def requeue() -> str:
-    """Queue this job again, without the nodes in logs/JOB/bad_nodes. What to print; `UserError` if it cannot be. Only a
-    pending job can be given nodes to exclude, and only a running one can call for itself. A requeued job is pending
-    while its script still runs: for KillWait seconds (30 by default) after the TERM that a requeue sends, which is
-    ignored here, and must be by the script. The job cannot start before that has ended, and so has the new list."""
+    """Queue this job again, without the nodes in logs/JOB/bad_nodes. What to print; `UserError` if it cannot be.
+
+    Only a pending job can be given nodes to exclude, and only a running one can call for itself. A requeued job is
+    pending while its script still runs: for KillWait seconds (30 by default) after the TERM that a requeue sends, which
+    is ignored here, and must be by the script. The job cannot start before that has ended, and so has the new list.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     job = os.environ["SLURM_JOB_ID"]
     fields, bad = shown(job), bad_nodes(Path("logs") / job / "bad_nodes")

@@ -12,7 +12,6 @@ import shlex
 import sys
 import time
 from datetime import datetime
-from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +53,8 @@ def start(path: Path) -> str:
     submitted = datetime.fromisoformat(job.get("SubmitTime", "9999-01-01")).timestamp()
     for file in [path, Path(str(recipe.get("deepspeed")))]:
         if not restarts and file.is_file() and file.stat().st_mtime >= submitted:  # which is in whole seconds
-            print(
-                f"train: {file} has changed since its submission (or just before); it counts as it is", file=sys.stderr
-            )
+            changes = "has changed since its submission (or just before); it counts as it is"
+            print(f"train: {file} {changes}", file=sys.stderr)
     hold(path, recipe, output_dir)
     logs = Path("logs") / number
     if not restarts and logs.exists():  # of another cluster's job, or from before Slurm's numbers began anew
@@ -145,15 +143,14 @@ def made_of(path: Path, recipe: dict[str, Any]) -> dict[str, Any]:
     kept = values(path, recipe)
     named = [Path(value) for value in kept.values() if isinstance(value, str)]
     # an empty folder is a mount that this node lacks, and no base model: the preflight will say so
-    files = {
-        str(path): fingerprint(path) for path in named if path.is_file() or (path.is_dir() and any(path.iterdir()))
-    }
+    there = [path for path in named if path.is_file() or (path.is_dir() and any(path.iterdir()))]
+    files = {str(path): fingerprint(path) for path in there}
     for data in {str(entry.get("path")) for entry in recipe.get("datasets") or []}:
         manifest = Path(data).parent / "manifest.json"
         if manifest.is_file():
             output = json.loads(manifest.read_text(encoding="utf-8")).get("output", {})
             files[str(manifest)] = output.get("sha256") or sha256(manifest)
-        elif exists(data):
+        elif Path(data).exists():
             files[data] = fingerprint(Path(data))
     lock, hardware = Path("requirements.txt"), hardware_of(path, recipe).model_dump()
     page = {"recipe": str(path), "values": kept, "files": files, "hardware": hardware}

@@ -97,8 +97,9 @@ def time_limit(planned: Plan | None) -> str | None:
 
 def look(paths: list[Path], check: bool = True) -> dict[Path, Plan | None]:
     """The plan of each recipe, SFT's with the paper's tokens; None for CPUs. `check`: refuse what would fail."""
-    if check and paths:
-        hold(paths)
+    reports = check_all(paths) if check and paths else []
+    if errors := [f"{report.path}: {error}" for report in reports for error in report.errors]:
+        raise UserError("\n  ".join([f"`hermes3 check` refuses {ALL_THE_SAME}:", *errors]))
     plans = {path: None if hardware_of(path, read(path)).gpu == CPU else plan(path, packed=False) for path in paths}
     for path, planned in plans.items():
         if check and planned and not planned.own.fits:
@@ -106,12 +107,6 @@ def look(paths: list[Path], check: bool = True) -> dict[Path, Plan | None]:
             wrong = f"does not fit on {planned.nodes} nodes ({fewest} would do); see `hermes3 plan {path}`"
             raise UserError(f"{path}: {wrong} {ALL_THE_SAME}")
     return plans
-
-
-def hold(paths: list[Path]) -> None:
-    """Refuse what `hermes3 check` does."""
-    if errors := [f"{report.path}: {error}" for report in check_all(paths) for error in report.errors]:
-        raise UserError("\n  ".join([f"`hermes3 check` refuses {ALL_THE_SAME}:", *errors]))
 
 
 def missing(path: Path, recipe: dict[str, Any]) -> list[str]:

@@ -102,16 +102,12 @@ def name_run(cfg, trainer: Trainer) -> None:
     if not trainer.is_world_process_zero():
         return
     recipe, phase = cfg.wandb_name or Path(cfg.axolotl_config_path).stem, str(getattr(cfg.rl, "value", cfg.rl) or "sft")
-    trainer.args.run_name = f"{recipe} seed {cfg.seed} {code_version()}"
+    code = commit(ROOT, digits=7) or version("hermes3-recipes")  # outside a checkout, or without git
+    trainer.args.run_name = f"{recipe} seed {cfg.seed} {code}"
     file = Path(cfg.output_dir) / RUN_ID
     if not (cfg.auto_resume_from_checkpoints and file.is_file()):
         write_text(file, secrets.token_hex(4))
     names = {"RUN_ID": file.read_text(encoding="utf-8"), "RESUME": "allow", "RUN_GROUP": recipe, "JOB_TYPE": phase}
-    names["TAGS"] = f"{recipe.split('_')[0]},{phase},seed-{cfg.seed},{code_version()}"
+    names["TAGS"] = f"{recipe.split('_')[0]},{phase},seed-{cfg.seed},{code}"
     for name, value in names.items():
         os.environ.setdefault(f"WANDB_{name}", value)
-
-
-def code_version() -> str:
-    """The commit; outside a checkout, or without git, the version of the package."""
-    return commit(ROOT, digits=7) or version("hermes3-recipes")

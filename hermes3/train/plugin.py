@@ -17,7 +17,7 @@ class HermesPlugin(BasePlugin):
     """Calls the other modules of this package at the points where Axolotl calls its plugins."""
 
     def get_input_args(self) -> str:
-        return "hermes3.train.args.HermesArgs"
+        return "hermes3.recipe.hardware.HermesArgs"
 
     def register(self, cfg: dict) -> None:
         resume_from_complete()
