@@ -8,6 +8,7 @@ Figures are printed and appended to docs/benchmarks.md.
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -140,8 +141,6 @@ def best(work: Callable[[], Any]) -> float:
 
 def in_processes(hermes: Path, pairs: list[Any]) -> float:
     """Seconds of the stage in two processes, each of which has half of the rows before the clock starts."""
-    import multiprocessing
-
     context = multiprocessing.get_context("fork")
     ready, go = context.Barrier(3), context.Barrier(3)
 
@@ -242,8 +241,9 @@ def full_size(out: Path, hermes: Path, tokens: int) -> Table:
         if not (folder / "bench.yml").is_file():
             generate(size, folder, hermes)
         shutil.rmtree(folder / ".cache", ignore_errors=True)
-        with PeakMemory() as memory:
-            mixes.append(build(folder / "bench.yml", folder / "mix", folder, workers=2))
+        fresh = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))  # part one leaves memory in this one
+        with PeakMemory() as memory, fresh as process:
+            mixes.append(process.submit(build, folder / "bench.yml", folder / "mix", folder, workers=2).result())
         shutil.rmtree(folder / ".cache")
         memories.append(memory)
         sizes.append(sum(file.stat().st_size for file in folder.glob("*.jsonl")))
@@ -270,7 +270,8 @@ def full_size(out: Path, hermes: Path, tokens: int) -> Table:
 
 
 class PeakMemory:
-    """Peaks over this process and its children: `own`, memory that nobody can take back, and `mapped`, pages of files.
+    """Peaks over the processes that this one has started: `own`, memory that nobody can take back, and `mapped`, pages
+    of files.
 
     Proportional set size (shared pages count once), from the kernel's /proc/PID/smaps_rollup.
     """
@@ -284,7 +285,7 @@ class PeakMemory:
         def sample() -> None:
             while not self.done.wait(0.5):
                 own = whole = 0
-                for process in [me, *me.children(recursive=True)]:
+                for process in me.children(recursive=True):
                     try:
                         lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()[1:]
                     except OSError:  # it has ended
