@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from hermes3.mix import dedup
 from hermes3.mix.choose import choose
 from hermes3.mix.spec import CATEGORIES, Spec
 
@@ -35,11 +36,13 @@ LENGTHS = np.random.default_rng(0).integers(1, 2000, 5000).tolist()
 @pytest.mark.parametrize("budget", [1, 10_000, 123_456, 4_000_000])
 def test_a_budget_is_met_within_one_conversation(budget):
     table = rows(a=LENGTHS)
-    choice = choose(table, spec({"a": {}}, budget), ROW_AT)
+    left_out = []
+    choice = choose(table, spec({"a": {}}, budget), ROW_AT, left_out.append)
     tokens = table["n_tokens"].to_numpy()[choice.rows].sum()
     assert abs(tokens - budget) <= max(LENGTHS) / 2 and choice.shortfalls == {}
-    left = choice.rejected["budget/over_budget"][0]
-    assert len(left) + len(choice.rows) == len(LENGTHS) and not set(left) & set(choice.rows)
+    left = {row["id"] for row in pa.concat_tables(left_out).to_pylist() if row["reason"] == "over_budget"}
+    assert left | set(table["id"].take(choice.rows).to_pylist()) == set(table["id"].to_pylist())
+    assert len(left) + len(choice.rows) == len(LENGTHS)
 
 
 def test_the_better_ranked_source_is_taken_first_and_of_copies_stays():
@@ -48,8 +51,11 @@ def test_the_better_ranked_source_is_taken_first_and_of_copies_stays():
     taken = [table["source"][i].as_py() for i in choice.rows]
     assert (taken.count("strong"), taken.count("weak")) == (100, 20)
     table = rows(weak=[10], strong=[10]).set_column(4, "hash", pa.array([b"x" * 32] * 2, pa.binary(32)))
-    choice = choose(table, spec(ranked), ROW_AT)
-    assert choice.rows.tolist() == [1] and choice.rejected["dedup/exact_duplicate"][1] == ["of strong-0 in strong"]
+    left_out = []
+    choice = choose(table, spec(ranked), ROW_AT, left_out.append)
+    why = {"id": "weak-0", "source": "weak", "stage": "dedup", "reason": "exact_duplicate"}
+    assert choice.rows.tolist() == [1]
+    assert pa.concat_tables(left_out).to_pylist() == [why | {"detail": "of strong-0 in strong"}]
 
 
 def test_weights_share_a_budget_and_what_one_cannot_fill_the_others_do():
@@ -81,6 +87,19 @@ def test_order_depends_on_the_seed_and_not_on_the_order_of_reading():
     assert one.rows.tolist() == shuffled[other.rows].tolist()
     assert one.rows.tolist() != choose(table, spec({"a": {}}, 3000, seed=2), ROW_AT).rows.tolist()
     assert one.rows.tolist() != sorted(one.rows)
+
+
+def test_sorting_by_buckets_changes_nothing(monkeypatch):
+    table, choices = pa.concat_tables([rows(a=LENGTHS, b=LENGTHS)] * 2), []
+    settings = spec({"a": {"weight": 1, "max_repeat": 2, "rank": 2}, "b": {"weight": 2}}, 12_000_000)
+    for size in (1 << 20, 64):
+        monkeypatch.setattr(dedup, "BUCKET", size)
+        monkeypatch.setattr(dedup, "BLOCK", size)
+        left_out = []
+        choice = choose(table, settings, ROW_AT, left_out.append)
+        left = sorted(row["id"] + row["detail"] for row in pa.concat_tables(left_out).to_pylist())
+        choices.append((choice.rows.tolist(), choice.uses.tolist(), left))
+    assert choices[0] == choices[1] and len(left) == 10_000 and 1 in choice.uses
 
 
 def test_percentages_are_scaled_and_a_bad_sum_is_refused():

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from conftest import ROOT, real_rows
 
+from hermes3.mix import dedup
 from hermes3.mix.dedup import bands, content_hashes, near_duplicates, shingles, signatures
 from hermes3.mix.spec import NearDuplicates
 
@@ -33,7 +34,8 @@ def repeats(rows: list[dict], threshold: float = 0.8, order: np.ndarray | None =
     order = np.arange(len(rows)) if order is None else order
     signed = [one.tobytes() for one in signatures(rows, settings)]
     chunks = [pa.array(part, pa.binary(512)) for part in (signed[:1], signed[1:])]
-    return near_duplicates(pa.chunked_array(chunks), order, settings, rows.__getitem__)
+    found = near_duplicates(pa.chunked_array(chunks), order, settings, rows.__getitem__)
+    return {row: (other, alike) for row, other, alike in found}
 
 
 def changed(text: str, n: int, rng: random.Random) -> str:
@@ -63,14 +65,18 @@ def test_similarity_is_counted_and_signatures_estimate_it():
 
 
 @pytest.mark.parametrize("script", ["words", "letters"])
-def test_near_copies_are_found_and_half_alike_stays(script):
-    """In words, and in a script without blanks."""
+def test_near_copies_are_found_and_half_alike_stays(script, monkeypatch):
+    """In words, and in a script without blanks; sorted at once, and by buckets."""
     rng, glue = random.Random(1), " " if script == "words" else ""
     alphabet = VOCABULARY if glue else [chr(0x4E00 + i) for i in range(3000)]
     texts = [rng.choices(alphabet, k=200) for _ in range(300)]
     near = [[*text[:100], rng.choice(alphabet), *text[101:]] for text in texts[:100]]
     half = [[*text[:130], *rng.choices(alphabet, k=70)] for text in texts[100:]]
-    removed = repeats([row("So?", glue.join(text)) for text in texts + near + half])
+    rows = [row("So?", glue.join(text)) for text in texts + near + half]
+    removed = repeats(rows)
+    monkeypatch.setattr(dedup, "BUCKET", 50)
+    monkeypatch.setattr(dedup, "BLOCK", 7)
+    assert repeats(rows) == removed
     assert removed.keys() == set(range(300, 400)) and all(other == copy - 300 for copy, (other, _) in removed.items())
     assert all(alike["asked"] == 1 and 0.9 < alike["trained"] < 1 for _, alike in removed.values())
 

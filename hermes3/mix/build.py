@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter, deque
@@ -20,15 +21,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 from rich.progress import Progress
 
 from hermes3.chat.render import Renderer
 from hermes3.files import MARKER, UserError, check_out, make_folder, new_folder, sha256
 from hermes3.files import lock as lock_file
-from hermes3.mix import card, choose, columns, decontaminate, lock, manifest, read, shard
+from hermes3.mix import card, choose, columns, decontaminate, dedup, lock, manifest, read, shard
 from hermes3.mix import spec as specs
-from hermes3.mix.adapt import SHAPE, Example
+from hermes3.mix.adapt import SHAPE
 
 Files = dict[str, list[read.File]]  # by source
 Counts = dict[str, Counter[str]]  # by source: read, not_selected, columns
@@ -88,29 +90,29 @@ def build(
         _refuse_bad_sources(path, spec, counts, bad)
         rows = pa.concat_tables(shard.open_shard(file) for file in shards)
         short = rows.select([name for name in shard.SHORT if name in rows.column_names])
-        choice = choose.choose(short, spec, lambda number: shard.example(rows, number))
+        with tempfile.TemporaryFile(dir=cache) as file:
+            with pa.ipc.new_file(file, shard.REJECTS) as writer:
+                disk = partial(dedup.on_disk, folder=cache)
+                writer.write_table(bad)
+                choice = choose.choose(short, spec, partial(shard.example, rows), writer.write_table, disk)
+            rejects = pa.ipc.open_file(pa.py_buffer(np.memmap(file))).read_all()  # mapped; the file has no name
         lap("deduplicate, fill budgets")
-        left_out = [pa.Table.from_pylist(bad, shard.REJECTS)]
-        for why, (numbers, details) in choice.rejected.items():
-            about = short.select(["id", "source"]).take(pa.array(numbers)).columns
-            stage, reason = ([part] * len(numbers) for part in why.split("/"))
-            left_out.append(pa.table([*about, stage, reason, details], schema=shard.REJECTS))
-        rejects = pa.concat_tables(left_out).sort_by([(name, "ascending") for name in shard.REJECTS.names])
         if not len(choice.rows):
-            why = sorted({f"{r['stage']}/{r['reason']}" for r in rejects.select(["stage", "reason"]).to_pylist()})
+            why = sorted("/".join(r.values()) for r in rejects.group_by(["stage", "reason"]).aggregate([]).to_pylist())
             raise UserError(f"{path}: no row is left: {', '.join(why) or 'the sources are empty'}")
         with new_folder(out, COMMAND) as tmp:
-            starts = np.append(0, np.cumsum([shard.open_shard(file).num_rows for file in shards])[:-1])
             cuts = range(ROWS_PER_FILE, len(choice.rows), ROWS_PER_FILE)
             parts = zip(np.split(choice.rows, cuts), np.split(choice.uses, cuts), strict=True)
-            written = [pool.submit(shard.write_part, tmp, i, shards, starts, *p) for i, p in enumerate(parts)]
+            written = [pool.submit(shard.write_part, tmp, i, shards, *p) for i, p in enumerate(parts)]
             for future in progress.track(written, description="write"):
                 future.result()
-            shard.write_parquet(rejects, tmp / "rejects/part-00000.parquet")
+            order = pc.sort_indices(rejects, sort_keys=[(name, "ascending") for name in shard.REJECTS.names]).to_numpy()
+            parts = np.split(order, range(dedup.BUCKET, len(order), dedup.BUCKET))
+            shard.write_parquet(map(ds.dataset(rejects).take, parts), shard.REJECTS, tmp / "rejects/part-00000.parquet")
             lap("write")
             searched = decontaminate.record(spec, index)
             inputs = (spec, files, hashes, pinned, counts, searched)
-            record = manifest.make(*inputs, short, choice, rejects, shard.output_hash(tmp))
+            record = manifest.make(*inputs, tmp, choice, rejects, shard.output_hash(tmp))
             text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
             (tmp / "manifest.json").write_text(text, encoding="utf-8")
             lap("manifest")
@@ -155,11 +157,11 @@ def estimate(path: Path, data_root: Path) -> tuple[float, list[dict[str, Any]]]:
     ]
 
 
-def _refuse_bad_sources(path: Path, spec: specs.Spec, counts: Counts, rejects: list[Example]) -> None:
+def _refuse_bad_sources(path: Path, spec: specs.Spec, counts: Counts, rejects: pa.Table) -> None:
     """Stop where a source is empty, is not of its shape (`max_bad_rows`), or holds more than its adapter reads."""
     wrong = []
     for _, source in spec.sources():
-        bad = [row for row in rejects if row["source"] == source.name and row["reason"] in SHAPE]
+        bad = rejects.filter((pc.field("source") == source.name) & pc.field("reason").isin(SHAPE))
         limit = spec.max_bad_rows if source.max_bad_rows is None else source.max_bad_rows
         own = counts.get(source.name, Counter())
         unread = {key.partition(": ")[2]: n for key, n in sorted(own.items()) if key.startswith(columns.MAY_TRAIN)}
@@ -170,7 +172,7 @@ def _refuse_bad_sources(path: Path, spec: specs.Spec, counts: Counts, rejects: l
         elif len(bad) > limit * own["read"]:
             error = f"{len(bad):,} of {own['read']:,} rows are not of shape {source.adapter}; check the adapter, or "
             error += f"raise max_bad_rows (now {limit:g})"
-            error += "".join(f"\n  {row['reason']}: {row['detail']}" for row in bad[:SHOWN])
+            error += "".join(f"\n  {row['reason']}: {row['detail']}" for row in bad[:SHOWN].to_pylist())
         elif unread:
             shown = ", ".join(f"{name} ({n:,} rows)" for name, n in unread.items())
             error = f"adapter {source.adapter} does not read {shown}, which may hold what should train; declare "
@@ -185,11 +187,11 @@ def _refuse_bad_sources(path: Path, spec: specs.Spec, counts: Counts, rejects: l
 
 def _make_shards(
     stages: shard.Stages, files: Files, cache: Path, pool: Executor, most: int, advance: Callable[[float], None]
-) -> tuple[list[Path], Counts, list[Example]]:
+) -> tuple[list[Path], Counts, pa.Table]:
     """Every chunk's shard, made or cached, what was counted and left out. At most `most` chunks wait in memory."""
     shards: list[Path] = []
     counts: Counts = {}
-    rejects: list[Example] = []
+    rejects = [shard.REJECTS.empty_table()]
     waiting: deque[tuple[str, Path, Future[Any] | None]] = deque()
 
     def finish() -> None:
@@ -198,7 +200,7 @@ def _make_shards(
             future.result()
         about = json.loads(shard.open_shard(path).schema.metadata[b"hermes3"])
         counts.setdefault(name, Counter()).update(about["counts"])
-        rejects.extend(about["rejects"])
+        rejects.append(pa.Table.from_pylist(about["rejects"], shard.REJECTS))
         shards.append(path)
         advance(about["bytes"])
 
@@ -211,7 +213,7 @@ def _make_shards(
                     finish()
     while waiting:
         finish()
-    return shards, counts, rejects
+    return shards, counts, pa.concat_tables(rejects)
 
 
 @contextmanager
@@ -280,8 +282,7 @@ def verify(mix: Path, every_row: bool = False) -> Iterator[str]:
     for name, key in (("tokenizer.json", "tokenizer"), ("chat_template.jinja", "template")):
         expected[f"{folder / name}"] = record[key]["sha256"]
         actual[f"{folder / name}"] = sha256(folder / name) if (folder / name).is_file() else None
-    rows = pq.read_table(mix / "rows", columns=["category", "n_tokens", "n_loss_tokens"])
-    by_category = manifest.totals(rows, "category")
+    by_category = manifest.totals(mix, "category")
     expected["total"] = record["total"]
     actual["total"] = {key: sum(counts[key] for counts in by_category.values()) for key in manifest.NOTHING}
     for name in sorted(expected.keys() | actual.keys()):

@@ -8,20 +8,25 @@ that decides and is recorded is counted on the texts.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from itertools import batched
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 
 from hermes3.mix.ngrams import Words, mix, written
 from hermes3.mix.spec import NearDuplicates
 
-Alike = dict[str, float]  # Jaccard similarity by part
+Repeat = tuple[int, int, dict[str, float]]  # a row, the better one that it repeats, Jaccard similarity by part
+RowAt = Callable[[int], dict[str, Any]]  # what the row of this number says
 PARTS = ("asked", "trained", "rejected", "calls")
 NEAREST = 16  # rows before it with which a row is compared in each band, besides the best one of the band
-BLOCK = 50_000  # pairs whose signatures are compared at a time: 50 MB
+BUCKET = 1 << 20  # rows that are sorted at a time, in 100 MB; or written, for it is pyarrow's row group
+BLOCK = 50_000  # pairs whose signatures are compared at a time: 50 MB; also rows that are left out
 COMPARED = 200  # pairs whose texts are: a megabyte of text takes 40 MB of sums and powers
 DEVIATIONS = 4  # of the estimate, by which a pair may seem less alike than the threshold
 # blanks at the end of a line or text, as JSON spells them
@@ -105,6 +110,23 @@ def bands(threshold: float, permutations: int) -> int:
     return next(b for b in sizes if 1 - (1 - threshold ** (permutations // b)) ** b >= 0.95)
 
 
+def on_disk(parts: Iterable[Any], kind: Any = np.int64, folder: Path | None = None) -> np.ndarray:
+    """The parts one after the other, mapped from a file in `folder` that goes with the array, or with the process."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for part in parts:
+            file.write(np.ascontiguousarray(part, kind))
+        return np.asarray(np.memmap(file, kind, "r+")) if file.tell() else np.empty(0, kind)
+
+
+def buckets(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(places in order, their keys) of the lowest uint64 keys, then of higher ones; they are hashes, so evenly many."""
+    bits = min(8, (len(keys) // BUCKET).bit_length())
+    highest = keys.view(np.uint8)[7::8] >> (8 - bits)
+    for bucket in range(1 << bits):
+        places = np.flatnonzero(highest == bucket)
+        yield places, keys[places]
+
+
 def numbers(column: pa.ChunkedArray, kind: str) -> list[np.ndarray]:
     """Views of a fixed-size binary column, one per chunk: `kind`[n_rows, bytes of a row / bytes of a number]."""
     views, width = [], column.type.byte_width
@@ -114,36 +136,24 @@ def numbers(column: pa.ChunkedArray, kind: str) -> list[np.ndarray]:
     return views
 
 
-def rows_of(views: list[np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """The `rows` of all `views` together, by number. Arrow's own `take` would copy the whole column first."""
-    starts = np.cumsum([0, *map(len, views)])
-    view_of = np.searchsorted(starts, rows, side="right") - 1
-    out = np.empty((len(rows), views[0].shape[1]), views[0].dtype)
-    for i in np.unique(view_of):
-        here = view_of == i
-        out[here] = views[i][rows[here] - starts[i]]
-    return out
-
-
 def near_duplicates(
-    signed: pa.ChunkedArray, order: np.ndarray, settings: NearDuplicates, row_at: Callable[[int], dict[str, Any]]
-) -> dict[int, tuple[int, Alike]]:
-    """{row: (the better row that it repeats, how alike)} over `signatures`, one per row, as bytes.
+    signed: pa.ChunkedArray, order: np.ndarray, settings: NearDuplicates, row_at: RowAt, disk: Callable = on_disk
+) -> Iterator[Repeat]:
+    """Near-duplicates by `signatures`, one per row, as bytes; `disk`: `on_disk` in a folder.
 
     `order`: rows from best to worst. A row goes when each part of it is similar to that of a better one that stays."""
-
-    repeats: dict[int, tuple[int, Alike]] = {}
-    for pairs in batched(_candidates(signed, order, settings.threshold), COMPARED):
+    gone = np.zeros(len(signed), bool)
+    for pairs in batched(_candidates(signed, order, settings.threshold, disk), COMPARED):
         numbered = sorted({number for pair in pairs for number in pair})
         parts = dict(zip(numbered, _sets([row_at(number) for number in numbered], settings.ngram), strict=True))
         for row, other in pairs:
-            if row not in repeats and other not in repeats:
+            if not gone[row] and not gone[other]:
                 both = [(a, b, np.intersect1d(a, b, True)) for a, b in zip(parts[row], parts[other], strict=True)]
                 sizes = [(len(common), len(a) + len(b) - len(common)) for a, b, common in both]
                 alike = {name: n / either for name, (n, either) in zip(PARTS, sizes, strict=True) if either}
                 if min(alike.values()) >= settings.threshold:
-                    repeats[row] = other, alike
-    return repeats
+                    gone[row] = True
+                    yield row, other, alike
 
 
 def _sets(rows: list[dict[str, Any]], ngram: int) -> list[list[np.ndarray]]:
@@ -157,30 +167,34 @@ def _sets(rows: list[dict[str, Any]], ngram: int) -> list[list[np.ndarray]]:
     return [each[i : i + len(PARTS)] for i in range(0, len(each), len(PARTS))]
 
 
-def _candidates(signed: pa.ChunkedArray, order: np.ndarray, threshold: float) -> Iterator[list[int]]:
+def _candidates(signed: pa.ChunkedArray, order: np.ndarray, threshold: float, disk: Callable) -> Iterator[list[int]]:
     """(row, better row) of every pair that shares a band and may reach the threshold, in `order` of both.
 
-    A pair whose parts all reach the threshold reaches it in all shingles together, which signatures estimate. They stay
-    on disk but for a band at a time: some 60 bytes per row are in memory."""
+    A pair whose parts all reach the threshold reaches it in all shingles together, which signatures estimate."""
     views, permutations = numbers(signed, "<u4"), signed.type.byte_width // 4
-    n_bands = bands(threshold, permutations)
-    width = permutations // n_bands
+    width = permutations // bands(threshold, permutations)
     least = threshold - DEVIATIONS * (threshold * (1 - threshold) / permutations) ** 0.5
     weights = np.random.default_rng(0).integers(1, 2**63, width, np.uint64) | np.uint64(1)
-    order = order[np.concatenate([view[:, 0] for view in views])[order] > 0]  # zeros: without shingles
-    place = np.arange(len(order))
-    found = [place[:0]]  # pairs as numbers: place in `order`, times all, plus the place of the better row
-    for first in range(0, permutations, width):
-        keys = np.concatenate([(view[:, first : first + width] * weights).sum(1) for view in views])[order]
-        by_key = np.argsort(keys, kind="stable")  # within a group of equal keys, best first
-        same = np.diff(keys[by_key], prepend=keys[by_key][:1] + np.uint64(1)) == 0
-        begin = np.maximum.accumulate(np.where(same, 0, place))[same]  # where the place's group begins
-        later = place[same]  # all but the best of each group
-        # of a large group, whose rows share a template, each is compared with the best and the nearest, not with all
-        others = (begin, *(np.maximum(later - back, begin) for back in range(1, NEAREST + 1)))
-        found.append(np.unique(np.concatenate([by_key[later] * len(order) + by_key[other] for other in others])))
-    pairs = np.unique(np.concatenate(found))
+    order = disk([order[np.concatenate([view[:, 0] for view in views])[order] > 0]])  # zeros: without shingles
+
+    def sharing() -> Iterator[np.ndarray]:  # pairs as numbers: place in `order`, times all, plus the better row's
+        for first in range(0, permutations, width):
+            by_row = disk(((view[:, first : first + width] * weights).sum(1) for view in views), np.uint64)
+            for places, keys in buckets(disk([by_row[order]], np.uint64)):
+                by_key = np.argsort(keys, kind="stable")  # within a group of equal keys, best first
+                same = np.diff(keys[by_key], prepend=keys[by_key][:1] + np.uint64(1)) == 0
+                place, by_key = np.arange(len(keys)), places[by_key]
+                begin = np.maximum.accumulate(np.where(same, 0, place))[same]  # where the place's group begins
+                later = place[same]  # all but the best of each group
+                yield by_key[later] * len(order) + by_key[begin]
+                # of a large group, whose rows share a template, each is compared with the best and the nearest
+                for back in range(1, NEAREST + 1):
+                    later, begin = later[later - back > begin], begin[later - back > begin]
+                    yield by_key[later] * len(order) + by_key[later - back]
+
+    pairs, rows = disk(sharing()), ds.dataset(pa.table([signed], ["signature"]))
+    pairs.sort()  # in its file; a pair is in it once for each band that it shares, and twice does no harm
     for start in range(0, len(pairs), BLOCK):
-        part = order[np.stack(np.divmod(pairs[start : start + BLOCK], max(1, len(order))), axis=1)]
-        one, other = (rows_of(views, rows) for rows in part.T)
-        yield from part[(one == other).mean(1) >= least].tolist()
+        both = order[np.stack(np.divmod(np.unique(pairs[start : start + BLOCK]), len(order)), axis=1)]
+        one, other = (numbers(rows.take(own)["signature"], "<u4")[0] for own in both.T)
+        yield from both[(one == other).mean(1) >= least].tolist()

@@ -43,15 +43,14 @@ def make(
     lock: dict[str, Any] | None,
     counts: dict[str, Counter[str]],
     searched: dict[str, Any],
-    rows: Any,
+    mix: Path,
     choice: Any,
     rejects: Any,
     output: dict[str, Any],
 ) -> Manifest:
     """`files`: {source: `read.File`s}; `hashes`: {source: {file: SHA-256}}; `counts`: {source: {"read": n, ...}};
-    `rows`, `rejects`: Arrow tables; `choice`: the `choose.Choice` of `rows`; `output`: hashes of the parquet files."""
-    kept = rows.select(["source", "category", "n_tokens", "n_loss_tokens"]).take(choice.rows)
-    by_source, by_category = totals(kept, "source"), totals(kept, "category")
+    `mix`: the folder of the rows; `choice`: `choose.Choice`; `rejects`: Arrow table; `output`: hashes of the files."""
+    by_source, by_category = totals(mix, "source"), totals(mix, "category")
     lost: dict[str, Counter[str]] = {source.name: Counter() for _, source in spec.sources()}
     for row in rejects.group_by(["source", "stage", "reason"]).aggregate([([], "count_all")]).to_pylist():
         lost[row["source"]][f"{row['stage']}/{row['reason']}"] = row["count_all"]
@@ -89,9 +88,13 @@ def prepared_folder(manifest: Manifest) -> str:
     return f"prepared-{manifest['output']['sha256'][:12]}"
 
 
-def totals(rows: Any, column: str) -> dict[str, dict[str, int]]:
-    """{value of `column`: rows, tokens, loss_tokens} of a table with n_tokens and n_loss_tokens."""
-    sums = rows.group_by(column).aggregate([([], "count_all"), ("n_tokens", "sum"), ("n_loss_tokens", "sum")])
+def totals(mix: Path, column: str) -> dict[str, dict[str, int]]:
+    """{value of `column`: rows, tokens, loss_tokens} of the mix in the folder `mix`."""
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(mix / "rows", columns=[column, "n_tokens", "n_loss_tokens"], read_dictionary=[column])
+    rows = rows.unify_dictionaries().group_by(column)
+    sums = rows.aggregate([([], "count_all"), ("n_tokens", "sum"), ("n_loss_tokens", "sum")])
     return {key: dict(zip(NOTHING, values, strict=True)) for key, *values in map(dict.values, sums.to_pylist())}
 
 

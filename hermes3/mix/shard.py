@@ -9,7 +9,7 @@ import re
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from itertools import batched, pairwise
@@ -20,6 +20,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from hermes3.chat.render import IGNORE, Renderer, assistant_text, prompt_text, turns
@@ -271,23 +272,21 @@ def sweep(folder: Path, keep: set[str]) -> None:
                     path.unlink()
 
 
-def write_part(out: Path, number: int, shards: list[Path], starts: np.ndarray, rows: np.ndarray, uses: np.ndarray):
-    """Write part `number` of train/ and rows/: `rows` are numbers over all shards; shard i begins at `starts[i]`."""
-    order = np.argsort(rows, kind="stable")
-    shard_of = np.searchsorted(starts, rows[order], side="right") - 1
-    places = {i: rows[order][shard_of == i] - starts[i] for i in np.unique(shard_of)}
-    tables = [_kept_open(shards[i]).take(pa.array(place)) for i, place in places.items()]
-    table = pa.concat_tables(tables).combine_chunks().take(pa.array(np.argsort(order)))
-    write_parquet(_train(table), out / f"train/part-{number:05d}.parquet")
+def write_part(out: Path, number: int, shards: list[Path], rows: np.ndarray, uses: np.ndarray):
+    """Write part `number` of train/ and rows/: `rows` are numbers over all shards."""
+    table = _opened(tuple(shards)).take(rows)
     # for people; a row that is used again has the number of its use after its id
     ids = [f"{i}#{use + 1}" if use else i for i, use in zip(table["id"].to_pylist(), uses.tolist(), strict=True)]
     changed = {"id": ids, "hash": [value.hex() for value in table["hash"].to_pylist()]}
     names = ["id", "source", "category", "hash", "n_tokens", "n_loss_tokens", "n_turns", "messages", "tools", *SIDES]
     columns = {name: changed.get(name, table[name]) for name in names if name in table.column_names}
-    write_parquet(pa.table(columns), out / f"rows/part-{number:05d}.parquet")
+    for folder, part in (("train", _train(table)), ("rows", pa.table(columns))):
+        write_parquet([part], part.schema, out / f"{folder}/part-{number:05d}.parquet")
 
 
-_kept_open = cache(open_shard)  # every part has rows of every shard, and to map a page takes longer than to read it
+@cache  # every part has rows of every shard, and to map a page takes longer than to read it
+def _opened(shards: tuple[Path, ...]) -> ds.Dataset:
+    return ds.dataset(pa.concat_tables(map(open_shard, shards)))  # a table's own `take` copies all first
 
 
 def _train(table: pa.Table) -> pa.Table:
@@ -301,9 +300,12 @@ def _train(table: pa.Table) -> pa.Table:
     return pa.table([pa.ListArray.from_arrays(offsets, pa.array(array)) for array in values], schema=TRAIN)
 
 
-def write_parquet(table: pa.Table, path: Path) -> None:
+def write_parquet(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
-    pq.write_table(table, path, compression="zstd", compression_level=1, use_dictionary=["source", "category"])
+    settings = {"compression": "zstd", "compression_level": 1, "use_dictionary": ["source", "category"]}
+    with pq.ParquetWriter(path, schema, **settings) as writer:
+        for table in tables:
+            writer.write_table(table)
 
 
 def output_hash(out: Path) -> dict[str, str | dict[str, str]]:
