@@ -93,6 +93,8 @@ def measure(
         interval, bounds = "wilson", stats.wilson(estimate.value * worth, worth)
     else:
         interval, bounds = "t", estimate.interval()
+        if scale == 100:
+            bounds = max(0.0, bounds[0]), min(1.0, bounds[1])
     first = outcomes[0] if len(outcomes) == 1 else None
     return Score(estimate.value, n, *bounds, interval, better, scale, worth, first, binary and pooled, tuple(seeds))
 
