@@ -130,7 +130,8 @@ def record(arm: str, report: dict[str, Any], runs: list[dict[str, Any]]) -> None
 
 def spread(values: list[float]) -> str:
     """Mean and standard deviation over the seeds."""
-    return f"{mean(values):.3g}" + (f" ± {stdev(values):.2g}" if len(values) > 1 else "")
+    form = ",.0f" if mean(values) >= 100 else ".2f"
+    return format(mean(values), form) + (f" ± {format(stdev(values), form)}" if len(values) > 1 else "")
 
 
 def interval(score: dict[str, Any], scale: float) -> str:
