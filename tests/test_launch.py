@@ -98,7 +98,7 @@ def test_a_wrong_recipe_or_one_that_does_not_fit_is_refused_before_it_waits_for_
     refused = launch(slurm, site, "recipes/8b_sft.yml", check=False, timeout=900)
     assert refused.returncode == 1 and "learning_rte" in refused.stderr and "--no-check" in refused.stderr
     assert not slurm.jobs()
-    monkeypatch.setattr(submit, "hold", lambda paths: None)
+    monkeypatch.setattr(submit, "check_all", lambda paths: [])
     with pytest.raises(ValueError, match=r"405b_sft.yml: does not fit on 1 nodes \(\d+ would do\)"):
         submit.look([resize(Path("recipes/405b_sft.yml"), 1, Path("logs"))])
     submit.look([Path("recipes/405b_sft.yml")])

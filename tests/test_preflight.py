@@ -225,4 +225,4 @@ def test_a_single_machine_is_looked_at_without_slurm(mix, base, tmp_path):
         assert code or ("all-reduce: 2 ranks, " in ran.stdout and "GB/s bus bandwidth" in ran.stdout)
     *_, head, last = ran.stderr.splitlines()
     assert head == "hermes3: preflight: the same on every node, so no node's fault:"
-    assert f"model: {tmp_path}/none: no config.json" in last
+    assert f"model: {tmp_path}/none: no such folder" in last
