@@ -284,7 +284,7 @@ def write_part(out: Path, number: int, shards: list[Path], rows: np.ndarray, use
         write_parquet([part], part.schema, out / f"{folder}/part-{number:05d}.parquet")
 
 
-@lru_cache(1)  # every part has rows of every shard, and to map a page takes longer than to read it
+@lru_cache(1)  # every part has rows of every shard: a worker maps each once
 def _opened(shards: tuple[Path, ...]) -> ds.Dataset:
     return ds.dataset(pa.concat_tables(map(open_shard, shards)))  # a table's own `take` copies all first
 
