@@ -9,16 +9,25 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from hermes3.chat.prompts import parse_tool_calls, to_json
 from hermes3.messages import ROLES, BadRow, Message
 from hermes3.mix import turns
 from hermes3.mix.adapt import Example
-from hermes3.mix.refusals import is_refusal
+from hermes3.mix.refusals import HINTED, OPENING, is_refusal
 
 # C0 but for tab and line ends, DEL, C1, lone surrogates, U+FFFD and the noncharacters of a swapped byte order
 BROKEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffd-\uffff]")
 # A fence of backticks has no further backtick on its line (CommonMark 0.31, section 4.5). It may open a list item.
 FENCE = re.compile(r"^[ \t>]*(?:[-*+] |\d+[.)] )?(`{3,}(?=[^`\n]*$)|~{3,})", re.MULTILINE)
+# What JSON must hold for a filter to object, for RE2; of `BROKEN` in UTF-8 or escapes
+NEEDED = {
+    "broken_text": r"\\[bfu]|\x7f|\xc2[\x80-\x9f]|\xed[\xa0-\xbf]|\xef\xbf[\xbd-\xbf]",
+    "json_mode": "<schema>",
+    "tool_call_text": "</?tool_call>",
+}
 CHOICE = 60  # characters: "Can't answer" is at times the right one of a quiz's choices
 SCHEMA = re.compile(r"<schema>(.*?)</schema>", re.DOTALL)
 TOOLS = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
@@ -33,21 +42,22 @@ def apply(row: Example, skip: frozenset[str] = frozenset()) -> None:
             raise BadRow(name, detail)
 
 
+def cannot_object(rows: list[Example]) -> list[frozenset[str]]:
+    """The filters that find nothing in each row (with its `json`), told from all rows at once."""
+    written = pa.array([b"\n".join(row["json"].values()) for row in rows])
+    openings = pa.array(["\n".join(text[:OPENING].lower() for _, text in _answers(row)) for row in rows])
+    needed = {name: (written, pattern) for name, pattern in NEEDED.items()} | {"refusal": (openings, HINTED)}
+    may = zip(*(pc.match_substring_regex(*one).to_pylist() for one in needed.values()), strict=True)
+    return [frozenset(name for name, one in zip(needed, each, strict=True) if not one) for each in may]
+
+
 def broken_text(row: Example) -> str | None:
     """Characters that no writer means: bytes decoded wrongly, control codes, halves of a surrogate pair."""
-    if "json" in row and not any(map(_may_be_broken, row["json"].values())):
-        return None
     texts = [(place, m["content"] + _json(m.get("tool_calls"))) for place, m in _messages(row)]
     for place, text in [*texts, ("tools", _json(row.get("tools")))]:
-        # newlines apart, printable text has none but U+FFFD: ten times as fast as the pattern
-        if (not text.replace("\n", "").isprintable() or "\ufffd" in text) and (broken := BROKEN.search(text)):
+        if broken := BROKEN.search(text):
             return f"{place}: U+{ord(broken[0]):04X} at character {broken.start()}"
     return None
-
-
-def _may_be_broken(written: bytes) -> bool:
-    """Whether JSON holds anything that `BROKEN` might find, told without reading its texts."""
-    return not written.isascii() or any(escape in written for escape in (b"\\u", b"\\b", b"\\f", b"\x7f"))
 
 
 def refusal(row: Example) -> str | None:

@@ -5,6 +5,8 @@ asker, or speaks as a generic assistant ("as an AI language model", "as of my kn
 it admits that it lacks a tool or a fact, which a model that is offered tools must learn to say; nor if somebody else
 speaks: in quotation marks, code, a letter, or a part that is played."""
 
+import re
+
 from hermes3.mix import rules
 
 # Of 15,751 real answers, 120 characters find 7 right, 240 find 9 right, 800 add 1 wrong; 80 cut off excuses: 10 wrong
@@ -12,7 +14,10 @@ OPENING = 240
 
 _FILE = rules.load("refusals")
 _PATTERNS = _FILE["patterns"]
-_HINTED = [(hint, rule["pattern"], rule.get("unless_lacking")) for rule in _FILE["rules"] for hint in rule["hints"]]
+_RULES = [(hint, rule["pattern"], rule.get("unless_lacking")) for rule in _FILE["rules"] for hint in rule["hints"]]
+# what an opening must hold, for RE2: a hint, or a short form that may become one
+HINTED = "|".join(map(re.escape, dict.fromkeys(hint for hint, *_ in _RULES)))
+HINTED += "".join("|" + short.replace("'", "['’]") for short in _FILE["long_forms"])
 
 
 def is_refusal(text: str) -> str | None:
@@ -23,7 +28,7 @@ def is_refusal(text: str) -> str | None:
     opening = opening.lower().strip()
     for short, long in _FILE["long_forms"].items() if "'" in opening else ():
         opening = opening.replace(short, long)
-    for hint, pattern, unless_lacking in _HINTED:
+    for hint, pattern, unless_lacking in _RULES:
         if hint in opening and (match := pattern.search(opening)):
             excused = unless_lacking and _PATTERNS["lacking"].search(opening)
             someone_else = _PATTERNS["letter"].match(opening) or _PATTERNS["played"].search(opening)

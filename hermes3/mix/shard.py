@@ -108,8 +108,8 @@ def table_of(chunk: Chunk, stages: Stages) -> tuple[pa.Table, list[Example], Cou
     """The chunk's rows that pass, the records of the others, and what was counted."""
     rejects: list[Example] = []
     counts: Counter[str] = Counter()
-    rows = _rows(chunk, stages, rejects, counts)
-    tables = [_table(list(batch), stages, rejects) for batch in batched(rows, BATCH)]
+    rows = batched(_rows(chunk, stages, rejects, counts), BATCH)
+    tables = [_table(kept, stages, rejects) for batch in rows if (kept := _filtered(batch, stages, rejects))]
     table = pa.concat_tables([schema(stages.spec).empty_table(), *tables]).combine_chunks()
     return table, rejects, counts
 
@@ -150,13 +150,12 @@ def id_of(raw: Any, place: str) -> str:
     return str(own) if isinstance(own, str | int) and str(own).isprintable() and str(own) else place
 
 
-def _rows(chunk: Chunk, stages: Stages, rejects: list[Example], counts: Counter[str]) -> list[Example]:
-    """The chunk's rows in the one message form that pass the filters, each with id, source and category."""
-    category, source = stages.sources[chunk.source]
-    kept = []
+def _rows(chunk: Chunk, stages: Stages, rejects: list[Example], counts: Counter[str]) -> Iterator[Example]:
+    """The chunk's rows in the one message form, each with id, source, place and what it says as JSON."""
+    _, source = stages.sources[chunk.source]
     for number, line in enumerate(chunk.lines, chunk.first):
         place = f"{chunk.file}:{number}"
-        row: Example = {"id": place, "source": source.name}
+        row: Example = {"id": place, "source": source.name, "place": place}
         stage = "read"
         counts["read"] += 1
         try:
@@ -171,12 +170,23 @@ def _rows(chunk: Chunk, stages: Stages, rejects: list[Example], counts: Counter[
             counts.update(f"{what}: {name}" for what, name in noted.account())
             stage = "filter"
             row["json"] = _json(row)
-            filters.apply(row, frozenset(source.skip_filters))
         except BadRow as bad:
             rejects.append(_reject(row, stage, bad.reason, f"{place}: {bad.detail}"))
-            continue
-        row["category"] = category or classify(row)
-        kept.append(row)
+        else:
+            yield row
+
+
+def _filtered(rows: tuple[Example, ...], stages: Stages, rejects: list[Example]) -> list[Example]:
+    """Those of `rows` that pass the filters, each with its category."""
+    kept = []
+    for row, needless in zip(rows, filters.cannot_object(rows), strict=True):
+        category, source = stages.sources[row["source"]]
+        try:
+            filters.apply(row, needless.union(source.skip_filters))
+        except BadRow as bad:
+            rejects.append(_reject(row, "filter", bad.reason, f"{row['place']}: {bad.detail}"))
+        else:
+            kept.append(row | {"category": category or classify(row)})
     return kept
 
 
@@ -204,9 +214,11 @@ def _table(rows: list[Example], stages: Stages, rejects: list[Example]) -> pa.Ta
     columns["hash"], columns["words"] = dedup.content_hashes(written)
     columns["n_turns"] = [sum(m["role"] == "assistant" for m in row["messages"]) + ("chosen" in row) for row in rows]
     columns |= {key: [row[key] for row in rows] for key in ("id", "source", "category", "n_tokens", "n_loss_tokens")}
-    columns |= {key: [row["json"][key].decode() for row in rows] for key in rows[0]["json"]}
+    columns |= {key: pa.array([row["json"][key] for row in rows], pa.string()) for key in rows[0]["json"]}
     if spec.near_duplicates:
-        columns["signature"] = [row.tobytes() for row in dedup.signatures(rows, spec.near_duplicates)]
+        signatures = pa.py_buffer(dedup.signatures(rows, spec.near_duplicates))
+        kind = pa.binary(4 * spec.near_duplicates.permutations)
+        columns["signature"] = pa.Array.from_buffers(kind, len(rows), [None, signatures])
     table = pa.table(columns, schema=schema(spec))
     return pa.concat_tables(table.slice(a + 1, b - a - 1) for a, b in pairwise([-1, *sorted(bad), len(rows)]))
 
