@@ -1,6 +1,7 @@
 """One chunk of a source through every stage that reads a row by itself, to a shard, from which the mix is written.
 A shard is an Arrow file in the cache, named by a hash of all that shapes it, with what was left out in its metadata."""
 
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -102,6 +103,7 @@ def start(stages: Stages) -> None:
         os.environ["RAYON_NUM_THREADS"] = "1"  # of tokenizers and rensa: the processes are the parallelism
         pa.set_cpu_count(1)
         _ = stages.renderer.encode.gigatoken  # there is enough to encode, or there would be no workers
+        gc.freeze()  # 100,000 objects that stay, at which every collection would look again
 
 
 def table_of(chunk: Chunk, stages: Stages) -> tuple[pa.Table, list[Example], Counter[str]]:
@@ -298,7 +300,9 @@ def write_part(out: Path, number: int, shards: list[Path], rows: np.ndarray, use
 
 @lru_cache(1)  # every part has rows of every shard: a worker maps each once
 def _opened(shards: tuple[Path, ...]) -> ds.Dataset:
-    return ds.dataset(pa.concat_tables(map(open_shard, shards)))  # a table's own `take` copies all first
+    table = pa.concat_tables(map(open_shard, shards))
+    names = [name for name in table.column_names if name not in ("words", "signature")]
+    return ds.dataset(table.select(names))  # a table's own `take` copies all first
 
 
 def _train(table: pa.Table) -> pa.Table:
