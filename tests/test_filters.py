@@ -4,12 +4,13 @@ import json
 from collections import Counter
 from typing import get_args
 
+import orjson
 import pytest
 import yaml
 from conftest import ROOT
 
 from hermes3.chat.prompts import json_system, tools_system
-from hermes3.messages import BadRow
+from hermes3.messages import BadRow, is_text
 from hermes3.mix import filters
 from hermes3.mix.adapt import ADAPTERS
 from hermes3.mix.refusals import OPENING, is_refusal
@@ -63,6 +64,16 @@ def test_what_a_filter_objects_to_and_what_it_lets_pass(name, case, what):
     system = SYSTEMS.get(case.get("system"), case.get("system"))
     objection = filters.FILTERS[name](said(case["answer"].replace("@call", CALL), system=system))
     assert (objection is not None) == (what == "objected") and case.get("detail", "") in (objection or "")
+
+
+def test_a_filter_that_cannot_object_to_a_row_finds_nothing_in_it():
+    rows = [said(one["answer"], system=SYSTEMS.get(one.get("system"))) for _, one, _ in EVERY if is_text(one["answer"])]
+    rows += [said(json.loads(line)["text"]) for line in LABELLED.read_text(encoding="utf-8").splitlines()]
+    rows += [said(chr(i)) for i in (*range(0xD800), *range(0xE000, 1 << 16)) if filters.BROKEN.match(chr(i))]
+    rows = [row | {"json": {"messages": orjson.dumps(row["messages"])}} for row in rows]
+    cannot = filters.cannot_object(rows)
+    objections = [filters.FILTERS[name](row) for row, names in zip(rows, cannot, strict=True) for name in names]
+    assert max(map(len, cannot)) == 4 and not any(objections)
 
 
 def test_calls_tools_and_schemas_are_read_too(tmp_path):

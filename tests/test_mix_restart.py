@@ -18,7 +18,7 @@ import yaml
 
 from hermes3.mix import read, shard
 from hermes3.mix.build import build, verify
-from hermes3.mix.shard import output_hash
+from hermes3.mix.write import output_hash
 
 SCRIPT = """
 import sys

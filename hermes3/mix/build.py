@@ -28,7 +28,7 @@ from rich.progress import Progress
 from hermes3.chat.render import Renderer
 from hermes3.files import MARKER, UserError, check_out, make_folder, new_folder, sha256
 from hermes3.files import lock as lock_file
-from hermes3.mix import card, choose, columns, decontaminate, dedup, lock, manifest, read, shard
+from hermes3.mix import card, choose, columns, decontaminate, dedup, lock, manifest, read, shard, write
 from hermes3.mix import spec as specs
 from hermes3.mix.adapt import SHAPE
 
@@ -103,16 +103,16 @@ def build(
         with new_folder(out, COMMAND) as tmp:
             cuts = range(ROWS_PER_FILE, len(choice.rows), ROWS_PER_FILE)
             parts = zip(np.split(choice.rows, cuts), np.split(choice.uses, cuts), strict=True)
-            written = [pool.submit(shard.write_part, tmp, i, shards, *p) for i, p in enumerate(parts)]
+            written = [pool.submit(write.part, tmp, i, shards, *p) for i, p in enumerate(parts)]
             for future in progress.track(written, description="write"):
                 future.result()
             order = pc.sort_indices(rejects, sort_keys=[(name, "ascending") for name in shard.REJECTS.names]).to_numpy()
             parts = np.split(order, range(dedup.BUCKET, len(order), dedup.BUCKET))
-            shard.write_parquet(map(ds.dataset(rejects).take, parts), shard.REJECTS, tmp / "rejects/part-00000.parquet")
+            write.parquet(map(ds.dataset(rejects).take, parts), shard.REJECTS, tmp / "rejects/part-00000.parquet")
             lap("write")
             searched = decontaminate.record(spec, index)
             inputs = (spec, files, hashes, pinned, counts, searched)
-            record = manifest.make(*inputs, tmp, choice, rejects, shard.output_hash(tmp))
+            record = manifest.make(*inputs, tmp, choice, rejects, write.output_hash(tmp))
             text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
             (tmp / "manifest.json").write_text(text, encoding="utf-8")
             lap("manifest")
@@ -278,7 +278,7 @@ def verify(mix: Path, every_row: bool = False) -> Iterator[str]:
     record = manifest.read(mix)
     folder = Path(record["tokenizer"]["path"])
     expected = record["output"].get("files", {}) | {"prepared": manifest.prepared_folder(record)}
-    actual = shard.output_hash(mix)["files"] | {"prepared": (mix / "prepared").resolve().name}
+    actual = write.output_hash(mix)["files"] | {"prepared": (mix / "prepared").resolve().name}
     for name, key in (("tokenizer.json", "tokenizer"), ("chat_template.jinja", "template")):
         expected[f"{folder / name}"] = record[key]["sha256"]
         actual[f"{folder / name}"] = sha256(folder / name) if (folder / name).is_file() else None

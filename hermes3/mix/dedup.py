@@ -155,8 +155,9 @@ def near_duplicates(
 def _sets(rows: list[dict[str, Any]], ngram: int) -> list[list[np.ndarray]]:
     """The shingles of each part of each row, each once."""
     row, part, hashes = shingles(rows, ngram)
-    order = np.lexsort((hashes, part, row))
-    owner, hashes = (row * len(PARTS) + part)[order], hashes[order]
+    owner = row * len(PARTS) + part
+    order = np.lexsort((hashes, owner))
+    owner, hashes = owner[order], hashes[order]
     first = (np.diff(owner, prepend=-1) != 0) | (np.diff(hashes, prepend=hashes[:1]) != 0)
     owner, hashes = owner[first], hashes[first]
     each = np.split(hashes, np.searchsorted(owner, np.arange(1, len(rows) * len(PARTS))))

@@ -16,10 +16,8 @@ import numpy as np
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 _INVERSE = pow(_BASE, -1, 2**64)
 _WORD, _SIGN = 1, 2
-_KINDS = bytearray(256)  # of bytes: parts of words, signs, others
-_KINDS[33:127] = [_SIGN] * 94
-for _range in (range(48, 58), range(65, 91), range(97, 123), range(128, 256)):  # digits, letters, beyond ASCII
-    _KINDS[_range.start : _range.stop] = [_WORD] * len(_range)
+# of bytes: a part of a word, a sign, or neither
+_KINDS = bytes(_WORD if i > 127 or chr(i).isalnum() else _SIGN if 32 < i < 127 else 0 for i in range(256))
 _ASCII = bytes(range(128))
 _INDENT = re.compile(rb"\n[ \t]++(?![\r\n])")  # a lookbehind takes five times as long
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|[ntr])")
@@ -101,10 +99,9 @@ class Words:
         encoded = [text.encode("utf-8", "replace") for text in texts]
         self.joined = b"\n".join([b"", *encoded, b""])
         kinds = np.frombuffer(self.joined.translate(_KINDS), np.uint8)
-        inside, ends_here = kinds == _WORD, np.zeros(len(kinds), bool)
-        starts_here = ends_here.copy()
-        np.greater(inside[1:], inside[:-1], out=starts_here[1:])
-        np.less(inside[1:], inside[:-1], out=ends_here[1:])
+        inside = kinds == _WORD
+        starts_here = np.append(False, inside[1:] > inside[:-1])
+        ends_here = np.append(False, inside[1:] < inside[:-1])
         if signs:
             alone = kinds == _SIGN
             starts_here |= alone

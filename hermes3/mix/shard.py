@@ -10,9 +10,8 @@ import re
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from functools import lru_cache
 from itertools import batched, pairwise
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,8 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
-from hermes3.chat.render import IGNORE, Renderer, assistant_text, prompt_text, turns
+from hermes3.chat.render import Renderer, assistant_text, prompt_text, turns
 from hermes3.files import UserError, sha256
 from hermes3.messages import BadRow
 from hermes3.mix import dedup, filters, rules
@@ -42,10 +38,6 @@ SHARD_NAME = re.compile(r"\.?[0-9a-f]{32}\.arrow(?P<unfinished>\.hermes3-[0-9a-f
 REJECTS = pa.schema([(key, pa.string()) for key in ("id", "source", "stage", "reason", "detail")])
 # what is needed to choose among rows, without the rows themselves
 SHORT = ("id", "source", "category", "n_tokens", "n_loss_tokens", "n_turns", "hash", "words", "signature")
-# of the files that train; a fourth column would break Axolotl's packing collator
-TRAIN = pa.schema(
-    [("input_ids", pa.list_(pa.int32())), ("attention_mask", pa.list_(pa.int8())), ("labels", pa.list_(pa.int32()))]
-)
 
 
 def schema(spec: Spec) -> pa.Schema:
@@ -284,48 +276,3 @@ def sweep(folder: Path, keep: set[str]) -> None:
             with suppress(OSError, pa.ArrowInvalid):  # it is no shard
                 if name["unfinished"] or b"hermes3" in (open_shard(path).schema.metadata or {}):
                     path.unlink()
-
-
-def write_part(out: Path, number: int, shards: list[Path], rows: np.ndarray, uses: np.ndarray):
-    """Write part `number` of train/ and rows/: `rows` are numbers over all shards."""
-    table = _opened(tuple(shards)).take(rows)
-    # for people; a row that is used again has the number of its use after its id
-    ids = [f"{i}#{use + 1}" if use else i for i, use in zip(table["id"].to_pylist(), uses.tolist(), strict=True)]
-    changed = {"id": ids, "hash": [value.hex() for value in table["hash"].to_pylist()]}
-    names = ["id", "source", "category", "hash", "n_tokens", "n_loss_tokens", "n_turns", "messages", "tools", *SIDES]
-    columns = {name: changed.get(name, table[name]) for name in names if name in table.column_names}
-    for folder, part in (("train", _train(table)), ("rows", pa.table(columns))):
-        write_parquet([part], part.schema, out / f"{folder}/part-{number:05d}.parquet")
-
-
-@lru_cache(1)  # every part has rows of every shard: a worker maps each once
-def _opened(shards: tuple[Path, ...]) -> ds.Dataset:
-    table = pa.concat_tables(map(open_shard, shards))
-    names = [name for name in table.column_names if name not in ("words", "signature")]
-    return ds.dataset(table.select(names))  # a table's own `take` copies all first
-
-
-def _train(table: pa.Table) -> pa.Table:
-    if "prompt_text" in table.column_names:
-        return pa.table({"prompt": table["prompt_text"], **{side: table[f"{side}_text"] for side in SIDES}})
-    ids, loss = table["input_ids"].combine_chunks(), table["loss"].combine_chunks()
-    tokens, bears_loss = ids.flatten().to_numpy(), loss.flatten().to_numpy(zero_copy_only=False)
-    labels = np.where(bears_loss, tokens, np.int32(IGNORE))
-    offsets = pa.array(np.append(0, np.cumsum(pc.list_value_length(ids).to_numpy())).astype(np.int32))
-    values = (tokens, np.ones(len(tokens), np.int8), labels)
-    return pa.table([pa.ListArray.from_arrays(offsets, pa.array(array)) for array in values], schema=TRAIN)
-
-
-def write_parquet(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
-    settings = {"compression": "zstd", "compression_level": 1, "use_dictionary": ["source", "category"]}
-    with pq.ParquetWriter(path, schema, **settings) as writer:
-        for table in tables:
-            writer.write_table(table)
-
-
-def output_hash(out: Path) -> dict[str, str | dict[str, str]]:
-    """Hash of every parquet file, and of them all."""
-    files = {str(path.relative_to(out)): sha256(path) for path in sorted(out.rglob("*.parquet"))}
-    together = "".join(f"{name} {digest}\n" for name, digest in files.items())
-    return {"sha256": hashlib.sha256(together.encode()).hexdigest(), "files": files}
