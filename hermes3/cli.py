@@ -1,5 +1,6 @@
 """The `hermes3` command: one verb per stage. Verbs import what they need when they run, so that `--help` is quick."""
 
+import json
 import sys
 import traceback
 from pathlib import Path
@@ -14,13 +15,15 @@ from hermes3.evaluate import cli as evaluate_cli
 from hermes3.files import UserError
 from hermes3.git import commit
 from hermes3.mix import cli as mix_cli
-from hermes3.plan import cli as plan_cli
 from hermes3.quantize import quantize
-from hermes3.recipe import cli as recipe_cli
 from hermes3.report import cli as report_cli
 from hermes3.slurm import cli as slurm_cli
 from hermes3.train.checkpoints import consolidate, resize
 
+CHECKED = (
+    "Checked: Axolotl's and DeepSpeed's schemas for the declared hardware; unknown, deprecated and unread keys;\n"
+    "files, prepared data and checkpoints; the paper's values and batch where a recipe says `reproduces`."
+)
 # Typer 0.25 lists arguments by the help that it sets; click 8.5 then sets None, and would print a list of its own
 typer.core.TyperArgument.help = property(lambda self: self.text, lambda self, text: vars(self).setdefault("text", text))
 click.Command.format_arguments = lambda *_: None
@@ -108,7 +111,66 @@ def card(
     print(model / "README.md")
 
 
-VERBS = [init, render, recipe_cli.check, plan_cli.plan, slurm_cli.launch, evaluate_cli.evaluate, evaluate_cli.mt_bench]
+def check(
+    recipes: Annotated[list[Path] | None, typer.Argument(help="recipes; all of recipes/ by default")] = None,
+    against: Annotated[str | None, typer.Option(help="compare them with the paper's, e.g. 8b_sft")] = None,
+    reads: Annotated[bool, typer.Option("--reads", help="which line of Axolotl reads each key")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+) -> None:
+    """Find what is wrong with recipes before a GPU is booked. Exit code 1 if there is an error.
+
+    Example: hermes3 check recipes/8b_sft.yml
+    """
+    from hermes3.recipe import check as checks
+
+    reports = checks.check_all(recipes or checks.default_recipes(), against)
+    errors = [f"BAD  {report.path}: {finding}" for report in reports for finding in report.errors]
+    if as_json:
+        print(json.dumps([report.to_json() for report in reports], indent=1))
+    else:
+        for report in reports:
+            print(report.line())
+            for key, line in report.readers.items() if reads else []:
+                print(f"     {key:<40} {line or 'nothing'}")
+        notes: dict[str, list[Path]] = {}  # each once, with the recipes of which it is true
+        for report in reports:
+            for finding in (one for one in report.findings if one not in report.errors):
+                notes.setdefault(str(finding), []).append(report.path)
+        for text, paths in notes.items():
+            print(f"note {paths[0]}{f' (and {len(paths) - 1} more)' * (len(paths) > 1)}: {text}")
+        print(CHECKED)
+    print(*errors, sep="\n", end="\n" if errors else "", file=sys.stderr)
+    if errors:
+        raise typer.Exit(1)
+
+
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="a recipe, recipes/*.yml")],
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs, eight per node; default: the recipe's")] = None,
+    gpu: Annotated[str | None, typer.Option(help="h100-80gb, h200, a100-80gb, ...; default: the recipe's")] = None,
+    mix: Annotated[Path | None, typer.Option(help="a built mix; default: the recipe's, if it is built")] = None,
+    mfu: Annotated[float | None, typer.Option(min=0.01, max=1, help="share of the peak; the nearest measured")] = None,
+    host_memory: Annotated[float | None, typer.Option(min=0.001, help="GB of host memory per node")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="USD per GPU-hour")] = None,
+    bandwidth: Annotated[float | None, typer.Option(min=0.001, help="GB/s that a node writes to storage")] = None,
+    network: Annotated[float | None, typer.Option(min=0.001, help="Gb/s per node, all of its adapters")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+) -> None:
+    """Print what RECIPE takes: memory, nodes, hours, storage, cost. Needs no GPU.
+
+    Example: hermes3 plan recipes/8b_sft.yml --gpus 8
+    """
+    from hermes3.plan import plan as plans
+
+    bytes_per_second, host_bytes = (value * 1e9 if value else None for value in (bandwidth, host_memory))
+    planned = plans.plan(recipe, gpus, gpu, mix, mfu, price, bytes_per_second, host_bytes, network=network)
+    if as_json:
+        print(json.dumps(planned.as_json()))
+    else:
+        plans.show(planned)
+
+
+VERBS = [init, render, check, plan, slurm_cli.launch, evaluate_cli.evaluate, evaluate_cli.mt_bench]
 VERBS += [evaluate_cli.select, report_cli.report, report_cli.runs, talk.chat, card, consolidate, resize, quantize]
 for verb in VERBS:
     app.command("eval" if verb is evaluate_cli.evaluate else None)(verb)
