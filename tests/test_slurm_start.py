@@ -181,7 +181,7 @@ def test_a_controller_that_is_away_is_asked_again(slurm_is, tmp_path, monkeypatc
     away = "Unable to contact slurm controller (connect failure)"
     counted = f"(($(wc -l <{tmp_path}/asked) > 3)) && echo RUNNING && exit 0\n"
     slurm_is("squeue", f"{counted} echo '{away}' >&2; exit 1")
-    assert queue.state("7") == "RUNNING"
+    assert start._active("7")
     assert capsys.readouterr().err.count("asked again") == 3
     for name in ("SLURM_JOB_ID", "SLURM_CPUS_ON_NODE"):
         monkeypatch.setenv(name, "7")

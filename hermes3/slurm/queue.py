@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 from hermes3.files import UserError, read_yaml
 
 # Seconds
-SECONDS = 180  # for a step of the preflight: python from a cold shared file system
 GRACE = 15  # that srun has to end its step once it is told to
 PATIENCE, ON_LOGIN_NODE = 300, 60  # slurmctld restarts, or fails over, within two minutes; a user waits
-LIMIT = float(os.environ.get("HERMES3_PREFLIGHT_SECONDS", SECONDS))  # after which a step has hung
+LIMIT = float(os.environ.get("HERMES3_PREFLIGHT_SECONDS", 180))  # for a step: python from a cold shared file system
 NODE = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
 WORDS = read_yaml(Path(__file__).with_name("words.yml"))
 
@@ -70,16 +69,6 @@ def jobs() -> dict[str, Job]:
     lines = slurm("squeue", "--noheader", "--me", "--format=%i|%j|%T|%r|%Z").splitlines()
     rows = [line.split("|", 4) for line in lines]
     return {name: Job(int(jid.partition("_")[0]), *more) for jid, name, *more, at in rows if Path(at) == Path.cwd()}
-
-
-def state(job: str) -> str:
-    """RUNNING, COMPLETING, ...; "" for a job that Slurm no longer has. `UserError` when it does not answer."""
-    try:
-        return slurm("squeue", "--noheader", f"--job={job}", "--format=%T").strip()
-    except UserError as error:
-        if "Invalid job id" in str(error):
-            return ""
-        raise
 
 
 def shown(job: str) -> dict[str, str]:

@@ -122,11 +122,14 @@ def _active(job: str) -> bool:
     """Whether Slurm still has the job. One that is ending is waited for, up to five minutes."""
     try:
         for _ in range(60):
-            if (state := queue.state(job)) != "COMPLETING":
+            state = queue.slurm("squeue", "--noheader", f"--job={job}", "--format=%T").strip()
+            if state != "COMPLETING":
                 break
             time.sleep(5)
         return bool(state)
     except UserError as error:
+        if "Invalid job id" in str(error):
+            return False
         raise UserError(f"{error}\n  asked whether job {job} still trains into the same output_dir") from None
 
 
