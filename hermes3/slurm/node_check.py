@@ -29,7 +29,7 @@ SHM = 1e9  # bytes: NCCL and the data loaders' workers share memory there; a con
 
 @dataclass
 class Expected:
-    """What the head node asks. Paths are absolute; `base_model` and `mix` None where there is no folder to look at."""
+    """What the head node asks. Paths are absolute; `base_model` is None where it names no folder."""
 
     gpu: str
     gpus_per_node: int
@@ -39,7 +39,7 @@ class Expected:
     storage: float  # bytes
     host_memory: float  # bytes
     base_model: str | None
-    mix: str | None
+    mix: str
     tokens: dict[str, str]  # file -> what the head node wrote in it, in each folder that this node must write
     share: tuple[int, int] = (0, 1)  # node i of n, which read the mix's files between them
 
@@ -113,8 +113,6 @@ def model(expected: Expected) -> Check:
 def mix(expected: Expected) -> Check:
     from hermes3.mix.manifest import prepared_folder
 
-    if expected.mix is None:
-        return Check(None, "datasets name no mix")
     folder = Path(expected.mix)
     text = (folder / "manifest.json").read_bytes()
     name = prepared_folder(json.loads(text))
@@ -127,7 +125,7 @@ def mix(expected: Expected) -> Check:
 def mix_files(expected: Expected) -> Iterator[tuple[str, Check]]:
     """The hash of each training file of this node's share (0.8 GB/s), against the manifest.
     Two nodes read each file, where there are two: broken for one, it is that node's fault, for both the file's."""
-    folder, (i, n) = Path(expected.mix or ""), expected.share
+    folder, (i, n) = Path(expected.mix), expected.share
     listed = json.loads((folder / "manifest.json").read_bytes())["output"].get("files", {})
     names = sorted(name for name in listed if name.startswith("train/"))
     for name in sorted({*names[i::n], *names[(i - 1) % n :: n]}):
