@@ -27,9 +27,7 @@ class Plan:
     accumulation: int
     trained: int  # parameters
     schedule: Schedule
-    settings: list[
-        Memory
-    ]  # at each way of sharding, the recipe's own first; all save in one piece, or none, as it does
+    settings: list[Memory]  # by way of sharding, the recipe's own first; all save in one piece, or none, as it does
     network: dict[str, Traffic]  # by setting: what a step sends at the recipe's MFU
     choices: dict[int, tuple[float, float]]  # hours and GPU-hours by number of nodes, the recipe's own way
     nodes_to_run: dict[str, int | None]  # by setting: the fewest that hold a step and make the batch, None for none

@@ -160,9 +160,7 @@ def _inputs(path: Path, recipe: dict[str, Any]) -> Iterator[Finding]:
         yield from _base_model(recipe, base, beside)
     else:
         yield Finding("base_model", "missing", "name the folder of the model to start from")
-    same = [
-        other for other, its in beside.items() if isinstance(output, str) and Path(its["output_dir"]) == Path(output)
-    ]
+    same = [other for other, its in beside.items() if Path(its["output_dir"]) == Path(str(output))]
     if same:
         wrong = f"{output} is where {same[0]} writes too, and the later run would take up its checkpoints"
         yield Finding("output_dir", wrong, "give this recipe a folder of its own")
