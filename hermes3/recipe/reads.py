@@ -6,39 +6,30 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from hermes3.files import read_json
+from hermes3.files import read_json, read_yaml
 from hermes3.recipe.read import ERROR, NOTE, Finding
 
 OURS = "hermes3/train"
-# Keys whose own keys are read singly, and their name in `reads.json`
-PARTS = {"datasets": "datasets", "test_datasets": "datasets", "fsdp_config": "fsdp_config"}
-# Keys that take a recipe through code that was not tried, so that any reader counts
-UNTRIED = ("pretraining_dataset", "streaming", "reward_model", "process_reward_model", "diffusion")
-# Plugins that Axolotl registers unasked
-BUILT_IN = ("axolotl/integrations/context_parallel", "axolotl/integrations/expert_parallel")
-PAIR_TYPES = {"passthrough": "text pairs", "chat_template": "chat pairs"}
-TRIED_TYPES = ("tokens", "chat_template", "completion", *PAIR_TYPES.values())
-
-
+HERE = Path(__file__)
 # - `keys`: key -> way -> the first line that reads it, {} for none. A way is "SFT" or "DPO, adapter"; for keys of
 #   `datasets` the type of the entry; "all" of these; a plugin's package; or "elsewhere", where neither SFT nor DPO goes
 # - `known`: names that the schema lets pass
 # - `deepspeed`: keys at the top of a DeepSpeed file; `deepspeed_auto`: those whose "auto" transformers fills
-READS = SimpleNamespace(**read_json(Path(__file__).with_name("reads.json")))
+READS = SimpleNamespace(**read_json(HERE.with_suffix(".json")), **read_yaml(HERE.with_suffix(".yml")))
 
 
 def readers(recipe: dict[str, Any]) -> dict[str, str | None]:
     """For each key with a value, `datasets.KEY` and `fsdp_config.KEY` too, the first line that reads it, or None."""
-    lines, way, pair_types = {}, _way(recipe), PAIR_TYPES if recipe.get("rl") else {}
+    lines, way, pair_types = {}, _way(recipe), READS.pair_types if recipe.get("rl") else {}
     for key, value in recipe.items():
         if value is not None:
             lines[key] = _reader(key, recipe, [way])
-        for part in (value if isinstance(value, list) else [value or {}]) if key in PARTS else []:
+        for part in (value if isinstance(value, list) else [value or {}]) if key in READS.parts else []:
             kind = str(part.get("type") or "tokens").partition(".")[0]
             kind = pair_types.get(kind, kind)
-            ways = [way, kind if kind in TRIED_TYPES else None] if PARTS[key] == "datasets" else [way]
+            ways = [way, kind if kind in READS.tried_types else None] if READS.parts[key] == "datasets" else [way]
             set_here = [name for name, inner in part.items() if inner is not None]
-            lines |= {f"{key}.{name}": _reader(f"{PARTS[key]}.{name}", recipe, ways) for name in set_here}
+            lines |= {f"{key}.{name}": _reader(f"{READS.parts[key]}.{name}", recipe, ways) for name in set_here}
     return lines
 
 
@@ -49,12 +40,12 @@ def _reader(key: str, recipe: dict[str, Any], ways: list[str | None]) -> str | N
         return next(iter(lines.values()), None)
     packages = [name.rpartition(".")[0].replace(".", "/") for name in recipe.get("plugins") or []]
     packages += [OURS for name in packages if name.startswith(OURS)]
-    return next((lines[way] for way in ("all", *ways, *BUILT_IN, *packages) if way in lines), None)
+    return next((lines[way] for way in ("all", *ways, *READS.built_in, *packages) if way in lines), None)
 
 
 def _way(recipe: dict[str, Any]) -> str | None:
     """None: one that was not tried."""
-    if recipe.get("rl") not in (None, "dpo", "ipo") or any(recipe.get(key) for key in UNTRIED):
+    if recipe.get("rl") not in (None, "dpo", "ipo") or any(recipe.get(key) for key in READS.untried):
         return None
     return ("DPO" if recipe.get("rl") else "SFT") + (", adapter" if recipe.get("adapter") else "")
 
@@ -69,6 +60,6 @@ def findings(recipe: dict[str, Any]) -> Iterator[Finding]:
     level = NOTE if foreign or installed != READS.axolotl else ERROR
     for key in [key for key, line in readers(recipe).items() if line is None]:
         part, _, name = key.rpartition(".")
-        lines = list(READS.keys[f"{PARTS[part]}.{name}" if part else name].values())
+        lines = list(READS.keys[f"{READS.parts[part]}.{name}" if part else name].values())
         elsewhere = f"elsewhere: {', '.join(lines[:2])}" if lines else "nothing in Axolotl reads it"
         yield Finding(key, f"set, and never read under {way} ({elsewhere})", "leave it out", level)
