@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from hermes3.git import commit
+from hermes3.files import commit
 from hermes3.plan.cost import RATES
 from hermes3.plan.memory import Memory, memory, setting_of
 from hermes3.plan.plan import plannable

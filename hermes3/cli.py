@@ -12,8 +12,7 @@ import typer
 from hermes3 import __version__
 from hermes3.chat import talk, tokenizer
 from hermes3.evaluate import cli as evaluate_cli
-from hermes3.files import UserError
-from hermes3.git import commit
+from hermes3.files import UserError, commit
 from hermes3.mix import cli as mix_cli
 from hermes3.quantize import quantize
 from hermes3.report import cli as report_cli

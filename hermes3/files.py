@@ -1,4 +1,4 @@
-"""Files: a user's error, YAML and JSON read in words, and writing so that nothing half-written is ever seen."""
+"""Files: a user's error, YAML and JSON read in words, writing so that nothing half-written is ever seen; the commit."""
 
 import fcntl
 import glob
@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -189,3 +190,14 @@ def write_text(path: Path, text: str) -> None:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def commit(folder: Path, digits: int = 40, dirty: bool = True) -> str | None:
+    """The commit of the checkout whose root is `folder`, `-dirty` behind it where tracked files differ; None without.
+    Another owner's (shared disks) is trusted, which git refuses: its code runs anyway. None above it is."""
+    command = ["git", "-C", str(folder), "-c", f"safe.directory={folder.resolve()}"]
+    command += ["describe", "--always", f"--abbrev={digits}", "--exclude=*", *["--dirty"] * dirty]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

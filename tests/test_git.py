@@ -5,7 +5,7 @@ from pathlib import Path
 
 from conftest import ROOT
 
-from hermes3.git import commit
+from hermes3.files import commit
 from hermes3.report.build import repository
 from hermes3.slurm.node_check import Expected, versions
 

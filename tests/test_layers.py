@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # from the command line down to what everything uses
 ORDER = ["cli", "slurm", "report", "quantize", "evaluate", "results", "train", "plan", "recipe", "mix"]
-ORDER += ["stats", "page", "chat", "messages", "model_folder", "git", "files", "__version__"]
+ORDER += ["stats", "page", "chat", "messages", "model_folder", "files", "__version__"]
 
 
 def imported(path: Path) -> list[str]:

@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hermes3.files import ROOT, UserError, sha256, write_text
-from hermes3.git import commit
+from hermes3.files import ROOT, UserError, commit, sha256, write_text
 from hermes3.mix import manifest as manifests
 from hermes3.page.charts import mix_chart
 from hermes3.page.shell import render

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hermes3 import files
-from hermes3.git import commit
 from hermes3.slurm.queue import NODE, WORDS
 
 SHM = 1e9  # bytes: NCCL and the data loaders' workers share memory there; a container has 64 MB unless told otherwise
@@ -58,7 +57,7 @@ def versions(expected: Expected) -> Check:
     for package in WORDS["node_check"]["packages"]:
         with suppress(PackageNotFoundError):
             parts[package] = version(package)
-    if code := commit(Path(expected.repository), digits=12, dirty=False):  # a file edited meanwhile is no node's fault
+    if code := files.commit(Path(expected.repository), digits=12, dirty=False):  # an edited file is no node's fault
         parts["commit"] = code
     parts["recipe"] = sha256(Path(expected.recipe).read_bytes()).hexdigest()[:12]
     text = ", ".join(f"{name} {version}" for name, version in sorted(parts.items()))

@@ -15,8 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hermes3.files import UserError, sha256, write_text
-from hermes3.git import commit
+from hermes3.files import UserError, commit, sha256, write_text
 from hermes3.recipe.hardware import CPU, hardware_of
 from hermes3.recipe.read import deepspeed_config, read
 from hermes3.slurm import queue

@@ -18,8 +18,7 @@ import torch
 from axolotl.utils.logging import get_logger
 from transformers import Trainer, TrainerCallback
 
-from hermes3.files import ROOT, write_text
-from hermes3.git import commit
+from hermes3.files import ROOT, commit, write_text
 from hermes3.plan.cost import flops_per_token
 from hermes3.plan.shapes import shape_of, work_of
 from hermes3.recipe.hardware import gpu_of
