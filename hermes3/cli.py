@@ -1,10 +1,11 @@
 """The `hermes3` command: one verb per stage. Verbs import what they need when they run, so that `--help` is quick."""
 
+# ruff: noqa: B006 (Typer copies defaults)
 import json
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import click
 import typer
@@ -12,10 +13,9 @@ import typer
 from hermes3 import __version__
 from hermes3.chat import talk, tokenizer
 from hermes3.evaluate import cli as evaluate_cli
-from hermes3.files import UserError, commit
+from hermes3.files import ROOT, UserError, commit, write_text
 from hermes3.mix import cli as mix_cli
 from hermes3.quantize import quantize
-from hermes3.report import cli as report_cli
 from hermes3.slurm import cli as slurm_cli
 from hermes3.train.checkpoints import consolidate, resize
 
@@ -47,7 +47,7 @@ def options(version: Annotated[bool, typer.Option("--version", help="print it an
     laptop, `make demo` runs them all on a small model.
     """
     if version:
-        print(f"hermes3 {__version__}, commit {commit(Path(__file__).parents[1], 12) or 'unknown'}")
+        print(f"hermes3 {__version__}, commit {commit(ROOT, 12) or 'unknown'}")
         raise typer.Exit
 
 
@@ -169,8 +169,60 @@ def plan(
         plans.show(planned)
 
 
+def report(
+    out: Annotated[Path, typer.Option(help="folder to write: index.html, report.json, summary.txt")],
+    mix: Annotated[list[Path], typer.Option(help="mix folder")] = [],
+    run: Annotated[list[str], typer.Option(help="NAME=FOLDER of a training run")] = [],
+    scores: Annotated[list[str], typer.Option(help="STAGE=FOLDER of lm-eval results, in order; again: a seed")] = [],
+    commands: Annotated[Path | None, typer.Option(exists=True, help="folder of the stages' commands")] = None,
+    size: Annotated[Literal["8b", "70b", "405b"] | None, typer.Option(help="the paper's, if no recipe says it")] = None,
+) -> None:
+    """Write one page that says whether it reproduced. Scores with intervals, against the paper and stage by stage.
+
+    Example: hermes3 report --out outputs/tiny/two_stages --scores base=outputs/tiny/eval/base
+    --scores SFT+DPO=outputs/tiny/eval/dpo
+    """
+    from hermes3.report.build import write_report
+
+    stamps = [path for path in sorted(commands.glob("[0-9]*")) if path.suffix != ".new"] if commands else []
+    texts = [path.read_text(encoding="utf-8").strip() for path in stamps]
+    runs = evaluate_cli.folders_by_name(run, option="--run")
+    stages = evaluate_cli.folders_by_name(scores, option="--scores")
+    if any(len(folders) > 1 for folders in runs.values()):
+        raise UserError("--run: a name is given twice; give each run one of its own")
+    write_report(out, mix, {name: folders[0] for name, folders in runs.items()}, stages, texts, size)
+    print((out / "summary.txt").read_text(encoding="utf-8"))
+
+
+def runs(
+    add: Annotated[str | None, typer.Option(help="name of a record to write first, as runs/NAME.yml")] = None,
+    report: Annotated[Path | None, typer.Option(help="report.json that --add reads")] = None,
+    run: Annotated[str, typer.Option(help="training in that report")] = "SFT",
+    stage: Annotated[str | None, typer.Option(help="whose scores; RUN by default")] = None,
+    by: Annotated[str, typer.Option(help="who trained it")] = "",
+    title: Annotated[str | None, typer.Option(help="the record's title; NAME by default")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the records as JSON")] = False,
+) -> None:
+    """Write RUNS.md, the table of all recorded runs. With --add, record one of your own first, as runs/NAME.yml.
+
+    Example: hermes3 runs --json
+    """
+    from hermes3.report import ledger
+
+    if add:
+        if not (report and by):
+            raise UserError("--add needs --report FILE and --by NAME: what was trained, and by whom")
+        print(ledger.add(add, ledger.record(report, run, stage or run, by, title or add)))
+    records = ledger.load()
+    if as_json:
+        print(json.dumps({name: one.model_dump(mode="json") for name, one in records.items()}, indent=1))
+    else:
+        write_text(ROOT / "RUNS.md", ledger.page(records))
+        print(f"{ROOT / 'RUNS.md'}: {len(records)} runs")
+
+
 VERBS = [init, render, check, plan, slurm_cli.launch, evaluate_cli.evaluate, evaluate_cli.mt_bench]
-VERBS += [evaluate_cli.select, report_cli.report, report_cli.runs, talk.chat, card, consolidate, resize, quantize]
+VERBS += [evaluate_cli.select, report, runs, talk.chat, card, consolidate, resize, quantize]
 for verb in VERBS:
     app.command("eval" if verb is evaluate_cli.evaluate else None)(verb)
 
