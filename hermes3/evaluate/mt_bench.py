@@ -140,15 +140,13 @@ def run(
         print(f"answers from {', '.join(moved)} are kept: the model is taken to be the same by its name, {model.model}")
     unrated = [sample["doc"]["question_id"] for sample in samples if not sample["score"]]
     if len(unrated) > max_unrated:
-        raise UserError(
-            f"{judge.model} gave no rating for question {', '.join(map(str, unrated))}; its replies are in {ratings}. "
-            f"Run again to ask for these alone, or leave them out with --max-unrated {len(unrated)}"
-        )
+        wrong = f"gave no rating for question {', '.join(map(str, unrated))}; its replies are in {ratings}"
+        remedy = f"Run again to ask for these alone, or leave them out with --max-unrated {len(unrated)}"
+        raise UserError(f"{judge.model} {wrong}. {remedy}")
     judged = {"judge": {"model": judge.model, "url": judge.url}, "answered_by": setting | {"endpoint": model.url}}
     judged |= {"unrated": unrated, "tokens": {"answers": model.tokens, "ratings": judge.tokens}}
-    judged["without_reference"] = [
-        one.question_id for one in asked if one.category in SETUP.referenced and not any(one.reference)
-    ]
+    referenced = [one for one in asked if one.category in SETUP.referenced]
+    judged["without_reference"] = [one.question_id for one in referenced if not any(one.reference)]
     judged["cut_answers"] = sum(sample["cut"] for sample in samples)
     judged["dollars"] = sum(price * count / 1e6 for price, count in zip(judge.price, judge.tokens, strict=True))
     _write(out, model.model, judged, [sample for sample in samples if sample["score"]], len(questions))

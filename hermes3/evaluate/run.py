@@ -242,9 +242,8 @@ def _set_aside_other_settings(out: Path, suite: str, setting: dict[str, Any]) ->
     why = ", ".join(f"{key} was {old.get(key)}, is {setting[key]}" for key in changed)
     other_model = not {"model", "weights"}.isdisjoint(changed)
     if changed and before and before["suite"] != suite and not other_model:
-        raise UserError(
-            f"{out}: results of suite {before['suite']} under another setting ({why}); give --out {out}/{suite}"
-        )
+        wrong = f"results of suite {before['suite']} under another setting ({why})"
+        raise UserError(f"{out}: {wrong}; give --out {out}/{suite}")
     # of another model, MT-Bench's results and those of a suite that was run to a folder below are stale too
     for path in results_files(out, nested=bool(before) and other_model) if changed else ():
         set_aside(path, why if before else "no run.json says how it was made")
@@ -275,8 +274,7 @@ def fetch(suite: Suite) -> None:
             outcome = f"failed: {type(error).__name__}: " + str(error).strip().partition("\n")[0]
         print(f"{number} of {len(tasks)}: {task}: {outcome}", flush=True)
     if failed:
-        raise UserError(
-            f"{suite.name}: {len(failed)} of {len(tasks)} tasks failed, each for the reason above: {', '.join(failed)}"
-            "; run this again where there is a network, without HF_HUB_OFFLINE; for a gated data set (GPQA's is one) "
-            "accept its terms on the Hub and set HF_TOKEN"
-        )
+        wrong = f"{len(failed)} of {len(tasks)} tasks failed, each for the reason above: {', '.join(failed)}"
+        remedy = "run this again where there is a network, without HF_HUB_OFFLINE"
+        gated = "for a gated data set (GPQA's is one) accept its terms on the Hub and set HF_TOKEN"
+        raise UserError(f"{suite.name}: {wrong}; {remedy}; {gated}")
