@@ -68,6 +68,7 @@ REFUSED = [  # what is done to a base, and what the error says, beside all of HA
     (lambda base: resave(base, lambda tensors: {"lm_head": tensors[EMBEDDING]}), "no tensor embed_tokens.weight"),
     (lambda base: (base / "config.json").rename(base / "adapter_config.json"), "base: a LoRA adapter"),
     (lambda base: edit(base / "tokenizer.json", r"reserved_special_token_(?=\d*[1-9]\|)", "x_"), "30 .*, it has 2"),
+    (lambda base: edit(base / "tokenizer.json", r"<\|eot_id\|>", "<|im_end|>"), "<.im_end.> is there already"),
 ]
 
 
@@ -81,8 +82,7 @@ def test_a_base_that_cannot_take_the_tokens_is_refused(harm, message, llama, tmp
 
 def test_odd_spellings_of_a_base_are_understood(llama, base, tmp_path):
     odd = shutil.copytree(llama, tmp_path / "odd")
-    as_object = r'"bos_token": {"__type": "AddedToken", "content": \1}'
-    edit(odd / "tokenizer_config.json", r'"bos_token": (".*?")', as_object)
+    edit(odd / "tokenizer_config.json", r'("bos_token":) (".*?")', r'\1 {"__type": "AddedToken", "content": \2}')
     resave(odd, lambda weights: {f"language_model.{key}": value for key, value in weights.items()})
     build(str(odd), tmp_path / "out")
     assert_same(tmp_path / "out", base, "tokenizer.json")

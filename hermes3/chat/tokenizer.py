@@ -52,7 +52,10 @@ def _write_tokenizer(source: Path, out: Path) -> Any:
     path, wanted = source / "tokenizer.json", [*CHATML, *TAGS]
     data = read_json(path, "added_tokens")
     reserved = [token for token in data["added_tokens"] if token["content"].startswith("<|reserved_special_token_")]
-    if len(reserved) < len(wanted) or PAD not in [token["content"] for token in data["added_tokens"]]:
+    names = {token["content"] for token in data["added_tokens"]}
+    if present := names.intersection(wanted):
+        raise UserError(f"{path}: {min(present)} is there already; give the Llama 3.1 base, not a Hermes model")
+    if len(reserved) < len(wanted) or PAD not in names:
         needed = f"{PAD} and {len(wanted)} reserved tokens are needed, it has {len(reserved)}"
         raise UserError(f"{path}: {needed}: this is not a Llama 3.1 tokenizer")
     for token, name in zip(sorted(reserved, key=lambda t: t["id"]), wanted, strict=False):

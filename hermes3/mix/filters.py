@@ -53,8 +53,8 @@ def cannot_object(rows: list[Example]) -> list[frozenset[str]]:
 
 def broken_text(row: Example) -> str | None:
     """Characters that no writer means: bytes decoded wrongly, control codes, halves of a surrogate pair."""
-    texts = [(place, m["content"] + _json(m.get("tool_calls"))) for place, m in _messages(row)]
-    for place, text in [*texts, ("tools", _json(row.get("tools")))]:
+    texts = [(place, m["content"] + to_json(m.get("tool_calls"))) for place, m in _messages(row)]
+    for place, text in [*texts, ("tools", to_json(row.get("tools")))]:
         if broken := BROKEN.search(text):
             return f"{place}: U+{ord(broken[0]):04X} at character {broken.start()}"
     return None
@@ -128,10 +128,6 @@ def tool_call_text(row: Example) -> str | None:
 
 # broken_text first: it keeps lone surrogates, which no file takes, out of the details of the others
 FILTERS = {f.__name__: f for f in (broken_text, refusal, unterminated_code, json_mode, tool_call_text)}
-
-
-def _json(value: Any) -> str:
-    return to_json(value) if value else ""
 
 
 def _messages(row: Example, roles: tuple[str, ...] = ROLES) -> Iterator[tuple[str, Message]]:

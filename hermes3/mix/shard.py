@@ -77,8 +77,7 @@ class Stages:
         declared = source.model_dump(include={"name", "adapter", "columns", "where", "skip_filters"})
         settings = [self.made_of, self.spec.kind, self.spec.sequence_len, near, category, declared, limits]
         digest = hashlib.sha256(json.dumps([*settings, chunk.file, chunk.first], sort_keys=True).encode())
-        for line in chunk.lines:
-            digest.update(line + b"\n")
+        digest.update(b"\n".join([*chunk.lines, b""]))
         return digest.hexdigest()[:32]
 
 
@@ -210,9 +209,7 @@ def _table(rows: list[Example], stages: Stages, rejects: list[Example]) -> pa.Ta
     columns |= {key: [row[key] for row in rows] for key in ("id", "source", "category", "n_tokens", "n_loss_tokens")}
     columns |= {key: pa.array([row["json"][key] for row in rows], pa.string()) for key in rows[0]["json"]}
     if spec.near_duplicates:
-        signatures = pa.py_buffer(dedup.signatures(rows, spec.near_duplicates))
-        kind = pa.binary(4 * spec.near_duplicates.permutations)
-        columns["signature"] = pa.Array.from_buffers(kind, len(rows), [None, signatures])
+        columns["signature"] = [*map(bytes, dedup.signatures(rows, spec.near_duplicates))]
     table = pa.table(columns, schema=schema(spec))
     return pa.concat_tables(table.slice(a + 1, b - a - 1) for a, b in pairwise([-1, *sorted(bad), len(rows)]))
 
