@@ -30,15 +30,18 @@ BUCKET = 1 << 20  # rows that are sorted at a time, in 100 MB; or written, for i
 BLOCK = 50_000  # pairs whose signatures are compared at a time: 50 MB; also rows that are left out
 COMPARED = 200  # pairs whose texts are: a megabyte of text takes 40 MB of sums and powers
 DEVIATIONS = 4  # of the estimate, by which a pair may seem less alike than the threshold
-# blanks at the end of a text or line, as JSON spells them, for RE2; what is kept is in groups, a backslash among it
-TRAILING = r'(\\\\)|(?: |\\[trn])+(")|(?: |\\[tr])+(\\n)'
+# blanks at the end of a line, then of a text, in JSON, for RE2, which keeps groups; in one, n lines take n^2 steps
+TRAILING = (r"(\\\\)|(?: |\\[tr])+(\\n)", r'(\\\\)|(?: |\\[trn])+(")')
 
 
 def content_hashes(conversations: list[bytes]) -> tuple[list[bytes], list[bytes]]:
     """SHA-256 of what each row says (messages and tools as JSON), whatever its source, line ends and trailing blanks.
 
     The second is the same whatever letter case and blanks: the order is drawn by it, and respelling moves no row."""
-    texts = pc.replace_substring_regex(pa.array(conversations, pa.binary()), TRAILING, r"\1\2\3").to_pylist()
+    texts = pa.array(conversations, pa.binary())
+    for pattern in TRAILING:
+        texts = pc.replace_substring_regex(texts, pattern, r"\1\2")
+    texts = texts.to_pylist()
     data = np.frombuffer(bytearray(b"\0").join(map(_folded, texts)), np.uint8)  # no JSON holds this byte
     escape = (data[:-1] == ord("\\")) & ((data[1:] == ord("n")) | (data[1:] == ord("t")))
     data[:-1][escape] = data[1:][escape] = data[data == ord("\n")] = ord(" ")
@@ -155,8 +158,7 @@ def near_duplicates(
 def _sets(rows: list[dict[str, Any]], ngram: int) -> list[list[np.ndarray]]:
     """The shingles of each part of each row, each once."""
     row, part, hashes = shingles(rows, ngram)
-    owner = row * len(PARTS) + part
-    order = np.lexsort((hashes, owner))
+    order = np.lexsort((hashes, owner := row * len(PARTS) + part))
     owner, hashes = owner[order], hashes[order]
     first = (np.diff(owner, prepend=-1) != 0) | (np.diff(hashes, prepend=hashes[:1]) != 0)
     owner, hashes = owner[first], hashes[first]

@@ -47,8 +47,8 @@ def cannot_object(rows: list[Example]) -> list[frozenset[str]]:
     written = pa.array([b"\n".join(row["json"].values()) for row in rows])
     openings = pa.array(["\n".join(text[:OPENING].lower() for _, text in _answers(row)) for row in rows])
     needed = {name: (written, pattern) for name, pattern in NEEDED.items()} | {"refusal": (openings, HINTED)}
-    may = zip(*(pc.match_substring_regex(*one).to_pylist() for one in needed.values()), strict=True)
-    return [frozenset(name for name, one in zip(needed, each, strict=True) if not one) for each in may]
+    may = {name: pc.match_substring_regex(*one).to_pylist() for name, one in needed.items()}
+    return [frozenset(name for name in may if not may[name][i]) for i in range(len(rows))]
 
 
 def broken_text(row: Example) -> str | None:
@@ -100,7 +100,7 @@ def json_mode(row: Example) -> str | None:
             answer = json.loads(text, parse_constant=int)  # int refuses NaN
         except (ValueError, RecursionError) as error:
             return f"{place}: not JSON: {error}"
-        with suppress(Unresolvable, RecursionError):  # where the schema's own references lead nowhere, all fits
+        with suppress(Unresolvable, RecursionError, ValueError, ArithmeticError):  # lost references, 1e400: all fits
             if error := next(validator.iter_errors(answer), None):
                 return f"{place}: {error.json_path}: {error.message[:200]}"
     return None
@@ -155,6 +155,6 @@ def _validator(schema: str) -> Any:
         parsed = turns.read(schema.strip())
         kind = validator_for(parsed, default=Draft202012Validator)
         kind.check_schema(parsed)
-    except (ValueError, SchemaError, RecursionError):
+    except (ValueError, SchemaError, RecursionError, TypeError, AttributeError):  # the latter: `$schema` is no text
         return None
     return kind(parsed, registry=Registry())

@@ -15,8 +15,8 @@ OPENING = 240
 _FILE = rules.load("refusals")
 _PATTERNS = _FILE["patterns"]
 _RULES = [(hint, rule["pattern"], rule.get("unless_lacking")) for rule in _FILE["rules"] for hint in rule["hints"]]
-# what an opening must hold, for RE2: a hint, or a short form that may become one
-HINTED = "|".join(map(re.escape, dict.fromkeys(hint for hint, *_ in _RULES)))
+# what an opening must hold, for RE2: a hint, or a short form or quotation, whose change may make one
+HINTED = '["“`]|' + "|".join(map(re.escape, dict.fromkeys(hint for hint, *_ in _RULES)))
 HINTED += "".join("|" + short.replace("'", "['’]") for short in _FILE["long_forms"])
 
 

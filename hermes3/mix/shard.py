@@ -61,9 +61,8 @@ class Stages:
         self.spec, self.renderer, self.index = spec, renderer, index
         self.sources = {source.name: (category, source) for category, source in spec.sources()}
         package = Path(__file__).parents[1]
-        code = [package / "messages.py", *sorted(package.glob("chat/*.*")), *sorted(package.glob("mix/*.py"))]
-        files = [spec.tokenizer / name for name in ("tokenizer.json", "tokenizer_config.json")]
-        files += [*code, *sorted(rules.FOLDER.glob("*.yml"))]
+        files = [spec.tokenizer / "tokenizer.json", spec.tokenizer / "tokenizer_config.json", package / "messages.py"]
+        files += sorted([*package.glob("chat/*.*"), *package.glob("mix/*.py"), *rules.FOLDER.glob("*.yml")])
         self.made_of = [*map(sha256, files), index.digest() if index else ""]
 
     def __reduce__(self) -> tuple[Any, ...]:
