@@ -69,7 +69,7 @@ def test_what_the_page_names_is_what_the_code_has():
 
 
 def test_the_defaults_and_figures_are_those_of_the_code():
-    assert f"`HERMES3_PREFLIGHT_SECONDS` ({queue.SECONDS})" in PAGE
+    assert f"`HERMES3_PREFLIGHT_SECONDS` ({queue.LIMIT:g})" in PAGE
     assert f"`HERMES3_MIN_BUS_GBPS`: {allreduce.FLOOR:g} by default" in PAGE
     assert f"at most {verdict.MAX_CRASHES} times (`HERMES3_MAX_CRASHES`)" in PAGE
     notice = re.search(r"^#SBATCH --signal=B:USR1@(\d+)$", (ROOT / "launch/train.sbatch").read_text(), re.MULTILINE)
