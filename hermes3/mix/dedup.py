@@ -178,7 +178,7 @@ def _candidates(signed: pa.ChunkedArray, order: np.ndarray, threshold: float, di
 
     def sharing() -> Iterator[np.ndarray]:  # pairs as numbers: place in `order`, times all, plus the better row's
         for first in range(0, permutations, width):
-            by_row = disk(((view[:, first : first + width] * weights).sum(1) for view in views), np.uint64)
+            by_row = disk((view[:, first : first + width] @ weights for view in views), np.uint64)
             for places, keys in buckets(disk([by_row[order]], np.uint64)):
                 by_key = np.argsort(keys, kind="stable")  # within a group of equal keys, best first
                 same = np.diff(keys[by_key], prepend=keys[by_key][:1] + np.uint64(1)) == 0
