@@ -283,7 +283,7 @@ class PeakMemory:
         me = psutil.Process()
 
         def sample() -> None:
-            while not self.done.wait(0.5):
+            while not self.done.wait(2):  # the maps of three processes take 0.2 s to read; peaks last for seconds
                 own = whole = 0
                 for process in me.children(recursive=True):
                     try:
