@@ -27,7 +27,7 @@ _WITHOUT_BLANKS += ("LAO ", "KHMER ", "MYANMAR ", "TIBETAN ")
 
 
 def beyond_ascii(text: bytes) -> set[str]:
-    """The different characters beyond ASCII in UTF-8, of which a text has few: found ten times as fast as in a loop."""
+    """The different characters beyond ASCII in UTF-8, found six times as fast as in a loop over them all."""
     return {*text.translate(None, _ASCII).decode("utf-8", "surrogatepass")}
 
 
